@@ -1,0 +1,7 @@
+"""Modules shared by every network. Maps are channels-last, (B, H, W, C), from the stem to the last stage."""
+
+from focalnet.layers.block import FocalNetBlock
+from focalnet.layers.modulation import FocalModulation
+from focalnet.layers.patch import PatchEmbed
+
+__all__ = ["FocalModulation", "FocalNetBlock", "PatchEmbed"]

@@ -1,0 +1,79 @@
+"""A FocalNet block: modulation and MLP, each on a residual branch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from focalnet.layers.modulation import FocalModulation
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training drops the whole branch of a sample with probability ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        return x * keep.div_(1.0 - self.rate) if self.rate < 1.0 else x * keep
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU (exact) between; dropout after each."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BHWC)))))
+        return out
+
+
+class FocalNetBlock(nn.Module):
+    """``x + gamma_1 * modulation(norm1(x))``, then ``x + gamma_2 * mlp(norm2(x))``.
+
+    With ``post_norm`` the norms come after modulation and MLP, before the residual sum. One drop-path
+    rate serves both branches. ``gamma_1`` and ``gamma_2`` exist only with ``layer_scale``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        modulation: FocalModulation,
+        *,
+        mlp_ratio: float,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        post_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(dim)
+        self.modulation = modulation
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = DropPath(drop_path)
+        scales = (None, None) if layer_scale is None else (torch.full((dim,), layer_scale) for _ in range(2))
+        self.gamma_1, self.gamma_2 = (None if s is None else nn.Parameter(s) for s in scales)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        x = x_BHWC
+        x = x + self._branch(x, self.norm1, self.modulation, self.gamma_1)
+        return x + self._branch(x, self.norm2, self.mlp, self.gamma_2)
+
+    def _branch(self, x: torch.Tensor, norm: nn.Module, inner: nn.Module, gamma: nn.Parameter | None) -> torch.Tensor:
+        y = norm(inner(x)) if self.post_norm else inner(norm(x))
+        out: torch.Tensor = self.drop_path(y if gamma is None else gamma * y)
+        return out

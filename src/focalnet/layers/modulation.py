@@ -1,0 +1,84 @@
+"""Focal modulation (Yang et al., NeurIPS 2022, arXiv 2203.11926, section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from focalnet import ops
+from focalnet.errors import ConfigError
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution of channels-last maps: a matrix product, with no change of memory layout.
+
+    Its weight keeps the convolution's shape ``(out, in, 1, 1)``, as published checkpoints have it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        like = nn.Conv2d(in_channels, out_channels, 1)  # for its initialisation
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_BHWC, self.weight.flatten(1), self.bias)
+
+
+class FocalModulation(nn.Module):
+    """Replaces self-attention: ``y = proj(q(x) * h(sum_l gate_l(x) * z_l))``.
+
+    The parameters keep the letters of the paper and of its checkpoints:
+
+    * ``f``: one linear layer for query, context and gates; rows ``[query C, context C, gates L, global gate 1]``
+    * ``focal_layers``: the depthwise convolution and GELU of each level, kernel ``window + 2 * level``
+    * ``h``: the projection that turns the aggregated context into the modulator
+    * ``ln``: only with ``post_norm``, on the modulated query
+    * ``proj``: the output projection
+
+    Args:
+        dim: channels C.
+        levels: focal levels L, >= 0 (0: global context only, as in the paper's Table 14).
+        window: kernel size of the first level, odd.
+        post_norm: layer norm on the modulated query (huge models).
+        normalize: divide the aggregated context by L + 1 (large fl4 models of the official release).
+        drop: dropout rate after ``proj``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        levels: int,
+        window: int,
+        *,
+        post_norm: bool = False,
+        normalize: bool = False,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if levels < 0 or window < 1 or window % 2 == 0:
+            raise ConfigError(
+                f"focal modulation needs levels >= 0 and an odd window >= 1, got levels={levels}, window={window}"
+            )
+        self.dim, self.levels, self.normalize = dim, levels, normalize
+        self.f = nn.Linear(dim, 2 * dim + levels + 1)
+        self.focal_layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False), nn.GELU())
+            for k in range(window, window + 2 * levels, 2)
+        )
+        self.h = PointwiseConv(dim, dim)
+        self.ln = nn.LayerNorm(dim) if post_norm else None
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        query, context, gates = self.f(x_BHWC).split((self.dim, self.dim, self.levels + 1), dim=-1)
+        kernels = [layer.get_parameter("0.weight") for layer in self.focal_layers]
+        aggregated = ops.focal_context(context, gates, kernels)  # equations 4 and 5
+        if self.normalize:
+            aggregated = aggregated / (self.levels + 1)
+        modulated = query * self.h(aggregated)  # equation 6
+        if self.ln is not None:
+            modulated = self.ln(modulated)
+        out: torch.Tensor = self.proj_drop(self.proj(modulated))
+        return out

@@ -1,0 +1,59 @@
+"""The one operation of the paper, written as its equations: the truth every kernel is tested against.
+
+B batch, H height, W width, C channels, L focal levels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from focalnet.errors import InputError
+
+
+def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Hierarchical contextualization and gated aggregation (Yang et al. 2022, equations 4 and 5).
+
+    Level l sees ``z_l = GELU(depthwise_conv_l(z_{l-1}))`` with ``z_0 = context``; the last level is
+    averaged over the plane, ``z_{L+1} = GELU(mean(z_L))``; the result is ``sum_l gates_l * z_l``.
+
+    Args:
+        context: ``(B, H, W, C)``, any strides.
+        gates: ``(B, H, W, L + 1)``, raw values; the last is the gate of the global level.
+        weights: L depthwise kernels ``(C, 1, k, k)``, k odd.
+
+    Returns:
+        ``(B, H, W, C)``: the aggregated context, before the projection ``h``.
+
+    Raises:
+        InputError: shapes that do not fit together.
+    """
+    _check(context, gates, weights)
+    z, gated = context, []
+    for level, weight in enumerate(weights):
+        z_BCHW = F.conv2d(z.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        z = F.gelu(z_BCHW.permute(0, 2, 3, 1))
+        gated.append(z * gates[..., level : level + 1])
+    everywhere = F.gelu(z.mean((1, 2), keepdim=True))
+    return functools.reduce(torch.add, [*gated, everywhere * gates[..., -1:]])
+
+
+def _check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+    if context.ndim != 4 or gates.ndim != 4 or context.shape[:3] != gates.shape[:3]:
+        raise InputError(
+            f"context {tuple(context.shape)} and gates {tuple(gates.shape)} must be (B, H, W, C) and (B, H, W, L + 1)"
+        )
+    if gates.shape[3] != len(weights) + 1:
+        raise InputError(
+            f"gates have {gates.shape[3]} channels, {len(weights)} kernels need {len(weights) + 1}: "
+            "one for each level and one for the global level"
+        )
+    for level, weight in enumerate(weights):
+        k = weight.shape[-1]
+        if weight.shape != (context.shape[3], 1, k, k) or k % 2 == 0:
+            raise InputError(
+                f"kernel {level} is {tuple(weight.shape)}, expected ({context.shape[3]}, 1, k, k) with odd k"
+            )

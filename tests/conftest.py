@@ -1,0 +1,22 @@
+"""What every test shares: the folder of reference numbers and data, or the reason why a test is skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get("FOCALNET_SHARED", Path(__file__).parents[2] / "shared"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only get in each other's way
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder that holds ``golden/`` and ``data/``; without it the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference data at {SHARED}; set FOCALNET_SHARED")
+    return SHARED
