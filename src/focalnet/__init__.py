@@ -1,0 +1,48 @@
+"""Focal Modulation Networks: models, checkpoints, training and pictures of what they attend to.
+
+The names below are imported when first used, so that ``import focalnet`` stays instant and needs
+neither a GPU nor an optional package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+_WHERE = {
+    "Classification": "structures",
+    "Classifier": "models",
+    "ClassifierConfig": "models",
+    "FocalNet": "backbones",
+    "FocalNetConfig": "backbones",
+    "FocalNetError": "errors",
+    "Predictor": "inference",
+    "create_model": "zoo",
+    "explain": "explanations",
+    "fit": "cli.train",
+    "list_models": "zoo",
+    "load": "zoo",
+}
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from focalnet.backbones import FocalNet as FocalNet
+    from focalnet.backbones import FocalNetConfig as FocalNetConfig
+    from focalnet.errors import FocalNetError as FocalNetError
+    from focalnet.models import Classifier as Classifier
+    from focalnet.models import ClassifierConfig as ClassifierConfig
+    from focalnet.structures import Classification as Classification
+    from focalnet.zoo import create_model as create_model
+    from focalnet.zoo import list_models as list_models
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f'module "focalnet" has no attribute "{name}"')
+    return getattr(importlib.import_module(f"focalnet.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

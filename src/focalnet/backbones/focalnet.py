@@ -1,0 +1,344 @@
+"""FocalNet, one class for every task (Yang et al., NeurIPS 2022, arXiv 2203.11926).
+
+``FocalNetTrunk`` is stem and stages; ``FocalNet`` returns its maps, each with its own norm, to any
+dense head; the classifier (``models/classifier.py``) pools its last map. Parameters are named as in
+the official classification release, so its state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
+
+from focalnet.backbones import official
+from focalnet.errors import ConfigError, InputError, did_you_mean
+from focalnet.layers import FocalModulation, FocalNetBlock, PatchEmbed
+from focalnet.structures import ModelCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalNetConfig:
+    """The shape of a FocalNet. ``.build()`` makes the backbone; ``dataclasses.asdict`` saves it.
+
+    Args:
+        in_chans: channels of the image.
+        embed_dim: channels of the first stage; each later stage doubles them.
+        depths: blocks per stage; one stage only makes an isotropic (ViT-like) network.
+        focal_levels: focal levels L per stage.
+        focal_windows: kernel size of the first focal level per stage, odd; level l has ``window + 2 l``.
+        patch_size: stride of the stem.
+        mlp_ratio: hidden width of the MLPs, in units of the stage's channels.
+        overlapped: overlapping patch embedding: kernel ``2 * patch_size - 1`` in the stem, 3 between stages.
+        stem_padding: zero padding of an overlapped stem; 2 in every published model but mmdet's (3).
+        patch_norm: layer norm after the stem.
+        post_norm: norms after modulation and MLP instead of before.
+        post_norm_in_modulation: layer norm on the modulated query.
+        layer_scale: initial value of the learned per-channel scale of each branch; None for none.
+        normalize_modulator: divide the aggregated context by L + 1.
+        drop_rate: dropout after stem, modulation and MLP.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
+        pad_to_stride: pad odd sizes right and bottom (dense tasks) instead of dropping the rest.
+        out_indices: stages whose maps are returned; None for all.
+        out_norms: a layer norm of its own on each returned map (the dense tasks of the paper).
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    in_chans: int = 3
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    focal_levels: tuple[int, ...] = (2, 2, 2, 2)
+    focal_windows: tuple[int, ...] = (3, 3, 3, 3)
+    patch_size: int = 4
+    mlp_ratio: float = 4.0
+    overlapped: bool = False
+    stem_padding: int = 2
+    patch_norm: bool = True
+    post_norm: bool = False
+    post_norm_in_modulation: bool = False
+    layer_scale: float | None = None
+    normalize_modulator: bool = False
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    pad_to_stride: bool = False
+    out_indices: tuple[int, ...] | None = None
+    out_norms: bool = True
+
+    def __post_init__(self) -> None:
+        stages = len(self.depths)
+        for name in ("depths", "focal_levels", "focal_windows", "out_indices"):
+            value = getattr(self, name)
+            if value is not None:  # lists come from YAML and JSON
+                object.__setattr__(self, name, tuple(value))
+        for name in ("focal_levels", "focal_windows"):
+            if len(getattr(self, name)) != stages:
+                raise ConfigError(f"{name}={getattr(self, name)} must have one value for each of the {stages} stages")
+        for name, least in (("in_chans", 1), ("embed_dim", 1), ("patch_size", 1), ("stem_padding", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
+        if stages == 0 or min(self.depths) < 1:
+            raise ConfigError(f"depths={self.depths} must name at least one stage, each with at least one block")
+        for name in ("drop_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        for index in self.out_indices or ():
+            if not 0 <= index < stages:
+                raise ConfigError(f"out_indices={self.out_indices} must be within 0..{stages - 1}")
+
+    @classmethod
+    def from_official(cls, mapping: Mapping[str, Any], *, source: official.Source = "classification") -> Self:
+        """Builds the config from the official constructor's arguments, or from an official YAML's content.
+
+        Args:
+            mapping: constructor arguments (``{"embed_dim": 96, "use_postln": True, ...}``), or a parsed
+                classification YAML (``{"MODEL": {"FOCAL": {...}}}``). Arguments without meaning here
+                (``img_size``, ``use_checkpoint``, ``num_classes``, ...) are accepted and left out.
+            source: which official file the arguments are for: they differ in defaults, in the padding of
+                the stem and of odd sizes, and mmdet's ignores the post-norm options.
+
+        Raises:
+            ConfigError: an argument the official code does not have.
+        """
+        return cls.from_dict(official.translate(mapping, source))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``; an unknown key is a ``ConfigError``."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in mapping:
+            if key not in known:
+                raise ConfigError(f'FocalNet has no option "{key}"{did_you_mean(key, known)}')
+        return cls(**mapping)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image per step of each stage's map."""
+        return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
+
+    def build(self) -> FocalNet:
+        """Builds the backbone with random weights."""
+        return FocalNet(self)
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One map of a backbone: its name (``"s8"`` for stride 8), channels, and stride in pixels."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution, and the down-sampling that follows them (None in the last stage)."""
+
+    def __init__(self, blocks: Iterable[FocalNetBlock], downsample: PatchEmbed | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.grad_checkpointing = False
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """Runs the blocks; the down-sampling is left to the trunk, since heads want the map before it."""
+        x = x_BHWC
+        for block in self.blocks:
+            recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+class FocalNetTrunk(nn.Module):
+    """Stem and stages: what every FocalNet shares. Not used by itself: see ``FocalNet`` and ``Classifier``.
+
+    Offers timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
+    layer-wise learning rates) and ``no_weight_decay``.
+    """
+
+    def __init__(self, config: FocalNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card: ModelCard | None = None  # set by whoever loads or trains the weights
+        self.frozen_stages: int | None = None
+        self.patch_embed = _patch_embed(config, stage=None)
+        self.pos_drop = nn.Dropout(config.drop_rate)
+        self.layers = nn.ModuleList(_stages(config))
+        self.feature_info = tuple(
+            FeatureInfo(f"s{stride}", channels, stride)
+            for channels, stride in zip(config.channels, config.strides, strict=True)
+        )
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages; ``layers`` is what the official state dict calls them."""
+        return cast("list[Stage]", list(self.layers))
+
+    def forward_stages(self, images_BCHW: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yields the map ``(B, H, W, C)`` of each stage, before any norm.
+
+        Raises:
+            InputError: an image with other channels, or too small for the network.
+        """
+        self._check(images_BCHW)
+        x = self.pos_drop(self.patch_embed(images_BCHW))
+        for stage in self.stages:
+            x = stage(x)
+            yield x
+            if stage.downsample is not None:
+                x = stage.downsample(x.permute(0, 3, 1, 2))
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of every convolution and matrix product for one image of this size in pixels.
+
+        Norms, biases, activations and elementwise products are not counted, as usual in the field.
+        """
+        total = 0
+        downsamples = [stage.downsample for stage in self.stages if stage.downsample is not None]
+        for embed, stage in zip([self.patch_embed, *downsamples], self.stages, strict=True):
+            height, width = embed.map_size(height, width)
+            # Every weight of the embedding and of the blocks is used exactly once at each position of the map.
+            weights = [embed.proj.weight, *(p for p in stage.blocks.parameters() if p.ndim > 1)]
+            total += height * width * sum(weight.numel() for weight in weights)
+        return total
+
+    def freeze(self, stages: int) -> Self:
+        """Freezes the stem and the first ``stages`` stages: no gradients, no drop path, also after ``.train()``.
+
+        Args:
+            stages: 0 freezes the stem alone; the number of stages freezes the whole trunk.
+        """
+        if not 0 <= stages <= len(self.layers):
+            raise ConfigError(f"cannot freeze {stages} stages: this network has {len(self.layers)}")
+        self.frozen_stages = stages
+        for module in self._frozen():
+            module.requires_grad_(requires_grad=False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: recomputes each block in the backward pass instead of keeping its activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that give each parameter its depth, for layer-wise learning-rate decay."""
+        stage = r"^layers\.(\d+)"
+        blocks = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": stage if coarse else blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay must skip beyond norms and biases: none."""
+        return set()
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        if self.frozen_stages is not None:
+            yield from (self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages])
+
+    def _check(self, images: torch.Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.config.in_chans:
+            raise InputError(
+                f"this FocalNet takes images (batch, {self.config.in_chans}, height, width), got "
+                f"{tuple(images.shape)}; other channels need create_model(..., in_chans=...)"
+            )
+        least = 1 if self.config.pad_to_stride or self.config.overlapped else self.config.strides[-1]
+        if min(images.shape[2:]) < least:
+            raise InputError(f"images of {tuple(images.shape[2:])} pixels are smaller than this FocalNet's {least}")
+
+
+class FocalNet(FocalNetTrunk):
+    """The backbone of every dense task: an image to a dict of maps, finest first.
+
+    ``feature_info`` describes the maps, so that a neck or head never needs channel numbers by hand.
+    """
+
+    def __init__(self, config: FocalNetConfig) -> None:
+        super().__init__(config)
+        wanted = range(len(config.depths)) if config.out_indices is None else config.out_indices
+        self.out_indices = tuple(sorted(set(wanted)))
+        self.feature_info = tuple(self.feature_info[i] for i in self.out_indices)
+        for i in self.out_indices if config.out_norms else ():
+            self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
+        init_weights(self)
+
+    def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns ``{"s4": (B, C, H/4, W/4), ...}``: channels first in shape, channels last in memory."""
+        maps: dict[str, torch.Tensor] = {}
+        for i, x in enumerate(self.forward_stages(images_BCHW)):
+            if i in self.out_indices:
+                normed = getattr(self, f"norm{i}")(x) if self.config.out_norms else x
+                maps[self.feature_info[len(maps)].name] = normed.permute(0, 3, 1, 2)
+        return maps
+
+
+def init_weights(module: nn.Module) -> None:
+    """The official initialisation: linear layers normal with std 0.02 and zero bias, the rest as PyTorch does."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.trunc_normal_(m.weight, std=0.02)
+            nn.init.zeros_(m.bias)
+
+
+def _patch_embed(config: FocalNetConfig, stage: int | None) -> PatchEmbed:
+    """The stem (``stage`` None), or the down-sampling after ``stage``."""
+    if stage is None:
+        in_chans, dim, stride, norm = config.in_chans, config.embed_dim, config.patch_size, config.patch_norm
+        padding = config.stem_padding
+    else:
+        in_chans, dim, stride, norm, padding = config.channels[stage], config.channels[stage + 1], 2, True, 1
+    return PatchEmbed(
+        in_chans,
+        dim,
+        stride=stride,
+        kernel=2 * stride - 1 if config.overlapped else stride,
+        padding=padding if config.overlapped else 0,
+        norm=norm,
+        pad_to_stride=config.pad_to_stride,
+    )
+
+
+def _stages(config: FocalNetConfig) -> Iterator[Stage]:
+    blocks = sum(config.depths)
+    drop_paths = iter(config.drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
+    for i, (dim, depth) in enumerate(zip(config.channels, config.depths, strict=True)):
+        last = i == len(config.depths) - 1
+        yield Stage(
+            [_block(config, i, dim, next(drop_paths)) for _ in range(depth)],
+            None if last else _patch_embed(config, stage=i),
+        )
+
+
+def _block(config: FocalNetConfig, stage: int, dim: int, drop_path: float) -> FocalNetBlock:
+    modulation = FocalModulation(
+        dim,
+        config.focal_levels[stage],
+        config.focal_windows[stage],
+        post_norm=config.post_norm_in_modulation,
+        normalize=config.normalize_modulator,
+        drop=config.drop_rate,
+    )
+    return FocalNetBlock(
+        dim,
+        modulation,
+        mlp_ratio=config.mlp_ratio,
+        drop=config.drop_rate,
+        drop_path=drop_path,
+        layer_scale=config.layer_scale,
+        post_norm=config.post_norm,
+    )
