@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint bench clean
+
+# Installed once per change of pyproject.toml.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/.installed  ## train, evaluate, predict and explain on handwritten digits
+	$(BIN)/focalnet quickstart
+
+test: $(VENV)/.installed  ## every test
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
+lint: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist runs out
