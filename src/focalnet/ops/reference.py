@@ -31,7 +31,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     Raises:
         InputError: shapes that do not fit together.
     """
-    _check(context, gates, weights)
+    check(context, gates, weights)
     z, gated = context, []
     for level, weight in enumerate(weights):
         z_BCHW = F.conv2d(z.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
@@ -41,7 +41,8 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     return functools.reduce(torch.add, [*gated, everywhere * gates[..., -1:]])
 
 
-def _check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+def check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+    """Raises InputError for shapes that do not fit together: the same words on every backend."""
     if context.ndim != 4 or gates.ndim != 4 or context.shape[:3] != gates.shape[:3]:
         raise InputError(
             f"context {tuple(context.shape)} and gates {tuple(gates.shape)} must be (B, H, W, C) and (B, H, W, L + 1)"

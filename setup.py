@@ -1,0 +1,54 @@
+"""Builds the CPU kernels where a C++ compiler is found; where none is, the package installs without them.
+
+Everything else about the package is in pyproject.toml. The kernels are one source compiled once for each
+instruction set; the library links no OpenMP of its own, since it runs on the threads PyTorch has loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = Path("src/focalnet/ops/native")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes"]
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
+VARIANTS = {"generic": (4, [])} | ({"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)} if X86 else {})
+
+
+class BuildKernels(build_ext):
+    """One object for each instruction set, linked into one library."""
+
+    def build_extension(self, extension: Extension) -> None:
+        library = Path(self.get_ext_fullpath(extension.name))
+        try:
+            self._build(library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"focalnet: installed without CPU kernels, models run eagerly ({error})", file=sys.stderr)
+
+    def _build(self, library: Path) -> None:
+        compiler = os.environ.get("CXX", "c++")
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        objects = [folder / f"{name}.o" for name in ("dispatch", *VARIANTS)]
+        define = ["-DFOCALNET_X86"] if X86 else []
+        subprocess.run([compiler, *FLAGS, *define, "-c", NATIVE / "dispatch.cpp", "-o", objects[0]], check=True)
+        for (name, (lanes, flags)), target in zip(VARIANTS.items(), objects[1:], strict=True):
+            variant = [*flags, f"-DVLEN={lanes}", f"-DVARIANT=focal_context_{name}"]
+            subprocess.run([compiler, *FLAGS, *variant, "-c", NATIVE / "focal_context.cpp", "-o", target], check=True)
+        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        subprocess.run([compiler, "-shared", *undefined, *objects, "-o", library], check=True)
+
+
+setup(
+    ext_modules=[Extension("focalnet.ops.native._kernels", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildKernels},
+)

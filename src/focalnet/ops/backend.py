@@ -1,0 +1,57 @@
+"""Which implementation of an operation runs: ``auto``, ``eager`` or ``native``.
+
+``auto`` takes the fastest that can; asked for by name, a backend that cannot run is an error that says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
+
+from focalnet.errors import ConfigError, did_you_mean
+
+Backend = Literal["auto", "eager", "native"]
+_chosen: ContextVar[Backend | None] = ContextVar("focalnet_backend", default=None)
+
+
+def current() -> Backend:
+    """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``."""
+    return _chosen.get() or _named(os.environ.get("FOCALNET_BACKEND", "auto"))
+
+
+@contextmanager
+def use(backend: Backend) -> Iterator[None]:
+    """Within the ``with`` block, operations run on this backend.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    token = _chosen.set(_named(backend))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _named(name: str) -> Backend:
+    known = get_args(Backend)
+    if name not in known:
+        raise ConfigError(f'no backend "{name}"{did_you_mean(name, known)}; there are {", ".join(known)}')
+    backend: Backend = name  # type: ignore[assignment]
+    return backend
+
+
+def available() -> dict[str, str]:
+    """For ``focalnet doctor``: what each backend is here, or why it is refused."""
+    from focalnet.errors import InputError
+    from focalnet.ops import native
+
+    try:
+        library = native.load()
+        state = f"yes, {library.variant} kernels (has {', '.join(library.variants)})"
+    except InputError as error:
+        state = f"no: {error}"
+    return {"eager": "yes", "native": state}

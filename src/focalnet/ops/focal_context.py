@@ -1,0 +1,91 @@
+"""The one operation of the paper, on the fastest backend that can run it.
+
+Registered with ``torch.library``, so that autograd, autocast and ``torch.compile`` see one operation;
+``torch.export`` sees the reference's plain operations instead, which every runtime knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from focalnet.errors import InputError
+from focalnet.ops import backend, native, reference
+
+
+def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Hierarchical contexts, gated sum and global level in one call; see ``reference.focal_context``.
+
+    Args:
+        context: ``(B, H, W, C)``, any strides.
+        gates: ``(B, H, W, L + 1)``, raw values; the last is the gate of the global level.
+        weights: L depthwise kernels ``(C, 1, k, k)``, k odd.
+
+    Returns:
+        ``(B, H, W, C)`` in the dtype of ``context``: the aggregated context.
+
+    Raises:
+        InputError: shapes that do not fit together, or a backend asked for by name that cannot run.
+    """
+    reference.check(context, gates, weights)
+    wanted = backend.current()
+    if wanted == "eager" or torch.compiler.is_exporting() or context.is_meta:
+        return reference.focal_context(context, gates, weights)
+    reason = native.why_not(context, gates, weights) or _missing()
+    if reason is None:
+        out: torch.Tensor = _focal_context(context, gates, list(weights))
+        return out
+    if wanted == "native":
+        raise InputError(f"backend native was asked for but cannot run: {reason}")
+    return reference.focal_context(context, gates, weights)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _missing() -> str | None:
+    """Why there are no CPU kernels here, or None; the answer does not change while a program runs."""
+    try:
+        native.load()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@torch.library.custom_op("focalnet::focal_context", mutates_args=())
+def _focal_context(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    return native.load().forward(context, gates, weights)
+
+
+@torch.library.custom_op("focalnet::focal_context_backward", mutates_args=())
+def _focal_context_backward(
+    grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    return native.load().backward(grad, context, gates, weights)
+
+
+@_focal_context.register_fake
+def _(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    return context.new_empty(context.shape)
+
+
+@_focal_context_backward.register_fake
+def _(
+    grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    return context.new_empty(context.shape), gates.new_empty(gates.shape), [w.new_empty(w.shape) for w in weights]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    context, gates, weights = inputs
+    ctx.save_for_backward(context, gates, *weights)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    context, gates, *weights = ctx.saved_tensors
+    gradients: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
+    gradients = _focal_context_backward(grad, context, gates, weights)
+    return gradients
+
+
+_focal_context.register_autograd(_differentiate, setup_context=_keep)

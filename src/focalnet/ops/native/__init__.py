@@ -1,0 +1,151 @@
+"""The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
+
+``pip install`` builds it where a C++ compiler is found (``setup.py``); where none is, ``load`` says so
+and everything runs eagerly. The library uses the OpenMP threads PyTorch already has, as many as
+``torch.get_num_threads()``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from focalnet.errors import InputError
+
+MAX_LEVELS = 16
+KERNELS = range(1, 16, 2)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Job(ctypes.Structure):
+    """``FocalContextJob`` of focal_context.h, field by field."""
+
+    _fields_ = (
+        ("context", ctypes.c_void_p),
+        ("gates", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * MAX_LEVELS),
+        ("grad_weights", ctypes.c_void_p * MAX_LEVELS),
+        ("grad_gates", ctypes.c_void_p),
+        ("context_stride", ctypes.c_int64 * 3),
+        ("gates_stride", ctypes.c_int64 * 3),
+        ("shape", ctypes.c_int64 * 4),
+        ("kernels", ctypes.c_int32 * MAX_LEVELS),
+        ("L", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class Library:
+    """The loaded library, with one of the variants it holds.
+
+    Args:
+        path: the shared library.
+        variant: an instruction set's name; default: the best this processor has.
+    """
+
+    def __init__(self, path: Path, variant: str | None = None) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.focalnet_variant_name.restype = ctypes.c_char_p
+        self.variants = {
+            self._library.focalnet_variant_name(i).decode(): i
+            for i in range(self._library.focalnet_variants())
+            if self._library.focalnet_variant_supported(i)
+        }
+        self.variant = variant or next(iter(self.variants))
+        self._index = self.variants[self.variant]
+        self._lanes = self._library.focalnet_variant_lanes(self._index)
+
+    def forward(self, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See ``ops.focal_context``; context and gates of one dtype of ``DTYPES``."""
+        context, gates, kernels = _dense(context), _dense(gates), _plain(weights)
+        out = torch.empty(context.shape, dtype=context.dtype)
+        self._run(_job(context, gates, kernels, out), context.dtype, backward=False)
+        return out
+
+    def backward(
+        self, grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Gradients of context, gates and weights, in their dtypes; every sum has a fixed order."""
+        context, gates, kernels, grad = _dense(context), _dense(gates), _plain(weights), grad.contiguous()
+        batch, height, width, channels = context.shape
+        grad_context = torch.empty(context.shape, dtype=context.dtype)
+        blocks = -(-channels // self._lanes)
+        gate_parts = torch.empty(blocks, batch, height, width, gates.shape[3])
+        weight_parts = [torch.empty(batch, *kernel.shape) for kernel in kernels]
+        job = _job(context, gates, kernels, grad_context)
+        job.grad, job.grad_gates = grad.data_ptr(), gate_parts.data_ptr()
+        job.grad_weights[: len(kernels)] = [part.data_ptr() for part in weight_parts]
+        self._run(job, context.dtype, backward=True)
+        grad_weights = [p.sum(0).to(w.dtype).view(w.shape) for p, w in zip(weight_parts, weights, strict=True)]
+        return grad_context, gate_parts.sum(0).to(gates.dtype), grad_weights
+
+    def _run(self, job: _Job, dtype: torch.dtype, *, backward: bool) -> None:
+        bf16 = dtype == torch.bfloat16
+        if self._library.focalnet_run(self._index, ctypes.byref(job), int(bf16), int(backward)):
+            raise MemoryError(f"not enough memory for the planes of a map of {tuple(job.shape)}")
+
+
+def find() -> Path:
+    """The shared library that ``pip install`` built.
+
+    Raises:
+        InputError: it was not built.
+    """
+    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not found:
+        raise InputError("the CPU kernels were not built: install a C++ compiler (g++ or clang++) and focalnet again")
+    return found[0]
+
+
+@functools.cache
+def load() -> Library:
+    """The library for this processor.
+
+    Raises:
+        InputError: it was not built, or does not load; the message says which and why.
+    """
+    path = find()
+    try:
+        return Library(path)
+    except OSError as error:
+        raise InputError(f"the CPU kernels do not load: {error}") from error
+
+
+def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> str | None:
+    """The reason why these tensors cannot go through the CPU kernels, or None."""
+    tensors = (context, gates, *weights)
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "native runs on the CPU only"
+    if context.dtype not in DTYPES or gates.dtype != context.dtype:
+        return f"native takes float32 or bfloat16, got context {context.dtype} and gates {gates.dtype}"
+    if context.numel() == 0:
+        return "native has nothing to do for an empty map"
+    if len(weights) > MAX_LEVELS or any(w.shape[-1] not in KERNELS for w in weights):
+        return f"native has kernels of 1 to 15 and at most {MAX_LEVELS} levels"
+    return None
+
+
+def _job(context: torch.Tensor, gates: torch.Tensor, kernels: Sequence[torch.Tensor], out: torch.Tensor) -> _Job:
+    job = _Job(context=context.data_ptr(), gates=gates.data_ptr(), out=out.data_ptr())
+    job.weights[: len(kernels)] = [kernel.data_ptr() for kernel in kernels]
+    job.context_stride[:] = context.stride()[:3]
+    job.gates_stride[:] = gates.stride()[:3]
+    job.shape[:] = context.shape
+    job.kernels[: len(kernels)] = [kernel.shape[-1] for kernel in kernels]
+    job.L, job.threads = len(kernels), torch.get_num_threads()
+    return job
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """Channels must lie side by side; the other axes may have any strides, as slices of one projection have."""
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def _plain(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [weight.detach().float().contiguous() for weight in weights]

@@ -1,0 +1,345 @@
+// The fused focal context, forward and backward, written once over a vector of VLEN floats (the vector
+// extensions of GCC and Clang). Each instruction set compiles this file with its own flags (see setup.py).
+//
+// A task is one image and one block of VLEN channels. Its planes stay in the cache of one core through all
+// levels: memory sees the input and the output only, no task waits for another, and every sum has a fixed
+// order. The backward pass keeps nothing from the forward pass but its inputs and computes the rest again.
+
+#include "focal_context.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+typedef float vf __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
+
+inline vf splat(float x) { return x - vf{}; }
+inline vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+inline float sum(vf v) {
+  float total = 0;
+  for (int i = 0; i < VLEN; ++i) total += v[i];
+  return total;
+}
+
+// ---- GELU ----
+
+// erf(u) = u P(u^2) / Q(u^2) for |u| <= 3.95, beyond which erf is 1 in float. A rational minimax fit, relative
+// error 2e-8; benchmarks/fit_erf.py found the coefficients.
+inline vf erf_(vf u) {
+  const vf limit = splat(3.95f);
+  u = select(u > limit, limit, select(u < -limit, -limit, u));
+  const vf t = u * u;
+  const vf p = ((((2.026232458e-6f * t + 2.846390662e-4f) * t + 3.806122971e-3f) * t + 5.286914591e-2f) * t +
+                0.1915032063f) * t + 1.128379144f;
+  const vf q = ((((3.783261877e-5f * t + 1.170226211e-3f) * t + 1.505100958e-2f) * t + 0.1145400873f) * t +
+                0.5030479838f) * t + 1.0f;
+  return u * p / q;
+}
+
+// exp(x) for x <= 0: x = n ln 2 + r, and the Taylor series of exp(r) on |r| <= ln 2 / 2.
+inline vf exp_negative(vf x) {
+  const vf least = splat(-87.0f);
+  x = select(x < least, least, x);
+  const vi n = __builtin_convertvector(x * 1.44269504f - 0.5f, vi);
+  const vf whole = __builtin_convertvector(n, vf);
+  const vf r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  vf p = splat(1.0f / 720);
+  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+  return p * (vf)((n + 127) << 23);
+}
+
+inline vf normal_cdf(vf x) { return 0.5f + 0.5f * erf_(x * 0.70710678f); }
+inline vf gelu(vf x) { return x * normal_cdf(x); }
+inline vf gelu_slope(vf x) { return normal_cdf(x) + x * 0.39894228f * exp_negative(-0.5f * x * x); }
+
+// ---- memory: float or bfloat16 there, float here; the last block of channels may be narrower ----
+
+struct bfloat16 {
+  uint16_t bits;
+};
+inline float widen(float x) { return x; }
+inline float widen(bfloat16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+inline void narrow(float x, float* out) { *out = x; }
+inline void narrow(float x, bfloat16* out) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  out->bits = x != x ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+template <class T> inline vf load(const T* from, int lanes) {
+  vf v = {};
+  if (lanes == VLEN)  // apart, so that the loop has a length the compiler knows
+    for (int i = 0; i < VLEN; ++i) v[i] = widen(from[i]);
+  else
+    for (int i = 0; i < lanes; ++i) v[i] = widen(from[i]);
+  return v;
+}
+template <class T> inline void store(T* to, vf v, int lanes) {
+  if (lanes == VLEN)
+    for (int i = 0; i < VLEN; ++i) narrow(v[i], to + i);
+  else
+    for (int i = 0; i < lanes; ++i) narrow(v[i], to + i);
+}
+
+// ---- planes of vectors, with room for the zeros around them that a convolution needs ----
+
+struct Plane {
+  vf* data;
+  int64_t width;  // of a row, padding included
+  int64_t pad;
+  vf* row(int64_t y) const { return data + (y + pad) * width + pad; }
+};
+
+int64_t plane_size(int64_t H, int64_t W, int64_t pad) { return (H + 2 * pad) * (W + 2 * pad); }
+
+// One thread's memory, kept from call to call; taken piece by piece within a task.
+struct Scratch {
+  void* memory = nullptr;
+  int64_t size = 0, used = 0;  // in vectors
+  ~Scratch() { std::free(memory); }
+  bool reset(int64_t vectors) {
+    used = 0;
+    if (size >= vectors) return true;
+    std::free(memory);
+    memory = std::aligned_alloc(64, (vectors * sizeof(vf) + 63) / 64 * 64);
+    size = memory ? vectors : 0;
+    return memory != nullptr;
+  }
+  vf* take(int64_t vectors) {
+    vf* piece = (vf*)memory + used;
+    used += vectors;
+    return piece;
+  }
+  Plane plane(int64_t H, int64_t W, int64_t pad) {
+    const int64_t size = plane_size(H, W, pad);
+    Plane plane{take(size), W + 2 * pad, pad};
+    if (pad) std::memset(plane.data, 0, size * sizeof(vf));
+    return plane;
+  }
+};
+
+// ---- depthwise convolution, stride 1, of a padded plane ----
+
+// N neighbouring outputs: each input of a row is loaded once and used by every output it reaches.
+template <int K, int N> inline void convolve_run(const Plane& in, const vf* w, int64_t y, int64_t x, vf* out) {
+  vf acc[N] = {};
+  for (int ky = 0; ky < K; ++ky) {
+    const vf* row = in.row(y + ky - K / 2) + x - K / 2;
+    vf wk[K];
+    for (int kx = 0; kx < K; ++kx) wk[kx] = w[ky * K + kx];
+#pragma GCC unroll 32
+    for (int j = 0; j < N + K - 1; ++j)
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i)
+        if (j - i >= 0 && j - i < K) acc[i] += row[j] * wk[j - i];
+  }
+  for (int i = 0; i < N; ++i) out[i] = acc[i];
+}
+
+template <int K> void convolve_row(const Plane& in, const vf* w, int64_t y, int64_t W, vf* out) {
+  int64_t x = 0;
+  for (; x + 8 <= W; x += 8) convolve_run<K, 8>(in, w, y, x, out + x);
+  for (; x < W; ++x) convolve_run<K, 1>(in, w, y, x, out + x);
+}
+
+// dw[ky][kx] += sum over x of da[x] in(y + ky - K / 2, x + kx - K / 2); row by row, so that rounding stays small.
+template <int K> void kernel_gradient_row(const Plane& in, const vf* da, int64_t y, int64_t W, vf* dw) {
+  for (int ky = 0; ky < K; ++ky) {
+    const vf* row = in.row(y + ky - K / 2) - K / 2;
+    vf acc[K] = {};
+    for (int64_t x = 0; x < W; ++x)
+#pragma GCC unroll 16
+      for (int kx = 0; kx < K; ++kx) acc[kx] += da[x] * row[x + kx];
+    for (int kx = 0; kx < K; ++kx) dw[ky * K + kx] += acc[kx];
+  }
+}
+
+typedef void (*Convolve)(const Plane&, const vf*, int64_t, int64_t, vf*);
+typedef void (*KernelGradient)(const Plane&, const vf*, int64_t, int64_t, vf*);
+#define BY_SIZE(FUNCTION) \
+  {FUNCTION<1>, FUNCTION<3>, FUNCTION<5>, FUNCTION<7>, FUNCTION<9>, FUNCTION<11>, FUNCTION<13>, FUNCTION<15>}
+const Convolve convolve[] = BY_SIZE(convolve_row);
+const KernelGradient kernel_gradient[] = BY_SIZE(kernel_gradient_row);
+
+// ---- the tasks ----
+
+template <class T> struct Task {
+  const FocalContextJob& job;
+  Scratch& scratch;
+  const int64_t b, block, H, W;
+  const int L, lanes;
+
+  Task(const FocalContextJob& job, Scratch& scratch, int64_t b, int64_t block)
+      : job(job), scratch(scratch), b(b), block(block), H(job.H), W(job.W), L(job.L),
+        lanes((int)std::min<int64_t>(VLEN, job.C - block * VLEN)) {}
+
+  int64_t pad(int level) const { return level < L ? job.kernels[level] / 2 : 0; }  // of the input of a level
+  float gate(int64_t y, int64_t x, int level) const {
+    const int64_t* s = job.gates_stride;
+    return widen(((const T*)job.gates)[b * s[0] + y * s[1] + x * s[2] + level]);
+  }
+  T* out(int64_t y, int64_t x) const { return (T*)job.out + ((b * H + y) * W + x) * job.C + block * VLEN; }
+
+  Plane read_context() {
+    const Plane plane = scratch.plane(H, W, pad(0));
+    const int64_t* s = job.context_stride;
+    for (int64_t y = 0; y < H; ++y) {
+      const T* from = (const T*)job.context + b * s[0] + y * s[1] + block * VLEN;
+      for (int64_t x = 0; x < W; ++x) plane.row(y)[x] = load(from + x * s[2], lanes);
+    }
+    return plane;
+  }
+  // The level's kernel as vectors; turned by half a turn for the transposed convolution.
+  vf* read_kernel(int level, bool turned) {
+    const int64_t k2 = (int64_t)job.kernels[level] * job.kernels[level];
+    vf* kernel = scratch.take(k2);
+    for (int64_t i = 0; i < k2; ++i) {
+      vf v = {};
+      for (int lane = 0; lane < lanes; ++lane) v[lane] = job.weights[level][(block * VLEN + lane) * k2 + i];
+      kernel[turned ? k2 - 1 - i : i] = v;
+    }
+    return kernel;
+  }
+  vf mean_of(const Plane& plane) const {
+    vf total = {};
+    for (int64_t y = 0; y < H; ++y) {
+      vf in_row = {};
+      for (int64_t x = 0; x < W; ++x) in_row += plane.row(y)[x];
+      total += in_row;
+    }
+    return total / (float)(H * W);
+  }
+
+  static int64_t forward_vectors(const FocalContextJob& job) {
+    int64_t vectors = plane_size(job.H, job.W, 0) + job.W;
+    for (int l = 0; l < job.L; ++l)
+      vectors += plane_size(job.H, job.W, job.kernels[l] / 2) + (int64_t)job.kernels[l] * job.kernels[l];
+    return vectors + plane_size(job.H, job.W, 0);
+  }
+
+  void forward() {
+    const Plane total = scratch.plane(H, W, 0);
+    std::memset(total.data, 0, plane_size(H, W, 0) * sizeof(vf));
+    vf* row = scratch.take(W);
+    Plane z = read_context();
+    for (int l = 0; l < L; ++l) {
+      const vf* kernel = read_kernel(l, false);
+      const Plane next = scratch.plane(H, W, pad(l + 1));
+      for (int64_t y = 0; y < H; ++y) {
+        convolve[job.kernels[l] / 2](z, kernel, y, W, row);
+        for (int64_t x = 0; x < W; ++x) {
+          const vf value = gelu(row[x]);
+          next.row(y)[x] = value;
+          total.row(y)[x] += value * gate(y, x, l);
+        }
+      }
+      z = next;
+    }
+    const vf everywhere = gelu(mean_of(z));
+    for (int64_t y = 0; y < H; ++y)
+      for (int64_t x = 0; x < W; ++x) store(out(y, x), total.row(y)[x] + everywhere * gate(y, x, L), lanes);
+  }
+
+  static int64_t backward_vectors(const FocalContextJob& job) {
+    int64_t vectors = 3 * plane_size(job.H, job.W, 0);  // the gradient, dz, and z of the last level
+    for (int l = 0; l < job.L; ++l) {
+      vectors += plane_size(job.H, job.W, 0) + 2 * plane_size(job.H, job.W, job.kernels[l] / 2);
+      vectors += 3 * (int64_t)job.kernels[l] * job.kernels[l];
+    }
+    return vectors;
+  }
+
+  void backward() {
+    Plane z[FOCALNET_MAX_LEVELS + 1];   // input of each level; the last: output of the last level
+    Plane pre[FOCALNET_MAX_LEVELS];     // before GELU
+    z[0] = read_context();
+    for (int l = 0; l < L; ++l) {
+      const vf* kernel = read_kernel(l, false);
+      pre[l] = scratch.plane(H, W, 0);
+      z[l + 1] = scratch.plane(H, W, pad(l + 1));
+      for (int64_t y = 0; y < H; ++y) {
+        convolve[job.kernels[l] / 2](z[l], kernel, y, W, pre[l].row(y));
+        for (int64_t x = 0; x < W; ++x) z[l + 1].row(y)[x] = gelu(pre[l].row(y)[x]);
+      }
+    }
+    const Plane grad = scratch.plane(H, W, 0), dz = scratch.plane(H, W, 0);
+    backward_global(grad, dz, mean_of(z[L]));
+    for (int l = L - 1; l >= 0; --l) backward_level(l, z[l], pre[l], z[l + 1], grad, dz);
+    for (int64_t y = 0; y < H; ++y)
+      for (int64_t x = 0; x < W; ++x) store(out(y, x), dz.row(y)[x], lanes);
+  }
+
+  float* grad_gates(int64_t y, int64_t x) const {
+    return job.grad_gates + (((block * job.B + b) * H + y) * W + x) * (L + 1);
+  }
+
+  // Reads the gradient of the output; starts dz with what the mean sends back to every position.
+  void backward_global(const Plane& grad, const Plane& dz, vf mean) {
+    const vf everywhere = gelu(mean);
+    vf total = {};
+    for (int64_t y = 0; y < H; ++y) {
+      vf in_row = {};
+      for (int64_t x = 0; x < W; ++x) {
+        const vf g = load((const T*)job.grad + ((b * H + y) * W + x) * job.C + block * VLEN, lanes);
+        grad.row(y)[x] = g;
+        grad_gates(y, x)[L] = sum(g * everywhere);
+        in_row += g * gate(y, x, L);
+      }
+      total += in_row;
+    }
+    const vf to_each = total * gelu_slope(mean) / (float)(H * W);
+    for (int64_t i = 0; i < H * W; ++i) dz.data[i] = to_each;
+  }
+
+  // In: dz of the level's output that comes from later levels. Out: dz of its input.
+  void backward_level(int l, const Plane& in, const Plane& pre, const Plane& value, const Plane& grad, const Plane& dz) {
+    const int k = job.kernels[l];
+    const Plane da = scratch.plane(H, W, k / 2);
+    vf* dw = scratch.take((int64_t)k * k);
+    std::memset(dw, 0, (int64_t)k * k * sizeof(vf));
+    for (int64_t y = 0; y < H; ++y) {
+      for (int64_t x = 0; x < W; ++x) {
+        const vf g = grad.row(y)[x];
+        grad_gates(y, x)[l] = sum(g * value.row(y)[x]);
+        da.row(y)[x] = (g * gate(y, x, l) + dz.row(y)[x]) * gelu_slope(pre.row(y)[x]);
+      }
+      kernel_gradient[k / 2](in, da.row(y), y, W, dw);
+    }
+    for (int lane = 0; lane < lanes; ++lane)
+      for (int64_t i = 0; i < (int64_t)k * k; ++i)
+        job.grad_weights[l][((b * job.C + block * VLEN + lane) * k * k) + i] = dw[i][lane];
+    const vf* kernel = read_kernel(l, true);
+    for (int64_t y = 0; y < H; ++y) convolve[k / 2](da, kernel, y, W, dz.row(y));
+  }
+};
+
+// Returns 0, or 1 when there was not enough memory.
+template <class T> int run(const FocalContextJob& job, bool backward) {
+  const int64_t blocks = (job.C + VLEN - 1) / VLEN, tasks = job.B * blocks;
+  const int64_t vectors = backward ? Task<T>::backward_vectors(job) : Task<T>::forward_vectors(job);
+  int failed = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(job.threads) reduction(| : failed)
+  for (int64_t i = 0; i < tasks; ++i) {
+    static thread_local Scratch scratch;
+    if (!scratch.reset(vectors)) {
+      failed = 1;
+      continue;
+    }
+    Task<T> task(job, scratch, i / blocks, i % blocks);
+    backward ? task.backward() : task.forward();
+  }
+  return failed;
+}
+
+}  // namespace
+
+int VARIANT(const FocalContextJob* job, int bf16, int backward) {
+  return bf16 ? run<bfloat16>(*job, backward) : run<float>(*job, backward);
+}

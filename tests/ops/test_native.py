@@ -1,0 +1,169 @@
+"""The CPU kernels against the reference: in float64 as the truth, in every instruction set this processor has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focalnet import create_model
+from focalnet.errors import ConfigError, InputError
+from focalnet.ops import backend, focal_context, native, reference
+
+try:
+    LIBRARY: native.Library | None = native.load()
+except InputError as error:
+    LIBRARY, REASON = None, str(error)
+else:
+    REASON = ""
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason=REASON)
+VARIANTS = list(LIBRARY.variants) if LIBRARY else []
+
+# Shapes of the published models' stages (shrunk), odd sizes, one pixel, maps smaller than the kernels.
+SHAPES = [(2, 14, 14, 48), (1, 7, 9, 20), (1, 1, 1, 3), (2, 5, 4, 16), (1, 31, 18, 33)]
+KERNEL_SETS = [(3, 5), (3, 5, 7), (3, 5, 7, 9), (5, 7, 9), (9, 11), (9, 11, 13), (11, 13, 15), (1,), ()]
+Context = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs the native backend with the kernels of one instruction set."""
+    library = native.Library(native.find(), request.param)
+    monkeypatch.setattr(native, "load", lambda: library)
+    with backend.use("native"):
+        yield
+
+
+def values_and_gradients(
+    function: Context, shape: tuple[int, int, int, int], kernels: tuple[int, ...], dtype: torch.dtype, seed: int = 0
+) -> list[torch.Tensor]:
+    """Output, and gradients of the projection that context and gates are slices of, and of every kernel."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, levels = shape[3], len(kernels)
+    projection = torch.randn(*shape[:3], 2 * channels + levels + 1, generator=generator).to(dtype).requires_grad_()
+    weights = [torch.randn(channels, 1, k, k, generator=generator) / k for k in kernels]
+    leaves = [weight.to(dtype).requires_grad_() for weight in weights]
+    _, context, gates = projection.split((channels, channels, levels + 1), -1)
+    out = function(context, gates, leaves)
+    grad = torch.randn(shape, generator=generator).to(dtype)
+    return [out.detach(), *torch.autograd.grad(out, [projection, *leaves], grad)]
+
+
+def worst(actual: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
+    return [float((a.double() - t).abs().max()) for a, t in zip(actual, truth, strict=True)]
+
+
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("kernels", KERNEL_SETS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_errors_are_at_most_twice_those_of_eager(kernels: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The numerical contract: against float64, at most twice the error of eager in the same dtype."""
+    for shape in SHAPES:
+        exact = values_and_gradients(reference.focal_context, shape, kernels, torch.float64)
+        # The inputs are rounded alike on both sides; the truth is that of the unrounded ones.
+        eager = worst(values_and_gradients(reference.focal_context, shape, kernels, dtype), exact)
+        ours = worst(values_and_gradients(focal_context, shape, kernels, dtype), exact)
+        unit = torch.finfo(dtype).eps * max(float(t.abs().max()) for t in exact)
+        for mine, theirs in zip(ours, eager, strict=True):
+            assert mine <= 2 * theirs + unit
+
+
+@pytest.mark.usefixtures("variant")
+def test_is_deterministic_for_any_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            runs.append(values_and_gradients(focal_context, (3, 12, 10, 40), (3, 5, 7), torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(1, 40)),
+    kernels=st.lists(st.sampled_from(native.KERNELS), max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(shape: tuple[int, int, int, int], kernels: list[int], seed: int) -> None:
+    exact = values_and_gradients(reference.focal_context, shape, tuple(kernels), torch.float64, seed)
+    with backend.use("native"):
+        ours = values_and_gradients(focal_context, shape, tuple(kernels), torch.float32, seed)
+    for a, t in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=1e-4, atol=1e-5 * max(1.0, float(t.abs().max())))
+
+
+def test_strides_and_layouts() -> None:
+    context, gates = torch.randn(2, 16, 9, 7), torch.randn(2, 3, 9, 7)
+    weights = [torch.randn(16, 1, 3, 3), torch.randn(16, 1, 5, 5)]
+    nchw = (context.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1))  # channels are not dense here
+    dense = tuple(t.contiguous() for t in nchw)
+    torch.testing.assert_close(focal_context(*nchw, weights), focal_context(*dense, weights))
+    expanded = torch.randn(1, 9, 7, 16).expand(2, 9, 7, 16)
+    torch.testing.assert_close(
+        focal_context(expanded, dense[1], weights), reference.focal_context(expanded, dense[1], weights)
+    )
+
+
+def test_nan_and_infinity_stay_visible() -> None:
+    context, gates = torch.randn(1, 6, 6, 8), torch.randn(1, 6, 6, 2)
+    context[0, 3, 3, 2] = torch.nan
+    out = focal_context(context, gates, [torch.randn(8, 1, 3, 3)])
+    assert out[..., 2].isnan().all()  # through the global level
+    assert out[..., 3].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it itself
+def test_opcheck() -> None:
+    context = torch.randn(2, 6, 5, 20, requires_grad=True)
+    gates = torch.randn(2, 6, 5, 3, requires_grad=True)
+    weights = [torch.randn(20, 1, k, k, requires_grad=True) for k in (3, 5)]
+    torch.library.opcheck(torch.ops.focalnet.focal_context.default, (context, gates, weights))
+
+
+def test_in_a_model_compiled_and_under_autocast() -> None:
+    torch.manual_seed(0)
+    model, images = create_model("focalnet_nano", depths=(1, 1, 1)).train(), torch.randn(2, 3, 32, 32)
+
+    def step(network: Callable[[torch.Tensor], torch.Tensor], name: backend.Backend) -> list[torch.Tensor]:
+        model.zero_grad()
+        with backend.use(name), torch.autocast("cpu", torch.bfloat16):
+            network(images).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    truth = step(model, "eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for gradients in (step(model, "native"), step(compiled, "native")):
+        for mine, theirs in zip(gradients, truth, strict=True):
+            assert float((mine - theirs).norm()) <= 0.03 * float(theirs.norm()) + 1e-6
+
+
+def test_refusals() -> None:
+    context, gates = torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 2)
+    weights = [torch.randn(8, 1, 3, 3)]
+    with backend.use("native"):
+        with pytest.raises(InputError, match=r"native takes float32 or bfloat16, got context torch\.float64"):
+            focal_context(context.double(), gates.double(), weights)
+        with pytest.raises(InputError, match="kernels of 1 to 15"):
+            focal_context(context, gates, [torch.randn(8, 1, 17, 17)])
+        with pytest.raises(InputError, match="empty map"):
+            focal_context(context[:0], gates[:0], weights)
+    assert focal_context(context[:0], gates[:0], weights).shape == (0, 4, 4, 8)
+    with pytest.raises(ConfigError, match='no backend "nativ"; did you mean "native"'), backend.use("nativ"):  # type: ignore[arg-type]
+        pass
+
+
+def test_environment_variable() -> None:
+    code = "from focalnet.ops import backend; print(backend.current())"
+    environment = {**os.environ, "FOCALNET_BACKEND": "eager"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "eager"
