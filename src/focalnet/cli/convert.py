@@ -1,0 +1,54 @@
+"""``focalnet convert``: any known checkpoint to our format, or to another library's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from focalnet.errors import CheckpointError
+
+LayoutName = Literal["native", "microsoft", "timm", "huggingface"]
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A checkpoint of any known layout: .pth, .bin, .safetensors, a folder.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The file to write; .safetensors, or another suffix for a pickle.")],
+    to: Annotated[LayoutName, typer.Option(help="The layout to write.")] = "native",
+    architecture: Annotated[
+        Optional[str],  # noqa: UP045  Typer evaluates annotations, and Python 3.10 is supported
+        typer.Option(help="Its published name, where the shapes alone do not tell."),
+    ] = None,
+    post_norm: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--post-norm/--pre-norm", help="Where its norms are, for shapes that were never published."),
+    ] = None,
+    normalize_modulator: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(help="Whether it divides the context by levels + 1; unsettled for the fl4 models."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
+) -> None:
+    """Converts a checkpoint, and prints what became of its tensors."""
+    from focalnet import weights
+
+    beside = [target.with_name("config.json")] if to == "huggingface" else []
+    for path in [target, *beside]:
+        if path.exists() and not force:
+            raise CheckpointError(f"{path}: exists already; overwrite it with --force")
+    chosen = {"post_norm": post_norm, "normalize_modulator": normalize_modulator}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    checkpoint = weights.read(source, architecture=architecture, **settings)
+    written = weights.export(checkpoint, target, to)
+    section = f', its section "{checkpoint.section}"' if checkpoint.section else ""
+    shape = checkpoint.architecture or "a shape of its own"
+    typer.echo(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
+    typer.echo(checkpoint.report())
+    for name, known in checkpoint.unsettled.items():
+        option = name.replace("_", "-")
+        value = getattr(checkpoint.backbone, name)
+        typer.echo(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
+    typer.echo(f"wrote {written} ({to})")

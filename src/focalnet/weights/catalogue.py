@@ -1,0 +1,150 @@
+"""The published checkpoints, as ``catalogue.yaml`` lists them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from focalnet.errors import UnknownName, did_you_mean
+from focalnet.structures import ModelCard, Preprocessing
+from focalnet.weights.labels import class_names
+
+_FOLDER = Path(str(files("focalnet.weights")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place a file is at: a URL, or a repository of the Hugging Face Hub.
+
+    Args:
+        file: the file's name there.
+        url: its address, if it is not on the Hub.
+        hub: the repository, if it is.
+        repo_type: ``"model"`` or ``"space"``.
+        sha256: as the host publishes it.
+        dead: why the host no longer serves it; None while it does.
+    """
+
+    file: str
+    url: str | None = None
+    hub: str | None = None
+    repo_type: str = "model"
+    sha256: str | None = None
+    dead: str | None = None
+
+    @property
+    def address(self) -> str:
+        """The URL a person would open."""
+        if self.url:
+            return self.url
+        kind = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"https://huggingface.co/{kind}{self.hub}/resolve/main/{self.file}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A published checkpoint.
+
+    Args:
+        name: ``architecture.training``.
+        task: what it does; only ``"classification"`` can be loaded by this version.
+        architecture: the name in ``focalnet.list_models()``; for dense tasks, the backbone's.
+        labels: the label set it predicts.
+        preprocessing: what it was evaluated with.
+        published: where the metrics come from.
+        licence: SPDX name.
+        metrics: published figures, percent.
+        sources: in the order they are tried.
+        embedded: the file's path inside this package, for our own.
+        settings: fields of ``FocalNetConfig`` that the weights cannot tell.
+        unsettled: what is known of settings on which published sources disagree.
+        note: anything else a user should know.
+    """
+
+    name: str
+    task: str
+    architecture: str
+    labels: str
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    published: str = "README of microsoft/FocalNet"
+    licence: str = "MIT"
+    metrics: dict[str, float] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    embedded: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    unsettled: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def loadable(self) -> bool:
+        """Whether this version has the model for it."""
+        return self.task == "classification"
+
+    @property
+    def available(self) -> bool:
+        """Whether at least one host still serves it, or it ships with the package."""
+        return self.embedded is not None or any(source.dead is None for source in self.sources)
+
+    def card(self, source: str) -> ModelCard:
+        """The card of a model whose weights were read from ``source``."""
+        return ModelCard(
+            name=self.name,
+            class_names=class_names(self.labels),
+            preprocessing=self.preprocessing,
+            licence=self.licence,
+            source=source,
+            metrics=dict(self.metrics),
+        )
+
+
+@lru_cache(maxsize=1)
+def entries() -> Mapping[str, Entry]:
+    """Every entry by name, in the order of the file."""
+    listing = yaml.safe_load((_FOLDER / "catalogue.yaml").read_text(encoding="utf-8"))
+    return {name: _entry(name, fields, listing) for name, fields in listing["entries"].items()}
+
+
+def list_weights(pattern: str = "*") -> list[str]:
+    """Names of the published checkpoints that match the shell pattern, e.g. ``"*.ms_in22k"``."""
+    return [name for name in entries() if fnmatch.fnmatch(name, pattern)]
+
+
+def find(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        UnknownName: there is none; the message names the nearest ones.
+    """
+    if name not in entries():
+        raise UnknownName(f'no weights "{name}"{did_you_mean(name, entries())}; "focalnet models" lists all')
+    return entries()[name]
+
+
+def _entry(name: str, fields: dict[str, Any], listing: Mapping[str, Any]) -> Entry:
+    dead_hosts = listing["dead_hosts"]
+    sources = tuple(
+        Source(
+            **{"file": urlsplit(source.get("url", "")).path.rpartition("/")[2], **source},
+            dead=dead_hosts.get(urlsplit(source.get("url", "")).hostname),
+        )
+        for source in fields.pop("sources", ())
+    )
+    preprocessing = dict(listing["preprocessing"][fields.pop("preprocessing")]) if "preprocessing" in fields else {}
+    for channelwise in preprocessing.keys() & {"mean", "std"}:
+        preprocessing[channelwise] = tuple(preprocessing[channelwise])
+    embedded = fields.pop("embedded", None)
+    return Entry(
+        name=name,
+        sources=sources,
+        preprocessing=Preprocessing(**preprocessing),
+        embedded=_FOLDER / "embedded" / embedded if embedded else None,
+        **fields,
+    )

@@ -1,0 +1,285 @@
+"""A checkpoint file as (config, state dict): read from any known layout, written in ours or theirs.
+
+Our own files are safetensors in the official layout, with the configuration and the model's card as
+JSON in the header, so that one file is enough to rebuild the model and to name its classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from focalnet.backbones import FocalNet, FocalNetConfig
+from focalnet.errors import CheckpointError, ConfigError, FocalNetError
+from focalnet.models import Classifier, ClassifierConfig
+from focalnet.structures import ModelCard, Preprocessing
+from focalnet.weights import architecture as shapes
+from focalnet.weights import download, layouts
+from focalnet.weights.catalogue import Entry, entries, find
+from focalnet.weights.files import RawFile, atomic, read_tensors, sha256_of, write_pickle, write_safetensors
+from focalnet.weights.labels import class_names
+from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, timm
+from focalnet.weights.report import Report, compare
+
+Config = ClassifierConfig | FocalNetConfig
+
+_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig]] = {
+    "classifier": ClassifierConfig,
+    "backbone": FocalNetConfig,
+}
+HEADER = "focalnet"  # the key of our JSON in the safetensors header
+
+
+class UnsettledSetting(UserWarning):
+    """A setting leaves no trace in the weights, and the published sources disagree on it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and everything that is known of them.
+
+    Args:
+        path: the file they were read from.
+        layout: ``"native"``, ``"microsoft"``, ``"timm"`` or ``"huggingface"``.
+        config: of the classifier, or of the bare backbone that was saved.
+        state_dict: by our names, float32.
+        card: class names, preprocessing, origin.
+        architecture: its published name, if it has one.
+        unused: keys of the file that are no part of a FocalNet.
+        unsettled: settings that the caller may want to choose, and what is known of them.
+        section: the part of a training checkpoint the weights were taken from, e.g. ``"model_ema"``.
+    """
+
+    path: Path
+    layout: str
+    config: Config
+    state_dict: dict[str, Tensor] = field(repr=False)
+    card: ModelCard
+    architecture: str | None = None
+    unused: tuple[str, ...] = ()
+    unsettled: dict[str, str] = field(default_factory=dict)
+    section: str | None = None
+
+    @property
+    def backbone(self) -> FocalNetConfig:
+        """The shape of the trunk, whichever of the two was saved."""
+        return _backbone(self.config)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 where there is none."""
+        return self.config.num_classes if isinstance(self.config, ClassifierConfig) else 0
+
+    def report(self) -> Report:
+        """How the tensors fit the model they describe, without allocating it."""
+        with torch.device("meta"):
+            model = self.config.build()
+        return compare(self.state_dict, model.state_dict(), unused=self.unused)
+
+
+def read(path: str | Path, *, architecture: str | None = None, **settings: Any) -> Checkpoint:
+    """Reads a checkpoint of any known layout: a file, or a folder as ``save_pretrained`` writes it.
+
+    Args:
+        path: ``.safetensors``, or a PyTorch pickle under any suffix.
+        architecture: its published name, where the shapes alone do not tell.
+        settings: fields of ``FocalNetConfig`` that leave no trace in the weights: ``post_norm``,
+            ``normalize_modulator``, ...
+
+    Raises:
+        CheckpointError: unreadable, damaged, or not a FocalNet; the message names the file.
+        UnknownName: no such architecture.
+    """
+    raw = read_tensors(path)
+    try:
+        if HEADER in raw.metadata:
+            return _read_native(raw, architecture, settings)
+        return _read_foreign(raw, architecture, settings)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{raw.path}: {error}") from error
+
+
+def fetch(name: str, **settings: Any) -> Checkpoint:
+    """Reads a published checkpoint of the catalogue; downloads it where it is not cached.
+
+    Raises:
+        UnknownName: no such entry.
+        CheckpointError: an entry of a task this version has no model for, or a damaged file.
+        DownloadError: no source gave the file.
+    """
+    entry = find(name)
+    if not entry.loadable:
+        raise CheckpointError(
+            f'"{name}" is listed only: this version classifies; the task "{entry.task}" will load it '
+            f"({'a host still serves it' if entry.available else 'its host is gone'})"
+        )
+    path = download.local_file(entry)
+    architecture = None if entry.embedded else entry.architecture
+    checkpoint = read(path, architecture=architecture, **{**entry.settings, **settings})
+    if checkpoint.layout == "native":
+        return checkpoint
+    return dataclasses.replace(
+        checkpoint, card=_card_of(entry, path, checkpoint.num_classes), unsettled=_unsettled(entry.unsettled, settings)
+    )
+
+
+def save(model: Classifier | FocalNet, path: str | Path) -> Path:
+    """Writes a model's weights, configuration and card as one safetensors file, atomically.
+
+    Raises:
+        CheckpointError: the file cannot be written; nothing half written is left.
+    """
+    config = model.classifier_config if isinstance(model, Classifier) else model.config
+    card = model.card or ModelCard(name=Path(path).stem)
+    return write_safetensors(path, model.state_dict(), {HEADER: _header(config, card)})
+
+
+def export(checkpoint: Checkpoint, path: str | Path, layout: str) -> Path:
+    """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
+
+    Args:
+        checkpoint: a classifier's.
+        path: ``.safetensors``, or any other suffix for a PyTorch pickle.
+        layout: ``"native"``, ``"microsoft"``, ``"timm"`` or ``"huggingface"``.
+
+    Raises:
+        CheckpointError: the layout's library has no such model, or the file cannot be written.
+    """
+    path, config = Path(path), checkpoint.config
+    if layout == "native":
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: our own files are safetensors; name it {path.stem}.safetensors")
+        origin = f"{checkpoint.path.name}, sha256 {sha256_of(checkpoint.path)}"
+        card = dataclasses.replace(checkpoint.card, source=origin)
+        return write_safetensors(path, checkpoint.state_dict, {HEADER: _header(config, card)})
+    if not isinstance(config, ClassifierConfig):
+        raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a bare backbone")
+    theirs = LAYOUTS[layout]
+    layouts.check(theirs, config.backbone)
+    tensors = theirs.from_native(checkpoint.state_dict, config.backbone)
+    if layout == "huggingface":
+        description = huggingface.describe(config, checkpoint.card.class_names)
+        with atomic(path.with_name("config.json")) as part:
+            part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return write_safetensors(path, tensors, {}) if path.suffix == ".safetensors" else write_pickle(path, tensors)
+
+
+def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
+    layout = layouts.detect(raw.tensors)
+    inside, outside = layouts.unwrap(raw.tensors, layout)
+    state_dict, unknown = layout.to_native(inside)
+    hints = _hints(raw.path.with_name("config.json"), layout.name)
+    known = {**hints.settings, **settings}
+    told = layout.post_norm_of(inside)
+    if told is not None:
+        known.setdefault("post_norm", told)
+    config, name = shapes.infer(state_dict, architecture=architecture or hints.architecture, settings=known)
+    checkpoint = Checkpoint(
+        path=raw.path,
+        layout=layout.name,
+        config=config,
+        state_dict=state_dict,
+        card=_card(raw.path, name, config.num_classes, hints),
+        architecture=name,
+        unused=(*outside, *unknown),
+        unsettled=_unsettled(_twin(name).unsettled, known),
+        section=raw.section,
+    )
+    return _complete(checkpoint)
+
+
+def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
+    traced = shapes.trace(raw.tensors)
+    if architecture:
+        shapes.check_is(architecture, traced)
+    try:
+        header = json.loads(raw.metadata[HEADER])
+        config = _KINDS[header["kind"]].from_dict(header["config"])
+        card = _card_from(header["card"])
+        shapes.check_described(_backbone(config), traced)
+        if isinstance(config, ClassifierConfig) and config.num_classes != shapes.classes_of(raw.tensors):
+            raise CheckpointError(f"it is described with num_classes={config.num_classes}, but its head has others")
+        config = _changed(config, settings)
+        return _complete(Checkpoint(raw.path, "native", config, raw.tensors, card, shapes.published_name(traced)))
+    except FocalNetError:
+        raise
+    except Exception as error:  # a damaged header can hold values of any type anywhere
+        raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error}); copy it again") from error
+
+
+def _complete(checkpoint: Checkpoint) -> Checkpoint:
+    if problem := checkpoint.report().problem:
+        raise CheckpointError(problem)
+    return checkpoint
+
+
+def _backbone(config: Config) -> FocalNetConfig:
+    return config.backbone if isinstance(config, ClassifierConfig) else config
+
+
+def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    backbone = FocalNetConfig.from_dict({**dataclasses.asdict(_backbone(config)), **settings})
+    return dataclasses.replace(config, backbone=backbone) if isinstance(config, ClassifierConfig) else backbone
+
+
+def _header(config: Config, card: ModelCard) -> str:
+    kind = "classifier" if isinstance(config, ClassifierConfig) else "backbone"
+    return json.dumps({"kind": kind, "config": dataclasses.asdict(config), "card": dataclasses.asdict(card)})
+
+
+def _card_from(values: Mapping[str, Any]) -> ModelCard:
+    preprocessing: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values["preprocessing"].items()
+    }
+    tuples = {"class_names": tuple(values["class_names"]), "preprocessing": Preprocessing(**preprocessing)}
+    return ModelCard(**{**values, **tuples})
+
+
+def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> ModelCard:
+    """The card of a foreign file: what its description says, else what its published twin says."""
+    twin = _twin(name)
+    known = (hints.class_names, class_names(twin.labels) if twin.labels else ())
+    return ModelCard(
+        name=name or path.stem,
+        class_names=next((names for names in known if len(names) == num_classes), ()),
+        preprocessing=hints.preprocessing or twin.preprocessing,
+        source=path.name,
+    )
+
+
+def _card_of(entry: Entry, path: Path, num_classes: int) -> ModelCard:
+    card = entry.card(source=path.name)
+    return card if len(card.class_names) == num_classes else dataclasses.replace(card, class_names=())
+
+
+def _hints(path: Path, layout: str) -> Hints:
+    """What the ``config.json`` beside a file of the Hub says; nothing where there is none, or another library's."""
+    if layout not in ("timm", "huggingface") or not path.is_file():
+        return Hints()
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if layout == "timm" and "architecture" in description:
+            return timm.hints(description)
+        if layout == "huggingface" and description.get("model_type") == "focalnet":
+            return huggingface.hints(description)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"the {path.name} beside it is damaged ({error}); copy it again or remove it") from error
+    return Hints()
+
+
+def _twin(architecture: str | None) -> Entry:
+    """The entry of the catalogue that was published with this architecture; an empty one if none was."""
+    none = Entry(name="", task="", architecture="", labels="")
+    published = (e for e in entries().values() if e.loadable and not e.embedded)
+    return next((e for e in published if e.architecture == architecture), none)
+
+
+def _unsettled(known: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in known.items() if name not in settings}

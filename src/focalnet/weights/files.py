@@ -1,0 +1,206 @@
+"""Reading foreign weight files without trusting them, and writing files that are whole or not there at all.
+
+Pickles are read with ``weights_only=True``: a file that asks for anything but tensors and plain values
+is refused before any of it runs. Whatever a damaged file does to the parsers, one ``CheckpointError``
+that names the file comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from focalnet.errors import CheckpointError
+
+# Where training scripts keep the weights among their other state; averaged weights are preferred.
+SECTIONS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict")
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """What a weights file holds, before anyone asked what it means.
+
+    Args:
+        path: the file that was read.
+        tensors: by the file's own names; floating point is float32.
+        metadata: the safetensors header's strings.
+        section: the part of a training checkpoint that was taken, e.g. ``"model"``.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    section: str | None
+
+
+def read_tensors(path: str | Path) -> RawFile:
+    """Reads the tensors of a ``.safetensors`` file or a PyTorch pickle, or of a folder that holds one.
+
+    Raises:
+        CheckpointError: no such file, unreadable, damaged, holding code, or holding no tensors.
+    """
+    path = _find(Path(path))
+    section: str | None = None
+    metadata: dict[str, str] = {}
+    if _starts_like_safetensors(path):
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors, section = _section(path, _read_pickle(path))
+    return RawFile(path, {key: _checked(path, key, value) for key, value in tensors.items()}, metadata, section)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Writes tensors and metadata, atomically."""
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with atomic(path) as part:
+        safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata})
+    return Path(path)
+
+
+def write_pickle(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Writes ``{"model": tensors}`` as PyTorch does, atomically."""
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with atomic(path) as part:
+        try:
+            torch.save({"model": whole}, part)
+        except RuntimeError as error:  # PyTorch's zip writer hides what the disk said
+            raise OSError(str(error)) from error
+    return Path(path)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yields a file beside ``path`` to write to; it takes the place of ``path`` only once complete and on disk.
+
+    Raises:
+        CheckpointError: the folder or the disk does not take it.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        permissions = part.stat().st_mode  # those of any new file here; safetensors makes its files private
+        yield part
+        part.chmod(permissions)
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
+    finally:
+        with suppress(OSError):  # moved in place, or never made
+            part.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _find(path: Path) -> Path:
+    try:
+        if path.is_dir():
+            inside = [path / name for name in IN_FOLDER if (path / name).is_file()]
+            if not inside:
+                raise CheckpointError(f"{path}: the folder holds no {' or '.join(IN_FOLDER)}; name the weights file")
+            return inside[0]
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
+    return path
+
+
+def _starts_like_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            # Copies: the parser maps the file, and a file that is overwritten under its mapping kills the process.
+            return {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {}
+    except Exception as error:  # the parser's own errors, and whatever a damaged header makes of shapes and types
+        raise CheckpointError(f"{path}: not a valid safetensors file ({_reason(error)}); copy it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # A Namespace of training arguments is data; timm's checkpoints have one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
+    except Exception as error:  # a damaged file can make the unpickler and the zip reader raise nearly anything
+        if "legacy .tar" in str(error):
+            raise CheckpointError(
+                f"{path}: PyTorch's tar format of before 2018 cannot be read safely; load it with an old PyTorch "
+                f"you trust and save it again"
+            ) from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)}); copy it again") from error
+
+
+def _refusal(message: str) -> str:
+    wanted = re.search(r"(?:GLOBAL|global) ['`\"]?([\w.]+)", message)
+    if wanted is None:
+        return "not a readable checkpoint (its pickle is damaged, or is not PyTorch's); copy it again"
+    return (
+        f"refused, it holds Python code or objects ({wanted[1]}) and not only tensors; nothing of it was run. "
+        f"Ask for a safetensors file, or, if you trust it, load it with PyTorch and save its state dict alone"
+    )
+
+
+def _section(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
+    """The state dict within what was unpickled, and the name it was under."""
+    names: list[str] = []
+    for _ in range(3):  # {"checkpoint": {"model": {...}}} is as deep as they come
+        name = next((n for n in SECTIONS if isinstance(content, Mapping) and _is_filled(content.get(n))), None)
+        if name is None:
+            break
+        content = content[name]
+        names.append(name)
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict, neither by itself nor under {', '.join(SECTIONS)}")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return tensors, ".".join(names) or None
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0
+
+
+def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
+    """A dense tensor in memory, floating point as float32: half precision is only a way of storing."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise CheckpointError(f'{path}: "{key}" is not a plain dense tensor ({tensor.layout}, {tensor.device})')
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f'{path}: "{key}" claims {tuple(tensor.shape)} values but stores fewer; copy it again')
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+def _reason(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__

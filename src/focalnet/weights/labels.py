@@ -1,0 +1,67 @@
+"""Class names of the published label sets, and the ImageNet-1K part of an ImageNet-22K head.
+
+The ImageNet-22K models of the official release have 21,842 outputs: the first 1000 are the ImageNet-1K
+classes in their order, then the other classes of ImageNet-22K (``labelmap_22k_reorder.txt`` of
+microsoft/FocalNet). ImageNet-22K has no class n04399382, the teddy bear, which is number 850 of
+ImageNet-1K. Output 850 exists to keep the order, but was never the right answer of a training image:
+it is named ``UNUSED`` here, and whatever it predicts means nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import torch
+
+from focalnet.errors import CheckpointError
+from focalnet.models import Classifier, ClassifierConfig
+
+UNUSED = "(unused)"
+UNUSED_INDEX = 850
+IMAGENET22K_CLASSES = 21842
+
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+
+
+@cache
+def class_names(label_set: str) -> tuple[str, ...]:
+    """The names of a label set by class index: WordNet lemmas for ``imagenet1k`` and ``imagenet22k``.
+
+    Args:
+        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842) or ``"cifar10"`` (10).
+    """
+    if label_set == "cifar10":
+        return tuple(_CIFAR10.split())
+    from timm.data.imagenet_info import ImageNetInfo  # carries the lists; imported here because timm takes a second
+
+    subset = {"imagenet1k": "imagenet-1k", "imagenet22k": "imagenet-22k-ms"}[label_set]
+    names: list[str] = list(ImageNetInfo(subset).label_descriptions())
+    if label_set == "imagenet22k":
+        names[UNUSED_INDEX] = UNUSED  # timm puts the teddy bear there, but the networks have never seen one
+    return tuple(names)
+
+
+def cut_to_imagenet1k(model: Classifier) -> Classifier:
+    """A classifier of 1000 outputs from one of 21,842: the first rows of its head, the rest shared.
+
+    This is how the official code evaluates ImageNet-22K models on ImageNet-1K without finetuning.
+    Class 850 (teddy bear) keeps its untrained row, so that indices stay those of ImageNet-1K: images
+    of it will be misclassified.
+
+    Raises:
+        CheckpointError: the model does not have an ImageNet-22K head.
+    """
+    if model.num_classes != IMAGENET22K_CLASSES:
+        raise CheckpointError(
+            f"only a head of {IMAGENET22K_CLASSES} ImageNet-22K classes can be cut to ImageNet-1K; "
+            f"this one has {model.num_classes}"
+        )
+    with torch.device("meta"):
+        cut = ClassifierConfig(backbone=model.config, num_classes=1000).build()
+    weights = model.state_dict()
+    weights |= {key: weights[key][:1000].clone() for key in ("head.weight", "head.bias")}
+    cut.load_state_dict(weights, assign=True)
+    if model.card is not None:
+        cut.card = dataclasses.replace(model.card, class_names=model.card.class_names[:1000])
+    return cut.train(model.training)

@@ -1,0 +1,68 @@
+"""timm's FocalNet: fully convolutional, down-sampling at the start of a stage, post-norms named apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from focalnet.backbones import VARIANTS, FocalNetConfig
+from focalnet.errors import ConfigError
+from focalnet.structures import Preprocessing
+from focalnet.weights.layouts.table import Hints, Layout
+
+_BLOCK = "layers.{s}.blocks.{b}"
+
+TIMM = Layout(
+    name="timm",
+    mark="stem.proj.weight",
+    rows=(
+        ("patch_embed.proj", "stem.proj"),
+        ("patch_embed.norm", "stem.norm"),
+        (f"{_BLOCK}.modulation.f", f"{_BLOCK}.modulation.f"),
+        (f"{_BLOCK}.modulation.h", f"{_BLOCK}.modulation.h"),
+        (f"{_BLOCK}.modulation.proj", f"{_BLOCK}.modulation.proj"),
+        (f"{_BLOCK}.modulation.ln", f"{_BLOCK}.modulation.norm"),
+        (f"{_BLOCK}.modulation.focal_layers.{{l}}.0", f"{_BLOCK}.modulation.focal_layers.{{l}}.0"),
+        (f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc1"),
+        (f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.mlp.fc2"),
+        (f"{_BLOCK}.gamma_1", f"{_BLOCK}.ls1.gamma"),
+        (f"{_BLOCK}.gamma_2", f"{_BLOCK}.ls2.gamma"),
+        ("layers.{s}.downsample.proj", "layers.{s+1}.downsample.proj"),
+        ("layers.{s}.downsample.norm", "layers.{s+1}.downsample.norm"),
+        ("norm", "norm"),
+        ("head", "head.fc"),
+    ),
+    pre_norm=((f"{_BLOCK}.norm1", f"{_BLOCK}.norm1"), (f"{_BLOCK}.norm2", f"{_BLOCK}.norm2")),
+    post_norm=((f"{_BLOCK}.norm1", f"{_BLOCK}.norm1_post"), (f"{_BLOCK}.norm2", f"{_BLOCK}.norm2_post")),
+    pointwise=("modulation.f", "modulation.proj", "mlp.fc1", "mlp.fc2"),
+)
+
+
+def check(config: FocalNetConfig) -> None:
+    """Raises ConfigError for a shape that timm's class cannot have."""
+    for name, only in (("patch_size", 4), ("patch_norm", True)):
+        if getattr(config, name) != only:
+            raise ConfigError(
+                f"timm's FocalNet has {name}={only} only, this one has {name}={getattr(config, name)}; "
+                f"convert it to native, microsoft or huggingface instead"
+            )
+
+
+def hints(description: Mapping[str, Any]) -> Hints:
+    """What the ``config.json`` of a timm model on the Hub says."""
+    architecture = description.get("architecture")
+    trained = description.get("pretrained_cfg", {})
+    names = description.get("label_names") or ()
+    return Hints(
+        architecture=architecture if architecture in VARIANTS else None,
+        class_names=tuple(names) if len(names) == description.get("num_classes") else (),
+        preprocessing=Preprocessing(
+            image_size=trained["input_size"][-1],
+            crop_pct=trained["crop_pct"],
+            interpolation=trained["interpolation"],
+            mean=tuple(trained["mean"]),
+            std=tuple(trained["std"]),
+        )
+        if {"input_size", "crop_pct", "interpolation", "mean", "std"} <= trained.keys()
+        else None,
+    )
