@@ -57,8 +57,10 @@ def _imagenet22k(dim: int, levels: dict[str, Any], size: int = 384, **more: Any)
     return Variant({**_LARGE, "embed_dim": dim, **levels, **more}, 21842, size, "microsoft/FocalNet configs")
 
 
-def _ours(dim: int, depths: tuple[int, ...], patch: int, size: int, classes: int, levels: int = 2) -> Variant:
-    shape = {"depths": depths, "embed_dim": dim, "patch_size": patch, **_levels(levels, stages=len(depths))}
+def _ours(dim: int, depths: tuple[int, ...], patch: int, size: int, classes: int) -> Variant:
+    shape = {"depths": depths, "embed_dim": dim, "patch_size": patch, **_levels(2, stages=len(depths))}
+    if patch > 1:
+        shape |= {"overlapped": True, "stem_padding": patch // 2}
     return Variant(shape, classes, size, "ours, not published in the paper")
 
 
