@@ -30,12 +30,16 @@ __all__ = ["__version__", *_WHERE]
 if TYPE_CHECKING:
     from focalnet.backbones import FocalNet as FocalNet
     from focalnet.backbones import FocalNetConfig as FocalNetConfig
+    from focalnet.cli.train import fit as fit
     from focalnet.errors import FocalNetError as FocalNetError
+    from focalnet.explanations import explain as explain
+    from focalnet.inference import Predictor as Predictor
     from focalnet.models import Classifier as Classifier
     from focalnet.models import ClassifierConfig as ClassifierConfig
     from focalnet.structures import Classification as Classification
     from focalnet.zoo import create_model as create_model
     from focalnet.zoo import list_models as list_models
+    from focalnet.zoo import load as load
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,90 @@
+"""``focalnet``: the commands, and what becomes of their errors.
+
+Whatever a user can get wrong ends in one line on stderr and exit code 2; Ctrl-C in exit code 130; any
+other exception is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any, cast
+
+import typer
+
+import focalnet
+from focalnet.cli.convert import convert
+from focalnet.cli.doctor import doctor
+from focalnet.cli.explain import explain
+from focalnet.cli.models import models
+from focalnet.cli.predict import predict
+from focalnet.cli.quickstart import quickstart
+from focalnet.cli.train import EPILOG, PASS_THROUGH, fit_command, validate_command
+from focalnet.errors import FocalNetError
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+# Click's own, or that of the copy of click inside newer typers.
+UsageError = cast("type[Exception]", typer.BadParameter.__base__)
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for command in (quickstart, models, predict, explain):
+    app.command()(command)
+for name, recipe_command in (("fit", fit_command), ("validate", validate_command)):
+    app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
+app.command()(convert)
+app.command()(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(focalnet.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def focalnet_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Focal Modulation Networks: train, evaluate, predict, and see what they look at."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+        arguments: what follows ``focalnet``; default: those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        code = app(arguments or ["--help"], prog_name="focalnet", standalone_mode=False)
+    except UsageError as error:
+        return _refuse(_usage(error))
+    except FocalNetError as error:
+        return _refuse(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str) -> int:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    return USAGE_ERROR
+
+
+def _warn(message: Warning | str, category: type[Warning], *_where: Any) -> None:
+    """Our own warnings are for the user; where in the code they arose is not."""
+    typer.echo(f"warning: {message}", err=True)
+
+
+def _usage(error: Any) -> str:
+    command = error.ctx.command_path if error.ctx else "focalnet"
+    return f'{error.format_message().rstrip(".")}; "{command} --help" shows what there is'
+
+
+if __name__ == "__main__":
+    sys.exit(main())

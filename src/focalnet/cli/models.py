@@ -1,0 +1,111 @@
+"""``focalnet models``: every architecture and checkpoint."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focalnet.errors import UnknownName, did_you_mean
+
+if TYPE_CHECKING:
+    from focalnet.weights.catalogue import Entry
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as '*_lrf*'.")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with everything that is known.")] = False,
+) -> None:
+    """Lists architectures and checkpoints.
+
+    With size, cost, published metrics, licence, and whether the file is here.
+    """
+    listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    if as_json:
+        typer.echo(json.dumps(listing, indent=2, ensure_ascii=False))
+        return
+    for line in _table(listing):
+        typer.echo(line)
+
+
+def _matching(pattern: str) -> list[dict[str, Any]]:
+    """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
+    from focalnet.backbones import VARIANTS
+    from focalnet.weights import catalogue
+    from focalnet.zoo import cost
+
+    listing = []
+    for name, variant in VARIANTS.items():
+        whole = fnmatch.fnmatch(name, pattern)
+        entries = [e for e in catalogue.entries().values() if e.architecture == name]
+        chosen = [e for e in entries if whole or fnmatch.fnmatch(e.name, pattern)]
+        if whole or chosen:
+            price = cost(name)
+            listing.append(
+                {
+                    "name": name,
+                    "params": price.params,
+                    "macs": price.macs,
+                    "image_size": variant.image_size,
+                    "num_classes": variant.num_classes,
+                    "source": variant.source,
+                    "weights": [_described(entry) for entry in chosen],
+                }
+            )
+    if not listing:
+        names = [*VARIANTS, *catalogue.entries()]
+        raise UnknownName(
+            f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
+        )
+    return listing
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "task": entry.task,
+        "labels": entry.labels,
+        "metrics": entry.metrics,
+        "metrics_source": entry.published,
+        "licence": entry.licence,
+        "file": _whereabouts(entry),
+        "note": entry.note,
+    }
+
+
+def _whereabouts(entry: Entry) -> str:
+    from focalnet.weights.download import cached
+
+    if not entry.loadable:
+        return f"not yet ({entry.task.partition(' (')[0]})"
+    if cached(entry):
+        return "in this package" if entry.embedded else "cached"
+    return "to download" if entry.available else "no longer served"
+
+
+def _table(listing: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each architecture, and below it one for each checkpoint, in columns."""
+    models = [[m["name"], _amount(m["params"]), _amount(m["macs"]), str(m["image_size"])] for m in listing]
+    weights = [[[w["name"], _metrics(w), w["licence"], w["file"]] for w in m["weights"]] for m in listing]
+    model_widths = _widths(models)
+    weights_widths = _widths([row for rows in weights for row in rows])
+    for (name, *figures), rows in zip(models, weights, strict=True):
+        params, macs, size = (f.rjust(width) for f, width in zip(figures, model_widths[1:], strict=True))
+        yield f"{name:<{model_widths[0]}}  {params} parameters  {macs} MACs at {size} px"
+        for row in rows:
+            yield "    " + "  ".join(f.ljust(width) for f, width in zip(row, weights_widths, strict=True)).rstrip()
+
+
+def _widths(rows: list[list[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _amount(number: int) -> str:
+    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def _metrics(weights: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in weights["metrics"].items())

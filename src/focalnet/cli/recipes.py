@@ -1,0 +1,75 @@
+"""Recipes: YAML files of options, found by name (``classification/digits``) or by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from focalnet.errors import ConfigError, UnknownName, did_you_mean
+
+HOME = Path(str(files("focalnet"))) / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the library, e.g. ``"classification/digits"``."""
+    return sorted(path.relative_to(HOME).with_suffix("").as_posix() for path in HOME.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: one of ``list_recipes()``, or the path of a YAML file.
+
+    Raises:
+        UnknownName: there is no such recipe.
+    """
+    if name in list_recipes():
+        return HOME / f"{name}.yaml"
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise UnknownName(f"no recipe file {name}")
+        return Path(name)
+    names = list_recipes()
+    short = [known for known in names if Path(known).name == name]
+    hint = f'; did you mean "{short[0]}"?' if short else did_you_mean(name, names)
+    raise UnknownName(f'no recipe "{name}"{hint or ". There are: " + ", ".join(names)}')
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads a recipe. ``base: other.yaml`` in it means: everything of that file beside it, except what is said here.
+
+    Raises:
+        ConfigError: the file is no mapping of options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the recipe {path} is not a mapping of options")
+    base = content.pop("base", None)
+    return content if base is None else merge(read_recipe(path.parent / base), content)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``, mapping by mapping."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"trainer.max_epochs": 5}`` as ``{"trainer": {"max_epochs": 5}}``."""
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    return tree

@@ -1,0 +1,161 @@
+"""``focalnet fit`` and ``focalnet validate``; ``fit`` and ``validate`` are the same from Python."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focalnet.cli.recipes import find_recipe, list_recipes, merge, nested, read_recipe
+from focalnet.errors import ConfigError, require
+
+#: How the two commands must be registered: every option of a recipe passes through.
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+RECIPE_HELP = "A recipe's name or YAML file. Recipes: " + ", ".join(list_recipes())
+EPILOG = (
+    "Any option of the recipe can be given behind it: --data.root FOLDER, --data.batch_size 256, "
+    "--model.optimizer.lr 1e-3, --trainer.max_epochs 100, --trainer.precision bf16-mixed, --trainer.devices 2, "
+    "--seed_everything 1. --print_config shows every option with its value. "
+    "The same command again goes on where an interrupted run stopped."
+)
+
+
+def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = False, **overrides: Any) -> Path:
+    """Trains by a recipe, or goes on with an interrupted run of it.
+
+    Args:
+        recipe: a name such as ``"classification/digits"``, or the path of a YAML file.
+        output: folder of the run; default: ``runs/`` and the recipe's name.
+        force: start afresh where another run has been.
+        overrides: options of the recipe by their dotted names: ``**{"trainer.max_epochs": 5}``.
+
+    Returns:
+        The folder of the run: ``model.safetensors``, ``results.json``, ``report.html``, ``metrics.csv``, ...
+
+    Raises:
+        UnknownName: no such recipe or option.
+        ConfigError: an option that cannot be, or a folder that holds another run.
+        TrainingError: the run had to stop; the message says why and what was kept.
+        MissingDependency: the extra ``train`` is not installed.
+    """
+    path = find_recipe(str(recipe))
+    options = merge(read_recipe(path), nested(overrides))
+    _require_engine()
+    from focalnet.tasks import engine
+    from focalnet.tasks.folder import RunFolder
+
+    folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
+    engine.fit(options, folder, force=force)
+    return folder.root
+
+
+def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[str, Any]:
+    """Measures weights on the validation images of a recipe, prepared as the weights want them.
+
+    Args:
+        recipe: a name or the path of a YAML file.
+        weights: a catalogue name or the path of a checkpoint.
+        overrides: as for ``fit``.
+
+    Returns:
+        ``top1`` and ``top5`` in percent (the latter with more than 5 classes), ``images``, ``images_per_s``.
+
+    Raises:
+        ConfigError: the weights have other classes than the data.
+    """
+    options = read_recipe(find_recipe(str(recipe)))
+    _require_engine()
+    from focalnet import zoo
+    from focalnet.tasks import engine
+
+    model = zoo.load(str(weights))
+    if model.card is not None:
+        options = merge(options, {"data": asdict(model.card.preprocessing)})
+    return engine.validate(merge(options, nested(overrides)), model)
+
+
+def fit_command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/RECIPE.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start afresh where another run has been.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print_config", "--print-config", help="Print every option with its value, and stop.")
+    ] = False,
+) -> None:
+    """Trains by a recipe; the run's folder gets weights, metrics and a report."""
+    overrides = parse_overrides(context.args)
+    if print_config:
+        _require_engine()
+        from focalnet.tasks.options import Options
+
+        typer.echo(Options(merge(read_recipe(find_recipe(recipe)), nested(overrides))).to_yaml())
+        return
+    show_progress()
+    fit(recipe, output=output, force=force, **overrides)
+
+
+def validate_command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    weights: Annotated[str, typer.Option("--weights", "-w", help="A name of 'focalnet models', or a weights file.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+) -> None:
+    """Measures weights on a recipe's validation images: top-1, top-5 and images per second."""
+    show_progress()
+    result = validate(recipe, weights, **parse_overrides(context.args))
+    for key, unit in (("top1", "%"), ("top5", "%"), ("images_per_s", "images/s")):
+        if key in result:
+            typer.echo(f"{key:<12} {result[key]:8.2f} {unit}")
+    typer.echo(f"{'images':<12} {result['images']:8d}")
+    if out is not None:
+        from focalnet.tasks.folder import write
+
+        write(out, json.dumps({"recipe": recipe, "weights": weights, **result}, indent=2).encode())
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``.
+
+    Raises:
+        ConfigError: something that is neither an option nor its value.
+    """
+    overrides: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or name == "--":
+            raise ConfigError(f'unexpected "{argument}": options are given as --name value')
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"option {name} needs a value, e.g. {name} true")
+        overrides[name.removeprefix("--")] = value
+    return overrides
+
+
+def _default_output(recipe: str, path: Path) -> Path:
+    return Path("runs") / (path.stem if Path(recipe).suffix else recipe)
+
+
+def _require_engine() -> None:
+    for package in ("lightning", "jsonargparse", "tensorboard"):
+        require(package, "train")
+
+
+def show_progress() -> None:
+    """Shows on stderr what the library logs, and of Lightning's log only its warnings."""
+    _require_engine()  # on import, Lightning sets its level itself
+    logger = logging.getLogger("focalnet")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,103 @@
+"""From a model and a picture to an explanation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from focalnet import zoo
+from focalnet.backbones import FocalNetTrunk
+from focalnet.data.images import read
+from focalnet.data.transforms import eval_transform
+from focalnet.errors import ConfigError
+from focalnet.explanations.explanation import BlockMaps, Explanation
+from focalnet.explanations.recording import BlockRecord, record
+from focalnet.inference.predictor import SET_CARD, class_names
+from focalnet.models import Classifier
+from focalnet.models.classifier import postprocess
+from focalnet.structures import Classification, Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def explain(
+    model: FocalNetTrunk | str | Path, image: str | Path | bytes | Image, blocks: Sequence[str] | None = None
+) -> Explanation:
+    """Shows what a network looked at: gates of each focal level, and the norm of the modulator.
+
+    Args:
+        model: a classifier or backbone whose card says how to prepare a picture; or what ``focalnet.load`` takes.
+        image: a file, its bytes, or a picture.
+        blocks: names of blocks, e.g. ``"layers.3.blocks.1"``; default: the last one of each stage.
+
+    Raises:
+        ConfigError: no such block (the message lists them), or a model without a card or of another library.
+        ImageError: the picture cannot be read.
+    """
+    if isinstance(model, (str, Path)):
+        model = zoo.load(model)
+    if not isinstance(model, FocalNetTrunk):
+        raise ConfigError(f"a {type(model).__name__} is no FocalNet of this library: focalnet.load reads its weights")
+    if model.card is None:
+        raise ConfigError(f"this {type(model).__name__} does not know how to prepare a picture: {SET_CARD}")
+    picture = read(image)
+    pixels = eval_transform(model.card.preprocessing)(picture)[None].to(next(model.parameters()))  # device and type
+    was_training = model.training
+    try:
+        model.eval()
+        with torch.inference_mode(), record(model, blocks) as records:
+            output = model(pixels)
+    finally:
+        model.train(was_training)
+    seen = seen_region(picture.size, model.card.preprocessing)
+    return Explanation(
+        image=picture,
+        blocks=tuple(_maps(name, found, model, seen, pixels.shape[-1]) for name, found in records.items()),
+        path=str(image) if isinstance(image, (str, Path)) else None,
+        prediction=_prediction(model, output),
+    )
+
+
+def seen_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+    """The part of a picture that the network sees: what is left of it after resizing and cropping the centre.
+
+    Args:
+        size: width and height of the picture.
+        preprocessing: what is done to it.
+
+    Returns:
+        left, top, right, bottom in pixels of the picture.
+    """
+    side = preprocessing.image_size
+    short = math.floor(side / preprocessing.crop_pct)
+    width, height = (int(short * edge / min(size)) for edge in size)
+    left, top = (round((edge - side) / 2) for edge in (width, height))
+    x, y = size[0] / width, size[1] / height
+    return left * x, top * y, (left + side) * x, (top + side) * y
+
+
+def _maps(
+    name: str, found: BlockRecord, model: FocalNetTrunk, seen: tuple[float, float, float, float], side: int
+) -> BlockMaps:
+    """Maps of the block on the CPU, and what they cover: odd sizes drop or add a rim at the right and the bottom."""
+    stride = model.config.strides[int(name.split(".")[1])]
+    height, width = found.modulator.shape[2:]
+    left, top, right, bottom = seen
+    x, y = (right - left) * stride / side, (bottom - top) * stride / side
+    return BlockMaps(
+        name=name,
+        gates=found.gates[0].float().cpu().numpy(),
+        modulator=found.modulator[0].float().norm(dim=0).cpu().numpy(),
+        region=(left, top, left + width * x, top + height * y),
+    )
+
+
+def _prediction(model: FocalNetTrunk, output: torch.Tensor) -> Classification | None:
+    if not isinstance(model, Classifier) or model.num_classes == 0:
+        return None
+    return postprocess(output.cpu(), class_names(model))[0]

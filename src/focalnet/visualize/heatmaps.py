@@ -1,0 +1,53 @@
+"""Maps laid smoothly over the picture they were computed from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from focalnet.visualize import palettes
+from focalnet.visualize.canvas import readable_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the original picture."""
+
+HEAT_SHARE = 0.65  # of the colour; the rest is the picture in grey
+
+
+def draw_heatmap(image: Image.Image, values: NDArray[np.float32], region: Box | None = None) -> Image.Image:
+    """Lays a coarse map over a picture: the lowest and the highest value take the ends of the palette.
+
+    Args:
+        image: the picture; a very small or large one is drawn in a size that can be looked at.
+        values: ``(h, w)``.
+        region: the part of the picture that the map covers, in its pixels; may reach beyond it; what
+            the map does not cover is left grey. Default: the whole picture.
+    """
+    picture = readable_size(image)
+    scale = picture.width / image.width, picture.height / image.height
+    left, top, right, bottom = (0, 0, *image.size) if region is None else region
+    box = left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]
+    heat = upsample(values, picture.size, box)
+    low, high = float(values.min()), float(values.max())
+    unit = np.clip((heat - low) / (high - low), 0, 1) if high > low else heat * 0 + 0.5
+    colour = matplotlib.colormaps[palettes.HEAT](np.nan_to_num(unit))[..., :3] * 255
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
+    seen = ~np.isnan(heat)[..., None]
+    light = 0.8 * grey + 0.2 * 255  # so that dark parts do not swallow the colours
+    mixed = np.where(seen, (1 - HEAT_SHARE) * light + HEAT_SHARE * colour, 0.4 * grey + 0.6 * 255)
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def upsample(values: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
+    """Bicubic interpolation of a map ``(h, w)`` to ``box`` of a canvas of ``size`` (width, height); NaN around it."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    extent = max(right - left, 1), max(bottom - top, 1)
+    canvas = Image.new("F", size, float("nan"))
+    canvas.paste(Image.fromarray(np.asarray(values, np.float32)).resize(extent, Image.Resampling.BICUBIC), (left, top))
+    return np.asarray(canvas)
