@@ -16,7 +16,7 @@ from focalnet import explain
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 from focalnet.explanations import record
-from focalnet.explanations.explain import seen_region
+from focalnet.explanations.explaining import seen_region
 from focalnet.structures import Preprocessing
 from tests.inference.small import CARD, backbone, classifier, noise, ramp
 

@@ -1,6 +1,6 @@
 """What a FocalNet looks at: gates, modulators and kernels."""
 
-from focalnet.explanations.explain import explain
+from focalnet.explanations.explaining import explain
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, block_names, kernels, record
 
