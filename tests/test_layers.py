@@ -16,7 +16,7 @@ import focalnet
 
 PACKAGE = Path(focalnet.__file__).parent
 ORDER = [
-    {"errors", "structures"},
+    {"errors", "files", "structures"},
     {"ops"},
     {"layers"},
     {"backbones"},
@@ -26,7 +26,7 @@ ORDER = [
     {"explanations", "inference", "tasks"},
     {"cli"},
 ]
-SIDE_BRANCHES = {"data", "visualize"}  # see only errors and structures; anything from `explanations` on may use them
+SIDE_BRANCHES = {"data", "visualize"}  # see only these; anything from `explanations` on may use them
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FIRST_USER_OF_SIDE_BRANCHES = LEVEL["explanations"]
 

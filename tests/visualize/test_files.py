@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Pictures as files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focalnet.errors import ConfigError, FocalNetError
-from focalnet.visualize import save_image, unique_names, writing
+from focalnet.visualize import save_image, unique_names
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp"])
@@ -36,21 +36,6 @@ def test_a_target_that_is_a_folder_or_below_a_file_is_refused(tmp_path: Path) ->
         with pytest.raises(FocalNetError, match="cannot write"):
             save_image(Image.new("RGB", (8, 8)), path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("old")
-
-    def interrupted() -> None:
-        with writing(path) as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 
 from focalnet import weights
 from focalnet.errors import CheckpointError
-from focalnet.weights.files import RawFile, atomic, read_tensors, write_pickle, write_safetensors
+from focalnet.weights.files import RawFile, read_tensors, write_pickle, write_safetensors
 from tests.weights.small import PLAIN, classifier
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor([3])}
@@ -178,21 +178,6 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
         read_tensors(tmp_path / "x.pth")
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "x.txt"
-    target.write_text("old")
-
-    def write_half() -> None:
-        with atomic(target) as part:
-            part.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
-    assert target.read_text() == "old"
-
-
 WRITERS = pytest.mark.parametrize("write", [write_pickle, lambda p, t: write_safetensors(p, t, {})])
 
 
@@ -202,7 +187,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, write: Any, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="x: cannot be written: No space left"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*x: No space left"):
         write(tmp_path / "x", TENSORS)
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +195,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, write: Any, mon
 @WRITERS
 def test_a_folder_that_does_not_take_files(tmp_path: Path, write: Any) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="cannot write"):
         write(tmp_path / "file" / "x", TENSORS)
 
 

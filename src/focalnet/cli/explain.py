@@ -35,7 +35,7 @@ def explain(
 
     network = zoo.load(model)
     for file, name in zip(files, unique_names(files), strict=True):
-        sheet, *overlays = explanations.explaining(network, file, block).save(out / name)
+        sheet, *overlays = explanations.explain(network, file, block).save(out / name)
         typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays beside it")
     if kernels:
         picture = draw_kernels(explanations.kernels(network, block), title=model)

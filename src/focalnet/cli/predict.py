@@ -11,6 +11,7 @@ import typer
 
 from focalnet.cli import DEFAULT_MODEL
 from focalnet.errors import ImageError
+from focalnet.files import write
 
 if TYPE_CHECKING:
     from focalnet.structures import Classification
@@ -74,7 +75,4 @@ def _report_skipped(error: ImageError) -> None:
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    from focalnet.visualize import writing
-
-    with writing(path) as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+    write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())

@@ -13,7 +13,6 @@ _WHERE = {
     "draw_sheet": "sheets",
     "save_image": "files",
     "unique_names": "files",
-    "writing": "files",
 }
 __all__ = list(_WHERE)
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from focalnet.visualize.classification import draw_classification as draw_classification
     from focalnet.visualize.files import save_image as save_image
     from focalnet.visualize.files import unique_names as unique_names
-    from focalnet.visualize.files import writing as writing
     from focalnet.visualize.heatmaps import draw_heatmap as draw_heatmap
     from focalnet.visualize.sheets import SheetRow as SheetRow
     from focalnet.visualize.sheets import draw_kernels as draw_kernels

@@ -1,15 +1,13 @@
-"""Files that are either whole or absent."""
+"""Pictures as files: their formats and their names."""
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from focalnet.errors import ConfigError, FocalNetError
+from focalnet.errors import ConfigError
+from focalnet.files import atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,33 +30,9 @@ def save_image(image: Image, path: str | Path) -> Path:
     suffixes = Pillow.registered_extensions()
     if suffixes.get(path.suffix.lower()) not in Pillow.SAVE:
         raise ConfigError(f'cannot save a picture as "{path}": end the name in .png, .jpg or .webp')
-    with writing(path) as file:
-        image.save(file, format=suffixes[path.suffix.lower()])
+    with atomic(path) as part:
+        image.save(part, format=suffixes[path.suffix.lower()])
     return path
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears under its name only when the body of the ``with`` statement has ended well.
-
-    Raises:
-        FocalNetError: the target cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FocalNetError(f'cannot write "{path}": {reason}; choose another place or make room there') from error
-    finally:
-        with suppress(OSError):  # already renamed, or its folder could not be made
-            part.unlink()
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:

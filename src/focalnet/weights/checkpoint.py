@@ -18,12 +18,13 @@ from torch import Tensor
 
 from focalnet.backbones import FocalNet, FocalNetConfig
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError
+from focalnet.files import write
 from focalnet.models import Classifier, ClassifierConfig
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import architecture as shapes
 from focalnet.weights import download, layouts
 from focalnet.weights.catalogue import Entry, entries, find
-from focalnet.weights.files import RawFile, atomic, read_tensors, sha256_of, write_pickle, write_safetensors
+from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import class_names
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, timm
 from focalnet.weights.report import Report, compare
@@ -166,8 +167,7 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str) -> Path:
     tensors = theirs.from_native(checkpoint.state_dict, config.backbone)
     if layout == "huggingface":
         description = huggingface.describe(config, checkpoint.card.class_names)
-        with atomic(path.with_name("config.json")) as part:
-            part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write(path.with_name("config.json"), (json.dumps(description, indent=2) + "\n").encode(), CheckpointError)
     return write_safetensors(path, tensors, {}) if path.suffix == ".safetensors" else write_pickle(path, tensors)
 
 

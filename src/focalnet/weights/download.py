@@ -26,8 +26,9 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from focalnet.errors import CheckpointError, DownloadError
+from focalnet.files import write
 from focalnet.weights.catalogue import Entry, Source
-from focalnet.weights.files import atomic, sha256_of
+from focalnet.weights.files import sha256_of
 
 ATTEMPTS = 4
 WAIT = 0.5  # seconds before the second attempt; doubled each time
@@ -200,8 +201,7 @@ def _recorded(source: Source, actual: str) -> str:
             known: dict[str, str] = json.loads(book.read_text(encoding="utf-8")) if book.exists() else {}
             if source.address not in known:
                 known[source.address] = actual
-                with atomic(book) as part:
-                    part.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+                write(book, json.dumps(known, indent=1, sort_keys=True).encode(), CheckpointError)
             return known[source.address]
     except (OSError, CheckpointError, ValueError) as error:  # a cache shared read-only, or a damaged record
         logger.info("the sha256 of %s could not be recorded in %s: %s", source.address, book, error)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import pickle
 import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import CheckpointError
+from focalnet.files import atomic
 
 # Where training scripts keep the weights among their other state; averaged weights are preferred.
 SECTIONS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict")
@@ -67,45 +65,23 @@ def read_tensors(path: str | Path) -> RawFile:
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Writes tensors and metadata, atomically."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with atomic(path) as part:
-        safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata})
+    with atomic(path, CheckpointError) as part:
+        try:
+            safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata})
+        except safetensors.SafetensorError as error:
+            raise OSError(_reason(error)) from error
     return Path(path)
 
 
 def write_pickle(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
     """Writes ``{"model": tensors}`` as PyTorch does, atomically."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with atomic(path) as part:
+    with atomic(path, CheckpointError) as part:
         try:
             torch.save({"model": whole}, part)
         except RuntimeError as error:  # PyTorch's zip writer hides what the disk said
             raise OSError(str(error)) from error
     return Path(path)
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yields a file beside ``path`` to write to; it takes the place of ``path`` only once complete and on disk.
-
-    Raises:
-        CheckpointError: the folder or the disk does not take it.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        permissions = part.stat().st_mode  # those of any new file here; safetensors makes its files private
-        yield part
-        part.chmod(permissions)
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):  # moved in place, or never made
-            part.unlink()
 
 
 def sha256_of(path: Path) -> str:
