@@ -1,0 +1,28 @@
+"""From files to batches. Names are imported when first used: reading a picture must not need Lightning."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_WHERE = {
+    "Augmentation": "transforms",
+    "ClassificationData": "classification",
+    "eval_transform": "transforms",
+    "find": "images",
+    "read": "images",
+}
+__all__ = list(_WHERE)
+
+if TYPE_CHECKING:
+    from focalnet.data.classification import ClassificationData as ClassificationData
+    from focalnet.data.images import find as find
+    from focalnet.data.images import read as read
+    from focalnet.data.transforms import Augmentation as Augmentation
+    from focalnet.data.transforms import eval_transform as eval_transform
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f'module "focalnet.data" has no attribute "{name}"')
+    return getattr(importlib.import_module(f"focalnet.data.{_WHERE[name]}"), name)

@@ -1,0 +1,1 @@
+"""Labelled pictures, whatever they are stored in."""

@@ -1,0 +1,191 @@
+"""Any picture a person may have, as 8-bit RGB; and the pictures in files, folders and patterns."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from focalnet.errors import DataError, ImageError
+
+#: What counts as a picture in a folder. A file named one by one is opened whatever its suffix.
+SUFFIXES = tuple(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+# Pillow also opens documents and scientific containers, some through external programs; those are not pictures.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
+    """Decodes a picture to 8-bit RGB, upright.
+
+    Exif orientation is applied; transparency is laid over white; 16-bit, 32-bit and float values are
+    scaled, not clipped; of an animation the first frame is taken; the content, not the suffix, decides
+    the format. Colour profiles are ignored, as in the published models' training.
+
+    Args:
+        source: a file, the content of one, or an opened picture.
+        name: what error messages call it; default: the file's path.
+
+    Returns:
+        A new image of mode ``"RGB"``, independent of the file.
+
+    Raises:
+        ImageError: it cannot be read; the message names the file and what is wrong with it.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, name or getattr(source, "filename", "") or "image")
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), name or f"image of {len(source)} bytes")
+    path = Path(source)
+    name = name or str(path)
+    try:
+        if path.is_dir():
+            raise ImageError(f"{name}: is a folder, not an image")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{name}: is not a regular file")  # a pipe would be waited for
+        with path.open("rb") as file:
+            return _open(file, name)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
+
+
+def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Lists the pictures in files, folders and patterns: in the order given, each once.
+
+    Folders are searched with all their subfolders, in sorted order, for files with one of ``SUFFIXES``;
+    hidden files and folders are passed over. Patterns are those of the shell, with ``**`` for any depth.
+
+    Raises:
+        DataError: a path does not exist or cannot be listed, or holds no picture.
+    """
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not given:
+        raise DataError("no images: name at least one file, folder or pattern")
+    found: dict[Path, None] = {}
+    for path in map(Path, given):
+        try:
+            found |= dict.fromkeys(_find(path))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+    return list(found)
+
+
+def _find(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = list_folder(path)
+    elif path.exists():
+        return [path]
+    elif glob.has_magic(str(path)):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        files = [f for m in matches for f in (list_folder(m) if m.is_dir() else [m] if _is_picture(m) else [])]
+    else:
+        raise DataError(f"{path}: no such file or folder")
+    if not files:
+        raise DataError(f"{path}: no images there (looked for {' '.join(SUFFIXES)})")
+    return files
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Every picture in a folder and its subfolders, sorted by path; hidden ones are passed over.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed: {_reason(error)}") from error
+
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        found += [Path(parent, f) for f in files if _is_picture(Path(f))]
+    return sorted(found)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+@functools.cache
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _open(file: IO[bytes], name: str) -> Image.Image:
+    if not file.read(1):
+        raise ImageError(f"{name}: is empty (0 bytes)")
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=_known_formats())
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: is not an image, or damaged from its first bytes") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: is too large: {error}") from None
+    except Exception as error:  # a decoder fails on damaged bytes with whatever it stumbles over
+        raise ImageError(f"{name}: is truncated or damaged: {_reason(error)}") from error
+    return _decode(image, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        rgb = _to_rgb(_upright(image))
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except Exception as error:  # see _open
+        raise ImageError(f"{name}: is truncated or damaged: {_reason(error)}") from error
+    if 0 in rgb.size:
+        raise ImageError(f"{name}: has no pixels ({rgb.width} x {rgb.height})")
+    return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # the pixels are whole, only the notes about them are damaged
+        return image
+    return ImageOps.exif_transpose(image) if rotated else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # I;16, I;16B, I, F
+        return _to_8_bit(np.asarray(image), image.mode).convert("RGB")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, colours).convert("RGB")
+    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        raise ImageError(f"has the colour mode {image.mode}, which cannot be turned into RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(values_HW: npt.NDArray[Any], mode: str) -> Image.Image:
+    """Scales grey values of more than 8 bits: by type where the type has a range, else by the values' range.
+
+    16-bit values are 0...65535. For 32-bit integers and floats, white is the first of 1 (floats only), 255
+    and 65535 that no value exceeds; values beyond that, or negative ones, are stretched from min to max.
+    """
+    values = values_HW.astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageError("holds values that are not numbers (NaN or infinite)")
+    ranges = [65535.0] if mode.startswith("I;16") else [255.0, 65535.0] if mode == "I" else [1.0, 255.0, 65535.0]
+    white = next((w for w in ranges if high <= w), None)
+    if low < 0 or white is None:
+        values -= low
+        white = (high - low) or 1.0
+    values *= 255.0 / white  # in place: a scan of 100 megapixels is common among 16-bit pictures
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    return " ".join(text.split())

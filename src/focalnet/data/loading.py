@@ -1,0 +1,195 @@
+"""Decoded, augmented and collated: the dataset and the loader around any source of pictures."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from PIL.Image import Image
+from torch.utils.data import DataLoader, Dataset
+
+from focalnet.data.datasets.shards import ShardDataset
+from focalnet.data.datasets.source import MAX_BROKEN_IN_A_ROW, Source
+from focalnet.data.sampling import EpochBatches
+from focalnet.data.seeding import random_state_kept, seed_all
+from focalnet.data.transforms import Transform
+from focalnet.errors import DataError, FocalNetError, ImageError
+from focalnet.structures import Batch, Sample
+
+logger = logging.getLogger(__name__)
+
+#: ``(epoch, index)``, or an index alone for epoch 0.
+Key: TypeAlias = int | tuple[int, int]
+
+
+class ImageDataset(Dataset["Sample | None"]):
+    """The pictures of a source as samples.
+
+    Args:
+        source: the pictures.
+        transform: picture to tensor.
+        seed: with epoch and index it determines what a random transform does.
+        training: whether the transform is random, and whether a broken picture is replaced or left out.
+        on_error: ``"raise"``: a broken picture is an error. ``"skip"``: in training the next whole one takes
+            its place, so that batches keep their size; in evaluation it is left out (the sample is ``None``).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        seed: int = 0,
+        training: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+        self.training, self.on_error = training, on_error
+        # Shared with the workers so that the main process can report: one byte a picture, which is only ever set.
+        self._broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> Sample | None:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | None]:
+        """A batch at a time, as torch's loader prefers to ask: the random state is kept once for all."""
+        with random_state_kept():
+            return [self._sample(*key) if isinstance(key, tuple) else self._sample(0, key) for key in keys]
+
+    def broken(self) -> str:
+        """How many pictures were found broken so far, by any worker, and the first few; or nothing."""
+        found = self._broken.nonzero().flatten().tolist()
+        names = [self.source.path(index) for index in found[:5]]
+        return f"{len(found)} broken images ({', '.join(names)}{', ...' * (len(found) > 5)})" if found else ""
+
+    def _sample(self, epoch: int, index: int) -> Sample | None:
+        image, used = self._read(index)
+        if image is None:
+            return None
+        if self.training:
+            seed_all(self.seed, epoch, index)
+        return Sample(image=self.transform(image), label=int(self.source.labels[used]), path=self.source.path(used))
+
+    def _read(self, index: int) -> tuple[Image | None, int]:
+        tries = MAX_BROKEN_IN_A_ROW if self.training else 1
+        for candidate in range(index, index + min(tries, len(self))):
+            candidate %= len(self)
+            try:
+                return self.source.read(candidate), candidate
+            except ImageError as error:
+                if self.on_error == "raise":
+                    raise ImageError(f'{error}; to go on without such images: on_error "skip"') from error
+                if not self._broken[candidate]:
+                    self._broken[candidate] = 1
+                    logger.warning("skipped a broken image: %s", error)
+        if self.training:
+            raise DataError(f"{self.source.path(index)} and the images after it are all broken, too many to skip")
+        return None, index
+
+
+def collate(samples: Sequence[Sample | None]) -> Batch:
+    """Stacks samples to a batch; broken pictures (``None``) are left out.
+
+    Raises:
+        DataError: there is not one whole picture.
+    """
+    whole = [sample for sample in samples if sample is not None]
+    if not whole:
+        raise DataError("every image of a batch is broken, too many to skip; the warnings above name them")
+    return Batch(
+        images=torch.stack([sample["image"] for sample in whole]),
+        labels=torch.tensor([sample["label"] for sample in whole]),
+        paths=[sample["path"] for sample in whole],
+    )
+
+
+class Loader(DataLoader[Any]):
+    """A ``DataLoader`` that can go on within an epoch, reports skipped pictures, and fails in one line.
+
+    Lightning sets the epoch through ``sampler``, keeps ``state_dict`` in its checkpoints and gives it back on resume.
+
+    Args:
+        samples: an ``ImageDataset`` with an ``EpochBatches``, or a ``ShardDataset`` alone.
+        order: which samples make up which batch.
+        options: those of ``torch.utils.data.DataLoader``.
+    """
+
+    def __init__(self, samples: ImageDataset | ShardDataset, order: EpochBatches | None = None, **options: Any) -> None:
+        # Its own generator: starting a pass draws from it, which must not move the training's random numbers.
+        options |= {"collate_fn": collate, "generator": torch.Generator()}
+        if isinstance(samples, ShardDataset):
+            super().__init__(samples, batch_size=None, **options)
+            self.sampler.set_epoch = samples.set_epoch  # type: ignore[attr-defined]  # where Lightning looks for it
+            self._order: EpochBatches | ShardDataset = samples
+        else:
+            assert order is not None
+            super().__init__(samples, batch_sampler=order, **options)
+            self._order = order
+        self._samples = samples
+        self._given = 0
+        self._resume: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: it starts after ``set_epoch``
+        resume, self._resume = self._resume, {}
+        self._given = resume["batches"] if resume.get("epoch") == self._order.epoch else 0
+        if isinstance(self._order, EpochBatches):
+            self._order.skip, discard = self._given, 0
+        else:
+            discard = self._given  # a stream has to be read to its place
+        try:
+            for batch in itertools.islice(super().__iter__(), discard, None):
+                self._given += 1
+                yield batch
+        except FocalNetError as error:
+            raise type(error)(_last_line(error)) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            if not self._is_death(error):
+                raise
+            raise DataError(
+                f"a process that loads images died ({_last_line(error)}), most often for want of memory; "
+                "use fewer num_workers, or 0 to see the error itself"
+            ) from error
+        finally:
+            self._report()
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of which epoch have been given."""
+        return {"epoch": self._order.epoch, "batches": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass, if it is of that epoch, goes on behind the batches given."""
+        self._resume = dict(state)
+
+    def _is_death(self, error: Exception) -> bool:
+        """Whether a worker was lost, as against an error that a worker met and handed on whole."""
+        if not self.num_workers or str(error).startswith("Caught "):
+            return False
+        lost_in_transfer = isinstance(error, (EOFError, ConnectionError, FileNotFoundError))
+        return lost_in_transfer or "DataLoader worker" in str(error)
+
+    def _report(self) -> None:
+        if broken := self._samples.broken():
+            logger.warning("skipped %s so far", broken)
+
+
+def _last_line(error: Exception) -> str:
+    # An error of a worker arrives with the worker's traceback as its text; its last line is "module.Type: message".
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else " ".join(lines)
