@@ -1,0 +1,7 @@
+"""What Lightning trains: one module per task, which joins a network, a loss and metrics and decides nothing else."""
+
+from focalnet.tasks.classification import ClassificationTask
+from focalnet.tasks.mix import MixConfig
+from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig
+
+__all__ = ["ClassificationTask", "MixConfig", "OptimizerConfig", "ScheduleConfig"]

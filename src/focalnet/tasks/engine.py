@@ -1,0 +1,177 @@
+"""A run from options to results: Lightning trains; around it, what it leaves to others.
+
+That is: a folder that says by itself whether a run starts, goes on or is finished, and at the end the
+weights, the measured results and a report.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import focalnet
+from focalnet import weights
+from focalnet.data import ClassificationData
+from focalnet.errors import ConfigError, TrainingError
+from focalnet.models import Classifier
+from focalnet.tasks.callbacks import Predictions, Progress, StopAtNaN
+from focalnet.tasks.classification import ClassificationTask
+from focalnet.tasks.failures import explained
+from focalnet.tasks.folder import AtomicCheckpoints, RunFolder, write
+from focalnet.tasks.options import Options
+from focalnet.tasks.report import write_report
+
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What Lightning needs for a run."""
+
+    task: ClassificationTask
+    data: ClassificationData
+    trainer: pl.Trainer
+
+
+def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) -> dict[str, Any]:
+    """Trains; goes on where an interrupted run with the same options stopped.
+
+    Args:
+        recipe: nested options.
+        folder: what the run leaves behind.
+        force: start afresh, whatever is there.
+
+    Returns:
+        The content of ``results.json``: ``top1``, ``top5`` (percent), ``images``, ``images_per_s``, ``seconds``, ...
+    """
+    options = Options(recipe)
+    if not force and folder.state(options.to_yaml()) == "finished":
+        log.info("%s is finished; --force trains it again", folder.root)
+        return dict(json.loads(folder.results.read_text()))
+    with explained(folder):
+        resume = not force and folder.checkpoint.is_file()
+        run = _build(options, folder)
+        if run.trainer.is_global_zero:
+            folder.clear() if force else folder.tidy()
+            write(folder.config, options.to_yaml().encode())
+            write(folder.versions, json.dumps(versions(), indent=2).encode())
+        if resume:
+            log.info("going on from %s", folder.checkpoint)
+        try:
+            checkpoint = folder.checkpoint if resume else None
+            run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+        except BaseException:
+            if run.trainer.is_global_zero and not folder.checkpoint.is_file():
+                folder.clear()  # not one epoch done: nothing that is worth keeping, or could be gone on with
+            raise
+        epochs = options.values.trainer.max_epochs
+        if run.trainer.current_epoch < epochs:
+            raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
+        return _finish(run, folder)
+
+
+def validate(recipe: Mapping[str, Any], model: Classifier) -> dict[str, Any]:
+    """Measures a classifier on the validation images of a recipe.
+
+    Returns:
+        ``top1``, ``top5`` (percent), ``images``, ``images_per_s``.
+
+    Raises:
+        ConfigError: the classifier has other classes than the data.
+    """
+    with explained():
+        run = _build(Options(recipe), None)
+        run.data.setup("validate")
+        if run.data.num_classes != model.num_classes:
+            raise ConfigError(f"the weights know {model.num_classes} classes, the data has {run.data.num_classes}")
+        run.task.network = model
+        return _measure(run).summary()
+
+
+def versions() -> dict[str, Any]:
+    """What a run depends on besides its options."""
+    packages = ("torch", "torchvision", "timm", "lightning")
+    return {
+        "focalnet": focalnet.__version__,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of a source checkout, with ``-dirty`` where files differ from it; None for an installed package."""
+    checkout = Path(focalnet.__file__).parents[2]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def _build(options: Options, folder: RunFolder | None) -> Run:
+    pl.seed_everything(options.values.seed_everything, workers=True, verbose=False)
+    task, data, arguments = options.build()
+    arguments["callbacks"] = _listed(arguments["callbacks"])
+    if folder is None:
+        arguments |= {"logger": False, "enable_checkpointing": False}
+    else:
+        arguments["callbacks"] += [Progress(folder), StopAtNaN(), _checkpoints(folder)]
+        arguments["plugins"] = [*_listed(arguments["plugins"]), AtomicCheckpoints()]
+        arguments["default_root_dir"] = folder.root
+        if arguments["logger"] in (None, True):
+            arguments["logger"] = TensorBoardLogger(
+                folder.root, name="", version=folder.tensorboard.name, default_hp_metric=False
+            )
+    try:
+        return Run(task, data, pl.Trainer(**arguments))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
+    """One file, written over at the end of each epoch."""
+    name = folder.checkpoint.stem
+    return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+def _measure(run: Run) -> Predictions:
+    predictions = Predictions()
+    run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
+    run.trainer.validate(run.task, run.data, verbose=False)
+    return predictions
+
+
+def _finish(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """Measures the final weights and writes them, the report and, last, the results."""
+    predictions = _measure(run)
+    rows = next(c.rows for c in run.trainer.callbacks if isinstance(c, Progress))  # type: ignore[attr-defined]
+    results = {**predictions.summary(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
+    if run.trainer.is_global_zero:
+        network = run.task.trained
+        assert network.card is not None
+        network.card = replace(network.card, metrics={"top1": round(results["top1"], 2)})
+        weights.save(network, folder.weights)
+        write_report(folder, network.card, results, rows, predictions)
+        write(folder.results, json.dumps(results, indent=2).encode())
+        log.info("top-1 %.2f %% of %d images; see %s", results["top1"], results["images"], folder.report)
+    return results

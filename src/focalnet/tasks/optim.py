@@ -1,0 +1,157 @@
+"""The paper's AdamW and its parameter groups, Muon for small data, and the learning rate per update.
+
+The released code decays no parameter at all (a keyword filter matches every name); the paper states a
+weight decay of 0.05. Here weight decay is really applied, to every parameter with two or more
+dimensions: norms, biases and layer scales are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.optim import Muon, param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+from focalnet.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon.
+
+    Args:
+        name: ``"adamw"`` as in the paper, or ``"muon"`` (timm's): orthogonalised momentum for matrices and kernels,
+            with the size of an AdamW update, and AdamW for the rest. It needs fewer epochs on small data.
+        lr: peak learning rate, for a global batch of ``reference_batch`` images.
+        reference_batch: with another global batch, every learning rate (also those of the schedule) is scaled
+            by ``global batch / reference_batch``; None never scales.
+        weight_decay: of parameters with two or more dimensions; the rest has none.
+        layer_decay: learning rate of a block over that of the next one, in (0, 1]; None for equal rates.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    reference_batch: int | None = 1024
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ConfigError(f"lr={self.lr} must be positive and weight_decay={self.weight_decay} not negative")
+        if self.reference_batch is not None and self.reference_batch < 1:
+            raise ConfigError(f"reference_batch={self.reference_batch} must be at least 1, or null for no scaling")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay={self.layer_decay} must be in (0, 1]")
+
+    def scale(self, global_batch: int) -> float:
+        """What every learning rate is multiplied by, for ``global_batch`` images an update."""
+        return 1.0 if self.reference_batch is None else global_batch / self.reference_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate at every update: a linear warm-up, then one of three curves.
+
+    As in the official code, the cosine counts from the first update, not from the end of the warm-up (which
+    therefore ends in a small jump down); the linear descent and the steps count from the end of the warm-up.
+
+    Args:
+        kind: ``"cosine"`` down to ``min_lr``, ``"linear"`` down to ``min_lr``, or ``"step"``.
+        warmup_epochs: epochs of linear warm-up from ``warmup_lr``.
+        warmup_lr: learning rate of the first update, unless ``warmup_epochs`` is 0.
+        min_lr: learning rate after the last update of a cosine or linear schedule.
+        decay_epochs: epochs between two steps.
+        decay_rate: factor of one step.
+    """
+
+    kind: Literal["cosine", "linear", "step"] = "cosine"
+    warmup_epochs: float = 20
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    decay_epochs: float = 30
+    decay_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.warmup_epochs, self.warmup_lr, self.min_lr) < 0:
+            raise ConfigError("warmup_epochs, warmup_lr and min_lr must not be negative")
+        if self.decay_epochs <= 0:
+            raise ConfigError(f"decay_epochs={self.decay_epochs} must be positive")
+
+    def learning_rate(self, update: int, peak: float, epochs: int, updates_per_epoch: int, scale: float = 1.0) -> float:
+        """The learning rate of an update.
+
+        Args:
+            update: index of the update, from 0.
+            peak: learning rate at the end of the warm-up.
+            epochs: of the whole run.
+            updates_per_epoch: optimizer updates in one epoch.
+            scale: of ``peak``, ``warmup_lr`` and ``min_lr``; see ``OptimizerConfig.scale``.
+        """
+        warmup, total = int(self.warmup_epochs * updates_per_epoch), epochs * updates_per_epoch
+        if update < warmup:
+            return scale * (self.warmup_lr + (peak - self.warmup_lr) * update / warmup)
+        if self.kind == "step":
+            steps = max(int(self.decay_epochs * updates_per_epoch), 1)
+            return scale * peak * self.decay_rate ** ((update - warmup) // steps)
+        if self.kind == "linear":
+            done = min((update - warmup) / max(total - warmup, 1), 1.0)
+            return scale * (peak + (self.min_lr - peak) * done)
+        done = min(update / total, 1.0)
+        return scale * (self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * done)))
+
+
+def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by weight decay and, with ``layer_decay``, by depth (``lr_scale``).
+
+    Call it before a strategy shards the network: afterwards every parameter looks one-dimensional.
+    """
+    if config.layer_decay is None:
+        groups = param_groups_weight_decay(network, config.weight_decay)
+    else:
+        groups = param_groups_layer_decay(network, config.weight_decay, layer_decay=config.layer_decay)
+    if not groups:
+        raise ConfigError("every parameter is frozen: nothing is left to train")
+    return list(groups)
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of ``parameter_groups``, at the unscaled peak learning rate; a scheduler sets the real one."""
+    groups = [{**g, "lr": config.lr * g.get("lr_scale", 1.0)} for g in groups]
+    if config.name == "muon":
+        muon: torch.optim.Optimizer = Muon(groups, lr=config.lr, nesterov=True, betas=config.betas)
+        return muon
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    schedule: ScheduleConfig,
+    *,
+    epochs: int,
+    updates_per_epoch: int,
+    global_batch: int,
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A scheduler to be stepped after every update.
+
+    Args:
+        optimizer: from ``build_optimizer``.
+        config: what the optimizer was built with.
+        schedule: the curve.
+        epochs: of the whole run.
+        updates_per_epoch: optimizer updates in one epoch.
+        global_batch: images an update sees: of all processes, and of all accumulated batches.
+    """
+    scale = config.scale(global_batch)
+
+    def factor(update: int) -> float:
+        return schedule.learning_rate(update, config.lr, epochs, updates_per_epoch, scale) / config.lr
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
