@@ -10,13 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from focalnet.cli.recipes import find_recipe, list_recipes, merge, nested, read_recipe
+from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
 from focalnet.errors import ConfigError, require
 
 #: How the two commands must be registered: every option of a recipe passes through.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-RECIPE_HELP = "A recipe's name or YAML file. Recipes: " + ", ".join(list_recipes())
+RECIPE_HELP = (
+    "A YAML file, or a recipe's name: classification/finetune for your own images; classification/digits, "
+    "classification/cifar10_nano, classification/tiny_imagenet_nano; and the paper's, "
+    "classification/imagenet1k_{tiny,small,base}_{srf,lrf,iso,srf_overlap,srf_deep}, "
+    "classification/imagenet22k_{base,large}, classification/imagenet1k_{base,large}_22k_{224,384}."
+)
 EPILOG = (
     "Any option of the recipe can be given behind it: --data.root FOLDER, --data.batch_size 256, "
     "--model.optimizer.lr 1e-3, --trainer.max_epochs 100, --trainer.precision bf16-mixed, --trainer.devices 2, "
@@ -81,7 +86,7 @@ def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[
 
 def fit_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/RECIPE.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Start afresh where another run has been.")] = False,
     print_config: Annotated[
@@ -102,7 +107,7 @@ def fit_command(
 
 def validate_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name of 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -73,7 +75,8 @@ class FocalModulation(nn.Module):
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         query, context, gates = self.f(x_BHWC).split((self.dim, self.dim, self.levels + 1), dim=-1)
-        kernels = [layer.get_parameter("0.weight") for layer in self.focal_layers]
+        convs = [cast(nn.Conv2d, layer.get_submodule("0")) for layer in self.focal_layers]
+        kernels = [conv.weight for conv in convs]  # not get_parameter: under FSDP they are plain tensors here
         aggregated = ops.focal_context(context, gates, kernels)  # equations 4 and 5
         if self.normalize:
             aggregated = aggregated / (self.levels + 1)
