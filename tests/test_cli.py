@@ -83,6 +83,8 @@ def test_an_error_of_the_process_is_one_line_and_exit_code_2(model: str, tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="no such signal")
 def test_ctrl_c_is_exit_code_130_without_traceback() -> None:
     code = (
+        # A test run in the background of a shell ignores Ctrl-C, and its children would too.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys, time, focalnet.data.images as images; from focalnet.cli.main import main; "
         "images.find = lambda _: print('ready', flush=True) or time.sleep(60); "
         "sys.exit(main(['predict', 'x']))"

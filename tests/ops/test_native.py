@@ -167,3 +167,18 @@ def test_environment_variable() -> None:
     environment = {**os.environ, "FOCALNET_BACKEND": "eager"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "eager"
+
+
+def test_flops_are_counted_as_those_of_the_plain_operations() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    context, gates = torch.randn(2, 6, 5, 20, requires_grad=True), torch.randn(2, 6, 5, 3)
+    weights = [torch.randn(20, 1, k, k) for k in (3, 5)]
+    counted = {}
+    for name in ("eager", "native"):
+        with backend.use(name), FlopCounterMode(display=False) as counter:
+            out = focal_context(context, gates, weights)
+            counted[name] = counter.get_total_flops()
+            out.sum().backward()
+    assert counted["native"] == counted["eager"] == 2 * 2 * 6 * 5 * 20 * (9 + 25)
+    assert counter.get_total_flops() == 4 * counted["native"]  # backward: forward again, and two gradients

@@ -6,10 +6,12 @@ Registered with ``torch.library``, so that autograd, autocast and ``torch.compil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
 from focalnet.ops import backend, native, reference
@@ -89,3 +91,15 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 _focal_context.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context)
+def _flops(context_shape: torch.Size, gates_shape: torch.Size, weight_shapes: list[torch.Size], **_: Any) -> int:
+    """What the convolutions cost, two for each multiply-accumulate, as PyTorch counts its own."""
+    return 2 * math.prod(context_shape[:3]) * sum(math.prod(shape) for shape in weight_shapes)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context_backward)
+def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Three convolutions for each of the forward pass: that one again, and two gradients."""
+    return 3 * _flops(*shapes)
