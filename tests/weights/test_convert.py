@@ -55,6 +55,15 @@ def test_there_and_back_again(official: Path, tmp_path: Path, layout: str) -> No
     assert all(torch.equal(back[key], value) for key, value in expected.items())
 
 
+def test_half_precision_is_only_a_way_of_storing(official: Path, tmp_path: Path) -> None:
+    run(official, tmp_path / "half.safetensors", "--post-norm", "--dtype", "float16")
+
+    back, expected = weights.read(tmp_path / "half.safetensors").state_dict, classifier(LARGE).state_dict()
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * official.stat().st_size
+    assert all(tensor.dtype == torch.float32 for tensor in back.values())
+    assert all(torch.equal(back[key], value.half().float()) for key, value in expected.items())
+
+
 def test_nothing_is_overwritten_unless_forced(official: Path, tmp_path: Path) -> None:
     target = tmp_path / "ours.safetensors"
     target.write_text("precious")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,20 +19,25 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The file to write; .safetensors, or another suffix for a pickle.")],
     to: Annotated[LayoutName, typer.Option(help="The layout to write.")] = "native",
     architecture: Annotated[
-        Optional[str],  # noqa: UP045  Typer evaluates annotations, and Python 3.10 is supported
+        str | None,
         typer.Option(help="Its published name, where the shapes alone do not tell."),
     ] = None,
     post_norm: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--post-norm/--pre-norm", help="Where its norms are, for shapes that were never published."),
     ] = None,
     normalize_modulator: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option(help="Whether it divides the context by levels + 1; unsettled for the fl4 models."),
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="How to store numbers; half takes half the space.")
+    ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
 ) -> None:
     """Converts a checkpoint, and prints what became of its tensors."""
+    import torch
+
     from focalnet import weights
 
     beside = [target.with_name("config.json")] if to == "huggingface" else []
@@ -42,7 +47,7 @@ def convert(
     chosen = {"post_norm": post_norm, "normalize_modulator": normalize_modulator}
     settings = {name: value for name, value in chosen.items() if value is not None}
     checkpoint = weights.read(source, architecture=architecture, **settings)
-    written = weights.export(checkpoint, target, to)
+    written = weights.export(checkpoint, target, to, getattr(torch, dtype))
     section = f', its section "{checkpoint.section}"' if checkpoint.section else ""
     shape = checkpoint.architecture or "a shape of its own"
     typer.echo(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")

@@ -142,29 +142,31 @@ def save(model: Classifier | FocalNet, path: str | Path) -> Path:
     return write_safetensors(path, model.state_dict(), {HEADER: _header(config, card)})
 
 
-def export(checkpoint: Checkpoint, path: str | Path, layout: str) -> Path:
+def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
     """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
 
     Args:
         checkpoint: a classifier's.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
         layout: ``"native"``, ``"microsoft"``, ``"timm"`` or ``"huggingface"``.
+        dtype: how numbers are stored; ``read`` gives float32 whichever it is.
 
     Raises:
         CheckpointError: the layout's library has no such model, or the file cannot be written.
     """
     path, config = Path(path), checkpoint.config
+    stored = {key: t.to(dtype) if t.is_floating_point() else t for key, t in checkpoint.state_dict.items()}
     if layout == "native":
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: our own files are safetensors; name it {path.stem}.safetensors")
         origin = f"{checkpoint.path.name}, sha256 {sha256_of(checkpoint.path)}"
         card = dataclasses.replace(checkpoint.card, source=origin)
-        return write_safetensors(path, checkpoint.state_dict, {HEADER: _header(config, card)})
+        return write_safetensors(path, stored, {HEADER: _header(config, card)})
     if not isinstance(config, ClassifierConfig):
         raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a bare backbone")
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
-    tensors = theirs.from_native(checkpoint.state_dict, config.backbone)
+    tensors = theirs.from_native(stored, config.backbone)
     if layout == "huggingface":
         description = huggingface.describe(config, checkpoint.card.class_names)
         write(path.with_name("config.json"), (json.dumps(description, indent=2) + "\n").encode(), CheckpointError)
