@@ -46,9 +46,17 @@ def test_metrics_have_a_row_for_each_epoch(finished):
     assert float(rows[0]["learning_rate"]) != float(rows[1]["learning_rate"])
 
 
+def test_epochs_without_validation_have_no_accuracy(tmp_path):
+    run = fit(DIGITS, output=tmp_path / "run", **{**TOY, "trainer.check_val_every_n_epoch": 2})
+    first, second = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    assert (first["top1"], first["val_loss"]) == ("", "")
+    assert second["top1"] != ""
+
+
 def test_the_weights_load_with_their_card_and_measure_the_same_again(finished):
     results = json.loads((finished / "results.json").read_text())
     model = focalnet.load(finished / "model.safetensors")
+    assert model.card.name == "focalnet_nano_patch1.digits"
     assert model.card.class_names == tuple("0123456789")
     assert model.card.preprocessing.image_size == 8
     assert model.card.metrics == {"top1": round(results["top1"], 2)}
@@ -89,6 +97,7 @@ def test_frozen_stages_keep_their_weights(finished, tmp_path):
     start = finished / "model.safetensors"
     options = {**PLAIN, "model.architecture": None, "model.weights": str(start), "model.options": {}}
     run = fit(DIGITS, output=tmp_path / "run", **options, **{"model.freeze_stages": 1})
+    assert focalnet.load(run / "model.safetensors").card.source == "finetuned from focalnet_nano_patch1.digits"
     before, after = weights_of(finished), weights_of(run)
     frozen = {name for name in before if name.startswith(("patch_embed.", "layers.0."))}
     assert all(torch.equal(before[name], after[name]) for name in frozen)

@@ -127,7 +127,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trainer.strategy": "fsdp", "trainer.accelerator": "cpu"}, "fsdp"),
+        ({"trainer.strategy": "fsdp", "model.ema_decay": None}, "FSDP|fsdp"),
         ({"trainer.strategy": "nonsense"}, "nonsense"),
         ({"trainer.accelerator": "tpu"}, "torch_xla"),
         ({"trainer.max_steps": 5}, "max_epochs"),

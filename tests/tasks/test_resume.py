@@ -112,6 +112,7 @@ def test_an_interrupted_run_goes_on_from_its_last_epoch(tmp_path, monkeypatch, c
         patch.setattr(ClassificationTask, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(DIGITS, output=tmp_path / "halves", **MIXED)
+    caplog.clear()
     with caplog.at_level("INFO", "focalnet"):
         fit(DIGITS, output=tmp_path / "halves", **MIXED)
     assert "going on from" in caplog.text

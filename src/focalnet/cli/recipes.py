@@ -40,11 +40,15 @@ def find_recipe(name: str) -> Path:
     raise UnknownName(f'no recipe "{name}"{hint or ". There are: " + ", ".join(names)}')
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path, *, read_before: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a recipe. ``base: other.yaml`` in it means: everything of that file beside it, except what is said here.
 
+    Args:
+        path: of the YAML file.
+        read_before: the recipes that build on it.
+
     Raises:
-        ConfigError: the file is no mapping of options.
+        ConfigError: the file is no mapping of options, or builds on itself.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,8 +56,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe {path} is not a mapping of options")
-    base = content.pop("base", None)
-    return content if base is None else merge(read_recipe(path.parent / base), content)
+    if "base" not in content:
+        return content
+    base = path.parent / str(content.pop("base"))
+    if base in (path, *read_before):
+        raise ConfigError(f"the recipe {path} builds on itself")
+    return merge(read_recipe(base, read_before=(path, *read_before)), content)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

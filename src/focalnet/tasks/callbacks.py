@@ -65,6 +65,8 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(f"{value:.7g}") for name, value in trainer.callback_metrics.items()}
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            metrics = {name: metrics[name] for name in ("train_loss", "learning_rate")}  # the rest is of an earlier one
         row = {
             "epoch": trainer.current_epoch + 1,
             "updates": trainer.global_step,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.utils import ModelEmaV3
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from focalnet import zoo
 from focalnet.data import ClassificationData
@@ -34,7 +35,7 @@ class ClassificationTask(pl.LightningModule):
         optimizer: AdamW and its parameter groups.
         schedule: learning rate per update.
         mix: mixup and cutmix; both are off by default.
-        label_smoothing: share of the label spread over all classes, in [0, 1).
+        label_smoothing: share of a label that is spread over all classes, in [0, 1).
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
         freeze_stages: stem and this many stages keep their initial weights; null for none.
         grad_checkpointing: trade time for memory.
@@ -62,6 +63,10 @@ class ClassificationTask(pl.LightningModule):
         super().__init__()
         if (architecture is None) == (weights is None):
             raise ConfigError("give one of model.architecture (random weights) and model.weights (trained ones)")
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
         self.architecture, self.weights, self.options = architecture, weights, options or {}
         self.optimizer_config, self.schedule, self.mix = optimizer, schedule, mix
         self.label_smoothing, self.ema_decay, self.seed = label_smoothing, ema_decay, seed
@@ -74,6 +79,18 @@ class ClassificationTask(pl.LightningModule):
         network: Classifier = self.network if self.average is None else self.average.module
         return network
 
+    def card(self, data: ClassificationData, training: str) -> ModelCard:
+        """What travels with the trained weights; ``training`` is the second half of their name."""
+        start = self.network.card  # of the weights it was finetuned from
+        architecture = self.architecture or (start.name.partition(".")[0] if start else "focalnet")
+        return ModelCard(
+            name=f"{architecture}.{training}",
+            class_names=data.class_names,
+            preprocessing=data.preprocessing,
+            licence=start.licence if start else None,
+            source=f"finetuned from {start.name if start else self.weights}" if self.weights else None,
+        )
+
     def configure_model(self) -> None:
         if hasattr(self, "network"):  # Lightning calls this again before a second stage
             return
@@ -81,7 +98,6 @@ class ClassificationTask(pl.LightningModule):
         torch.manual_seed(self.seed)
         self.network = self._build(data.num_classes)
         self.network.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
-        self.network.card = self._card(data)
         if self.freeze_stages is not None:
             self.network.freeze(self.freeze_stages)
         self.network.set_grad_checkpointing(self.grad_checkpointing)
@@ -94,9 +110,7 @@ class ClassificationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
-        epochs = self.trainer.max_epochs
-        if not epochs or epochs < 1:
-            raise ConfigError("trainer.max_epochs must be at least 1: the schedule needs to know its end")
+        epochs = self.trainer.max_epochs or 1
         scheduler = build_scheduler(
             optimizer,
             self.optimizer_config,
@@ -120,6 +134,18 @@ class ClassificationTask(pl.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        whole = self.trainer.strategy.model
+        if gradient_clip_val and isinstance(whole, FullyShardedDataParallel):
+            whole.clip_grad_norm_(gradient_clip_val)  # Lightning leaves this to the module: only it sees all shards
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -148,14 +174,6 @@ class ClassificationTask(pl.LightningModule):
         else:
             network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
         return network.train()
-
-    def _card(self, data: ClassificationData) -> ModelCard:
-        return ModelCard(
-            name=self.architecture or str(self.weights),
-            class_names=data.class_names,
-            preprocessing=data.preprocessing,
-            source=f"finetuned from {self.weights}" if self.weights else "trained from random weights",
-        )
 
     def _reseed(self, batch_idx: int) -> None:
         entropy = [self.seed, self.current_epoch, batch_idx, self.global_rank]

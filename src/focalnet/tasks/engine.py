@@ -21,11 +21,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
 from focalnet import weights
 from focalnet.data import ClassificationData
 from focalnet.errors import ConfigError, TrainingError
+from focalnet.layers import FocalNetBlock
 from focalnet.models import Classifier
 from focalnet.tasks.callbacks import Predictions, Progress, StopAtNaN
 from focalnet.tasks.classification import ClassificationTask
@@ -79,7 +81,7 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
         epochs = options.values.trainer.max_epochs
         if run.trainer.current_epoch < epochs:
             raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
-        return _finish(run, folder)
+        return _finish(run, options, folder)
 
 
 def validate(recipe: Mapping[str, Any], model: Classifier) -> dict[str, Any]:
@@ -96,8 +98,7 @@ def validate(recipe: Mapping[str, Any], model: Classifier) -> dict[str, Any]:
         run.data.setup("validate")
         if run.data.num_classes != model.num_classes:
             raise ConfigError(f"the weights know {model.num_classes} classes, the data has {run.data.num_classes}")
-        run.task.network = model
-        return _measure(run).summary()
+        return _measure(run, model).summary()
 
 
 def versions() -> dict[str, Any]:
@@ -136,10 +137,19 @@ def _build(options: Options, folder: RunFolder | None) -> Run:
             arguments["logger"] = TensorBoardLogger(
                 folder.root, name="", version=folder.tensorboard.name, default_hp_metric=False
             )
+    if arguments["strategy"] == "fsdp":
+        arguments["strategy"] = _sharded(task)
     try:
         return Run(task, data, pl.Trainer(**arguments))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _sharded(task: ClassificationTask) -> FSDPStrategy:
+    """Fully sharded data parallel, block by block: within its forward, all weights of a block are whole."""
+    if task.ema_decay is not None:
+        raise ConfigError("model.ema_decay does not go with trainer.strategy=fsdp: the average would not be sharded")
+    return FSDPStrategy(auto_wrap_policy={FocalNetBlock})
 
 
 def _listed(value: Any) -> list[Any]:
@@ -154,24 +164,35 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def _measure(run: Run) -> Predictions:
+def _measure(run: Run, network: Classifier) -> Predictions:
+    run.task.network = network
     predictions = Predictions()
     run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
     run.trainer.validate(run.task, run.data, verbose=False)
     return predictions
 
 
-def _finish(run: Run, folder: RunFolder) -> dict[str, Any]:
+def _kept_network(task: ClassificationTask, folder: RunFolder) -> Classifier:
+    """What ``task.trained`` is, read from the checkpoint: there it is whole, however it was trained."""
+    state = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "network." if task.average is None else "average.module."
+    network = task.network.classifier_config.build()
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return network
+
+
+def _finish(run: Run, options: Options, folder: RunFolder) -> dict[str, Any]:
     """Measures the final weights and writes them, the report and, last, the results."""
-    predictions = _measure(run)
+    untrained, *_ = options.build()  # for a strategy that shards, the trained task is of no more use
+    predictions = _measure(run._replace(task=untrained), _kept_network(run.task, folder))
     rows = next(c.rows for c in run.trainer.callbacks if isinstance(c, Progress))  # type: ignore[attr-defined]
     results = {**predictions.summary(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
     if run.trainer.is_global_zero:
-        network = run.task.trained
-        assert network.card is not None
-        network.card = replace(network.card, metrics={"top1": round(results["top1"], 2)})
+        network = _kept_network(run.task, folder)
+        card = replace(run.task.card(run.data, folder.root.name), metrics={"top1": round(results["top1"], 2)})
+        network.card = card
         weights.save(network, folder.weights)
-        write_report(folder, network.card, results, rows, predictions)
+        write_report(folder, card, results, rows, predictions)
         write(folder.results, json.dumps(results, indent=2).encode())
         log.info("top-1 %.2f %% of %d images; see %s", results["top1"], results["images"], folder.report)
     return results

@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from focalnet import files
 from focalnet.errors import ConfigError, TrainingError
 
 State = Literal["new", "unfinished", "finished"]
@@ -89,31 +90,16 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what an earlier run left, and nothing else."""
         self.tidy()
-        files = (self.results, self.checkpoint, self.config, self.versions, self.metrics, self.weights, self.report)
-        for path in files:
+        ours = (self.results, self.checkpoint, self.config, self.versions, self.metrics, self.weights, self.report)
+        for path in ours:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
         with suppress(OSError):  # there is more in it, or it is not there
             self.root.rmdir()
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that is either the old one or the whole new one, whatever happens and whenever.
-
-    Raises:
-        TrainingError: the disk is full, or the folder cannot be written to.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+#: Writes a file of a run, whole or not at all.
+write = partial(files.write, error=TrainingError)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from focalnet.data import ClassificationData
@@ -52,8 +53,9 @@ class Options:
             self.values: Namespace = self._parser.parse_object(dict(recipe))
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(_one_line(str(error))) from error
-        if self.values.trainer.max_steps != -1:
-            raise ConfigError("trainer.max_steps: a run is measured in epochs; use trainer.max_epochs")
+        trainer = self.values.trainer
+        if trainer.max_steps != -1 or (trainer.max_epochs or 0) < 1:
+            raise ConfigError("a run is measured in epochs: trainer.max_epochs must be at least 1, max_steps left out")
 
     def to_yaml(self) -> str:
         """Every option with its value, in the form of a recipe."""
@@ -73,7 +75,7 @@ class Options:
 
 def _parser() -> LightningArgumentParser:
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of everything random.")
+    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of everything random.")
     parser.add_lightning_class_args(pl.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.add_lightning_class_args(ClassificationTask, "model")

@@ -75,7 +75,7 @@ def write_report(
     sections.append(("Versions", _table(json.loads(folder.versions.read_text()).items())))
     sections.append(("Options", f"<pre>{html.escape(folder.config.read_text())}</pre>"))
     page = PAGE.substitute(
-        title=html.escape(f"{card.name}: {folder.root.name}"),
+        title=html.escape(card.name),
         numbers="".join(f"<li><b>{value}</b>{name}</li>" for name, value in _numbers(results).items()),
         sections="\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections),
     )
