@@ -81,6 +81,7 @@ def test_sharding_changes_nothing_either(tmp_path):
     assert_the_same_run(one, tmp_path / "two")
 
 
-def test_an_average_is_not_sharded(tmp_path):
-    with pytest.raises(ConfigError, match="ema_decay"):
-        fit(DIGITS, output=tmp_path, **{**OPTIONS, "model.ema_decay": 0.5, "trainer.strategy": "fsdp"})
+@pytest.mark.parametrize(("option", "value"), [("model.ema_decay", 0.5), ("model.optimizer.name", "muon")])
+def test_what_needs_whole_weights_is_not_sharded(tmp_path, option, value):
+    with pytest.raises(ConfigError, match=option):
+        fit(DIGITS, output=tmp_path, **{**OPTIONS, option: value, "trainer.strategy": "fsdp"})

@@ -149,6 +149,8 @@ def _sharded(task: ClassificationTask) -> FSDPStrategy:
     """Fully sharded data parallel, block by block: within its forward, all weights of a block are whole."""
     if task.ema_decay is not None:
         raise ConfigError("model.ema_decay does not go with trainer.strategy=fsdp: the average would not be sharded")
+    if task.optimizer_config.name == "muon":
+        raise ConfigError("model.optimizer.name=muon does not go with trainer.strategy=fsdp: it needs whole matrices")
     return FSDPStrategy(auto_wrap_policy={FocalNetBlock})
 
 
