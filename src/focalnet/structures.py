@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -30,9 +30,45 @@ class Batch(TypedDict):
     paths: list[str]
 
 
+class Target(TypedDict):
+    """What is in one image of a detection data set, in pixels of the image as the network sees it.
+
+    ``boxes`` is ``(N, 4)``, x1 y1 x2 y2; ``labels`` ``(N,)``, int64, from 0; ``masks`` ``(N, H, W)``, bool, padded like
+    the batch, or None where the data has boxes only; ``ignored`` ``(M, 4)``: crowds, neither object nor background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None
+    ignored: Tensor
+
+
+class DetectionSample(TypedDict):
+    """One annotated image: ``image`` is ``(C, H, W)``; ``original_size`` ``(height, width)`` on disk."""
+
+    image: Tensor
+    target: Target
+    original_size: tuple[int, int]
+    image_id: int
+    path: str
+
+
+class DetectionBatch(TypedDict):
+    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before."""
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[Target]
+    original_sizes: list[tuple[int, int]]
+    image_ids: list[int]
+    paths: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an image becomes a network's input: resize the short side, crop the centre, normalise.
+
+    Detectors see the whole image: with ``max_size``, nothing is cropped, and ``image_size`` is the short side.
 
     Args:
         image_size: side in pixels of the square crop.
@@ -40,6 +76,7 @@ class Preprocessing:
         interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
         mean: per channel, of values in [0, 1].
         std: per channel.
+        max_size: of a detector, the most pixels of the long side; the short one gives way.
     """
 
     image_size: int = 224
@@ -47,6 +84,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    max_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +136,53 @@ class Classification:
         from focalnet.visualize import draw_classification, save_image  # drawing is optional for a noun
 
         return save_image(draw_classification(self), path)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects in an image, best first, in pixels of the original image.
+
+    Args:
+        boxes: ``(N, 4)``, x1 y1 x2 y2.
+        scores: ``(N,)``, 0 to 1.
+        labels: ``(N,)``, class indices from 0.
+        names: of all classes, by index; empty where unknown.
+        masks: ``(N, height, width)``, bool; None for a model that finds boxes only.
+        size: height and width of the original image.
+        image: the picture itself, if kept.
+        path: the file it came from, if any.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    names: tuple[str, ...] = ()
+    masks: Tensor | None = None
+    size: tuple[int, int] = (0, 0)
+    image: Image | None = field(default=None, repr=False, compare=False)
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, min_score: float) -> Detections:
+        """Only the objects with at least that score."""
+        kept = self.scores >= min_score
+        masks = None if self.masks is None else self.masks[kept]
+        return replace(self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=masks)
+
+    def name(self, label: int) -> str:
+        """Of a class, ``"class 3"`` where it is unknown."""
+        return self.names[label] if label < len(self.names) else f"class {label}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``focalnet predict`` writes them to JSON; masks are in the COCO result file beside it."""
+        rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        objects = [{"label": i, "name": self.name(i), "score": score, "box": box} for i, score, box in rows]
+        return {"path": self.path, "height": self.size[0], "width": self.size[1], "objects": objects}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture with boxes, masks, names and scores drawn on it; the suffix chooses the format."""
+        from focalnet.visualize import draw_detections, save_image  # drawing is optional for a noun
+
+        return save_image(draw_detections(self), path)

@@ -7,7 +7,7 @@ import fnmatch
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
@@ -15,10 +15,13 @@ from focalnet import weights
 from focalnet.backbones import VARIANTS, FocalNet, FocalNetConfig
 from focalnet.backbones.focalnet import init_weights
 from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
-from focalnet.models import Classifier, ClassifierConfig
+from focalnet.models import DETECTORS, Classifier, ClassifierConfig, Detector, DetectorConfig
+from focalnet.models.detectors import split_options
 from focalnet.weights import Checkpoint, UnsettledSetting, dense
 from focalnet.weights.architecture import TRACED, agree
 from focalnet.weights.report import compare
+
+Model = Classifier | FocalNet | Detector[Any, Any, Any]
 
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"}
 _RESIZABLE = ("focal_levels", "focal_windows")
@@ -26,7 +29,7 @@ _RESIZABLE = ("focal_levels", "focal_windows")
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of every architecture that matches the shell pattern, e.g. ``"*_lrf"``."""
-    return [name for name in VARIANTS if fnmatch.fnmatch(name, pattern)]
+    return [name for name in (*VARIANTS, *DETECTORS) if fnmatch.fnmatch(name, pattern)]
 
 
 @overload
@@ -34,32 +37,37 @@ def create_model(name: str, *, features_only: Literal[True], **options: Any) -> 
 @overload
 def create_model(
     name: str, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier: ...
+) -> Classifier | Detector[Any, Any, Any]: ...
 
 
-def create_model(
-    name: str, *, num_classes: int | None = None, features_only: bool = False, **options: Any
-) -> Classifier | FocalNet:
+def create_model(name: str, *, num_classes: int | None = None, features_only: bool = False, **options: Any) -> Model:
     """Builds an architecture with random weights; ``focalnet.load`` builds one with trained weights.
 
     Args:
         name: one of ``list_models()``.
-        num_classes: outputs of the classifier; 0 returns pooled features; default: as published.
+        num_classes: outputs of the classifier, 0 returns pooled features; or kinds of objects that the detector
+            finds; default: as published.
         features_only: return the backbone instead, which gives a dict of maps ``{"s4": ..., "s8": ...}``.
-        options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...
+        options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...; of a
+            detector also those of its own configuration: ``masks``, ``max_per_image``, ...
 
     Raises:
         UnknownName: no such architecture.
         ConfigError: an option that does not exist or cannot work.
     """
+    if name in DETECTORS:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        found = DETECTORS[name].config(**classes, **options)
+        return found.backbone.build() if features_only else found.build()
     if name not in VARIANTS:
-        raise UnknownName(f'no model "{name}"{did_you_mean(name, VARIANTS)}; "focalnet models" lists all')
+        known = did_you_mean(name, (*VARIANTS, *DETECTORS))
+        raise UnknownName(f'no model "{name}"{known}; "focalnet models" lists all')
     variant = VARIANTS[name]
     config = FocalNetConfig.from_dict({**variant.shape, **options})
     if features_only:
         return config.build()
-    classes = variant.num_classes if num_classes is None else num_classes
-    return ClassifierConfig(backbone=config, num_classes=classes).build()
+    outputs = variant.num_classes if num_classes is None else num_classes
+    return ClassifierConfig(backbone=config, num_classes=outputs).build()
 
 
 @overload
@@ -67,26 +75,25 @@ def load(name_or_path: str | Path, *, features_only: Literal[True], **options: A
 @overload
 def load(
     name_or_path: str | Path, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier: ...
+) -> Classifier | Detector[Any, Any, Any]: ...
 @overload
-def load(
-    name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool, **options: Any
-) -> Classifier | FocalNet: ...
+def load(name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool, **options: Any) -> Model: ...
 
 
 def load(
     name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool = False, **options: Any
-) -> Classifier | FocalNet:
+) -> Model:
     """Builds a model with trained weights, in eval mode, with its card.
 
     Args:
         name_or_path: a name of ``weights.list_weights()``, or a checkpoint file of ours, of the official
-            release, timm or transformers.
+            release, timm, transformers or mmdet.
         num_classes: another number than the weights have gives a new, random head, for finetuning.
         features_only: return the backbone instead: final norm and head are left out, the norms of the
             returned maps are new.
         options: fields of ``FocalNetConfig`` to change. Other ``focal_windows`` or more ``focal_levels``
-            adapt the weights as the official detection code does (``weights/dense.py``).
+            adapt the weights as the official detection code does (``weights/dense.py``). Of a detector also
+            fields of its own configuration.
 
     Raises:
         UnknownName: neither a name nor a file.
@@ -101,6 +108,12 @@ def load(
             f"Choose with load(..., {name}=True) or {name}=False; either silences this",
             UnsettledSetting,
             stacklevel=2,
+        )
+    if isinstance(checkpoint.config, DetectorConfig):
+        if not features_only:
+            return _detector(checkpoint, checkpoint.config, num_classes, options)
+        checkpoint = dataclasses.replace(
+            checkpoint, config=checkpoint.backbone, state_dict=checkpoint.backbone_state_dict
         )
     config = _with_options(checkpoint, options)
     with torch.device("meta"):
@@ -118,6 +131,32 @@ def load(
     return model.eval()
 
 
+def _detector(
+    checkpoint: Checkpoint, config: DetectorConfig, num_classes: int | None, options: dict[str, Any]
+) -> Detector[Any, Any, Any]:
+    """A detector with the checkpoint's weights; with other classes, the layers that name them are new."""
+    own, trunk = split_options(type(config), options)
+    classes = config.num_classes if num_classes is None else num_classes
+    config = dataclasses.replace(
+        config, **own, num_classes=classes, backbone=_with_options(checkpoint, trunk, resizable=())
+    )
+    new_classes = classes != checkpoint.num_classes
+    with torch.device("cpu" if new_classes else "meta"):  # only new layers need initial values
+        model = config.build()
+    wanted = model.state_dict()
+    other = [key for key, t in checkpoint.state_dict.items() if key in wanted and t.shape != wanted[key].shape]
+    new = other if new_classes else []
+    given = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in new}
+    if problem := compare(given, wanted, new=new).problem:
+        raise CheckpointError(f"{checkpoint.path}: {problem}")
+    model.load_state_dict(given, strict=False, assign=True)
+    model.card = checkpoint.card
+    if new_classes:
+        model.card = dataclasses.replace(checkpoint.card, class_names=(), metrics={})
+    model.backbone.card = model.card  # so that what it looks at can be explained
+    return model.eval()
+
+
 def _open(name: str, options: dict[str, Any]) -> Checkpoint:
     # What leaves no trace in the weights is part of reading them; the rest changes the model afterwards.
     known = {key: options[key] for key in ("post_norm", "normalize_modulator", "stem_padding") if key in options}
@@ -125,7 +164,7 @@ def _open(name: str, options: dict[str, Any]) -> Checkpoint:
         return weights.fetch(name, **known)
     if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES or os.sep in name:
         return weights.read(name, **known)
-    if name in VARIANTS:
+    if name in VARIANTS or name in DETECTORS:
         published = weights.list_weights(f"{name}.*")
         trained = f"its weights are {', '.join(published)}" if published else "no weights of it were published"
         raise UnknownName(f'"{name}" is an architecture: {trained}; create_model("{name}") builds it untrained')
@@ -133,12 +172,14 @@ def _open(name: str, options: dict[str, Any]) -> Checkpoint:
     raise UnknownName(f'no weights "{name}", nor a file of that name{near}; "focalnet models" lists all')
 
 
-def _with_options(checkpoint: Checkpoint, options: dict[str, Any]) -> FocalNetConfig:
+def _with_options(
+    checkpoint: Checkpoint, options: dict[str, Any], resizable: tuple[str, ...] = _RESIZABLE
+) -> FocalNetConfig:
     """The checkpoint's configuration with the caller's options, none of which its weights cannot follow."""
     has = checkpoint.backbone
     config = FocalNetConfig.from_dict({**dataclasses.asdict(has), **options})
     for name in TRACED:
-        if name not in _RESIZABLE and not agree(name, getattr(config, name), getattr(has, name)):
+        if name not in resizable and not agree(name, getattr(config, name), getattr(has, name)):
             raise ConfigError(
                 f"{checkpoint.path}: these weights have {name}={getattr(has, name)}, not {getattr(config, name)}; "
                 f"leave the option out, or train another shape with create_model"
@@ -175,11 +216,16 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
     """Counts parameters and multiply-accumulates of an architecture, without allocating it.
 
     Args:
-        name: one of ``list_models()``.
+        name: a classifier or backbone of ``list_models()``.
         num_classes: as in ``create_model``.
         image_size: side of the square image in pixels; default: the published one.
+
+    Raises:
+        UnknownName: no such classifier; what a detector costs depends on what it finds.
     """
+    if name not in VARIANTS:
+        raise UnknownName(f'no classifier "{name}"{did_you_mean(name, VARIANTS)}; "focalnet models" lists all')
     size = image_size or VARIANTS[name].image_size
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes)
+        model = cast(Classifier, create_model(name, num_classes=num_classes))
     return Cost(sum(p.numel() for p in model.parameters()), model.macs(size, size))

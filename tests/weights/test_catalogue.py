@@ -12,10 +12,12 @@ import timm
 from focalnet import weights
 from focalnet.backbones import VARIANTS
 from focalnet.errors import CheckpointError, DownloadError, UnknownName
+from focalnet.models import DETECTORS
 from focalnet.weights import catalogue
 from focalnet.weights.catalogue import Entry
 
-CLASSIFICATION = [entry for entry in catalogue.entries().values() if entry.loadable]
+CLASSIFICATION = [entry for entry in catalogue.entries().values() if entry.task == "classification"]
+DETECTION = [entry for entry in catalogue.entries().values() if entry.detector]
 DENSE = [entry for entry in catalogue.entries().values() if not entry.loadable]
 
 
@@ -23,7 +25,7 @@ def by_name(entries: list[Entry]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("entry", entries, ids=[entry.name for entry in entries])
 
 
-@by_name([*CLASSIFICATION, *DENSE])
+@by_name([*CLASSIFICATION, *DETECTION, *DENSE])
 def test_an_entry_is_complete(entry: Entry) -> None:
     assert entry.architecture in VARIANTS
     assert entry.licence in ("MIT", "Apache-2.0")
@@ -45,6 +47,16 @@ def test_labels_and_size_are_the_architecture_s(entry: Entry) -> None:
     assert entry.preprocessing.image_size == variant.image_size
     for setting, value in entry.settings.items():
         assert variant.shape.get(setting, False) == value
+
+
+@by_name(DETECTION)
+def test_a_detector_says_what_it_is_built_on_and_what_it_finds(entry: Entry) -> None:
+    assert DETECTORS[str(entry.detector)].backbone == entry.architecture
+    assert entry.loadable
+    assert len(weights.class_names(entry.labels)) == 80
+    assert (entry.preprocessing.image_size, entry.preprocessing.max_size) == (800, 1333)
+    assert entry.metrics["coco_box_ap"] > 40
+    assert not entry.available  # when one is found again, say so in docs/weights.md
 
 
 def test_files_have_different_names_in_the_cache() -> None:

@@ -186,8 +186,8 @@ def test_foreign_keys_are_named() -> None:
         layouts.detect(["conv1.weight", "layer1.0.conv1.weight"])
 
 
-def test_a_detector_is_told_apart() -> None:
-    with pytest.raises(CheckpointError, match="whole detector"):
+def test_a_segmenter_is_told_apart() -> None:
+    with pytest.raises(CheckpointError, match="holds a segmenter or another kind of detector"):
         layouts.detect(["backbone.patch_embed.proj.weight", "neck.fpn_convs.0.weight"])
 
 

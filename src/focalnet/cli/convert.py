@@ -9,7 +9,7 @@ import typer
 
 from focalnet.errors import CheckpointError
 
-LayoutName = Literal["native", "microsoft", "timm", "huggingface"]
+LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab"]
 
 
 def convert(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from focalnet.errors import UnknownName, did_you_mean
+from focalnet.models import DETECTORS
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights.labels import class_names
 
@@ -55,7 +56,7 @@ class Entry:
 
     Args:
         name: ``architecture.training``.
-        task: what it does; only ``"classification"`` can be loaded by this version.
+        task: what it does.
         architecture: the name in ``focalnet.list_models()``; for dense tasks, the backbone's.
         labels: the label set it predicts.
         preprocessing: what it was evaluated with.
@@ -86,7 +87,13 @@ class Entry:
     @property
     def loadable(self) -> bool:
         """Whether this version has the model for it."""
-        return self.task == "classification"
+        return self.task == "classification" or self.detector is not None
+
+    @property
+    def detector(self) -> str | None:
+        """The detector's name in ``focalnet.list_models()``; None for other tasks."""
+        name = self.name.partition(".")[0]
+        return name if name in DETECTORS else None
 
     @property
     def available(self) -> bool:

@@ -19,22 +19,37 @@ from torch import Tensor
 from focalnet.backbones import FocalNet, FocalNetConfig
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError
 from focalnet.files import write
-from focalnet.models import Classifier, ClassifierConfig
+from focalnet.models import (
+    ATSSConfig,
+    CascadeRCNNConfig,
+    Classifier,
+    ClassifierConfig,
+    Detector,
+    DetectorConfig,
+    MaskRCNNConfig,
+    SparseRCNNConfig,
+)
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import architecture as shapes
 from focalnet.weights import download, layouts
 from focalnet.weights.catalogue import Entry, entries, find
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import class_names
-from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, timm
+from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
 from focalnet.weights.report import Report, compare
 
-Config = ClassifierConfig | FocalNetConfig
+Config = ClassifierConfig | FocalNetConfig | DetectorConfig
+Model = Classifier | FocalNet | Detector[Any, Any, Any]
 
-_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig]] = {
+_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig] | type[DetectorConfig]] = {
     "classifier": ClassifierConfig,
     "backbone": FocalNetConfig,
+    "mask_rcnn": MaskRCNNConfig,
+    "cascade_rcnn": CascadeRCNNConfig,
+    "atss": ATSSConfig,
+    "sparse_rcnn": SparseRCNNConfig,
 }
+_A_DETECTOR = "mask_rcnn_focalnet_tiny_lrf.ms_coco_3x"  # images of every published one are prepared alike
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
 
 
@@ -48,8 +63,8 @@ class Checkpoint:
 
     Args:
         path: the file they were read from.
-        layout: ``"native"``, ``"microsoft"``, ``"timm"`` or ``"huggingface"``.
-        config: of the classifier, or of the bare backbone that was saved.
+        layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
+        config: of the classifier, detector or bare backbone that was saved.
         state_dict: by our names, float32.
         card: class names, preprocessing, origin.
         architecture: its published name, if it has one.
@@ -70,13 +85,18 @@ class Checkpoint:
 
     @property
     def backbone(self) -> FocalNetConfig:
-        """The shape of the trunk, whichever of the two was saved."""
+        """The shape of the trunk, whatever was saved."""
         return _backbone(self.config)
+
+    @property
+    def backbone_state_dict(self) -> dict[str, Tensor]:
+        """The tensors of the trunk, of a classifier with those of its head."""
+        return _trunk(self.config, self.state_dict)
 
     @property
     def num_classes(self) -> int:
         """Outputs of the head; 0 where there is none."""
-        return self.config.num_classes if isinstance(self.config, ClassifierConfig) else 0
+        return 0 if isinstance(self.config, FocalNetConfig) else self.config.num_classes
 
     def report(self) -> Report:
         """How the tensors fit the model they describe, without allocating it."""
@@ -118,11 +138,11 @@ def fetch(name: str, **settings: Any) -> Checkpoint:
     entry = find(name)
     if not entry.loadable:
         raise CheckpointError(
-            f'"{name}" is listed only: this version classifies; the task "{entry.task}" will load it '
+            f'"{name}" is listed only: this version has no model for it; the task "{entry.task}" will load it '
             f"({'a host still serves it' if entry.available else 'its host is gone'})"
         )
     path = download.local_file(entry)
-    architecture = None if entry.embedded else entry.architecture
+    architecture = None if entry.embedded else entry.detector or entry.architecture
     checkpoint = read(path, architecture=architecture, **{**entry.settings, **settings})
     if checkpoint.layout == "native":
         return checkpoint
@@ -131,7 +151,7 @@ def fetch(name: str, **settings: Any) -> Checkpoint:
     )
 
 
-def save(model: Classifier | FocalNet, path: str | Path) -> Path:
+def save(model: Model, path: str | Path) -> Path:
     """Writes a model's weights, configuration and card as one safetensors file, atomically.
 
     Raises:
@@ -146,9 +166,9 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
 
     Args:
-        checkpoint: a classifier's.
+        checkpoint: of a classifier, or of a detector for ``"openmmlab"``.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
-        layout: ``"native"``, ``"microsoft"``, ``"timm"`` or ``"huggingface"``.
+        layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
         dtype: how numbers are stored; ``read`` gives float32 whichever it is.
 
     Raises:
@@ -162,8 +182,16 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         origin = f"{checkpoint.path.name}, sha256 {sha256_of(checkpoint.path)}"
         card = dataclasses.replace(checkpoint.card, source=origin)
         return write_safetensors(path, stored, {HEADER: _header(config, card)})
+    if layout == openmmlab.NAME:
+        if not isinstance(config, DetectorConfig):
+            raise CheckpointError(f"{checkpoint.path}: only a detector has a {layout} layout")
+        beside = openmmlab.describe(checkpoint.card.class_names)
+        if path.suffix == ".safetensors":
+            return write_safetensors(path, stored, {})
+        return write_pickle(path, stored, section="state_dict", beside=beside)
     if not isinstance(config, ClassifierConfig):
-        raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a bare backbone")
+        what = "a bare backbone" if isinstance(config, FocalNetConfig) else "a detector, which has openmmlab's"
+        raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is {what}")
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
     tensors = theirs.from_native(stored, config.backbone)
@@ -174,6 +202,8 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
 
 
 def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
+    if detector := openmmlab.unwrap(raw.tensors):
+        return _read_detector(raw, *detector, architecture, settings)
     layout = layouts.detect(raw.tensors)
     inside, outside = layouts.unwrap(raw.tensors, layout)
     state_dict, unknown = layout.to_native(inside)
@@ -197,14 +227,44 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     return _complete(checkpoint)
 
 
+def _read_detector(
+    raw: RawFile,
+    inside: dict[str, Tensor],
+    outside: list[str],
+    architecture: str | None,
+    settings: Mapping[str, Any],
+) -> Checkpoint:
+    config, name = openmmlab.infer(inside, architecture=architecture, settings=settings)
+    with torch.device("meta"):
+        wanted = config.build().state_dict()
+    names = openmmlab.class_names(raw.content) or (class_names("coco") if name else ())
+    twin = next((e for e in entries().values() if name and e.detector == name), None)
+    checkpoint = Checkpoint(
+        path=raw.path,
+        layout=openmmlab.NAME,
+        config=config,
+        state_dict={key: tensor for key, tensor in inside.items() if key in wanted},
+        card=ModelCard(
+            name=name or raw.path.stem,
+            class_names=names if len(names) == config.num_classes else (),
+            preprocessing=(twin or find(_A_DETECTOR)).preprocessing,
+            source=raw.path.name,
+        ),
+        architecture=name,
+        unused=(*outside, *(key for key in inside if key not in wanted)),
+        section=raw.section,
+    )
+    return _complete(checkpoint)
+
+
 def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
-    traced = shapes.trace(raw.tensors)
-    if architecture:
-        shapes.check_is(architecture, traced)
     try:
         header = json.loads(raw.metadata[HEADER])
         config = _KINDS[header["kind"]].from_dict(header["config"])
         card = _card_from(header["card"])
+        traced = shapes.trace(_trunk(config, raw.tensors))
+        if architecture:
+            shapes.check_is(architecture, traced)
         shapes.check_described(_backbone(config), traced)
         if isinstance(config, ClassifierConfig) and config.num_classes != shapes.classes_of(raw.tensors):
             raise CheckpointError(f"it is described with num_classes={config.num_classes}, but its head has others")
@@ -223,16 +283,20 @@ def _complete(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _backbone(config: Config) -> FocalNetConfig:
-    return config.backbone if isinstance(config, ClassifierConfig) else config
+    return config if isinstance(config, FocalNetConfig) else config.backbone
+
+
+def _trunk(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return openmmlab.backbone_of(tensors) if isinstance(config, DetectorConfig) else dict(tensors)
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     backbone = FocalNetConfig.from_dict({**dataclasses.asdict(_backbone(config)), **settings})
-    return dataclasses.replace(config, backbone=backbone) if isinstance(config, ClassifierConfig) else backbone
+    return backbone if isinstance(config, FocalNetConfig) else dataclasses.replace(config, backbone=backbone)
 
 
 def _header(config: Config, card: ModelCard) -> str:
-    kind = "classifier" if isinstance(config, ClassifierConfig) else "backbone"
+    kind = next(name for name, cls in _KINDS.items() if type(config) is cls)
     return json.dumps({"kind": kind, "config": dataclasses.asdict(config), "card": dataclasses.asdict(card)})
 
 
@@ -279,7 +343,7 @@ def _hints(path: Path, layout: str) -> Hints:
 def _twin(architecture: str | None) -> Entry:
     """The entry of the catalogue that was published with this architecture; an empty one if none was."""
     none = Entry(name="", task="", architecture="", labels="")
-    published = (e for e in entries().values() if e.loadable and not e.embedded)
+    published = (e for e in entries().values() if e.task == "classification" and not e.embedded)
     return next((e for e in published if e.architecture == architecture), none)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class RawFile:
         tensors: by the file's own names; floating point is float32.
         metadata: the safetensors header's strings.
         section: the part of a training checkpoint that was taken, e.g. ``"model"``.
+        content: everything else a pickle holds beside the section; empty for safetensors.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     section: str | None
+    content: Any = field(default_factory=dict, repr=False)
 
 
 def read_tensors(path: str | Path) -> RawFile:
@@ -55,11 +57,14 @@ def read_tensors(path: str | Path) -> RawFile:
     path = _find(Path(path))
     section: str | None = None
     metadata: dict[str, str] = {}
+    content: Any = {}
     if _starts_like_safetensors(path):
         tensors, metadata = _read_safetensors(path)
     else:
-        tensors, section = _section(path, _read_pickle(path))
-    return RawFile(path, {key: _checked(path, key, value) for key, value in tensors.items()}, metadata, section)
+        content = _read_pickle(path)
+        tensors, section = _section(path, content)
+    checked = {key: _checked(path, key, value) for key, value in tensors.items()}
+    return RawFile(path, checked, metadata, section, content)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -73,12 +78,14 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     return Path(path)
 
 
-def write_pickle(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes ``{"model": tensors}`` as PyTorch does, atomically."""
+def write_pickle(
+    path: str | Path, tensors: Mapping[str, Tensor], *, section: str = "model", beside: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes ``{section: tensors}``, and what else stands beside it, as PyTorch does, atomically."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic(path, CheckpointError) as part:
         try:
-            torch.save({"model": whole}, part)
+            torch.save({**(beside or {}), section: whole}, part)
         except RuntimeError as error:  # PyTorch's zip writer hides what the disk said
             raise OSError(str(error)) from error
     return Path(path)

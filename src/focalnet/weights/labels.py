@@ -29,10 +29,15 @@ def class_names(label_set: str) -> tuple[str, ...]:
     """The names of a label set by class index: WordNet lemmas for ``imagenet1k`` and ``imagenet22k``.
 
     Args:
-        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842) or ``"cifar10"`` (10).
+        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842), ``"cifar10"`` (10) or ``"coco"`` (80).
     """
     if label_set == "cifar10":
         return tuple(_CIFAR10.split())
+    if label_set == "coco":
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # carries the list, with its gaps
+
+        categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+        return tuple(name for name in categories if name not in ("__background__", "N/A"))
     from timm.data.imagenet_info import ImageNetInfo  # carries the lists; imported here because timm takes a second
 
     subset = {"imagenet1k": "imagenet-1k", "imagenet22k": "imagenet-22k-ms"}[label_set]

@@ -1,0 +1,72 @@
+"""The losses of ATSS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from focalnet.losses.counting import mean_over_processes
+from focalnet.ops import anchors, assign, boxes
+from focalnet.structures import Target
+
+if TYPE_CHECKING:
+    from focalnet.models.atss import ATSSConfig, ATSSOutputs
+
+
+def atss(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """Focal loss of the classes; GIoU of the boxes, central ones first; cross entropy of the centerness.
+
+    Classes and centerness are divided by the number of anchors with an object, boxes by the sum of their centerness.
+    """
+    priors = torch.cat(outputs.anchors)
+    scores, deltas, centerness = (
+        torch.cat([anchors.flatten(x, x.shape[1]) for x in values], 1)
+        for values in (outputs.scores, outputs.deltas, outputs.centerness)
+    )
+    assigned = torch.stack([_assign(config, outputs, i, target) for i, target in enumerate(targets)])
+    image, anchor = (assigned > 0).nonzero(as_tuple=True)
+    before = torch.tensor([0, *(len(t["labels"]) for t in targets)], device=priors.device).cumsum(0)
+    matched = assigned[image, anchor] - 1 + before[image]
+    objects = torch.cat([target["boxes"] for target in targets]).to(priors)[matched]
+    labels = torch.cat([target["labels"] for target in targets])[matched]
+
+    wanted = torch.zeros_like(scores)
+    wanted[image, anchor, labels] = 1.0
+    focal = sigmoid_focal_loss(scores, wanted, 0.25, 2.0)[assigned >= 0].sum()
+    central = centerness_of(priors[anchor], objects)
+    giou = generalized_box_iou_loss(boxes.decode(priors[anchor], deltas[image, anchor], config.stds), objects)
+    found = F.binary_cross_entropy_with_logits(centerness[image, anchor, 0], central, reduction="sum")
+    count = mean_over_processes((assigned > 0).sum(1).clamp(min=1).sum())
+    return {
+        "loss_cls": focal / count,
+        "loss_bbox": config.box_loss_weight * (giou * central).sum() / mean_over_processes(central.sum()),
+        "loss_centerness": found / count,
+    }
+
+
+def centerness_of(priors: Tensor, objects: Tensor) -> Tensor:
+    """How central each prior ``(N, 4)`` is in its object ``(N, 4)``: 1 at the centre, 0 at the border."""
+    centre = (priors[:, :2] + priors[:, 2:]) / 2
+    low, high = centre - objects[:, :2], objects[:, 2:] - centre
+    return (torch.minimum(low, high) / torch.maximum(low, high)).prod(1).clamp(min=0).sqrt()
+
+
+def _assign(config: ATSSConfig, outputs: ATSSOutputs, image: int, target: Target) -> Tensor:
+    """The object of every anchor, see ``ops.assign``; -1 also for those beside the image."""
+    inside = outputs.inside[image]
+    levels = torch.split(inside, [len(level) for level in outputs.anchors])
+    own = assign.by_statistics(
+        [level[here] for level, here in zip(outputs.anchors, levels, strict=True)],
+        target["boxes"].to(outputs.anchors[0]),
+        target["ignored"].to(outputs.anchors[0]),
+        candidates=config.nearest,
+        ignore=config.ignore,
+    )
+    assigned = torch.full_like(inside, -1, dtype=torch.long)
+    assigned[inside] = own
+    return assigned

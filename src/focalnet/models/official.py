@@ -1,0 +1,99 @@
+"""Reading the parts that mmdet's configurations of different detectors have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from focalnet.backbones import FocalNetConfig
+from focalnet.errors import ConfigError
+from focalnet.necks import FPNConfig
+
+_NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that say nothing of the network
+
+
+def expect(part: Mapping[str, Any], where: str, *types: str) -> Mapping[str, Any]:
+    """The part itself, if its ``type`` is one of those a detector here can have.
+
+    Raises:
+        ConfigError: it is not; the message names the part.
+    """
+    if part.get("type") not in types:
+        raise ConfigError(f'{where}: type "{part.get("type")}" is not supported, only {" or ".join(types)}')
+    return part
+
+
+def backbone(model: Mapping[str, Any]) -> FocalNetConfig:
+    """The FocalNet of a detector's configuration."""
+    part = expect(model["backbone"], "backbone", "FocalNet")
+    return FocalNetConfig.from_official({k: v for k, v in part.items() if k not in _NO_SHAPE}, source="mmdet")
+
+
+def neck(model: Mapping[str, Any]) -> FPNConfig:
+    """The pyramid of a detector's configuration."""
+    part = expect(model["neck"], "neck", "FPN")
+    extra, levels = part.get("add_extra_convs", False), part["num_outs"]
+    if part.get("start_level", 0) != 0 or part.get("relu_before_extra_convs", False):
+        raise ConfigError("neck: start_level and relu_before_extra_convs are not supported; choose out_indices instead")
+    if levels > len(part["in_channels"]) and extra not in (False, "on_output"):
+        raise ConfigError(f'neck: add_extra_convs="{extra}" is not supported, only "on_output" or none')
+    return FPNConfig(channels=part["out_channels"], levels=levels, extra="conv" if extra == "on_output" else "pool")
+
+
+def anchor_scale(generator: Mapping[str, Any], backbone: FocalNetConfig, levels: int) -> float:
+    """Side of an anchor in cells; there is one scale, and the strides must be the pyramid's.
+
+    Raises:
+        ConfigError: something else.
+    """
+    finest = backbone.strides[(backbone.out_indices or (0,))[0]]
+    strides = [finest * 2**i for i in range(levels)]
+    if list(generator["strides"]) != strides:
+        raise ConfigError(f"anchor_generator: strides {generator['strides']} are not the pyramid's {strides}")
+    scales = [generator["octave_base_scale"]] if "octave_base_scale" in generator else list(generator["scales"])
+    if len(scales) != 1 or generator.get("scales_per_octave", 1) != 1:
+        raise ConfigError(f"anchor_generator: one scale is supported, not {scales}")
+    return float(scales[0])
+
+
+def stds(coder: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the box coder divides by.
+
+    Raises:
+        ConfigError: its means are not zero.
+    """
+    if any(coder.get("target_means", ())):
+        raise ConfigError(f"bbox_coder: target_means {coder['target_means']} must be zero")
+    return tuple(coder["target_stds"])
+
+
+def threshold(value: float) -> float | None:
+    """A threshold; mmdet writes "none" as -1."""
+    return None if value < 0 else value
+
+
+def unweighted(loss: Mapping[str, Any], where: str, *types: str) -> None:
+    """Checks a loss that has no options here.
+
+    Raises:
+        ConfigError: it is another one, or its weight is not 1.
+    """
+    if expect(loss, where, *types).get("loss_weight", 1.0) != 1.0:
+        raise ConfigError(f"{where}: loss_weight={loss['loss_weight']} is not supported, only 1")
+
+
+def nms_threshold(settings: Mapping[str, Any]) -> float:
+    """The IoU threshold of hard suppression (``iou_thr`` in old files)."""
+    nms = expect(settings["nms"], "test_cfg.nms", "nms")
+    return float(nms["iou_threshold"] if "iou_threshold" in nms else nms["iou_thr"])
+
+
+def same(values: Sequence[Any], what: str) -> Any:
+    """The one value they all have.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if any(value != values[0] for value in values):
+        raise ConfigError(f"{what} must be the same in every stage, not {list(values)}")
+    return values[0]

@@ -1,0 +1,23 @@
+"""Faster, Mask and Cascade R-CNN."""
+
+from focalnet.models.rcnn.config import (
+    CascadeRCNNConfig,
+    MaskRCNNConfig,
+    RCNNConfig,
+    RPNConfig,
+    SamplingConfig,
+    StageConfig,
+)
+from focalnet.models.rcnn.rcnn import RCNN, RCNNOutputs, RCNNTrainingOutputs
+
+__all__ = [
+    "RCNN",
+    "CascadeRCNNConfig",
+    "MaskRCNNConfig",
+    "RCNNConfig",
+    "RCNNOutputs",
+    "RCNNTrainingOutputs",
+    "RPNConfig",
+    "SamplingConfig",
+    "StageConfig",
+]

@@ -1,0 +1,188 @@
+"""The settings of Faster, Mask and Cascade R-CNN; the defaults are those of the published FocalNet detectors."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models.base import DetectorConfig, Method
+from focalnet.necks import FPNConfig
+
+if TYPE_CHECKING:
+    from focalnet.models.rcnn.rcnn import RCNN
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Which boxes a loss is computed on.
+
+    Args:
+        positive: IoU with an object from which a box belongs to it.
+        negative: IoU with every object below which it is background.
+        rescue: an object takes the boxes nearest to it from this IoU on; None for never.
+        ignore: a box of which more than this share lies in a crowd region is neither; None for none.
+        samples: boxes drawn from an image.
+        positive_share: of the boxes drawn, at most.
+    """
+
+    positive: float
+    negative: float
+    rescue: float | None = None
+    ignore: float | None = None
+    samples: int
+    positive_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPNConfig:
+    """The region proposal network.
+
+    Args:
+        anchor_scale: side of an anchor in cells.
+        anchor_ratios: heights over widths.
+        sampling: of anchors.
+        inside_only: anchors that reach over the image's border are not trained on.
+        smooth_l1_beta: of the box loss; 0 is L1.
+        candidates: best anchors of each level that become boxes.
+        candidates_in_training: the same.
+        nms_threshold: IoU from which the better box of the same level suppresses another.
+        proposals: best boxes of all levels that are kept.
+        proposals_in_training: the same.
+    """
+
+    anchor_scale: float = 8.0
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    sampling: SamplingConfig = SamplingConfig(positive=0.7, negative=0.3, rescue=0.3, samples=256, positive_share=0.5)
+    inside_only: bool = False
+    smooth_l1_beta: float = 0.0
+    candidates: int = 1000
+    candidates_in_training: int = 2000
+    nms_threshold: float = 0.7
+    proposals: int = 1000
+    proposals_in_training: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of classification and box regression on proposals.
+
+    Args:
+        sampling: of proposals.
+        stds: of dx, dy, dw, dh: the scale of what is predicted.
+        convs: 3x3 convolutions with batch norm on the region's features, before the linear layers.
+        conv_channels: of each.
+        fcs: linear layers.
+        fc_channels: of each.
+        class_agnostic: one box for all classes instead of one for each.
+        box_loss: ``"smooth_l1"`` of the encoded boxes, or ``"giou"`` of the boxes themselves.
+        smooth_l1_beta: 0 is L1.
+        box_loss_weight: factor of the box loss.
+        loss_weight: factor of all losses of the stage.
+    """
+
+    sampling: SamplingConfig = SamplingConfig(positive=0.5, negative=0.5, rescue=0.5, samples=512, positive_share=0.25)
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    convs: int = 0
+    conv_channels: int = 256
+    fcs: int = 2
+    fc_channels: int = 1024
+    class_agnostic: bool = False
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    smooth_l1_beta: float = 0.0
+    box_loss_weight: float = 1.0
+    loss_weight: float = 1.0
+
+
+def released_cascade() -> tuple[StageConfig, ...]:
+    """The three stages of the released Cascade Mask R-CNN: four convolutions, one linear layer, GIoU."""
+    return tuple(
+        StageConfig(
+            sampling=SamplingConfig(positive=iou, negative=iou, samples=512, positive_share=0.25),
+            stds=stds,
+            convs=4,
+            fcs=1,
+            box_loss="giou",
+            box_loss_weight=10.0,
+            loss_weight=weight,
+        )
+        for iou, stds, weight in (
+            (0.5, (0.1, 0.1, 0.2, 0.2), 1.0),
+            (0.6, (0.05, 0.05, 0.1, 0.1), 0.5),
+            (0.7, (0.033, 0.033, 0.067, 0.067), 0.25),
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNNConfig(DetectorConfig, ABC):
+    """What Mask R-CNN and Cascade R-CNN share; without ``masks`` the former is Faster R-CNN.
+
+    Args:
+        neck: the pyramid; its first ``roi_levels`` maps serve regions, all of them proposals.
+        rpn: proposals.
+        stages: of classification and box regression.
+        masks: whether a mask is predicted for each object.
+        mask_convs: 3x3 convolutions of the mask head.
+        mask_channels: of each.
+        roi_levels: maps that regions are pooled from.
+        nms_threshold: IoU from which the better box of the same class suppresses another.
+    """
+
+    method: ClassVar[Method] = "rcnn"
+    indexed: ClassVar[bool]  # whether OpenMMLab numbers the heads of the stages
+
+    neck: FPNConfig = FPNConfig()  # noqa: RUF009 (frozen)
+    rpn: RPNConfig = RPNConfig()
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    masks: bool = True
+    mask_convs: int = 4
+    mask_channels: int = 256
+    roi_levels: int = 4
+    nms_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages:
+            raise ConfigError("stages must name at least one stage")
+        if not 1 <= self.roi_levels <= self.neck.levels:
+            raise ConfigError(
+                f"roi_levels={self.roi_levels} must be within 1..{self.neck.levels}, the pyramid's levels"
+            )
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        from focalnet.models.rcnn.official import translate  # reads into the classes above
+
+        return cls(**translate(model, cls.indexed))
+
+    def build(self) -> RCNN:
+        from focalnet.models.rcnn.rcnn import RCNN  # the network needs this file first
+
+        return RCNN(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRCNNConfig(RCNNConfig):
+    """Mask R-CNN (He et al., ICCV 2017, arXiv 1703.06870); with ``masks=False`` Faster R-CNN."""
+
+    indexed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.stages) != 1:
+            raise ConfigError(f"Mask R-CNN has one stage, not {len(self.stages)}: use CascadeRCNNConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeRCNNConfig(RCNNConfig):
+    """Cascade Mask R-CNN (Cai and Vasconcelos, TPAMI 2019, arXiv 1906.09756)."""
+
+    indexed: ClassVar[bool] = True
+
+    rpn: RPNConfig = RPNConfig(inside_only=True, smooth_l1_beta=1 / 9, proposals_in_training=2000)
+    stages: tuple[StageConfig, ...] = field(default_factory=released_cascade)

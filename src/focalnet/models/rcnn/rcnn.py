@@ -1,0 +1,232 @@
+"""Faster, Mask and Cascade R-CNN: one network, with one or more stages of classification and refinement.
+
+B batch, K regions of the batch, G objects of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from focalnet.backbones import FeatureInfo
+from focalnet.models.base import Detector, Size, check_sizes
+from focalnet.models.rcnn.config import RCNNConfig, SamplingConfig
+from focalnet.models.rcnn.heads import BOX_GRID, MASK_GRID, BoxHead, MaskHead, own_class
+from focalnet.models.rcnn.rpn import RPN, Proposals, RPNOutputs
+from focalnet.ops import assign, boxes, rois
+from focalnet.structures import Detections, Target
+
+
+@dataclass(frozen=True)
+class RCNNOutputs:
+    """What the network says of a batch.
+
+    Args:
+        pyramid: the maps that regions are pooled from, finest first.
+        rpn: of every anchor.
+        proposals: of each image.
+        regions: ``(K, 5)``: index in the batch, box; what the last stage looked at.
+        scores: ``(K, classes + 1)``, probabilities, background last.
+        boxes: ``(K, 1 | classes, 4)``, in pixels of the input.
+    """
+
+    pyramid: list[Tensor]
+    rpn: RPNOutputs
+    proposals: list[Proposals]
+    regions: Tensor
+    scores: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class StageOutputs:
+    """What a stage says of the regions drawn for its losses.
+
+    Args:
+        regions: ``(K, 5)``: index in the batch, box.
+        matched: ``(K,)``, the object of each region, counted over the batch's targets; -1 for background.
+        logits: ``(K, classes + 1)``, background last.
+        deltas: ``(K, 1 | classes, 4)``.
+        mask_logits: ``(P, classes, 28, 28)`` of the regions with an object, in their order; None without masks.
+    """
+
+    regions: Tensor
+    matched: Tensor
+    logits: Tensor
+    deltas: Tensor
+    mask_logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class RCNNTrainingOutputs:
+    """What the losses need: the RPN's outputs, which anchors of each image count ``(B, N)``, and every stage's."""
+
+    rpn: RPNOutputs
+    inside: Tensor
+    stages: list[StageOutputs]
+
+
+class RoIHeads(nn.Module):
+    """The heads of all stages, and where they look."""
+
+    def __init__(self, config: RCNNConfig, maps: Sequence[FeatureInfo]) -> None:
+        super().__init__()
+        self.strides = [m.stride for m in maps]
+        channels, classes = maps[0].channels, config.num_classes
+        box_heads = [BoxHead(stage, channels, classes) for stage in config.stages]
+        self.bbox_head = nn.ModuleList(box_heads) if config.indexed else box_heads[0]
+        self.mask_head: nn.Module | None = None
+        if config.masks:
+            heads = [MaskHead(channels, config.mask_convs, config.mask_channels, classes) for _ in config.stages]
+            self.mask_head = nn.ModuleList(heads) if config.indexed else heads[0]
+
+    def classify(self, pyramid: Sequence[Tensor], regions: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+        """Logits ``(K, classes + 1)`` and deltas ``(K, 1 | classes, 4)`` of regions ``(K, 5)``."""
+        head = self.bbox_head[stage] if isinstance(self.bbox_head, nn.ModuleList) else self.bbox_head
+        said: tuple[Tensor, Tensor] = head(rois.pool(pyramid, self.strides, regions, BOX_GRID))
+        return said
+
+    def segment(self, pyramid: Sequence[Tensor], regions: Tensor, stage: int) -> Tensor:
+        """Mask logits ``(K, classes, 28, 28)`` of regions ``(K, 5)``."""
+        head = self.mask_head[stage] if isinstance(self.mask_head, nn.ModuleList) else self.mask_head
+        assert head is not None, "this network has no masks"
+        logits: Tensor = head(rois.pool(pyramid, self.strides, regions, MASK_GRID))
+        return logits
+
+
+class RCNN(Detector[RCNNConfig, RCNNOutputs, RCNNTrainingOutputs]):
+    """Proposals, then classes, boxes and masks of them."""
+
+    def __init__(self, config: RCNNConfig) -> None:
+        super().__init__(config)
+        self.backbone = config.backbone.build()
+        self.neck = config.neck.build(self.backbone.feature_info)
+        self.rpn_head = RPN(config.rpn, self.neck.feature_info)
+        self.roi_head = RoIHeads(config, self.neck.feature_info[: config.roi_levels])
+
+    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> RCNNOutputs:
+        pyramid, rpn = self._dense(images_BCHW, sizes)
+        proposals = self.rpn_head.propose(rpn, sizes, training=False)
+        regions, logits, deltas = rois.with_batch_index([p.boxes for p in proposals]), [], None
+        for stage in range(len(self.config.stages)):
+            if deltas is not None:
+                labels = logits[-1][:, :-1].argmax(1)
+                regions = self.refine(regions, deltas, labels, sizes, stage - 1)
+            logit, deltas = self.roi_head.classify(pyramid, regions, stage)
+            logits.append(logit)
+        assert deltas is not None
+        return RCNNOutputs(
+            pyramid=pyramid,
+            rpn=rpn,
+            proposals=proposals,
+            regions=regions,
+            scores=torch.stack(logits).mean(0).softmax(1),
+            boxes=self._decode(regions, deltas, sizes, stage=-1),
+        )
+
+    def training_outputs(
+        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[Target]
+    ) -> RCNNTrainingOutputs:
+        pyramid, rpn = self._dense(images_BCHW, sizes)
+        candidates = [p.boxes for p in self.rpn_head.propose(rpn, sizes, training=True)]
+        all_labels, stages = torch.cat([target["labels"] for target in targets]), []
+        for i, config in enumerate(self.config.stages):
+            regions, matched, given = draw(candidates, targets, config.sampling)
+            logits, deltas = self.roi_head.classify(pyramid, regions, i)
+            masks = self.roi_head.segment(pyramid, regions[matched >= 0], i) if self.config.masks else None
+            stages.append(StageOutputs(regions, matched, logits, deltas, masks))
+            with torch.no_grad():  # the next stage starts from what this one made of its regions
+                labels = logits[:, :-1].argmax(1)
+                labels[matched >= 0] = all_labels[matched[matched >= 0]]
+                refined = self.refine(regions, deltas, labels, sizes, i)[~given]
+            candidates = [refined[refined[:, 0] == image, 1:] for image in range(len(sizes))]
+        inside = self.rpn_head.inside(rpn, sizes, self.config.size_divisor)
+        return RCNNTrainingOutputs(rpn, inside, stages)
+
+    def postprocess(
+        self, outputs: RCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        found = [self._pick(outputs, i) for i in range(len(sizes))]
+        masks = self._masks(outputs.pyramid, found) if self.config.masks else [None] * len(found)
+        results = []
+        for (box, score, label), mask, size, original in zip(found, masks, sizes, original_sizes, strict=True):
+            box = boxes.resize(box, size, original)
+            pasted = None if mask is None else rois.paste(mask, box, original)
+            results.append(Detections(box, score, label, self.class_names, pasted, original))
+        return results
+
+    def refine(self, regions: Tensor, deltas: Tensor, labels: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
+        """Moves regions ``(K, 5)`` to the boxes that a stage found for these classes."""
+        refined = own_class(self._decode(regions, deltas, sizes, stage), labels)
+        return torch.cat([regions[:, :1], refined], 1)
+
+    def _dense(self, images: Tensor, sizes: Sequence[Size]) -> tuple[list[Tensor], RPNOutputs]:
+        check_sizes(images, sizes)
+        maps = list(self.neck(self.backbone(images)).values())
+        return maps[: self.config.roi_levels], self.rpn_head(maps)
+
+    def _decode(self, regions: Tensor, deltas: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
+        own_size = torch.tensor(sizes, device=regions.device)[regions[:, 0].long()]
+        stds = self.config.stages[stage].stds
+        return boxes.decode(regions[:, None, 1:].expand_as(deltas), deltas, stds, own_size[:, None])
+
+    def _pick(self, outputs: RCNNOutputs, image: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of an image's objects, in pixels of the input."""
+        mine = outputs.regions[:, 0] == image
+        scores, candidates = outputs.scores[mine, :-1], outputs.boxes[mine]
+        region, label = (scores > self.config.score_threshold).nonzero(as_tuple=True)
+        return boxes.best_per_class(
+            own_class(candidates[region], label),
+            scores[region, label],
+            label,
+            iou_threshold=self.config.nms_threshold,
+            limit=self.config.max_per_image,
+        )
+
+    def _masks(self, pyramid: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sequence[Tensor]:
+        """Mask probabilities ``(n, 28, 28)`` of each image's objects, averaged over the stages."""
+        regions = rois.with_batch_index([box for box, _, _ in found])
+        labels = torch.cat([label for _, _, label in found])
+        stages = range(len(self.config.stages))
+        probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), labels).sigmoid() for i in stages]
+        return torch.split(torch.stack(probabilities).mean(0), [len(label) for _, _, label in found])
+
+
+def draw(
+    candidates: Sequence[Tensor], targets: Sequence[Target], sampling: SamplingConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws the regions a stage is trained on: objects themselves and candidates, assigned and sampled.
+
+    Args:
+        candidates: boxes ``(n, 4)`` of each image.
+        targets: of each image.
+        sampling: how.
+
+    Returns:
+        Regions ``(K, 5)``, of each image first those with an object; the object of each, counted over all targets,
+        or -1; and whether the region is an object itself.
+    """
+    drawn, matched, given, before = [], [], [], 0
+    for box, target in zip(candidates, targets, strict=True):
+        objects = target["boxes"].to(box)
+        assigned = assign.by_overlap(
+            box,
+            objects,
+            target["ignored"].to(box),
+            positive=sampling.positive,
+            negative=sampling.negative,
+            rescue=sampling.rescue,
+            ignore=sampling.ignore,
+        )
+        assigned = torch.cat([torch.arange(1, len(objects) + 1, device=box.device), assigned])
+        positive, negative = assign.sample(assigned, sampling.samples, sampling.positive_share)
+        chosen = torch.cat([positive, negative])
+        number = assigned[chosen]
+        drawn.append(torch.cat([objects, box])[chosen])
+        matched.append(torch.where(number > 0, number - 1 + before, -1))
+        given.append(chosen < len(objects))
+        before += len(objects)
+    return rois.with_batch_index(drawn), torch.cat(matched), torch.cat(given)

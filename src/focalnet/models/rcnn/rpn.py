@@ -1,0 +1,100 @@
+"""The region proposal network (Ren et al., NeurIPS 2015, arXiv 1506.01497).
+
+B batch, A anchors of a cell, H and W of a map, N anchors of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from focalnet.backbones import FeatureInfo
+from focalnet.models.anchors import AnchorGrid
+from focalnet.models.base import Size
+from focalnet.models.rcnn.config import RPNConfig
+from focalnet.ops import anchors, boxes
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class RPNOutputs:
+    """What the network says of every anchor, by level.
+
+    Args:
+        scores: ``(B, A, H, W)``, logits of "an object".
+        deltas: ``(B, 4 A, H, W)``, the object's box relative to the anchor.
+        anchors: ``(H W A, 4)``.
+    """
+
+    scores: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes ``(n, 4)`` of one image that may hold an object, and their scores ``(n,)``, best first."""
+
+    boxes: Tensor
+    scores: Tensor
+
+
+class RPN(nn.Module):
+    """Scores and refines anchors at every cell of every level of a pyramid."""
+
+    def __init__(self, config: RPNConfig, maps: Sequence[FeatureInfo]) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = AnchorGrid(config.anchor_scale, config.anchor_ratios, tuple(m.stride for m in maps))
+        channels, per_cell = maps[0].channels, len(config.anchor_ratios)
+        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(channels, per_cell, 1)
+        self.rpn_reg = nn.Conv2d(channels, 4 * per_cell, 1)
+        for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: Sequence[Tensor]) -> RPNOutputs:
+        hidden = [self.rpn_conv(x).relu() for x in maps]
+        return RPNOutputs(
+            scores=[self.rpn_cls(x).float() for x in hidden],
+            deltas=[self.rpn_reg(x).float() for x in hidden],
+            anchors=self.grid(maps),
+        )
+
+    @torch.no_grad()
+    def propose(self, outputs: RPNOutputs, sizes: Sequence[Size], *, training: bool) -> list[Proposals]:
+        """Picks the proposals of each image: the best of each level, without near-duplicates within a level."""
+        candidates = self.config.candidates_in_training if training else self.config.candidates
+        limit = self.config.proposals_in_training if training else self.config.proposals
+        picked: list[tuple[Tensor, ...]] = []
+        for i, anchor in enumerate(outputs.anchors):
+            score, best = anchors.flatten(outputs.scores[i], 1)[..., 0].sigmoid().topk(min(candidates, len(anchor)))
+            delta = anchors.flatten(outputs.deltas[i], 4)
+            delta = delta.gather(1, best[..., None].expand(-1, -1, 4))
+            picked.append((score, delta, anchor[best], torch.full_like(best, i)))
+        scores, deltas, priors, levels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
+        return [self._pick(scores[i], deltas[i], priors[i], levels[i], size, limit) for i, size in enumerate(sizes)]
+
+    def inside(self, outputs: RPNOutputs, sizes: Sequence[Size], divisor: int) -> Tensor:
+        """Which anchors may be trained on in each image: ``(B, N)``, bool."""
+        inside = self.grid.on_image(outputs.scores, sizes, divisor)
+        if self.config.inside_only:
+            flat = torch.cat(outputs.anchors)
+            height_width = torch.tensor(sizes, device=flat.device)[:, None]
+            inside &= (flat[:, :2] >= 0).all(-1) & (flat[:, 2:] < height_width.flip(-1)).all(-1)
+        return inside
+
+    def _pick(
+        self, scores: Tensor, deltas: Tensor, priors: Tensor, levels: Tensor, size: Size, limit: int
+    ) -> Proposals:
+        candidates = boxes.decode(priors, deltas, STDS, size)
+        real = (candidates[:, 2:] > candidates[:, :2]).all(1)
+        kept, score, _ = boxes.best_per_class(
+            candidates[real], scores[real], levels[real], iou_threshold=self.config.nms_threshold, limit=limit
+        )
+        return Proposals(kept, score)

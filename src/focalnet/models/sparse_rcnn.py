@@ -1,0 +1,285 @@
+"""Sparse R-CNN (Sun et al., CVPR 2021, arXiv 2011.12450): learned boxes, refined stage by stage, no suppression.
+
+B batch, P proposals of an image, C channels, F channels of the dynamic convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models import official
+from focalnet.models.base import Detector, DetectorConfig, Method, Size, check_sizes
+from focalnet.necks import FPNConfig
+from focalnet.ops import boxes, rois
+from focalnet.structures import Detections, Target
+
+GRID = 7  # side of the grid that regions are pooled to
+SAMPLES = 2  # points per bin and axis
+_PRIOR = 0.01  # share of proposals that hold an object, as the classifier assumes at the start
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRCNNConfig(DetectorConfig):
+    """The settings of Sparse R-CNN.
+
+    Every stage's losses are focal (2), L1 in units of the image (5) and GIoU (2), as in the paper. ``score_threshold``
+    is 0: the best ``max_per_image`` pairs of proposal and class are reported.
+
+    Args:
+        neck: the pyramid; regions are pooled from all of it.
+        proposals: learned boxes.
+        stages: refinements.
+        heads: of the self-attention between proposals.
+        feedforward_channels: hidden width of each stage's MLP.
+        dynamic_channels: F.
+        class_layers: linear layers before the class.
+        box_layers: linear layers before the box.
+        dropout: in attention and MLP, in training.
+        stds: of dx, dy, dw, dh: the scale of what is predicted.
+    """
+
+    method: ClassVar[Method] = "sparse_rcnn"
+
+    neck: FPNConfig = FPNConfig(levels=4)  # noqa: RUF009 (frozen)
+    score_threshold: float = 0.0
+    max_per_image: int = 300
+    proposals: int = 300
+    stages: int = 6
+    heads: int = 8
+    feedforward_channels: int = 2048
+    dynamic_channels: int = 64
+    class_layers: int = 1
+    box_layers: int = 3
+    dropout: float = 0.0
+    stds: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("proposals", "stages"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.neck.channels % self.heads:
+            raise ConfigError(f"heads={self.heads} must divide the pyramid's {self.neck.channels} channels")
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        official.expect(model, "model", "SparseRCNN")
+        rpn = official.expect(model["rpn_head"], "rpn_head", "EmbeddingRPNHead")
+        roi = official.expect(model["roi_head"], "roi_head", "SparseRoIHead")
+        heads = [official.expect(head, "bbox_head", "DIIHead") for head in roi["bbox_head"]]
+        head = official.same(heads, "bbox_head")
+        official.same([1, *roi["stage_loss_weights"]], "stage_loss_weights")
+        losses = {name: head[f"loss_{name}"]["loss_weight"] for name in ("cls", "bbox", "iou")}
+        if losses != {"cls": 2.0, "bbox": 5.0, "iou": 2.0}:
+            raise ConfigError(f"bbox_head: loss weights {losses} are not supported, only those of the paper: 2, 5, 2")
+        return cls(
+            backbone=official.backbone(model),
+            neck=official.neck(model),
+            num_classes=head["num_classes"],
+            proposals=rpn["num_proposals"],
+            stages=roi["num_stages"],
+            heads=head["num_heads"],
+            feedforward_channels=head["feedforward_channels"],
+            dynamic_channels=head["dynamic_conv_cfg"]["feat_channels"],
+            class_layers=head["num_cls_fcs"],
+            box_layers=head["num_reg_fcs"],
+            dropout=head["dropout"],
+            stds=official.stds(head["bbox_coder"]),
+            max_per_image=model["test_cfg"]["rcnn"]["max_per_img"],
+        )
+
+    def build(self) -> SparseRCNN:
+        return SparseRCNN(self)
+
+
+@dataclass(frozen=True)
+class SparseStage:
+    """What a stage says: logits ``(B, P, classes)``; boxes ``(B, P, 4)`` in pixels of the input, not cut to the image.
+
+    ``objects`` ``(B, P, C)`` is what it knows of each proposal's object.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    objects: Tensor
+
+
+@dataclass(frozen=True)
+class SparseRCNNOutputs:
+    """The stages, in order, and the sizes of the images, ``(B, 2)``, height and width."""
+
+    stages: list[SparseStage]
+    sizes: Tensor
+
+
+class Proposals(nn.Module):
+    """The learned boxes, centre and size in units of the image, and what is known of their objects at first."""
+
+    def __init__(self, count: int, channels: int) -> None:
+        super().__init__()
+        self.init_proposal_bboxes = nn.Embedding(count, 4)
+        self.init_proposal_features = nn.Embedding(count, channels)
+        with torch.no_grad():  # at first every proposal is the whole image
+            self.init_proposal_bboxes.weight.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(count, 4))
+
+    def forward(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes ``(B, P, 4)`` in images of ``sizes`` ``(B, 2)``, and features ``(B, P, C)``."""
+        centre, size = self.init_proposal_bboxes.weight.float().chunk(2, -1)
+        relative = torch.cat([centre - size / 2, centre + size / 2], -1)
+        scale = sizes.flip(-1).repeat(1, 2)[:, None]
+        return relative * scale, self.init_proposal_features.weight.expand(len(sizes), -1, -1)
+
+
+class Attention(nn.Module):
+    """Self-attention between the proposals of an image, added to them."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(channels, heads, dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BPC: Tensor) -> Tensor:
+        attended, _ = self.attn(x_BPC, x_BPC, x_BPC, need_weights=False)
+        out: Tensor = x_BPC + self.dropout(attended)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with ReLU between, added to what comes in."""
+
+    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        first = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.layers = nn.Sequential(first, nn.Linear(hidden, channels), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+class DynamicConv(nn.Module):
+    """Looks at a region through two 1x1 convolutions whose weights the proposal's features decide."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.shape = (channels, hidden)
+        self.dynamic_layer = nn.Linear(channels, 2 * channels * hidden)
+        self.norm_in = nn.LayerNorm(hidden)
+        self.norm_out = nn.LayerNorm(channels)
+        self.fc_layer = nn.Linear(channels * GRID**2, channels)
+        self.fc_norm = nn.LayerNorm(channels)
+
+    def forward(self, objects: Tensor, regions: Tensor) -> Tensor:
+        """From ``(K, C)`` and regions ``(K, C, 7, 7)`` to ``(K, C)``."""
+        channels, hidden = self.shape
+        into, out_of = self.dynamic_layer(objects).chunk(2, 1)
+        x = regions.flatten(2).transpose(1, 2)
+        x = self.norm_in(x @ into.reshape(-1, channels, hidden).to(x)).relu()
+        x = self.norm_out(x @ out_of.reshape(-1, hidden, channels).to(x)).relu()
+        out: Tensor = self.fc_norm(self.fc_layer(x.flatten(1))).relu()
+        return out
+
+
+class Stage(nn.Module):
+    """Lets proposals see each other, then their regions; then says class and box of each."""
+
+    def __init__(self, config: SparseRCNNConfig) -> None:
+        super().__init__()
+        channels = config.neck.channels
+        self.attention = Attention(channels, config.heads, config.dropout)
+        self.attention_norm = nn.LayerNorm(channels)
+        self.instance_interactive_conv = DynamicConv(channels, config.dynamic_channels)
+        self.instance_interactive_conv_dropout = nn.Dropout(config.dropout)
+        self.instance_interactive_conv_norm = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, config.feedforward_channels, config.dropout)
+        self.ffn_norm = nn.LayerNorm(channels)
+        self.cls_fcs = _layers(channels, config.class_layers)
+        self.reg_fcs = _layers(channels, config.box_layers)
+        self.fc_cls = nn.Linear(channels, config.num_classes)
+        self.fc_reg = nn.Linear(channels, 4)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.constant_(self.fc_cls.bias, -math.log((1 - _PRIOR) / _PRIOR))
+
+    def forward(self, objects: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From objects ``(B, P, C)`` and regions ``(B P, C, 7, 7)`` to logits, deltas and new objects."""
+        objects = self.attention_norm(self.attention(objects))
+        flat = objects.flatten(0, 1)
+        seen = self.instance_interactive_conv_dropout(self.instance_interactive_conv(flat, regions))
+        flat = self.ffn_norm(self.ffn(self.instance_interactive_conv_norm(flat + seen)))
+        named, placed = flat, flat
+        for layer in self.cls_fcs:
+            named = layer(named)
+        for layer in self.reg_fcs:
+            placed = layer(placed)
+        shape = objects.shape[:2]
+        logits, deltas = self.fc_cls(named).float(), self.fc_reg(placed).float()
+        return logits.unflatten(0, shape), deltas.unflatten(0, shape), flat.unflatten(0, shape)
+
+
+class Stages(nn.Module):
+    """Holds the stages under OpenMMLab's names."""
+
+    def __init__(self, config: SparseRCNNConfig) -> None:
+        super().__init__()
+        self.bbox_head = nn.ModuleList(Stage(config) for _ in range(config.stages))
+
+
+class SparseRCNN(Detector[SparseRCNNConfig, SparseRCNNOutputs, SparseRCNNOutputs]):
+    """Learned proposals that find their objects in a fixed number of stages."""
+
+    def __init__(self, config: SparseRCNNConfig) -> None:
+        super().__init__(config)
+        self.backbone = config.backbone.build()
+        self.neck = config.neck.build(self.backbone.feature_info)
+        self.strides = [m.stride for m in self.neck.feature_info]
+        self.rpn_head = Proposals(config.proposals, config.neck.channels)
+        self.roi_head = Stages(config)
+
+    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> SparseRCNNOutputs:
+        check_sizes(images_BCHW, sizes)
+        maps = list(self.neck(self.backbone(images_BCHW)).values())
+        extents = torch.tensor(sizes, device=images_BCHW.device, dtype=torch.float32)
+        box, objects = self.rpn_head(extents)
+        stages = []
+        for stage in self.roi_head.bbox_head:
+            regions = rois.pool(maps, self.strides, rois.with_batch_index(list(box)), GRID, SAMPLES)
+            logits, deltas, objects = stage(objects, regions)
+            box = boxes.decode(box, deltas, self.config.stds)
+            stages.append(SparseStage(logits, box, objects))
+            box = box.detach()  # a stage is not taught through the boxes of the next
+        return SparseRCNNOutputs(stages, extents)
+
+    def training_outputs(
+        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[Target]
+    ) -> SparseRCNNOutputs:
+        outputs: SparseRCNNOutputs = self(images_BCHW, sizes)
+        return outputs
+
+    def postprocess(
+        self, outputs: SparseRCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        last, results = outputs.stages[-1], []
+        for logits, box, size, original in zip(last.logits, last.boxes, sizes, original_sizes, strict=True):
+            scores, best = logits.sigmoid().flatten().topk(min(self.config.max_per_image, logits.numel()))
+            best = best[scores > self.config.score_threshold]
+            found = boxes.resize(box[best // logits.shape[1]], size, original)
+            results.append(
+                Detections(found, scores[: len(best)], best % logits.shape[1], self.class_names, size=original)
+            )
+        return results
+
+
+def _layers(channels: int, count: int) -> nn.ModuleList:
+    layers = ((nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU()) for _ in range(count))
+    return nn.ModuleList(chain.from_iterable(layers))

@@ -1,0 +1,5 @@
+"""A dict of maps to a dict of maps: what stands between a backbone and a dense head."""
+
+from focalnet.necks.fpn import FPN, FPNConfig
+
+__all__ = ["FPN", "FPNConfig"]

@@ -1,0 +1,61 @@
+"""Detectors small enough for tests, and data for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from focalnet.models import DETECTORS, DetectorConfig
+from focalnet.models.detectors import METHODS
+from focalnet.models.rcnn import RPNConfig, StageConfig
+from focalnet.models.rcnn.config import released_cascade
+from focalnet.necks import FPNConfig
+from focalnet.structures import Target
+
+SIZES = [(61, 90), (64, 75)]
+_TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
+_RPN = RPNConfig(candidates=60, candidates_in_training=60, proposals=30, proposals_in_training=30)
+_RCNN = {"rpn": _RPN, "neck": FPNConfig(channels=16), "mask_convs": 1, "mask_channels": 16}
+_HEADS: dict[str, dict[str, Any]] = {
+    "mask_rcnn": {**_RCNN, "stages": (StageConfig(fc_channels=16),)},
+    "cascade_mask_rcnn": {
+        **_RCNN,
+        "stages": tuple(replace(stage, conv_channels=8, fc_channels=16) for stage in released_cascade()),
+    },
+    "atss": {"neck": FPNConfig(channels=16, extra="conv"), "convs": 1, "channels": 64},
+    "sparse_rcnn": {
+        "neck": FPNConfig(channels=16, levels=4),
+        "proposals": 12,
+        "max_per_image": 12,
+        "stages": 2,
+        "feedforward_channels": 16,
+        "dynamic_channels": 4,
+    },
+}
+
+
+def config(method: str, **options: Any) -> DetectorConfig:
+    """A narrow detector of that method with three classes."""
+    assert method in METHODS
+    return DETECTORS[f"{method}_focalnet_tiny_srf"].config(
+        **{"num_classes": 3, "score_threshold": 0.0, **_TRUNK, **_HEADS[method], **options}
+    )
+
+
+def images() -> torch.Tensor:
+    """A batch of two images of ``SIZES``, padded."""
+    batch = torch.zeros(2, 3, 64, 96)
+    for i, (height, width) in enumerate(SIZES):
+        batch[i, :, :height, :width] = torch.randn(3, height, width)
+    return batch
+
+
+def target(count: int) -> Target:
+    """So many objects at fixed places."""
+    boxes = torch.tensor([[5.0, 6.0, 40.0, 30.0], [20.0, 10.0, 61.0, 55.0], [44.5, 30.0, 60.0, 50.0]])[:count]
+    masks = torch.zeros(count, 64, 96, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return Target(boxes=boxes, labels=torch.arange(count), masks=masks, ignored=torch.zeros(0, 4))

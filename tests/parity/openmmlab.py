@@ -1,0 +1,134 @@
+"""Reading the cases of ``golden/openmmlab``: their weights, images, ground truths and packed masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from focalnet.structures import Detections, Target
+from tests.parity.golden import Case
+
+MAPS = {"rtol": 1e-4, "atol": 2e-4}
+BOXES, SCORES = 2e-2, 5e-4  # pixels, probability
+
+
+def state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of a case, as a released file would hold it."""
+    return {
+        key.removeprefix("state."): value.float() if value.is_floating_point() else value
+        for key, value in tensors.items()
+        if key.startswith("state.")
+    }
+
+
+def images(case: Case) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """The batch, normalised and padded by the case's rule, and the images' sizes before padding."""
+    rule, tensors = case.facts["input"], case.tensors
+    mean, std = (torch.tensor(rule[name])[:, None, None] for name in ("mean", "std"))
+    batch = torch.zeros(rule["shape"])
+    sizes = [(height, width) for height, width in (meta["img_shape"] for meta in case.facts["img_metas"])]
+    for i, (height, width) in enumerate(sizes):
+        batch[i, :, :height, :width] = (tensors[f"img.{i}"].float() - mean) / std
+    torch.testing.assert_close(float(batch.double().abs().sum()), rule["abs_sum"], rtol=1e-6, atol=0)
+    return batch, sizes
+
+
+def original_sizes(case: Case) -> list[tuple[int, int]]:
+    return [(height, width) for height, width in (meta["ori_shape"] for meta in case.facts["img_metas"])]
+
+
+def unpack(case: Case, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Masks stored as packed bits, bool."""
+    shape = case.facts["stored"][name]["full_shape"]
+    bits = np.unpackbits(tensors[name].numpy(), axis=1)[:, : int(np.prod(shape[1:]))]
+    return torch.from_numpy(bits.reshape(tensors[name].shape[0], *shape[1:]).astype(bool))
+
+
+def targets(case: Case) -> list[Target]:
+    tensors = case.tensors
+
+    def target(i: int) -> Target:
+        name = f"gt.{i}.masks"
+        return Target(
+            boxes=tensors[f"gt.{i}.bboxes"],
+            labels=tensors[f"gt.{i}.labels"],
+            masks=unpack(case, name, tensors) if name in tensors else None,
+            ignored=torch.zeros(0, 4),
+        )
+
+    return [target(i) for i in range(len(case.facts["img_metas"]))]
+
+
+def stored_part(case: Case, name: str, value: torch.Tensor) -> torch.Tensor:
+    """The part of a full map that the case keeps."""
+    stride = case.facts["stored"].get(name, {}).get("spatial_stride", 1)
+    return value[..., ::stride, ::stride]
+
+
+def assert_maps(case: Case, expected: dict[str, torch.Tensor], name: str, values: Any) -> None:
+    """Compares ``name.0``, ``name.1``, ... with maps, finest first."""
+    values = list(values)
+    assert f"{name}.{len(values)}" not in expected
+    for i, value in enumerate(values):
+        key = f"{name}.{i}"
+        torch.testing.assert_close(
+            stored_part(case, key, value), expected[key], **MAPS, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+def match(
+    boxes: torch.Tensor, labels: torch.Tensor, expected_boxes: torch.Tensor, expected_labels: torch.Tensor
+) -> torch.Tensor:
+    """Pairs two sets of boxes one to one, same label and nearest; the index of ours for each expected one."""
+    from scipy.optimize import linear_sum_assignment
+
+    assert sorted(labels.tolist()) == sorted(expected_labels.tolist())
+    distance = (boxes[:, None] - expected_boxes).abs().amax(-1) + 1e6 * (labels[:, None] != expected_labels)
+    ours, theirs = linear_sum_assignment(distance)
+    return torch.as_tensor(ours[np.argsort(theirs)])
+
+
+def assert_proposals(proposals: Any, expected: dict[str, torch.Tensor], name: str) -> None:
+    """Compares two sets of proposals; a handful may differ at the cut."""
+    boxes, scores = expected[f"{name}.bboxes"], expected[f"{name}.scores"]
+    assert len(proposals.boxes) == len(boxes)
+    distance = (proposals.boxes[:, None] - boxes).abs().amax(-1)
+    distance[(proposals.scores[:, None] - scores).abs() > SCORES] = torch.inf
+    assert int((distance.amin(0) > BOXES).sum()) <= 5
+    assert int((distance.amin(1) > BOXES).sum()) <= 5
+
+
+def assert_detections(found: Detections, expected: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Compares detections as sets; returns the index of ours for each expected one."""
+    boxes, scores, labels = (expected[f"{name}.{part}"] for part in ("bboxes", "scores", "labels"))
+    order = match(found.boxes, found.labels, boxes, labels)
+    torch.testing.assert_close(found.boxes[order], boxes, rtol=0, atol=BOXES)
+    torch.testing.assert_close(found.scores[order], scores, rtol=0, atol=SCORES)
+    assert (found.scores.diff() <= 0).all()
+    return order
+
+
+def assert_losses(losses: dict[str, torch.Tensor], facts: dict[str, Any], rtol: float, total_rtol: float) -> None:
+    """Compares every term (a list of a value per level is its sum) and the total."""
+    expected = {
+        name: sum(value) if isinstance(value, list) else value
+        for name, value in facts["losses"].items()
+        if "loss" in name
+    }
+    ours = {name: float(value.detach()) for name, value in losses.items()}
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert abs(ours[name] - value) <= rtol * max(abs(value), 1e-3), name
+    assert abs(sum(ours.values()) - facts["total"]) <= total_rtol * facts["total"]
+
+
+def assert_gradient_norms(model: torch.nn.Module, expected: dict[str, float]) -> None:
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == expected.keys()
+    least = 1e-3 * max(expected.values())
+    for name, value in expected.items():
+        gradient = parameters[name].grad
+        norm = 0.0 if gradient is None else float(gradient.norm())
+        assert abs(norm - value) <= 1e-2 * max(value, least), name

@@ -1,0 +1,76 @@
+"""ATSS against mmdet's, one test a stage of the computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from focalnet.losses.detection import criterion
+from focalnet.models.atss import ATSS, ATSSConfig
+from focalnet.ops import assign
+from tests.parity import openmmlab
+from tests.parity.golden import Case, cases
+
+PATTERN = "openmmlab/atss_*.json"
+
+
+def build(case: Case) -> ATSS:
+    model = ATSSConfig.from_official(case.facts["config"]).build().eval()
+    model.load_state_dict(openmmlab.state(case.tensors))
+    assert sum(t.numel() for t in model.state_dict().values()) == case.facts["num_params"]
+    return model
+
+
+@cases(PATTERN)
+@torch.no_grad()
+def test_maps(case: Case) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    maps = model.backbone(images)
+    openmmlab.assert_maps(case, expected, "backbone", maps.values())
+    openmmlab.assert_maps(case, expected, "neck", model.neck(maps).values())
+    outputs = model(images, sizes)
+    openmmlab.assert_maps(case, expected, "head.cls", outputs.scores)
+    openmmlab.assert_maps(case, expected, "head.reg", outputs.deltas)
+    openmmlab.assert_maps(case, expected, "head.centerness", outputs.centerness)
+    for level, anchors in enumerate(outputs.anchors):
+        torch.testing.assert_close(anchors[:4], expected["anchors.first4_per_level"][level])
+
+
+@pytest.mark.parametrize("name", ["det_input", "det_rescaled"])
+@cases(PATTERN)
+@torch.no_grad()
+def test_detections(case: Case, name: str) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
+    for i, found in enumerate(model.detect(images, sizes, originals)):
+        assert found.masks is None
+        openmmlab.assert_detections(found, expected, f"{name}.{i}")
+
+
+@cases(PATTERN)
+def test_losses_and_gradients(case: Case) -> None:
+    model, facts = build(case), case.facts["train"]
+    images, sizes = openmmlab.images(case)
+    targets = openmmlab.targets(case)
+    losses = criterion(model.config)(model.training_outputs(images, sizes, targets), targets)
+    openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
+    torch.stack(list(losses.values())).sum().backward()
+    openmmlab.assert_gradient_norms(model, facts["grad_norms"])
+
+
+@cases(PATTERN)
+@torch.no_grad()
+def test_assignments(case: Case) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    outputs = model(images, sizes)
+    for i, target in enumerate(openmmlab.targets(case)):
+        stored, inside = expected[f"train.gt_inds.{i}"].long(), outputs.inside[i]
+        assert torch.equal(inside, stored > -2)
+        levels = inside.split([len(level) for level in outputs.anchors])
+        priors = [level[here] for level, here in zip(outputs.anchors, levels, strict=True)]
+        assigned = assign.by_statistics(priors, target["boxes"], target["ignored"], candidates=model.config.nearest)
+        assert torch.equal(assigned, stored[inside])
+        assert int((assigned > 0).sum()) == case.facts["train"]["num_pos"][i]

@@ -1,0 +1,152 @@
+"""Mask R-CNN and Cascade Mask R-CNN against mmdet's, one test a stage of the computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from focalnet.losses.detection import criterion
+from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
+from focalnet.models.rcnn.config import RCNNConfig
+from focalnet.models.rcnn.rcnn import draw
+from focalnet.ops import assign, rois
+from focalnet.structures import Target
+from tests.parity import openmmlab
+from tests.parity.golden import Case, cases
+
+PATTERN = "openmmlab/*mask_rcnn_*.json"
+CONFIGS: dict[str, type[RCNNConfig]] = {"MaskRCNN": MaskRCNNConfig, "CascadeRCNN": CascadeRCNNConfig}
+
+
+def build(case: Case) -> RCNN:
+    official = case.facts["config"]
+    model = CONFIGS[official["type"]].from_official(official).build().eval()
+    model.load_state_dict(openmmlab.state(case.tensors))
+    assert sum(t.numel() for t in model.state_dict().values()) == case.facts["num_params"]
+    return model
+
+
+@cases(PATTERN)
+def test_maps_and_proposals(case: Case) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    with torch.no_grad():
+        maps = model.backbone(images)
+        openmmlab.assert_maps(case, expected, "backbone", maps.values())
+        openmmlab.assert_maps(case, expected, "neck", model.neck(maps).values())
+        outputs = model(images, sizes)
+    openmmlab.assert_maps(case, expected, "rpn.cls", outputs.rpn.scores)
+    openmmlab.assert_maps(case, expected, "rpn.reg", outputs.rpn.deltas)
+    for level, anchors in enumerate(outputs.rpn.anchors):
+        torch.testing.assert_close(anchors[:8], expected["anchors.first8_per_level"][level])
+        torch.testing.assert_close(anchors[-8:], expected["anchors.last8_per_level"][level])
+    for i, proposals in enumerate(outputs.proposals):
+        openmmlab.assert_proposals(proposals, expected, f"rpn.proposals.{i}")
+
+
+@cases(PATTERN)
+@torch.no_grad()
+def test_heads(case: Case) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    pyramid, regions = model(images, sizes).pyramid, expected["roi.rois"]
+    features = rois.pool(pyramid, model.roi_head.strides, regions[:4], 7)
+    torch.testing.assert_close(features, expected["roi.bbox_feats_first4"], **openmmlab.MAPS)
+    for stage in range(len(model.config.stages)):
+        prefix = f"roi.s{stage}" if model.config.indexed else "roi"
+        logits, deltas = model.roi_head.classify(pyramid, regions, stage)
+        masks = model.roi_head.segment(pyramid, regions[:4], stage)
+        for name, value in (("cls_score", logits), ("bbox_pred", deltas.flatten(1)), ("mask_logits_first4", masks)):
+            torch.testing.assert_close(value, expected[f"{prefix}.{name}"], **openmmlab.MAPS)
+        if stage == 0 and model.config.indexed:
+            refined = model.refine(regions, deltas, logits[:, :-1].argmax(1), sizes, stage)
+            torch.testing.assert_close(refined, expected["roi.refined.s1"], rtol=0, atol=openmmlab.BOXES)
+
+
+@pytest.mark.parametrize("name", ["det_input", "det_rescaled"])
+@cases(PATTERN)
+@torch.no_grad()
+def test_detections(case: Case, name: str) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
+    for i, found in enumerate(model.detect(images, sizes, originals)):
+        assert found.size == originals[i]
+        order = openmmlab.assert_detections(found, expected, f"{name}.{i}")
+        assert found.masks is not None
+        assert list(found.masks.shape) == case.facts["mask_shapes"][f"{name}.{i}"]
+        box_areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(1)[order].clamp(min=1)
+        areas = found.masks[order].flatten(1).sum(1)
+        assert ((areas - expected[f"{name}.{i}.mask_areas"]).abs() <= 2e-3 * box_areas + 1).all()
+        if f"{name}.{i}.masks_first" in expected:
+            first = openmmlab.unpack(case, f"{name}.{i}.masks_first", expected)
+            different = (found.masks[order][: len(first)] ^ first).flatten(1).sum(1)
+            assert (different <= 2e-3 * box_areas[: len(first)] + 1).all()
+
+
+@cases(PATTERN)
+def test_losses_and_gradients(case: Case) -> None:
+    model, facts = build(case), case.facts["train"]
+    images, sizes = openmmlab.images(case)
+    targets = openmmlab.targets(case)
+    outputs = model.training_outputs(images, sizes, targets)
+    losses = criterion(model.config)(outputs, targets)
+    openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
+    for stage in facts.get("sampling", []):
+        drawn = outputs.stages[stage["stage"]]
+        mine = drawn.matched[drawn.regions[:, 0] == stage["image"]]
+        assert (int((mine >= 0).sum()), int((mine < 0).sum())) == (stage["num_pos"], stage["num_neg"])
+    torch.stack(list(losses.values())).sum().backward()
+    openmmlab.assert_gradient_norms(model, facts["grad_norms"])
+
+
+@cases("openmmlab/*cascade_mask_rcnn_srf*.json")
+def test_losses_with_batch_statistics(case: Case) -> None:
+    model, expected = build(case).train(), case.tensors
+    images, sizes = openmmlab.images(case)
+    targets = openmmlab.targets(case)
+    losses = criterion(model.config)(model.training_outputs(images, sizes, targets), targets)
+    openmmlab.assert_losses(losses, case.facts["train_bn"], rtol=2e-3, total_rtol=2e-3)
+    after = [key for key in expected if key.startswith("train_bn.after.")]
+    assert after
+    for key in after:
+        value = model.state_dict()[key.removeprefix("train_bn.after.")]
+        torch.testing.assert_close(value, expected[key], rtol=2e-3, atol=2e-4)
+
+
+@cases(PATTERN)
+def test_assignments(case: Case) -> None:
+    model, expected, targets = build(case), case.tensors, openmmlab.targets(case)
+    images, sizes = openmmlab.images(case)
+    with torch.no_grad():
+        outputs = model.training_outputs(images, sizes, targets)
+    priors = torch.cat(outputs.rpn.anchors)
+    for i, target in enumerate(targets):
+        stored = expected[f"train.rpn.gt_inds.{i}"].long()
+        inside = outputs.inside[i]
+        assert torch.equal(inside, stored > -2)
+        assert torch.equal(_by_overlap(model.config.rpn.sampling, priors[inside], target), stored[inside])
+        for stage, config in enumerate(model.config.stages):
+            name = "train.proposals" if stage == 0 else f"train.rcnn.s{stage}.priors"
+            given = expected[f"{name}.{i}.bboxes"] if stage == 0 else expected[f"{name}.{i}"]
+            assigned = _by_overlap(config.sampling, given, target)
+            assert torch.equal(assigned, expected[f"train.rcnn.s{stage}.gt_inds.{i}"].long())
+            regions, matched, own = draw([given], [target], config.sampling)
+            assert int(own.sum()) == len(target["boxes"])
+            assert len(regions) == len(given) + len(target["boxes"])
+            assert int((matched >= 0).sum()) == int((assigned > 0).sum()) + len(target["boxes"])
+
+
+@cases(PATTERN)
+@torch.no_grad()
+def test_training_proposals(case: Case) -> None:
+    model, expected = build(case), case.tensors
+    images, sizes = openmmlab.images(case)
+    rpn = model(images, sizes).rpn
+    for i, proposals in enumerate(model.rpn_head.propose(rpn, sizes, training=True)):
+        openmmlab.assert_proposals(proposals, expected, f"train.proposals.{i}")
+
+
+def _by_overlap(sampling: object, boxes: torch.Tensor, target: Target) -> torch.Tensor:
+    options = {name: getattr(sampling, name) for name in ("positive", "negative", "rescue", "ignore")}
+    return assign.by_overlap(boxes, target["boxes"], target["ignored"], **options)

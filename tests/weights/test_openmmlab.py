@@ -1,0 +1,174 @@
+"""Detection checkpoints: mmdet's files, ours, and what ``load`` makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from focalnet import weights
+from focalnet.errors import CheckpointError, ConfigError
+from focalnet.models import DETECTORS, Detector
+from focalnet.models.detectors import METHODS, DetectorVariant
+from focalnet.structures import ModelCard, Preprocessing
+from focalnet.weights import download
+from focalnet.weights.layouts import openmmlab
+from focalnet.zoo import load
+from tests.models.small import SIZES, config, images
+from tests.parity import openmmlab as golden
+from tests.parity.golden import Case, cases
+
+every_method = pytest.mark.parametrize("method", METHODS)
+IMAGES = images()
+CARD = ModelCard(name="mine", class_names=("a", "b", "c"), preprocessing=Preprocessing(image_size=64, max_size=96))
+
+
+def built(method: str, **options: Any) -> Detector[Any, Any, Any]:
+    torch.manual_seed(0)
+    model = config(method, **options).build().eval()
+    model.card = CARD
+    return model
+
+
+def official(model: torch.nn.Module, path: Path, **beside: Any) -> Path:
+    torch.save({"meta": {"CLASSES": ("a", "b", "c"), "epoch": 36}, "state_dict": model.state_dict(), **beside}, path)
+    return path
+
+
+@every_method
+def test_our_file_and_theirs_and_back(method: str, tmp_path: Path) -> None:
+    model = built(method)
+    ours = weights.save(model, tmp_path / "mine.safetensors")
+    loaded = load(ours)
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert loaded.card == CARD
+    assert not loaded.training
+    theirs = weights.export(weights.read(ours), tmp_path / "theirs.pth", "openmmlab")
+    content = torch.load(theirs, weights_only=True)
+    assert content["meta"] == {"CLASSES": ("a", "b", "c")}
+    assert content["state_dict"].keys() == model.state_dict().keys()
+    again = weights.read(theirs)
+    assert again.layout == "openmmlab"
+    assert again.card.class_names == ("a", "b", "c")
+    back = weights.read(weights.export(again, tmp_path / "back.safetensors", "native"))
+    assert back.state_dict.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict.items())
+    with torch.no_grad():
+        found, expected = (m.detect(IMAGES, SIZES, SIZES) for m in (loaded, model))
+    for ours_, theirs_ in zip(found, expected, strict=True):
+        assert torch.equal(ours_.scores, theirs_.scores)
+        assert ours_.names == ("a", "b", "c")
+
+
+@cases("openmmlab/*_rcnn_*.json")
+def test_shapes_tell_which_rcnn(case: Case, tmp_path: Path) -> None:
+    _gives_what_mmdet_gave(case, tmp_path)
+
+
+@cases("openmmlab/atss_*.json")
+def test_shapes_tell_atss(case: Case, tmp_path: Path) -> None:
+    _gives_what_mmdet_gave(case, tmp_path)
+
+
+def _gives_what_mmdet_gave(case: Case, folder: Path) -> None:
+    """A released file has no configuration beside it: names, shapes and what was published are enough."""
+    path, tensors = folder / "released.pth", case.tensors
+    torch.save({"meta": {}, "state_dict": golden.state(tensors)}, path)
+    model = load(path)
+    batch, sizes = golden.images(case)
+    with torch.no_grad():
+        found = model.detect(batch, sizes, golden.original_sizes(case))
+    for i, result in enumerate(found):
+        golden.assert_detections(result, tensors, f"det_rescaled.{i}")
+
+
+def test_wrappers_and_leftovers(tmp_path: Path) -> None:
+    model = built("mask_rcnn")
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    state |= {"module.backbone.norm.weight": torch.ones(64), "module.backbone.head.bias": torch.ones(1000)}
+    state |= {"ema_backbone_patch_embed_proj_weight": torch.ones(2)}
+    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": ["x", "y", "z"]}}}, tmp_path / "wrapped.pth")
+    checkpoint = weights.read(tmp_path / "wrapped.pth")
+    assert set(checkpoint.unused) == {
+        "backbone.norm.weight",
+        "backbone.head.bias",
+        "ema_backbone_patch_embed_proj_weight",
+    }
+    assert checkpoint.card.class_names == ("x", "y", "z")
+    assert "unused      3" in str(checkpoint.report())
+    assert load(tmp_path / "wrapped.pth").config.masks
+
+
+def test_class_names_that_do_not_count_right_are_left_out(tmp_path: Path) -> None:
+    path = official(built("atss", num_classes=4), tmp_path / "x.pth")
+    assert weights.read(path).card.class_names == ()
+
+
+@every_method
+def test_other_classes_give_new_heads(method: str, tmp_path: Path) -> None:
+    model = built(method)
+    path = weights.save(model, tmp_path / "x.safetensors")
+    loaded = load(path, num_classes=5, score_threshold=0.1, drop_path_rate=0.1)
+    assert loaded.config.num_classes == 5
+    assert (loaded.config.score_threshold, loaded.config.backbone.drop_path_rate) == (0.1, 0.1)
+    assert (loaded.card.class_names, loaded.card.metrics) == ((), {})
+    old, new = model.state_dict(), loaded.state_dict()
+    changed = {key.rpartition(".")[0].rpartition(".")[2] for key in new if new[key].shape != old[key].shape}
+    assert changed <= {"fc_cls", "fc_reg", "conv_logits", "atss_cls"}
+    assert all(torch.equal(value, old[key]) for key, value in new.items() if value.shape == old[key].shape)
+
+
+def test_the_backbone_alone(tmp_path: Path) -> None:
+    model = built("atss")
+    backbone = load(weights.save(model, tmp_path / "x.safetensors"), features_only=True)
+    with torch.no_grad():
+        for a, b in zip(backbone(IMAGES).values(), model.backbone(IMAGES).values(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "mask_rcnn_focalnet_tiny_lrf"
+    narrow = {**DETECTORS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(DETECTORS, name, DetectorVariant("mask_rcnn", "focalnet_tiny_lrf", narrow))
+    path = tmp_path / "official.pth"
+    model = config("mask_rcnn", **narrow, num_classes=80).build()
+    torch.save({"state_dict": model.state_dict()}, path)
+    monkeypatch.setattr(download, "local_file", lambda _: path)
+    loaded = load(f"{name}.ms_coco_3x")
+    assert loaded.card.metrics == {"coco_box_ap": 48.0, "coco_mask_ap": 42.9}
+    assert loaded.card.class_names[:2] == ("person", "bicycle")
+    assert len(loaded.card.class_names) == 80
+    assert loaded.card.preprocessing.max_size == 1333
+    assert loaded.config.backbone == DETECTORS[name].config(out_indices=(0, 1, 2, 3)).backbone
+    assert weights.read(path).architecture == name
+    with pytest.raises(CheckpointError, match=r"it is not a mask_rcnn_focalnet_tiny_srf.*it looks like"):
+        weights.read(path, architecture="mask_rcnn_focalnet_tiny_srf")
+
+
+def test_a_dead_link_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from focalnet.errors import DownloadError
+
+    monkeypatch.setattr(download, "folder", lambda: tmp_path)
+    with pytest.raises(DownloadError, match=r"if you have focalnet_tiny_lrf_atss_3x\.pth, put it at .*or give a path"):
+        load("atss_focalnet_tiny_lrf.ms_coco_3x")
+
+
+@every_method
+def test_a_file_with_a_part_missing(method: str, tmp_path: Path) -> None:
+    state = built(method).state_dict()
+    gone = next(key for key in state if key.startswith("neck.lateral_convs.1"))
+    torch.save({"state_dict": {k: v for k, v in state.items() if k != gone}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: does not fit the model.*missing \({gone}"):
+        load(tmp_path / "x.pth")
+
+
+def test_what_cannot_be_done(tmp_path: Path) -> None:
+    path = weights.save(built("atss"), tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=r"these weights have focal_windows=\(3, 3, 3, 3\)"):
+        load(path, focal_windows=(9, 9, 9, 9))
+    with pytest.raises(CheckpointError, match="only a classifier has a timm layout; this is a detector"):
+        weights.export(weights.read(path), tmp_path / "y.pth", "timm")
+    assert openmmlab.unwrap({"backbone.patch_embed.proj.weight": torch.ones(1)}) is None
