@@ -14,9 +14,11 @@ from focalnet import weights, zoo
 from focalnet.cli.recipes import HOME, find_recipe, list_recipes, read_recipe
 from focalnet.cli.train import fit
 from focalnet.errors import ConfigError, UnknownName
+from focalnet.models import DETECTORS
 from focalnet.tasks import engine
 from focalnet.tasks.folder import write
-from focalnet.tasks.options import Options
+from focalnet.tasks.options import TASKS, Options
+from tests.data.coco import write_coco
 
 RECIPES = list_recipes()
 SIZES = ("tiny", "small", "base")
@@ -28,13 +30,43 @@ OURS = {"digits", "cifar10_nano", "tiny_imagenet_nano", "finetune"}
 DROP_PATH = {"small": 0.3, "base": 0.5} | {"small_iso": 0.2, "base_iso": 0.3}
 
 
+def _coco() -> dict[str, tuple[float, float | None]]:
+    """Box and mask AP of the paper's tables 6, 7, 20 and 21, by recipe."""
+    once = {
+        "srf": [(45.9, 41.3), (48.0, 42.7), (48.8, 43.3)],
+        "lrf": [(46.1, 41.5), (48.3, 43.1), (49.0, 43.5)],
+        "srf_deep": [(46.8, 41.9), (48.1, 43.1), (49.6, 44.0)],
+        "lrf_deep": [(46.7, 41.9), (48.6, 43.3), (49.9, 44.2)],
+    }
+    thrice = {
+        "srf": [(47.6, 42.6), (48.9, 43.6), (49.6, 44.1)],
+        "lrf": [(48.0, 42.9), (49.3, 43.8), (49.8, 44.1)],
+        "srf_deep": [(48.5, 43.3), (49.2, 43.8), (50.2, 44.3)],
+    }
+    found: dict[str, tuple[float, float | None]] = {
+        f"coco_mask_rcnn_{size}_{kind}_{length}": ap
+        for length, table in (("1x", once), ("3x", thrice))
+        for kind, row in table.items()
+        for size, ap in zip(SIZES, row, strict=True)
+    }
+    others = {"cascade_mask_rcnn": (51.5, 51.5), "sparse_rcnn": (49.6, 49.9), "atss": (49.2, 49.6)}
+    for method, row in others.items():
+        found |= {f"coco_{method}_tiny_{kind}_3x": (ap, None) for kind, ap in zip(("srf", "lrf"), row, strict=True)}
+    return found
+
+
+COCO = _coco()
+
+
 def content(name: str) -> dict[str, Any]:
     return read_recipe(HOME / "classification" / f"{name}.yaml")
 
 
 def test_there_is_one_for_every_row_of_the_paper_and_ours():
-    assert {name.removeprefix("classification/") for name in RECIPES} == IMAGENET | FINETUNED | PRETRAINED | OURS
-    assert len(RECIPES) == len(list(HOME.rglob("*.yaml")))
+    of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in TASKS}
+    assert of_task["classification"] == IMAGENET | FINETUNED | PRETRAINED | OURS
+    assert of_task["detection"] == set(COCO) | {"bccd_nano", "nuclei_nano", "finetune"}
+    assert len(RECIPES) == len(list(HOME.rglob("*.yaml"))) == sum(map(len, of_task.values()))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -43,6 +75,7 @@ def test_its_head_says_command_hardware_expectation_and_source(name):
     for entry in ("Command:  focalnet fit " + name, "Hardware: ", "Expected: ", "Source:   "):
         assert re.search(rf"^# {entry}\S*", text, re.MULTILINE), entry
     assert "Not run here" in text or "ours" in text
+    assert read_recipe(find_recipe(name)).get("task", "classification") == name.partition("/")[0]
 
 
 @pytest.mark.parametrize("name", sorted(IMAGENET))
@@ -83,6 +116,37 @@ def test_the_papers_large_model_has_its_parameters():
     assert sum(p.numel() for p in large.parameters()) / 1e6 == pytest.approx(197.1, abs=0.3)
 
 
+@pytest.mark.parametrize(("name", "ap"), COCO.items())
+def test_coco_is_trained_as_in_the_paper(name, ap):
+    text = (HOME / "detection" / f"{name}.yaml").read_text()
+    box, mask = ap
+    assert f"Expected: box AP {box}{f', mask AP {mask}' if mask else ''}. Not run here" in text
+    raw = read_recipe(HOME / "detection" / f"{name}.yaml")
+    recipe = Options({**raw, "data": {**raw["data"], "root": "."}}).values
+    method, size, kind, length = re.fullmatch(r"coco_(\w+)_(tiny|small|base)_(\w+)_([13]x)", name).groups()
+    assert recipe.model.architecture == f"{method}_focalnet_{size}_{kind}"
+    assert f"focalnet_{size}_{kind.removesuffix('_deep')}" in recipe.model.backbone_weights or "deep" in kind
+    short = length == "1x"
+    assert recipe.trainer.max_epochs == (12 if short else 36)
+    schedule, optimizer = recipe.model.schedule, recipe.model.optimizer
+    assert (schedule.kind, schedule.steps) == ("step", (9, 11) if short else (27, 33))
+    assert int(schedule.warmup_epochs * (117_266 // 16)) == 500  # images with objects, in batches of 16
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.reference_batch) == (1e-4, 0.05, 16)
+    assert (
+        recipe.model.options["drop_path_rate"]
+        == dict(zip(SIZES, (0.1, 0.2, 0.3) if short else (0.3, 0.5, 0.5), strict=True))[size]
+    )
+    assert (recipe.data.batch_size, recipe.data.image_size, recipe.data.max_size) == (16, 800, 1333)
+    assert recipe.data.augmentation.short_sides == tuple(range(480, 801, 32))
+    assert recipe.data.masks == ("mask" in method)
+    assert recipe.trainer.gradient_clip_val is None
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("coco"), images=5)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
@@ -121,13 +185,60 @@ def toy(name: str, images: Path, pretrained: Path) -> dict[str, Any]:
     return small | {"model.options.depths": [1] * stages, "model.options.embed_dim": 8}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("classification/")])
 def test_it_runs(name, images, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     folder = fit(name, output=tmp_path / "run", **toy(name, images, pretrained))
     trained = zoo.load(folder / "model.safetensors")
     assert trained.num_classes == len(trained.card.class_names)
     assert (folder / "metrics.csv").read_text().count("\n") == 2
+
+
+def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
+    """Options that make a detection recipe small: thin and shallow, heads of a few channels, four small images."""
+    model = read_recipe(find_recipe(name))["model"]
+    variant = DETECTORS[model["architecture"]]
+    depths = [1] * len(variant.shape["depths"])
+    classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths)
+    small: dict[str, Any] = {
+        "model.backbone_weights": str(weights.save(classifier, folder / "classifier.safetensors")),
+        "model.options.depths": depths,
+        "model.options.embed_dim": 8,
+        "model.options.neck": {"channels": 32, **({"extra": "conv"} if variant.method == "atss" else {})},
+        "data.root": str(coco),
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.image_size": 48,
+        "data.max_size": 96,
+        "data.augmentation.short_sides": [48],
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.limit_train_batches": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.sync_batchnorm": False,
+    }
+    return small | {f"model.options.{key}": value for key, value in TOY_HEADS[variant.method].items()}
+
+
+#: As few channels as each method allows.
+TOY_HEADS: dict[str, dict[str, Any]] = {
+    "mask_rcnn": {"stages": [{"fc_channels": 16}], "mask_channels": 8, "mask_convs": 1},
+    "cascade_mask_rcnn": {"stages": [{"fc_channels": 16, "convs": 1, "conv_channels": 8}] * 3, "mask_channels": 8},
+    "atss": {"channels": 32, "convs": 1},
+    "sparse_rcnn": {"neck": {"channels": 32, "levels": 4}, "proposals": 10, "stages": 2},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("detection/")])
+def test_a_detector_runs(name, coco, tmp_path, monkeypatch):
+    pytest.importorskip("pycocotools")
+    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    folder = fit(name, output=tmp_path / "run", **toy_detector(name, coco, tmp_path))
+    trained = zoo.load(folder / "model.safetensors")
+    assert trained.card.class_names == ("ant", "bee")
+    assert trained.card.preprocessing.max_size == 96
+    assert "box_ap" in (folder / "metrics.csv").read_text()
 
 
 def test_an_own_recipe_may_build_on_another(tmp_path):

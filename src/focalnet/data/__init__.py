@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "Augmentation": "transforms",
     "ClassificationData": "classification",
+    "DetectionAugmentation": "detection_transforms",
+    "DetectionData": "detection",
     "eval_transform": "transforms",
     "find": "images",
     "read": "images",
@@ -16,6 +18,8 @@ __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
     from focalnet.data.classification import ClassificationData as ClassificationData
+    from focalnet.data.detection import DetectionData as DetectionData
+    from focalnet.data.detection_transforms import DetectionAugmentation as DetectionAugmentation
     from focalnet.data.images import find as find
     from focalnet.data.images import read as read
     from focalnet.data.transforms import Augmentation as Augmentation

@@ -14,7 +14,7 @@ from focalnet.data.datasets.classes import read_class_map
 from focalnet.data.datasets.collection import Collection, Format, Part, detect
 from focalnet.data.datasets.shards import ShardDataset
 from focalnet.data.datasets.source import InMemory
-from focalnet.data.loading import ImageDataset, Loader
+from focalnet.data.loading import ImageDataset, Loader, cores_per_process
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Augmentation, eval_transform
 from focalnet.errors import ConfigError, DataError
@@ -176,5 +176,4 @@ class ClassificationData(LightningDataModule):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, max(1, cores // (self.trainer.num_devices if self.trainer else 1)))
+        return cores_per_process(self.trainer.num_devices if self.trainer else 1)

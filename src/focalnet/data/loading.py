@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from PIL.Image import Image
@@ -18,6 +19,9 @@ from focalnet.data.seeding import random_state_kept, seed_all
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, FocalNetError, ImageError
 from focalnet.structures import Batch, Sample
+
+if TYPE_CHECKING:
+    from focalnet.data.detection_samples import DetectionDataset
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +127,20 @@ class Loader(DataLoader[Any]):
     Lightning sets the epoch through ``sampler``, keeps ``state_dict`` in its checkpoints and gives it back on resume.
 
     Args:
-        samples: an ``ImageDataset`` with an ``EpochBatches``, or a ``ShardDataset`` alone.
+        samples: an ``ImageDataset`` or ``DetectionDataset`` with an ``EpochBatches``, or a ``ShardDataset`` alone.
         order: which samples make up which batch.
+        collate: samples to a batch.
         options: those of ``torch.utils.data.DataLoader``.
     """
 
-    def __init__(self, samples: ImageDataset | ShardDataset, order: EpochBatches | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        samples: ImageDataset | ShardDataset | DetectionDataset,
+        order: EpochBatches | None = None,
+        *,
+        collate: Callable[..., Any] = collate,
+        **options: Any,
+    ) -> None:
         # Its own generator: starting a pass draws from it, which must not move the training's random numbers.
         options |= {"collate_fn": collate, "generator": torch.Generator()}
         if isinstance(samples, ShardDataset):
@@ -146,7 +158,7 @@ class Loader(DataLoader[Any]):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: it starts after ``set_epoch``
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: it starts after ``set_epoch``
         resume, self._resume = self._resume, {}
         self._given = resume["batches"] if resume.get("epoch") == self._order.epoch else 0
         if isinstance(self._order, EpochBatches):
@@ -187,6 +199,12 @@ class Loader(DataLoader[Any]):
     def _report(self) -> None:
         if broken := self._samples.broken():
             logger.warning("skipped %s so far", broken)
+
+
+def cores_per_process(processes: int) -> int:
+    """How many workers each of this machine's training processes should have: one a core, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // processes))
 
 
 def _last_line(error: Exception) -> str:

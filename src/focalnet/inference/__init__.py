@@ -1,5 +1,6 @@
 """Trained networks at work on pictures."""
 
 from focalnet.inference.predictor import Predictor, devices
+from focalnet.inference.tiling import Looks
 
-__all__ = ["Predictor", "devices"]
+__all__ = ["Looks", "Predictor", "devices"]

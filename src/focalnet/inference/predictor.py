@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from focalnet import zoo
 from focalnet.data.images import read
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError, ImageError
-from focalnet.models import Classifier
+from focalnet.inference.detecting import Detecting
+from focalnet.inference.tiling import Looks
+from focalnet.models import Classifier, Detector
 from focalnet.models.classifier import postprocess
-from focalnet.structures import Classification
+from focalnet.structures import Classification, Detections
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,26 +32,32 @@ Source: TypeAlias = "str | Path | bytes | Image"
 SET_CARD = "set model.card = ModelCard(name=..., class_names=..., preprocessing=...)"
 
 
+Noun: TypeAlias = "Classification | Detections"
+"""What a picture shows, or what is where in it."""
+
+
 class Prepared(NamedTuple):
-    """A picture that has been read: where from, itself, and the network's input ``(C, H, W)``."""
+    """A picture that has been read: where from, itself, and what the network takes of it."""
 
     path: str | None
     image: Image
-    pixels: torch.Tensor
+    inputs: Any
 
 
 class Predictor:
-    """Names what pictures show: ``Predictor("focalnet_nano.cifar10")("cat.jpg")``.
+    """Names what pictures show: ``Predictor("focalnet_nano.cifar10")("cat.jpg")``; with a detector, what is where.
 
     Pictures are read and prepared, as the model's card says, by a few threads, and go through the
     network in batches.
 
     Args:
-        model: a classifier with a card; or a name or file of ``focalnet.load``. It is moved to
+        model: a classifier or detector with a card; or a name or file of ``focalnet.load``. It is moved to
             ``device`` and set to evaluation mode.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; default: a GPU where there is one.
         batch_size: pictures that go through the network at once.
-        top_k: classes in each result, best first.
+        top_k: of a classifier: classes in each result, best first.
+        min_score: of a detector: objects below are left out.
+        looks: of a detector: tiles, mirroring and sizes.
 
     Raises:
         ConfigError: a model without card or classes, or a device that is not there.
@@ -62,27 +70,31 @@ class Predictor:
         *,
         batch_size: int = 32,
         top_k: int = 5,
+        min_score: float = 0.3,
+        looks: Looks = Looks(),  # noqa: B008 (frozen)
     ) -> None:
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        network = zoo.load(model) if isinstance(model, (str, Path)) else model
-        if not isinstance(network, Classifier) or network.num_classes == 0:
-            raise ConfigError(f"this {type(network).__name__} has no classes to name: Predictor needs a Classifier")
-        if network.card is None:
-            raise ConfigError(f"this {type(network).__name__} does not know how to prepare a picture: {SET_CARD}")
-        self.device = _device(device)
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score={min_score} must be between 0 and 1")
+        network: nn.Module = zoo.load(model) if isinstance(model, (str, Path)) else model
+        self.batch_size = batch_size
+        self._way: _Classifying | Detecting
+        if isinstance(network, Detector):
+            self._way = Detecting(network, looks, min_score=min_score, batch_size=batch_size)
+        else:
+            self._way = _Classifying(network, top_k)
+        self.class_names = self._way.class_names
+        self.device = pick_device(device)
         self.model = network.to(self.device).eval()
-        self.class_names = class_names(network)
-        self.batch_size, self.top_k = batch_size, top_k
-        self._transform = eval_transform(network.card.preprocessing)
 
     @overload
-    def __call__(self, images: Source) -> Classification: ...  # type: ignore[overload-overlap]  # a str is a sequence
+    def __call__(self, images: Source) -> Noun: ...  # type: ignore[overload-overlap]  # a str is a sequence
     @overload
-    def __call__(self, images: Sequence[Source]) -> list[Classification]: ...
+    def __call__(self, images: Sequence[Source]) -> list[Noun]: ...
 
-    def __call__(self, images: Source | Sequence[Source]) -> Classification | list[Classification]:
+    def __call__(self, images: Source | Sequence[Source]) -> Noun | list[Noun]:
         """Returns the noun of one picture, or those of a list, in order.
 
         Raises:
@@ -92,9 +104,7 @@ class Predictor:
             return list(self.stream(images))
         return next(self.stream([images]))
 
-    def stream(
-        self, images: Iterable[Source], *, skip: Callable[[ImageError], None] | None = None
-    ) -> Iterator[Classification]:
+    def stream(self, images: Iterable[Source], *, skip: Callable[[ImageError], None] | None = None) -> Iterator[Noun]:
         """Yields the nouns one after another, holding no more than one batch of pictures.
 
         Args:
@@ -124,16 +134,36 @@ class Predictor:
         except ImageError as error:
             return error
         path = str(source) if isinstance(source, (str, Path)) else None
-        return Prepared(path, image, self._transform(image))
+        return Prepared(path, image, self._way.prepare(image))
 
-    def _predict(self, batch: Sequence[Prepared]) -> Iterator[Classification]:
+    def _predict(self, batch: Sequence[Prepared]) -> Iterator[Noun]:
         if not batch:
             return
-        images_BCHW = torch.stack([prepared.pixels for prepared in batch])
+        found: Iterator[Noun] = self._way.predict([p.image for p in batch], [p.inputs for p in batch])
+        for prepared, noun in zip(batch, found, strict=True):
+            yield dataclasses.replace(noun, path=prepared.path, image=prepared.image)
+
+
+class _Classifying:
+    """Prepares pictures for a classifier, and names its best classes."""
+
+    def __init__(self, network: nn.Module, top_k: int) -> None:
+        if not isinstance(network, Classifier) or network.num_classes == 0:
+            raise ConfigError(
+                f"this {type(network).__name__} has no classes to name: Predictor needs a Classifier or a detector"
+            )
+        if network.card is None:
+            raise ConfigError(f"this {type(network).__name__} does not know how to prepare a picture: {SET_CARD}")
+        self.network, self.top_k = network, top_k
+        self.class_names = class_names(network)
+        self.prepare = eval_transform(network.card.preprocessing)
+
+    def predict(self, images: Sequence[Image], prepared: Sequence[torch.Tensor]) -> Iterator[Classification]:
+        """The best classes of each picture."""
+        images_BCHW = torch.stack(list(prepared))
         with torch.inference_mode():
-            logits = self.model(images_BCHW.to(next(self.model.parameters())))  # its device and type
-        for prepared, found in zip(batch, postprocess(logits, self.class_names, self.top_k), strict=True):
-            yield dataclasses.replace(found, path=prepared.path, image=prepared.image)
+            logits = self.network(images_BCHW.to(next(self.network.parameters())))  # its device and type
+        yield from postprocess(logits, self.class_names, self.top_k)
 
 
 def class_names(model: Classifier) -> tuple[str, ...]:
@@ -159,7 +189,8 @@ def devices() -> list[str]:
     return ["cpu", *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
 
 
-def _device(wanted: str | torch.device | None) -> torch.device:
+def pick_device(wanted: str | torch.device | None) -> torch.device:
+    """The device of that name, or the best there is; ConfigError for one that is not here."""
     if wanted is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

@@ -1,7 +1,8 @@
 """What Lightning trains: one module per task, which joins a network, a loss and metrics and decides nothing else."""
 
 from focalnet.tasks.classification import ClassificationTask
+from focalnet.tasks.detection import DetectionTask
 from focalnet.tasks.mix import MixConfig
 from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig
 
-__all__ = ["ClassificationTask", "MixConfig", "OptimizerConfig", "ScheduleConfig"]
+__all__ = ["ClassificationTask", "DetectionTask", "MixConfig", "OptimizerConfig", "ScheduleConfig"]

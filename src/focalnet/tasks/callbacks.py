@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,25 @@ from focalnet.tasks.folder import RunFolder, write
 log = logging.getLogger(__name__)
 
 
+#: The figures that say in a word how good a network is, and what to call them; all are percent.
+HEADLINE = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP"}
+
+
+def headline(metrics: Mapping[str, float]) -> list[str]:
+    """``["top-1 88.20 %"]``, or ``["box AP 45.90 %", "mask AP 41.30 %"]``."""
+    return [f"{title} {metrics[name]:.2f} %" for name, title in HEADLINE.items() if name in metrics]
+
+
 class Progress(pl.Callback):
     """Logs a line an epoch (and one every ``every_s`` seconds within), and keeps the rows of ``metrics.csv``.
 
     The rows travel in the checkpoint, so that a resumed run's table has neither gaps nor doubles.
     """
 
-    COLUMNS = ("epoch", "updates", "learning_rate", "train_loss", "val_loss", "top1", "top5", "images_per_s", "seconds")
+    COLUMNS = (
+        *("epoch", "updates", "learning_rate", "train_loss", "val_loss", "top1", "top5"),
+        *("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75", "images_per_s", "seconds"),
+    )
 
     def __init__(self, folder: RunFolder, every_s: float = 15.0) -> None:
         self.folder = folder
@@ -75,8 +88,8 @@ class Progress(pl.Callback):
             "seconds": round(self.seconds_before + time.monotonic() - self.started, 1),
         }
         self.rows.append({name: row[name] for name in self.COLUMNS if name in row})
-        top1 = f"  top-1 {row['top1']:.2f} %" if "top1" in row else ""
-        self._line(trainer, f"loss {row['train_loss']:.3f}{top1}", self.speed, trainer.current_epoch + 1)
+        figures = "  ".join([f"loss {row['train_loss']:.3f}", *headline(row)])
+        self._line(trainer, figures, self.speed, trainer.current_epoch + 1)
         if trainer.is_global_zero:
             write(self.folder.metrics, self._table().encode())
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.utils import ModelEmaV3
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from focalnet import zoo
-from focalnet.data import ClassificationData
+from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
 from focalnet.models import Classifier
-from focalnet.structures import Batch, ModelCard
+from focalnet.structures import Batch
+from focalnet.tasks.base import Task
 from focalnet.tasks.mix import MixConfig
-from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
+from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig
 
 
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(Task):
     """Trains a ``Classifier``. The classes come from the data, so the network is built when the data is known.
 
     Everything random in a training step (mixing, drop path) is a function of seed, epoch, batch and process
@@ -60,69 +55,42 @@ class ClassificationTask(pl.LightningModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if (architecture is None) == (weights is None):
-            raise ConfigError("give one of model.architecture (random weights) and model.weights (trained ones)")
+        super().__init__(
+            architecture=architecture,
+            weights=weights,
+            options=options,
+            optimizer=optimizer,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            freeze_stages=freeze_stages,
+            grad_checkpointing=grad_checkpointing,
+            compile=compile,
+            seed=seed,
+        )
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
-        self.architecture, self.weights, self.options = architecture, weights, options or {}
-        self.optimizer_config, self.schedule, self.mix = optimizer, schedule, mix
-        self.label_smoothing, self.ema_decay, self.seed = label_smoothing, ema_decay, seed
-        self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
-        self.average: ModelEmaV3 | None = None
+        self.mix, self.label_smoothing = mix, label_smoothing
 
-    @property
-    def trained(self) -> Classifier:
-        """The network to validate and to keep: the moving average, where there is one."""
-        network: Classifier = self.network if self.average is None else self.average.module
-        return network
+    def build(self, num_classes: int) -> Classifier:
+        network: Classifier
+        if self.architecture is not None:
+            network = zoo.create_model(self.architecture, num_classes=num_classes, **self.options)
+        else:
+            network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
+        return network.train()
 
-    def card(self, data: ClassificationData, training: str) -> ModelCard:
-        """What travels with the trained weights; ``training`` is the second half of their name."""
-        start = self.network.card  # of the weights it was finetuned from
-        architecture = self.architecture or (start.name.partition(".")[0] if start else "focalnet")
-        return ModelCard(
-            name=f"{architecture}.{training}",
-            class_names=data.class_names,
-            preprocessing=data.preprocessing,
-            licence=start.licence if start else None,
-            source=f"finetuned from {start.name if start else self.weights}" if self.weights else None,
-        )
+    def blank(self) -> Classifier:
+        return self.network.classifier_config.build()
+
+    def trunk(self) -> FocalNetTrunk:
+        return self.network
 
     def configure_model(self) -> None:
-        if hasattr(self, "network"):  # Lightning calls this again before a second stage
-            return
-        data = self._data()
-        torch.manual_seed(self.seed)
-        self.network = self._build(data.num_classes)
-        self.network.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
-        if self.freeze_stages is not None:
-            self.network.freeze(self.freeze_stages)
-        self.network.set_grad_checkpointing(self.grad_checkpointing)
-        if self.ema_decay is not None:
-            self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
-        self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
-        if self.compile_network:
-            self.network.compile()
-        self.mixer = self.mix.build(data.num_classes)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
-        epochs = self.trainer.max_epochs or 1
-        scheduler = build_scheduler(
-            optimizer,
-            self.optimizer_config,
-            self.schedule,
-            epochs=epochs,
-            updates_per_epoch=max(int(self.trainer.estimated_stepping_batches) // epochs, 1),
-            global_batch=self._data().batch_size * self.trainer.accumulate_grad_batches,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        super().configure_model()
+        self.mixer = self.mix.build(self.network.num_classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self._reseed(batch_idx)
+        self.reseed(batch_idx)
         images, labels = batch["images"], batch["labels"]
         if self.mixer is not None:
             if len(images) % 2:
@@ -130,27 +98,8 @@ class ClassificationTask(pl.LightningModule):
             images, labels = self.mixer(images, labels)
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        self.log("train_loss_step", loss)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
-        self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        self.log_training(loss, len(images))
         return loss
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        whole = self.trainer.strategy.model
-        if gradient_clip_val and isinstance(whole, FullyShardedDataParallel):
-            whole.clip_grad_norm_(gradient_clip_val)  # Lightning leaves this to the module: only it sees all shards
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update(self.network, step=self.trainer.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Returns logits ``(B, num_classes)``."""
@@ -162,22 +111,3 @@ class ClassificationTask(pl.LightningModule):
             metrics["top5"] = 100.0 * best.any(1).float().mean()
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         return logits
-
-    def _data(self) -> ClassificationData:
-        data: ClassificationData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
-
-    def _build(self, num_classes: int) -> Classifier:
-        network: Classifier
-        if self.architecture is not None:
-            network = zoo.create_model(self.architecture, num_classes=num_classes, **self.options)
-        else:
-            network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
-        return network.train()
-
-    def _reseed(self, batch_idx: int) -> None:
-        entropy = [self.seed, self.current_epoch, batch_idx, self.global_rank]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)

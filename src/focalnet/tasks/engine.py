@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import lightning.pytorch as pl
 import torch
@@ -25,25 +25,31 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
 from focalnet import weights
-from focalnet.data import ClassificationData
+from focalnet.data import ClassificationData, DetectionData
 from focalnet.errors import ConfigError, TrainingError
 from focalnet.layers import FocalNetBlock
-from focalnet.models import Classifier
-from focalnet.tasks.callbacks import Predictions, Progress, StopAtNaN
-from focalnet.tasks.classification import ClassificationTask
+from focalnet.models import Classifier, Detector
+from focalnet.ops.memory import keep_freed_memory
+from focalnet.tasks.base import Task
+from focalnet.tasks.callbacks import HEADLINE, Predictions, Progress, StopAtNaN, headline
 from focalnet.tasks.failures import explained
 from focalnet.tasks.folder import AtomicCheckpoints, RunFolder, write
+from focalnet.tasks.found import DetectionPredictions
 from focalnet.tasks.options import Options
 from focalnet.tasks.report import write_report
 
 log = logging.getLogger(__name__)
 
 
+#: What is trained and measured.
+Network: TypeAlias = "Classifier | Detector[Any, Any, Any]"
+
+
 class Run(NamedTuple):
     """What Lightning needs for a run."""
 
-    task: ClassificationTask
-    data: ClassificationData
+    task: Task
+    data: ClassificationData | DetectionData
     trainer: pl.Trainer
 
 
@@ -56,12 +62,14 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
         force: start afresh, whatever is there.
 
     Returns:
-        The content of ``results.json``: ``top1``, ``top5`` (percent), ``images``, ``images_per_s``, ``seconds``, ...
+        The content of ``results.json``: ``top1``, ``top5`` or ``box_ap``, ``mask_ap``, ... (percent), ``images``,
+        ``images_per_s``, ``seconds``, ...
     """
     options = Options(recipe)
     if not force and folder.state(options.to_yaml()) == "finished":
         log.info("%s is finished; --force trains it again", folder.root)
         return dict(json.loads(folder.results.read_text()))
+    keep_freed_memory()
     with explained(folder):
         resume = not force and folder.checkpoint.is_file()
         run = _build(options, folder)
@@ -84,20 +92,24 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
         return _finish(run, options, folder)
 
 
-def validate(recipe: Mapping[str, Any], model: Classifier) -> dict[str, Any]:
-    """Measures a classifier on the validation images of a recipe.
+def validate(recipe: Mapping[str, Any], model: Network) -> dict[str, Any]:
+    """Measures a network on the validation images of a recipe.
 
     Returns:
-        ``top1``, ``top5`` (percent), ``images``, ``images_per_s``.
+        ``top1``, ``top5`` or ``box_ap``, ``mask_ap``, ... (percent), ``images``, ``images_per_s``.
 
     Raises:
-        ConfigError: the classifier has other classes than the data.
+        ConfigError: the network is of another task, or has other classes than the data.
     """
     with explained():
         run = _build(Options(recipe), None)
+        detects = isinstance(model, Detector)
+        if detects != isinstance(run.data, DetectionData):
+            raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.setup("validate")
-        if run.data.num_classes != model.num_classes:
-            raise ConfigError(f"the weights know {model.num_classes} classes, the data has {run.data.num_classes}")
+        known = model.config.num_classes if isinstance(model, Detector) else model.num_classes
+        if run.data.num_classes != known:
+            raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
         return _measure(run, model).summary()
 
 
@@ -145,7 +157,7 @@ def _build(options: Options, folder: RunFolder | None) -> Run:
         raise ConfigError(f"trainer: {error}") from error
 
 
-def _sharded(task: ClassificationTask) -> FSDPStrategy:
+def _sharded(task: Task) -> FSDPStrategy:
     """Fully sharded data parallel, block by block: within its forward, all weights of a block are whole."""
     if task.ema_decay is not None:
         raise ConfigError("model.ema_decay does not go with trainer.strategy=fsdp: the average would not be sharded")
@@ -166,19 +178,19 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def _measure(run: Run, network: Classifier) -> Predictions:
+def _measure(run: Run, network: Network) -> Predictions | DetectionPredictions:
     run.task.network = network
-    predictions = Predictions()
+    predictions = DetectionPredictions() if isinstance(run.data, DetectionData) else Predictions()
     run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
     run.trainer.validate(run.task, run.data, verbose=False)
     return predictions
 
 
-def _kept_network(task: ClassificationTask, folder: RunFolder) -> Classifier:
+def _kept_network(task: Task, folder: RunFolder) -> Network:
     """What ``task.trained`` is, read from the checkpoint: there it is whole, however it was trained."""
     state = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network." if task.average is None else "average.module."
-    network = task.network.classifier_config.build()
+    network = cast("Network", task.blank())
     network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     return network
 
@@ -191,10 +203,11 @@ def _finish(run: Run, options: Options, folder: RunFolder) -> dict[str, Any]:
     results = {**predictions.summary(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
     if run.trainer.is_global_zero:
         network = _kept_network(run.task, folder)
-        card = replace(run.task.card(run.data, folder.root.name), metrics={"top1": round(results["top1"], 2)})
+        metrics = {name: round(results[name], 2) for name in HEADLINE if name in results}
+        card = replace(run.task.card(run.data, folder.root.name), metrics=metrics)
         network.card = card
         weights.save(network, folder.weights)
         write_report(folder, card, results, rows, predictions)
         write(folder.results, json.dumps(results, indent=2).encode())
-        log.info("top-1 %.2f %% of %d images; see %s", results["top1"], results["images"], folder.report)
+        log.info("%s of %d images; see %s", ", ".join(headline(results)), results["images"], folder.report)
     return results

@@ -67,7 +67,8 @@ class ScheduleConfig:
         warmup_epochs: epochs of linear warm-up from ``warmup_lr``.
         warmup_lr: learning rate of the first update, unless ``warmup_epochs`` is 0.
         min_lr: learning rate after the last update of a cosine or linear schedule.
-        decay_epochs: epochs between two steps.
+        decay_epochs: epochs between two steps, counted from the end of the warm-up.
+        steps: of ``"step"``, the epochs of the steps instead, counted from the first update, as in detection.
         decay_rate: factor of one step.
     """
 
@@ -76,6 +77,7 @@ class ScheduleConfig:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     decay_epochs: float = 30
+    steps: tuple[float, ...] | None = None
     decay_rate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class ScheduleConfig:
             raise ConfigError("warmup_epochs, warmup_lr and min_lr must not be negative")
         if self.decay_epochs <= 0:
             raise ConfigError(f"decay_epochs={self.decay_epochs} must be positive")
+        if self.steps is not None and (self.kind != "step" or list(self.steps) != sorted(self.steps)):
+            raise ConfigError(f'schedule.steps={self.steps} must rise, and go with schedule.kind="step"')
 
     def learning_rate(self, update: int, peak: float, epochs: int, updates_per_epoch: int, scale: float = 1.0) -> float:
         """The learning rate of an update.
@@ -97,6 +101,8 @@ class ScheduleConfig:
         warmup, total = int(self.warmup_epochs * updates_per_epoch), epochs * updates_per_epoch
         if update < warmup:
             return scale * (self.warmup_lr + (peak - self.warmup_lr) * update / warmup)
+        if self.kind == "step" and self.steps is not None:
+            return scale * peak * self.decay_rate ** sum(update >= step * updates_per_epoch for step in self.steps)
         if self.kind == "step":
             steps = max(int(self.decay_epochs * updates_per_epoch), 1)
             return scale * peak * self.decay_rate ** ((update - warmup) // steps)

@@ -15,9 +15,18 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser
 
-from focalnet.data import ClassificationData
+from focalnet.data import ClassificationData, DetectionData
 from focalnet.errors import ConfigError, FocalNetError, UnknownName, did_you_mean
+from focalnet.tasks.base import Task
 from focalnet.tasks.classification import ClassificationTask
+from focalnet.tasks.detection import DetectionTask
+
+#: What a recipe's ``task`` chooses. Without one it is classification.
+TASKS: dict[str, tuple[type[Task], type[pl.LightningDataModule]]] = {
+    "classification": (ClassificationTask, ClassificationData),
+    "detection": (DetectionTask, DetectionData),
+}
+DEFAULT_TASK = "classification"
 
 # What differs from Lightning's own defaults: our data module shards by itself, and we report our own way.
 TRAINER_DEFAULTS = {
@@ -35,8 +44,8 @@ class Options:
     """Every option of a run, checked.
 
     Args:
-        recipe: nested options, ``{"model": {...}, "data": {...}, "trainer": {...}, "seed_everything": 0}``;
-            strings are converted to the option's type.
+        recipe: nested options, ``{"model": {...}, "data": {...}, "trainer": {...}, "seed_everything": 0}``, and
+            ``task``, one of ``TASKS``; strings are converted to the option's type.
 
     Raises:
         UnknownName: an option that does not exist.
@@ -44,13 +53,17 @@ class Options:
     """
 
     def __init__(self, recipe: Mapping[str, Any]) -> None:
-        self._parser = _parser()
+        recipe = dict(recipe)
+        self.task = str(recipe.pop("task", DEFAULT_TASK))
+        if self.task not in TASKS:
+            raise UnknownName(f'no task "{self.task}"{did_you_mean(self.task, TASKS)}; there are {", ".join(TASKS)}')
+        self._parser = _parser(*TASKS[self.task])
         known = [a.dest for a in self._parser._actions if "help" not in a.dest and a.dest not in NOT_OPTIONS]
         for name in _names(recipe, known):
             if name not in known:
                 raise UnknownName(f'no option "{name}"{_suggest(name, known)} --print_config shows all')
         try:
-            self.values: Namespace = self._parser.parse_object(dict(recipe))
+            self.values: Namespace = self._parser.parse_object(recipe)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(_one_line(str(error))) from error
         trainer = self.values.trainer
@@ -60,9 +73,9 @@ class Options:
     def to_yaml(self) -> str:
         """Every option with its value, in the form of a recipe."""
         text: str = self._parser.dump(self.values, skip_unset=False)
-        return text
+        return text if self.task == DEFAULT_TASK else f"task: {self.task}\n{text}"
 
-    def build(self) -> tuple[ClassificationTask, ClassificationData, dict[str, Any]]:
+    def build(self) -> tuple[Task, Any, dict[str, Any]]:
         """Returns the task, the data, and the arguments of the trainer."""
         try:
             built = self._parser.instantiate(self.values)
@@ -73,13 +86,13 @@ class Options:
         return built.model, built.data, dict(built.trainer)
 
 
-def _parser() -> LightningArgumentParser:
+def _parser(task: type[Task], data: type[pl.LightningDataModule]) -> LightningArgumentParser:
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of everything random.")
     parser.add_lightning_class_args(pl.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
-    parser.add_lightning_class_args(ClassificationTask, "model")
-    parser.add_lightning_class_args(ClassificationData, "data")
+    parser.add_lightning_class_args(task, "model")
+    parser.add_lightning_class_args(data, "data")
     for room in ("model", "data"):
         parser.link_arguments("seed_everything", f"{room}.seed")
     return parser

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,11 @@ from torch import Tensor
 
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.tasks.callbacks import Judged, Predictions, duration
+from focalnet.tasks.detection_report import AP_TITLES, detection_sections
 from focalnet.tasks.folder import RunFolder, write
+from focalnet.tasks.found import DetectionPredictions
+from focalnet.tasks.html import picture, table
+from focalnet.visualize import draw_confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,9 +52,9 @@ def write_report(
     card: ModelCard,
     results: Mapping[str, Any],
     rows: Sequence[Mapping[str, float]],
-    predictions: Predictions,
+    predictions: Predictions | DetectionPredictions,
 ) -> None:
-    """Writes ``report.html``: curves, confusions, accuracy by class, best and worst pictures, options, versions.
+    """Writes ``report.html``: curves, what the network gets right and wrong, options, versions.
 
     Args:
         folder: of the run; options and versions are read from it.
@@ -61,19 +63,16 @@ def write_report(
         rows: of ``metrics.csv``.
         predictions: of the trained network.
     """
-    names = card.class_names or tuple(str(i) for i in range(predictions.classes))
-    sections = [("Training", _picture(_curves(rows)))]
-    if predictions.classes <= MOST_CLASSES:
-        matrix = _confusion(predictions)
-        sections.append(("Confusion matrix", _picture(_matrix(matrix, names))))
-        sections.append(("Accuracy by class", _by_class(matrix, names)))
-    sections.append(("Surest right answers", _picture(_sheet(predictions.best, names, card.preprocessing))))
-    if predictions.worst:
-        sections.append(("Worst mistakes", _picture(_sheet(predictions.worst, names, card.preprocessing))))
+    if isinstance(predictions, DetectionPredictions):
+        task = detection_sections(predictions)
     else:
-        sections.append(("Worst mistakes", '<p class="note">There are none.</p>'))
-    sections.append(("Versions", _table(json.loads(folder.versions.read_text()).items())))
-    sections.append(("Options", f"<pre>{html.escape(folder.config.read_text())}</pre>"))
+        task = _classification_sections(predictions, card)
+    sections = [
+        ("Training", picture(_curves(rows))),
+        *task,
+        ("Versions", table(json.loads(folder.versions.read_text()).items())),
+        ("Options", f"<pre>{html.escape(folder.config.read_text())}</pre>"),
+    ]
     page = PAGE.substitute(
         title=html.escape(card.name),
         numbers="".join(f"<li><b>{value}</b>{name}</li>" for name, value in _numbers(results).items()),
@@ -82,8 +81,25 @@ def write_report(
     write(folder.report, page.encode())
 
 
+def _classification_sections(predictions: Predictions, card: ModelCard) -> list[tuple[str, str]]:
+    """Confusions, accuracy by class, best and worst pictures."""
+    names = card.class_names or tuple(str(i) for i in range(predictions.classes))
+    sections = []
+    if predictions.classes <= MOST_CLASSES:
+        matrix = _confusion(predictions)
+        sections.append(("Confusion matrix", picture(draw_confusion(matrix.numpy(), names, names))))
+        sections.append(("Accuracy by class", _by_class(matrix, names)))
+    sections.append(("Surest right answers", picture(_sheet(predictions.best, names, card.preprocessing))))
+    if predictions.worst:
+        sections.append(("Worst mistakes", picture(_sheet(predictions.worst, names, card.preprocessing))))
+    else:
+        sections.append(("Worst mistakes", '<p class="note">There are none.</p>'))
+    return sections
+
+
 def _numbers(results: Mapping[str, Any]) -> dict[str, str]:
-    numbers = {name: f"{results[key]:.2f} %" for key, name in (("top1", "top-1"), ("top5", "top-5")) if key in results}
+    titles = {"top1": "top-1", "top5": "top-5"} | {f"{kind}_{ap}": f"{kind} {title}" for kind, ap, title in AP_TITLES}
+    numbers = {title: f"{results[key]:.2f} %" for key, title in titles.items() if key in results}
     return numbers | {
         "validation images": f"{results['images']:,}",
         "epochs": str(results["epochs"]),
@@ -98,7 +114,11 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     _curve(loss, rows, {"train_loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}, "loss")
-    _curve(accuracy, rows, {"top1": ("top-1", BLUE), "top5": ("top-5", ORANGE)}, "validation accuracy, %")
+    measured = {key for row in rows for key in row}
+    lines = {"top1": ("top-1", BLUE), "top5": ("top-5", ORANGE)}
+    if "top1" not in measured:
+        lines = {"box_ap": ("box AP", BLUE), "mask_ap": ("mask AP", ORANGE)}
+    _curve(accuracy, rows, {key: line for key, line in lines.items() if key in measured}, "validation, %")
     _curve(rate, rows, {"learning_rate": ("learning rate", BLUE)}, "learning rate")
     return figure
 
@@ -120,27 +140,6 @@ def _confusion(predictions: Predictions) -> Tensor:
     """``(N, N)`` counts: row = true class, column = best class."""
     n = predictions.classes
     return torch.bincount(predictions.labels * n + predictions.ranked[:, 0], minlength=n * n).reshape(n, n)
-
-
-def _matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
-    from matplotlib.figure import Figure
-
-    n = len(names)
-    side = min(3.0 + 0.35 * n, 11.0)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if n <= 40:
-        axes.set_xticks(range(n), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(n), names, parse_math=False)
-    if n <= 20:
-        for i, j in matrix.nonzero().tolist():
-            color = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=color)
-    return figure
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> str:
@@ -183,14 +182,3 @@ def _colours(image_CHW: Tensor, preprocessing: Preprocessing) -> Any:
     """The picture before normalisation, ``(H, W, 3)`` in [0, 1]."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     return (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def _picture(figure: Figure) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
-
-
-def _table(items: Iterable[tuple[str, Any]]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(str(v))}" for k, v in items)
-    return f"<table>{rows}</table>"

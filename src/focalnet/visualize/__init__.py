@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "SheetRow": "sheets",
     "draw_classification": "classification",
+    "draw_confusion": "evaluation",
+    "draw_detections": "detections",
     "draw_heatmap": "heatmaps",
     "draw_kernels": "sheets",
+    "draw_precision_recall": "evaluation",
     "draw_sheet": "sheets",
     "save_image": "files",
     "unique_names": "files",
@@ -18,6 +21,9 @@ __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
     from focalnet.visualize.classification import draw_classification as draw_classification
+    from focalnet.visualize.detections import draw_detections as draw_detections
+    from focalnet.visualize.evaluation import draw_confusion as draw_confusion
+    from focalnet.visualize.evaluation import draw_precision_recall as draw_precision_recall
     from focalnet.visualize.files import save_image as save_image
     from focalnet.visualize.files import unique_names as unique_names
     from focalnet.visualize.heatmaps import draw_heatmap as draw_heatmap

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +28,13 @@ def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = L
 def printable(text: str) -> str:
     """Returns one line that can be drawn: line breaks and control characters become spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+@lru_cache
+def font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: it knows more alphabets than Pillow's own font."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
 def render(figure: Figure) -> Image.Image:

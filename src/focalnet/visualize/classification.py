@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from focalnet.errors import ConfigError
 from focalnet.structures import Classification
 from focalnet.visualize import palettes
-from focalnet.visualize.canvas import SMALLEST, printable, readable_size
+from focalnet.visualize.canvas import SMALLEST, font, printable, readable_size
 
 
 def draw_classification(result: Classification) -> Image.Image:
@@ -39,11 +35,11 @@ def _draw_row(
     draw: ImageDraw.ImageDraw, place: tuple[int, int, int], name: str, score: float, text_size: int, *, best: bool
 ) -> None:
     left, top, right = place
-    font = _font(text_size, bold=best)
+    letters = font(text_size, bold=best)
     percent = f"{score:.1%}"
-    room = right - left - font.getlength(percent) - text_size
-    draw.text((left, top), _shortened(printable(name), font, room), palettes.INK, font)
-    draw.text((right, top), percent, palettes.INK, font, anchor="ra")
+    room = right - left - letters.getlength(percent) - text_size
+    draw.text((left, top), _shortened(printable(name), letters, room), palettes.INK, letters)
+    draw.text((right, top), percent, palettes.INK, letters, anchor="ra")
     bar_top = top + int(text_size * 1.35)
     bar = (left, bar_top, right, bar_top + max(text_size // 4, 3))
     draw.rectangle(bar, palettes.TRACK)
@@ -51,16 +47,9 @@ def _draw_row(
         draw.rectangle((*bar[:2], left + score * (right - left), bar[3]), palettes.BAR if best else palettes.BAR_REST)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    if font.getlength(text) <= room:
+def _shortened(text: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
+    if letters.getlength(text) <= room:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and letters.getlength(text + "…") > room:
         text = text[:-1]
     return text + "…"
-
-
-@lru_cache
-def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: it knows more alphabets than Pillow's own font."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)

@@ -1,0 +1,291 @@
+"""COCO annotation files: read, checked entry by entry, and what is wrong with them by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from focalnet.errors import DataError
+
+#: One entry of ``annotations``, as it is in the file: ``id``, ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
+Annotation: TypeAlias = dict[str, Any]
+
+LARGEST_IMAGE = 2**28  # pixels; beyond what Pillow opens
+TOLERANCE = 1.0  # pixels that a box may reach over the edge: annotation tools round
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set: the file, the entry of it, and what.
+
+    ``str()`` is one line. ``fatal`` entries are of no use; of the others (a box over the edge) the usable part is kept.
+    """
+
+    file: str
+    entry: str
+    what: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.entry}: {self.what}" if self.entry else f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One image of an annotation file with its usable annotations, sizes in pixels."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    annotations: list[Annotation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """What an annotation file says. Labels count from 0 in the order of the category ids, whatever their gaps.
+
+    Args:
+        path: of the file.
+        class_names: by label.
+        category_ids: by label.
+        images: in the order of the file.
+        problems: what was left out, or kept only in part.
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: list[Annotated]
+    problems: list[Problem]
+
+    def label_of(self) -> dict[int, int]:
+        """Label by category id."""
+        return {category: label for label, category in enumerate(self.category_ids)}
+
+    def to_coco(self, images: Sequence[Annotated] | None = None) -> dict[str, Any]:
+        """The usable content in COCO's own form, as the evaluation takes it; of some images, or of all."""
+        images = self.images if images is None else images
+        named = zip(self.category_ids, self.class_names, strict=True)
+        return {
+            "images": [
+                {"id": i.image_id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images
+            ],
+            "annotations": [annotation for image in images for annotation in image.annotations],
+            "categories": [{"id": number, "name": name} for number, name in named],
+        }
+
+
+def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
+    """Reads an annotation file; entries that cannot be used are left out and listed in ``problems``.
+
+    Args:
+        path: a JSON file with ``images``, ``annotations`` and ``categories``.
+        masks: whether each object must have a segmentation.
+
+    Raises:
+        DataError: the file is no such JSON, or has no image or category that can be used.
+    """
+    content = _load(path)
+    problems: list[Problem] = []
+
+    def report(entry: str, what: str, fatal: bool = True) -> None:
+        problems.append(Problem(str(path), entry, what, fatal))
+
+    categories = _unique(content["categories"], "category", _category_problem, report)
+    images = _unique(content["images"], "image", _image_problem, report)
+    by_image: dict[int, Annotated] = {
+        number: Annotated(number, entry["file_name"], entry["height"], entry["width"])
+        for number, entry in images.items()
+    }
+    if not by_image or not categories:
+        reason = f"; {problems[0].entry}: {problems[0].what}" if problems else ""
+        raise DataError(f"{path}: no usable {'category' if by_image else 'image'} in it{reason}")
+
+    def annotation_problem(entry: Mapping[str, Any]) -> str | None:
+        return _reference_problem(entry, by_image, categories) or _shape_problem(entry, by_image, masks)
+
+    for number, entry in _unique(content["annotations"], "annotation", annotation_problem, report).items():
+        image = by_image[entry["image_id"]]
+        clipped, what = _clip(entry["bbox"], image)
+        if what:
+            report(f"image {image.image_id} ({image.file_name}), annotation {number}", what, clipped is None)
+        if clipped is not None:
+            image.annotations.append(_complete(entry))
+    ids = sorted(categories)
+    names = tuple(str(categories[number]["name"]) for number in ids)
+    return CocoFile(path, names, tuple(ids), list(by_image.values()), problems)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot be read as annotations: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: is not in COCO's form: expected images, annotations and categories")
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content.get(part), list):
+            raise DataError(f'{path}: is not in COCO\'s form: it has no list "{part}"')
+    return content
+
+
+Report: TypeAlias = Callable[..., None]
+
+
+def _unique(
+    entries: list[Any], kind: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
+) -> dict[int, dict[str, Any]]:
+    """The entries without a problem, by id."""
+    found: dict[int, dict[str, Any]] = {}
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not _is_whole(entry.get("id")):
+            report(f"{kind} number {place + 1}", 'has no "id" that is a whole number')
+            continue
+        number = entry["id"]
+        if number in found:
+            report(_name(kind, entry), f"its id {number} is given twice")
+        elif what := problem(entry):
+            report(_name(kind, entry), what)
+        else:
+            found[number] = entry
+    return found
+
+
+def _name(kind: str, entry: Mapping[str, Any]) -> str:
+    image = f"image {entry['image_id']}, " if kind == "annotation" and _is_whole(entry.get("image_id")) else ""
+    file = f" ({entry['file_name']})" if isinstance(entry.get("file_name"), str) else ""
+    return f"{image}{kind} {entry['id']}{file}"
+
+
+def _category_problem(entry: Mapping[str, Any]) -> str | None:
+    return None if isinstance(entry.get("name"), str) and entry["name"] else "has no name"
+
+
+def _image_problem(entry: Mapping[str, Any]) -> str | None:
+    if not isinstance(entry.get("file_name"), str) or not entry["file_name"] or "\0" in entry["file_name"]:
+        return "has no file_name"
+    height, width = entry.get("height", 0), entry.get("width", 0)
+    if not all(_is_whole(side) and side > 0 for side in (height, width)) or height * width > LARGEST_IMAGE:
+        return f"its height and width are {height!r} and {width!r}, not pixels"
+    return None
+
+
+def _reference_problem(
+    entry: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, Any]
+) -> str | None:
+    for key, known in (("image_id", images), ("category_id", categories)):
+        number = entry.get(key)
+        if not _is_whole(number) or number not in known:
+            return f"its {key} {number!r} is not among the file's {key.removesuffix('_id')} entries"
+    return None
+
+
+def _shape_problem(entry: Mapping[str, Any], images: Mapping[int, Annotated], masks: bool) -> str | None:
+    box, segmentation = entry.get("bbox"), entry.get("segmentation")
+    if not _are_numbers(box) or len(box or ()) != 4:
+        return f"its bbox {str(box)[:60]} is not four numbers: left, top, width, height"
+    if entry.get("iscrowd", 0) not in (0, 1, False, True):
+        return f"its iscrowd {entry['iscrowd']!r} is not 0 or 1"
+    area = entry.get("area", 0)
+    if not _are_numbers([area]) or area < 0:
+        return f"its area {area!r} is not a number of pixels"
+    if segmentation in (None, [], {}):
+        return "has no segmentation; data.masks false trains boxes only" if masks else None
+    image = images[entry["image_id"]]
+    return _segmentation_problem(segmentation, (image.height, image.width))
+
+
+def _segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
+    if isinstance(segmentation, list):
+        whole = all(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation)
+        return None if whole else "its segmentation is not a list of polygons of three or more points"
+    if not isinstance(segmentation, dict) or segmentation.get("size") != list(size):
+        return f"its segmentation is neither polygons nor a run-length code of {size[0]} x {size[1]} pixels"
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        runs = all(_is_whole(run) and run >= 0 for run in counts)
+        if not runs or sum(counts) != math.prod(size):
+            return "the runs of its segmentation do not add up to the image"
+        return None
+    if not isinstance(counts, str) or _decoded_length(counts) != math.prod(size):
+        return "the compressed runs of its segmentation do not add up to the image"
+    return None
+
+
+def _decoded_length(counts: str) -> int | None:
+    """Pixels that a compressed run-length code covers; None where it is none.
+
+    The code (cocodataset.github.io): each run in groups of five bits, lowest first, as characters from 48 on, the
+    sixth bit for "more follows"; from the fourth run on the difference to the run before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0:
+            return None
+        value = shift = 0
+    return None if shift else sum(runs)
+
+
+def _clip(box: Sequence[float], image: Annotated) -> tuple[tuple[float, ...] | None, str | None]:
+    """The part of a box (left, top, width, height) within the image as corners, if any, and what is wrong with it."""
+    corners = inside(box, image.height, image.width)
+    shown = f"[{', '.join(f'{value:g}' for value in box)}]"
+    if box[2] <= 0 or box[3] <= 0:
+        return None, f"its box {shown} has no size"
+    if corners[2] <= corners[0] or corners[3] <= corners[1]:
+        return None, f"its box {shown} lies outside the image of {image.width} x {image.height}"
+    reaches = max(-box[0], -box[1], box[0] + box[2] - image.width, box[1] + box[3] - image.height)
+    over = reaches > TOLERANCE
+    return corners, f"its box {shown} reaches outside the image of {image.width} x {image.height}" if over else None
+
+
+def inside(box: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
+    """Corners x1 y1 x2 y2 of a COCO box (left, top, width, height), clipped to the image."""
+    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    return (
+        min(max(left, 0.0), width),
+        min(max(top, 0.0), height),
+        min(max(right, 0.0), width),
+        min(max(bottom, 0.0), height),
+    )
+
+
+def _complete(entry: dict[str, Any]) -> Annotation:
+    """With the two fields that the evaluation needs and some tools leave out."""
+    return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values
+    )  # not a number compares false
+
+
+def list_problems(problems: Sequence[Problem], most: int = 3) -> Iterator[str]:
+    """The first few as text."""
+    yield from map(str, problems[:most])
+    if len(problems) > most:
+        yield f"and {len(problems) - most} more"

@@ -1,0 +1,106 @@
+"""A trained detector as a function from pictures to the objects in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from focalnet.data.detection_transforms import normalise, pad, resized
+from focalnet.errors import ConfigError
+from focalnet.inference.tiling import Looks, Window, merge, windows
+from focalnet.models import Detector
+from focalnet.structures import Detections, Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Look(NamedTuple):
+    """One way to look at a picture: which part of it, and the network's input ``(3, H, W)``."""
+
+    window: Window
+    pixels: torch.Tensor
+
+
+class Detecting:
+    """Prepares pictures for a detector, and makes one result of all looks at each.
+
+    Args:
+        network: with a card, which says how large it wants its pictures.
+        looks: in how many ways to look at each.
+        min_score: objects below are left out.
+        batch_size: looks that go through the network at once.
+
+    Raises:
+        ConfigError: there is no card.
+    """
+
+    def __init__(self, network: Detector[Any, Any, Any], looks: Looks, *, min_score: float, batch_size: int) -> None:
+        if network.card is None:
+            raise ConfigError(
+                f"this {type(network).__name__} does not know its classes: set model.card = ModelCard(name=..., "
+                "class_names=..., preprocessing=Preprocessing(image_size=800, max_size=1333))"
+            )
+        self.network, self.looks, self.min_score, self.batch_size = network, looks, min_score, batch_size
+        self.class_names = network.card.class_names
+        self.preprocessing = network.card.preprocessing
+        if self.preprocessing.max_size is None:  # not said: as every published detector
+            self.preprocessing = replace(self.preprocessing, image_size=800, max_size=1333)
+
+    def prepare(self, image: Image) -> list[Look]:
+        """Every look at a picture."""
+        whole = F.pil_to_tensor(image)
+        sides = self.looks.short_sides or (self.preprocessing.image_size,)
+        prepared = []
+        for window in windows(image.height, image.width, self.looks.tile, self.looks.overlap):
+            part = whole[:, window.top : window.top + window.height, window.left : window.left + window.width]
+            for side in sides:
+                pixels = _sized(part, side, self.preprocessing)
+                prepared.append(Look(window, pixels))
+                if self.looks.flip:
+                    prepared.append(Look(replace(window, mirrored=True), pixels.flip(-1)))
+        return prepared
+
+    def predict(self, images: Sequence[Image], prepared: Sequence[list[Look]]) -> Iterator[Detections]:
+        """What is in each picture, best first."""
+        every = [look for looks in prepared for look in looks]
+        found = (
+            one
+            for start in range(0, len(every), self.batch_size)
+            for one in self._find(every[start:][: self.batch_size])
+        )
+        for image, looks in zip(images, prepared, strict=True):
+            results = [(look.window, next(found)) for look in looks]
+            size = (image.height, image.width)
+            limit = self.network.config.max_per_image * len({replace(w, mirrored=False) for w, _ in results})
+            yield results[0][1] if len(results) == 1 else merge(results, size, limit)
+
+    def _find(self, looks: Sequence[Look]) -> Iterator[Detections]:
+        like = next(self.network.parameters())
+        sizes = [(look.pixels.shape[-2], look.pixels.shape[-1]) for look in looks]
+        originals = [(look.window.height, look.window.width) for look in looks]
+        with torch.inference_mode():
+            images = pad([look.pixels for look in looks]).to(like).contiguous(memory_format=torch.channels_last)
+            results = self.network.detect(images, sizes, originals)
+        for result in results:
+            kept = result.above(self.min_score)
+            masks = None if kept.masks is None else kept.masks.cpu()
+            yield replace(
+                kept,
+                boxes=kept.boxes.float().cpu(),
+                scores=kept.scores.float().cpu(),
+                labels=kept.labels.cpu(),
+                masks=masks,
+                names=self.class_names,
+            )
+
+
+def _sized(part: torch.Tensor, short: int, preprocessing: Preprocessing) -> torch.Tensor:
+    """A part of a picture ``(3, h, w)``, uint8, at the network's size, normalised."""
+    assert preprocessing.max_size is not None
+    size = resized((part.shape[-2], part.shape[-1]), short, max(preprocessing.max_size, short))
+    return normalise(F.resize(part, list(size), antialias=False), preprocessing)

@@ -1,0 +1,1 @@
+"""How good results are: numbers that compare with those of the literature."""

@@ -1,0 +1,174 @@
+"""What all tasks share: how a network is started, optimised, averaged and made repeatable."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from focalnet.backbones import FocalNetTrunk
+from focalnet.errors import ConfigError
+from focalnet.structures import ModelCard, Preprocessing
+from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
+
+
+class Data(Protocol):
+    """What a task must know of its data, after ``setup``."""
+
+    batch_size: int
+    preprocessing: Preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def setup(self, stage: str) -> None: ...
+
+
+class Task(pl.LightningModule, ABC):
+    """Trains a network whose classes come from the data: it is built when the data is known.
+
+    Everything random in a training step is a function of seed, epoch, batch and process alone: a resumed run
+    repeats what the uninterrupted one would have done.
+
+    Args:
+        architecture: a name of ``focalnet models``, for random initial weights.
+        weights: start from these instead: a catalogue name or a file. Give one of the two.
+        options: of the network, to change.
+        optimizer: AdamW and its parameter groups.
+        schedule: learning rate per update.
+        ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
+        freeze_stages: stem and this many stages keep their initial weights; null for none.
+        grad_checkpointing: trade time for memory.
+        compile: pass the network through ``torch.compile``.
+        seed: of everything random.
+    """
+
+    network: Any
+
+    def __init__(
+        self,
+        *,
+        architecture: str | None,
+        weights: str | None,
+        options: dict[str, Any] | None,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        ema_decay: float | None,
+        freeze_stages: int | None,
+        grad_checkpointing: bool,
+        compile: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if (architecture is None) == (weights is None):
+            raise ConfigError("give one of model.architecture (random weights) and model.weights (trained ones)")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
+        self.architecture, self.weights, self.options = architecture, weights, options or {}
+        self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
+        self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
+        self.average: ModelEmaV3 | None = None
+
+    @abstractmethod
+    def build(self, num_classes: int) -> nn.Module:
+        """The network with its initial weights."""
+
+    @abstractmethod
+    def blank(self) -> Any:
+        """A network of the same shape as the task's, to be filled with its weights."""
+
+    @abstractmethod
+    def trunk(self) -> FocalNetTrunk:
+        """The backbone within the network."""
+
+    @property
+    def trained(self) -> Any:
+        """The network to validate and to keep: the moving average, where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def card(self, data: Data, training: str) -> ModelCard:
+        """What travels with the trained weights; ``training`` is the second half of their name."""
+        start = self.network.card  # of the weights it was finetuned from
+        architecture = self.architecture or (start.name.partition(".")[0] if start else "focalnet")
+        return ModelCard(
+            name=f"{architecture}.{training}",
+            class_names=data.class_names,
+            preprocessing=data.preprocessing,
+            licence=start.licence if start else None,
+            source=f"finetuned from {start.name if start else self.weights}" if self.weights else None,
+        )
+
+    def configure_model(self) -> None:
+        if hasattr(self, "network"):  # Lightning calls this again before a second stage
+            return
+        torch.manual_seed(self.seed)
+        self.network = self.build(self.data.num_classes)
+        self.trunk().patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
+        if self.freeze_stages is not None:
+            self.trunk().freeze(self.freeze_stages)
+        self.trunk().set_grad_checkpointing(self.grad_checkpointing)
+        if self.ema_decay is not None:
+            self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
+        self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
+        if self.compile_network:
+            self.network.compile()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
+        epochs = self.trainer.max_epochs or 1
+        scheduler = build_scheduler(
+            optimizer,
+            self.optimizer_config,
+            self.schedule,
+            epochs=epochs,
+            updates_per_epoch=max(int(self.trainer.estimated_stepping_batches) // epochs, 1),
+            global_batch=self.data.batch_size * self.trainer.accumulate_grad_batches,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        whole = self.trainer.strategy.model
+        if gradient_clip_val and isinstance(whole, FullyShardedDataParallel):
+            whole.clip_grad_norm_(gradient_clip_val)  # Lightning leaves this to the module: only it sees all shards
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.network, step=self.trainer.global_step + 1)
+
+    @property
+    def data(self) -> Any:
+        """The run's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def log_training(self, loss: torch.Tensor, images: int) -> None:
+        """Logs the loss, by step and by epoch, and the learning rate."""
+        self.log("train_loss_step", loss)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
+        self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def reseed(self, batch_idx: int) -> None:
+        """Makes what follows in a training step a function of seed, epoch, batch and process."""
+        entropy = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)

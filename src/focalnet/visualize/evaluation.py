@@ -1,0 +1,74 @@
+"""Figures on how well objects are found: precision over recall, and confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from focalnet.visualize import palettes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = 10  # classes with a line of their own
+IOUS = (0.5, 0.75)  # shown; the thresholds go from 0.50 in steps of 0.05
+
+
+def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) -> Figure:
+    """Precision over recall at IoU 0.50 and 0.75: the mean in black, and each class where they are few.
+
+    Args:
+        precision: percent, at 101 recalls, ``(thresholds, 101, classes)``; NaN for classes without objects.
+        names: of the classes.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, iou in zip(figure.subplots(1, 2, sharey=True), IOUS, strict=True):
+        curves = precision[round((iou - 0.5) / 0.05)]
+        present = np.flatnonzero(~np.isnan(curves).all(0))
+        if len(present) <= MOST_LINES:
+            for label in present.tolist():
+                axes.plot(range(101), curves[:, label], color=palettes.of_class(label), label=names[label])
+        if len(present):
+            axes.plot(range(101), np.nanmean(curves[:, present], axis=1), color=palettes.INK, lw=2, label="mean")
+        _finish(axes, f"IoU {iou:.2f}")
+    return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set(xlabel="recall, %", xlim=(0, 101), ylim=(0, 102))
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel("precision, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        for text in axes.legend(frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)
+
+
+def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Counts of true (rows) and predicted (columns) classes, coloured by their share of the row.
+
+    Args:
+        matrix: counts, ``(rows, columns)``.
+        rows: names of the true classes.
+        columns: names of the predicted ones.
+    """
+    side = min(3.0 + 0.35 * len(rows), 11.0)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(rows) <= 40:
+        axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    if len(rows) <= 20:
+        for i, j in np.argwhere(matrix).tolist():
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=colour)
+    return figure
