@@ -24,7 +24,7 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/cpu.py
 
 clean:
 	rm -rf $(VENV) build dist runs out

@@ -317,3 +317,26 @@ def test_quickstart_at_toy_size(capsys, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert len(shown) == 3
     assert all(Path(path).exists() for path in shown)
     assert len(tree(tmp_path / "predicted")) == 11
+
+
+def test_benchmark_times_every_way_a_model_can_run(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    done = run("benchmark", "focalnet_nano_patch1", "--rounds", "3", "--batch", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["eager", "kernels", "optimized"]
+    report = json.loads(out.read_text())
+    assert report["input"] == [2, 3, 8, 8]
+    assert [len(seconds) for seconds in report["seconds"].values()] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["focalnet_tiny_sfr"], 'did you mean "focalnet_tiny_srf'),
+        (["focalnet_nano", "--dtype", "float8"], 'no dtype "float8"'),
+        (["focalnet_nano", "--device", "cuda:77"], 'no device "cuda:77"'),
+    ],
+)
+def test_benchmark_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -13,6 +13,8 @@ from typing import Annotated, Any, cast
 import typer
 
 import focalnet
+from focalnet.cli.benchmark import benchmark
+from focalnet.cli.check_data import check_data
 from focalnet.cli.convert import convert
 from focalnet.cli.doctor import doctor
 from focalnet.cli.explain import explain
@@ -31,7 +33,9 @@ for command in (quickstart, models, predict, explain):
     app.command()(command)
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command)):
     app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
+app.command("check-data")(check_data)
 app.command()(convert)
+app.command()(benchmark)
 app.command()(doctor)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from focalnet.layers.linear import Mlp
 from focalnet.layers.modulation import FocalModulation
 
 
@@ -24,20 +24,6 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU (exact) between; dropout after each."""
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BHWC)))))
-        return out
 
 
 class FocalNetBlock(nn.Module):

@@ -5,26 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from focalnet import ops
 from focalnet.errors import ConfigError
-
-
-class PointwiseConv(nn.Module):
-    """A 1x1 convolution of channels-last maps: a matrix product, with no change of memory layout.
-
-    Its weight keeps the convolution's shape ``(out, in, 1, 1)``, as published checkpoints have it.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        like = nn.Conv2d(in_channels, out_channels, 1)  # for its initialisation
-        self.weight, self.bias = like.weight, like.bias
-
-    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_BHWC, self.weight.flatten(1), self.bias)
+from focalnet.layers.linear import Linear, PointwiseConv, linear_of
 
 
 class FocalModulation(nn.Module):
@@ -63,14 +48,14 @@ class FocalModulation(nn.Module):
                 f"focal modulation needs levels >= 0 and an odd window >= 1, got levels={levels}, window={window}"
             )
         self.dim, self.levels, self.normalize = dim, levels, normalize
-        self.f = nn.Linear(dim, 2 * dim + levels + 1)
+        self.f = Linear(dim, 2 * dim + levels + 1)
         self.focal_layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False), nn.GELU())
             for k in range(window, window + 2 * levels, 2)
         )
         self.h = PointwiseConv(dim, dim)
         self.ln = nn.LayerNorm(dim) if post_norm else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
@@ -80,8 +65,10 @@ class FocalModulation(nn.Module):
         aggregated = ops.focal_context(context, gates, kernels)  # equations 4 and 5
         if self.normalize:
             aggregated = aggregated / (self.levels + 1)
-        modulated = query * self.h(aggregated)  # equation 6
-        if self.ln is not None:
-            modulated = self.ln(modulated)
-        out: torch.Tensor = self.proj_drop(self.proj(modulated))
-        return out
+        modulator = self.h(aggregated)
+        if self.ln is None:
+            out = linear_of(self.proj, torch.mul, query, modulator)  # equation 6
+        else:
+            out = self.proj(self.ln(query * modulator))
+        dropped: torch.Tensor = self.proj_drop(out)
+        return dropped

@@ -1,5 +1,6 @@
 """Tensors in, tensors out. Nothing here knows a module, a file or a name."""
 
 from focalnet.ops.focal_context import focal_context
+from focalnet.ops.pointwise import PackedWeight, linear, linear_of, mlp
 
-__all__ = ["focal_context"]
+__all__ = ["PackedWeight", "focal_context", "linear", "linear_of", "mlp"]

@@ -73,19 +73,26 @@ inline void narrow(float x, bfloat16* out) {  // to nearest, ties to even; NaN s
   std::memcpy(&bits, &x, 4);
   out->bits = x != x ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
+typedef uint16_t vh __attribute__((vector_size(2 * VLEN), aligned(2), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
+
+inline vf load(const float* from) { return *(const vf*)from; }
+inline vf load(const bfloat16* from) { return (vf)(__builtin_convertvector(*(const vh*)from, vu) << 16); }
+inline void store(float* to, vf v) { *(vf*)to = v; }
+inline void store(bfloat16* to, vf v) {
+  const vu bits = (vu)v, nan = (vu)(v != v);
+  const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
+  *(vh*)to = __builtin_convertvector((rounded & ~nan) | (quiet & nan), vh);
+}
 template <class T> inline vf load(const T* from, int lanes) {
+  if (lanes == VLEN) return load(from);
   vf v = {};
-  if (lanes == VLEN)  // apart, so that the loop has a length the compiler knows
-    for (int i = 0; i < VLEN; ++i) v[i] = widen(from[i]);
-  else
-    for (int i = 0; i < lanes; ++i) v[i] = widen(from[i]);
+  for (int i = 0; i < lanes; ++i) v[i] = widen(from[i]);
   return v;
 }
 template <class T> inline void store(T* to, vf v, int lanes) {
-  if (lanes == VLEN)
-    for (int i = 0; i < VLEN; ++i) narrow(v[i], to + i);
-  else
-    for (int i = 0; i < lanes; ++i) narrow(v[i], to + i);
+  if (lanes == VLEN) return store(to, v);
+  for (int i = 0; i < lanes; ++i) narrow(v[i], to + i);
 }
 
 // ---- planes of vectors, with room for the zeros around them that a convolution needs ----

@@ -1,0 +1,114 @@
+"""Makes tables and pictures of what the benchmarks wrote.
+
+python benchmarks/show.py        docs/speed.md (between its marks) and docs/images/speed_*.png
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+OURS = "#c2410c"
+THEIRS = "#94a3b8"
+
+
+def studies() -> list[tuple[str, dict[str, Any]]]:
+    """Every result with times of several engines, by file name."""
+    found = [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "results").glob("*.json"))]
+    return [(name, report) for name, report in found if isinstance(report.get("seconds"), dict)]
+
+
+def table(report: dict[str, Any]) -> str:
+    """One row an engine, one column a case: median, spread, and the ratio to the first engine's median."""
+    cases = report["seconds"]
+    engines = list(dict.fromkeys(engine for times in cases.values() for engine in times))
+    lines = [f"| | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
+    for engine in engines:
+        cells = [_cell(times, engine) for times in cases.values()]
+        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    kept = {case: more["saved_mib"] for case, more in report.get("more", {}).items() if "saved_mib" in more}
+    if kept:
+        lines += ["", "Kept for the backward pass, MiB:", "", f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
+        for engine in next(iter(kept.values())):
+            lines.append(f"| {engine} | {' | '.join(_share(row, engine) for row in kept.values())} |")
+    return "\n".join(lines)
+
+
+def _cell(times: dict[str, list[float]], engine: str) -> str:
+    if engine not in times:
+        return ""
+    baseline = statistics.median(next(iter(times.values())))
+    low, median, high = (1e3 * q for q in statistics.quantiles(times[engine], n=4, method="inclusive"))
+    return f"{median:.1f} ms ({low:.1f} to {high:.1f}), {1e3 * baseline / median:.2f}x"
+
+
+def _share(row: dict[str, float], engine: str) -> str:
+    return f"{row[engine]:.0f} ({row[engine] / next(iter(row.values())):.2f})"
+
+
+def picture(report: dict[str, Any], path: Path) -> None:
+    """Bars of the medians, one panel a case; ours stand out. Growing image sizes become lines instead."""
+    cases = report["seconds"]
+    if all(case.isdigit() for case in cases):
+        _lines(cases)
+    else:
+        _bars(cases)
+    plt.gcf().savefig(path, dpi=140, bbox_inches="tight")
+    plt.close()
+
+
+def _bars(cases: dict[str, dict[str, list[float]]]) -> None:
+    columns = min(len(cases), 2)
+    rows = -(-len(cases) // columns)
+    most = max(len(times) for times in cases.values())
+    _, panels = plt.subplots(rows, columns, figsize=(5.5 * columns, (0.32 * most + 0.8) * rows), squeeze=False)
+    for panel, (case, times) in zip(panels.flat, cases.items(), strict=False):
+        medians = {engine: 1e3 * statistics.median(values) for engine, values in times.items()}
+        colors = [OURS if engine.startswith("focalnet") else THEIRS for engine in medians]
+        bars = panel.barh(list(medians), list(medians.values()), color=colors)
+        panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        panel.set_title(f"{case}: milliseconds", fontsize=9)
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in list(panels.flat)[len(cases) :]:
+        panel.axis("off")
+    plt.tight_layout()
+
+
+def _lines(cases: dict[str, dict[str, list[float]]]) -> None:
+    _, panel = plt.subplots(figsize=(6, 4))
+    engines = list(dict.fromkeys(engine for times in cases.values() for engine in times))
+    for engine in engines:
+        points = [(int(c), 1e3 * statistics.median(t[engine])) for c, t in cases.items() if engine in t]
+        style = {"color": OURS, "linewidth": 2.5} if engine.startswith("focalnet") else {}
+        panel.plot(*zip(*points, strict=True), marker="o", label=engine, **style)
+    panel.set(xlabel="side of the image in pixels", ylabel="milliseconds", yscale="log")
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    """Writes the pictures, and the tables between the marks of docs/speed.md."""
+    page = DOCS / "speed.md"
+    text = page.read_text()
+    for name, report in studies():
+        picture(report, DOCS / "images" / f"speed_{name}.png")
+        head = (
+            f"`{report['command']}`, {report['hardware']}, {report['date']}; median (quartiles), speed over the first."
+        )
+        body = f"{head}\n\n{table(report)}\n\n![{name}](images/speed_{name}.png)"
+        mark = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        text = re.sub(mark, lambda m, body=body: m[1] + body + m[2], text, flags=re.DOTALL)
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

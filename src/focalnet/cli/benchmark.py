@@ -1,0 +1,100 @@
+"""``focalnet benchmark``: how fast a model is on this machine, and what makes it so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import focalnet
+from focalnet.errors import ConfigError, UnknownName, did_you_mean
+from focalnet.files import write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def benchmark(
+    model: Annotated[str, typer.Argument(help='An architecture or checkpoint; "focalnet models" lists them.')] = (
+        "focalnet_tiny_srf"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the images; default: the model's own.")] = None,
+    dtype: Annotated[str, typer.Option(help=" or ".join(DTYPES) + ".")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes a while.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write all times to this JSON file.")] = None,
+) -> None:
+    """Times inference of one model in turns: plain operations, our kernels, optimized, compiled."""
+    import torch
+
+    from focalnet import zoo
+    from focalnet.backbones import VARIANTS
+    from focalnet.inference.predictor import pick_device
+    from focalnet.inference.timing import in_turns
+
+    if dtype not in DTYPES:
+        raise ConfigError(f'no dtype "{dtype}"{did_you_mean(dtype, DTYPES)}; there are {", ".join(DTYPES)}')
+    place = pick_device(device)
+    architecture = model.partition(".")[0]
+    if architecture not in VARIANTS:
+        raise UnknownName(
+            f'no architecture "{architecture}"{did_you_mean(architecture, VARIANTS)}; "focalnet models" lists all'
+        )
+    side = size or VARIANTS[architecture].image_size
+    images = torch.rand(batch, 3, side, side, device=place, dtype=getattr(torch, dtype))
+
+    def build() -> nn.Module:
+        return zoo.create_model(architecture).to(images).eval()
+
+    with torch.inference_mode():
+        timings = in_turns(_candidates(images, build, compiled=compiled), rounds)
+    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
+    typer.echo(f"{model}, {dtype}, {batch} x 3 x {images.shape[2]} x {images.shape[3]}, {place}{threads}")
+    plain = timings["eager"].median
+    for name, timing in timings.items():
+        low, high = (1e3 * second for second in timing.quartiles)
+        speed, ratio = batch / timing.median, plain / timing.median
+        typer.echo(
+            f"  {name:10s} {1e3 * timing.median:9.2f} ms  ({low:.2f} to {high:.2f})  {speed:9.1f} img/s  {ratio:5.2f}x"
+        )
+    if out is not None:
+        setting = {"model": model, "dtype": dtype, "input": list(images.shape), "device": str(place)}
+        seconds = {name: timing.seconds for name, timing in timings.items()}
+        here = {"focalnet": focalnet.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        write(out, json.dumps(setting | here | {"seconds": seconds}, indent=1).encode(), ConfigError)
+
+
+def _candidates(
+    images: torch.Tensor, build: Callable[[], nn.Module], *, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    """The same model in every way it can run here; weights do not matter for speed and are random."""
+    import torch
+
+    from focalnet.inference.optimization import optimize
+    from focalnet.ops import backend
+
+    plain, optimized = build(), build()
+    optimize(optimized, dtype=images.dtype)
+
+    def eager() -> object:
+        with backend.use("eager"):
+            return plain(images)
+
+    candidates: dict[str, Callable[[], object]] = {
+        "eager": eager,
+        "kernels": lambda: plain(images),
+        "optimized": lambda: optimized(images),
+    }
+    if compiled:
+        graph = torch.compile(build(), fullgraph=True)
+        candidates["compiled"] = lambda: graph(images)
+    return candidates

@@ -1,0 +1,87 @@
+"""``focalnet.optimize``: the same outputs, said aloud, taken back to the bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import focalnet
+from focalnet.errors import ConfigError
+from focalnet.layers.linear import Linear
+from focalnet.ops.pointwise import ONEDNN
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return focalnet.create_model("focalnet_nano")
+
+
+IMAGES = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_inference_gives_the_outputs_of_its_dtype(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
+    twin = copy.deepcopy(model).eval().to(dtype or torch.float32)
+    done = focalnet.optimize(model, dtype=dtype)
+    with torch.inference_mode():
+        images = IMAGES.to(dtype or torch.float32)
+        close = {"rtol": 1e-4, "atol": 1e-5} if images.dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+        torch.testing.assert_close(model(images), twin(images), **close)
+    assert not model.training
+    assert ("bfloat16" in str(done)) == (dtype == torch.bfloat16)
+    if ONEDNN:
+        assert any(isinstance(m, Linear) and m.packed is not None for m in model.modules())
+
+
+def test_undo_gives_the_same_bits_back(model: torch.nn.Module) -> None:
+    model.head.eval()  # one part was in evaluation mode already
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    parameters = list(model.parameters())
+    modes = [m.training for m in model.modules()]
+    done = focalnet.optimize(model, dtype=torch.bfloat16)
+    assert model.state_dict().keys() == before.keys()
+    done.undo()
+    done.undo()  # once more changes nothing
+    assert [m.training for m in model.modules()] == modes
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+        assert t.dtype == before[name].dtype
+    assert all(m.packed is None for m in model.modules() if isinstance(m, Linear))
+
+
+def test_new_weights_after_optimize_are_used(model: torch.nn.Module) -> None:
+    focalnet.optimize(model)
+    other = focalnet.create_model("focalnet_nano").eval()
+    model.load_state_dict(other.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(model(IMAGES), other(IMAGES))
+
+
+def test_training_keeps_gradients(model: torch.nn.Module) -> None:
+    twin = copy.deepcopy(model)
+    done = focalnet.optimize(model, for_="training", save_memory=True)
+    for network in (model, twin):
+        network(IMAGES).square().sum().backward()
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    assert all(m.recompute for m in model.modules() if isinstance(m, Linear))
+    assert "GELU" in str(done)
+    done.undo()
+    assert not any(m.recompute for m in model.modules() if isinstance(m, Linear))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"for_": "speed"}, '"speed" must be'),
+        ({"for_": "training", "dtype": torch.bfloat16}, "autocast"),
+        ({"save_memory": True}, "save_memory is for training"),
+    ],
+)
+def test_options_that_do_not_go_together(model: torch.nn.Module, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        focalnet.optimize(model, **options)

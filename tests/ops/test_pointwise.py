@@ -1,0 +1,201 @@
+"""Linear layers through oneDNN against PyTorch's own, values and gradients."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from focalnet import ops
+from focalnet.layers.linear import Linear, Mlp
+from focalnet.ops import backend
+from focalnet.ops import pointwise as implementation
+
+needs_onednn = pytest.mark.skipif(not implementation.ONEDNN, reason="oneDNN products are called by hand on x86 only")
+
+
+def plain_mlp(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.gelu(F.linear(x, *parameters[:2])), *parameters[2:])
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+# Without gradients GELU runs inside the product, before it is rounded to bfloat16.
+CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 6e-2}}
+MLP = ((2, 5, 7, 8), (12, 8), (12,), (6, 12), (6,))
+
+
+def values_and_gradients(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    out = function(*inputs)
+    grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    return out.detach(), *torch.autograd.grad(out, inputs, grad)
+
+
+def assert_within_twice_eager(
+    ours: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], inputs: list[torch.Tensor]
+) -> None:
+    """The numerical contract of every kernel: against float64, at most twice the error of plain PyTorch."""
+    truth = values_and_gradients(plain, [x.detach().double().requires_grad_() for x in inputs])
+    eager = values_and_gradients(plain, inputs)
+    for mine, theirs, true in zip(values_and_gradients(ours, inputs), eager, truth, strict=True):
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        floor = 4 * torch.finfo(mine.dtype).eps * float(true.abs().max())
+        assert float((mine - true).abs().max()) <= max(2 * float((theirs - true).abs().max()), floor)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 8), (2, 5, 7, 8), (0, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_pytorch(shape: tuple[int, ...], bias: bool) -> None:
+    inputs = tensors(shape, (12, 8), (12,)) if bias else tensors(shape, (12, 8))
+    if shape[0] == 0:
+        assert ops.linear(*inputs).shape == (0, 12)
+    else:
+        assert_within_twice_eager(ops.linear, F.linear, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mlp_equals_pytorch(dtype: torch.dtype) -> None:
+    assert_within_twice_eager(ops.mlp, plain_mlp, tensors(*MLP, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_of_equals_pytorch(dtype: torch.dtype) -> None:
+    inputs = tensors((2, 5, 8), (2, 5, 8), (12, 8), (12,), dtype=dtype)
+    assert_within_twice_eager(
+        lambda a, b, w, c: ops.linear_of(torch.mul, a, b, weight=w, bias=c),
+        lambda a, b, w, c: F.linear(a * b, w, c),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_without_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "CHUNK", 1)  # 1024 rows a chunk: three chunks, the last one short
+    inputs = [x.detach() for x in tensors((43, 59, 8), *MLP[1:], dtype=dtype)]
+    with torch.no_grad():
+        torch.testing.assert_close(ops.mlp(*inputs), plain_mlp(*inputs), **CLOSE[dtype])
+
+
+def recomputing_mlp(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    return ops.linear_of(F.gelu, ops.linear(x, *parameters[:2]), weight=parameters[2], bias=parameters[3])
+
+
+@pytest.mark.parametrize("mlp", [ops.mlp, recomputing_mlp])
+def test_autocast_gives_what_it_gives_pytorch(mlp: Callable[..., torch.Tensor]) -> None:
+    inputs = tensors(*MLP)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = values_and_gradients(mlp, inputs)
+        theirs = values_and_gradients(plain_mlp, inputs)
+        with torch.no_grad():
+            torch.testing.assert_close(ops.mlp(*inputs), theirs[0], **CLOSE[torch.bfloat16])
+    assert ours[0].dtype == torch.bfloat16
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, **CLOSE[torch.bfloat16])
+
+
+def test_float16_autocast_without_gradients() -> None:
+    inputs = tensors(*MLP)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(ops.mlp(*inputs), plain_mlp(*inputs))
+
+
+def test_linear_of_keeps_its_inputs_only() -> None:
+    def kept(mlp: Callable[..., torch.Tensor]) -> int:
+        inputs, sizes = tensors((1000, 8), *MLP[1:]), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            mlp(*inputs)
+        return sum(sizes)
+
+    assert kept(ops.mlp) - kept(recomputing_mlp) >= 12_000
+
+
+@needs_onednn
+@pytest.mark.parametrize("grad", [False, True])
+def test_flops_are_counted(grad: bool) -> None:
+    inputs = tensors(*MLP)
+    counts = []
+    for function in (ops.mlp, plain_mlp):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
+            out = function(*inputs)
+            if grad:
+                out.sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+@needs_onednn
+def test_backend_eager_is_pytorch_alone() -> None:
+    x, weight = tensors((3, 8), (12, 8))
+    with torch.profiler.profile() as fast:
+        ops.linear(x, weight)
+    with torch.profiler.profile() as eager, backend.use("eager"):
+        ops.linear(x, weight)
+    assert [any("mkldnn" in e.key for e in p.key_averages()) for p in (fast, eager)] == [True, False]
+
+
+def test_compiles_to_one_graph() -> None:
+    mlp = Mlp(8, 12)
+    compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 3, 8)
+    torch.testing.assert_close(compiled(x), mlp(x))
+
+
+def test_hooks_and_adapters_inside_an_mlp_are_called() -> None:
+    mlp, seen = Mlp(8, 12), []
+    x = torch.randn(2, 8)
+    expected = mlp(x)
+    handle = mlp.fc1.register_forward_hook(lambda *_: seen.append("hook"))
+    torch.testing.assert_close(mlp(x), expected)
+    handle.remove()
+
+    class Adapter(Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.append("adapter")
+            return super().forward(input) + 1
+
+    mlp.fc2.__class__ = Adapter
+    torch.testing.assert_close(mlp(x), expected + 1)
+    assert seen == ["hook", "adapter"]
+
+
+def test_dropout_inside_an_mlp_acts_in_training() -> None:
+    torch.manual_seed(0)
+    mlp, x = Mlp(64, 64, drop=0.5), torch.ones(1, 64)
+    assert (mlp(x) == 0).any()
+    assert not (mlp.eval()(x) == 0).any()
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_same_and_are_dropped_when_the_weight_changes(dtype: torch.dtype) -> None:
+    x, weight, bias = tensors((5, 8), (12, 8), (12,), dtype=dtype)
+    packed = ops.PackedWeight(weight)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(
+                ops.linear(x, weight, bias, packed=packed), F.linear(x, weight, bias), **CLOSE[dtype]
+            )
+            weight.mul_(3)
+        weight.data = weight.data.flip(0).contiguous()
+        torch.testing.assert_close(
+            ops.linear(x, weight, bias, packed=packed), F.linear(x, weight, bias), **CLOSE[dtype]
+        )
+    out = ops.linear(x, weight, bias, packed=packed)
+    assert torch.autograd.grad(out.sum(), weight)[0].shape == weight.shape
+
+
+@needs_onednn
+def test_a_packed_weight_is_neither_copied_nor_saved() -> None:
+    layer = Linear(8, 12)
+    layer.packed = ops.PackedWeight(layer.weight)
+    assert copy.deepcopy(layer).packed is None
+    assert pickle.loads(pickle.dumps(layer)).packed is None
+    assert list(layer.state_dict()) == ["weight", "bias"]
