@@ -144,7 +144,10 @@ def run(study: str, rounds: int) -> None:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{peers.processor()}, {torch.get_num_threads()} threads",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers", "focalnet")},
+        "versions": {
+            "focalnet": focalnet.__version__,
+            **{p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers")},
+        },
         "seconds": {},
         "more": {},
     }

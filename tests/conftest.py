@@ -10,6 +10,8 @@ import torch
 
 SHARED = Path(os.environ.get("FOCALNET_SHARED", Path(__file__).parents[2] / "shared"))
 
+if not torch.cuda.is_available():  # the GPU kernels run in Triton's interpreter, chosen before Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only get in each other's way
     torch.set_num_threads(1)
 

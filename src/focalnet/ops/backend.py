@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: ``auto``, ``eager`` or ``native``.
+"""Which implementation of an operation runs: ``auto``, ``eager``, ``native`` (CPU) or ``triton`` (CUDA).
 
 ``auto`` takes the fastest that can; asked for by name, a backend that cannot run is an error that says why.
 """
@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
-from focalnet.errors import ConfigError, did_you_mean
+from focalnet.errors import ConfigError, InputError, did_you_mean
 
-Backend = Literal["auto", "eager", "native"]
+Backend = Literal["auto", "eager", "native", "triton"]
 _chosen: ContextVar[Backend | None] = ContextVar("focalnet_backend", default=None)
 
 
@@ -46,12 +46,19 @@ def _named(name: str) -> Backend:
 
 def available() -> dict[str, str]:
     """For ``focalnet doctor``: what each backend is here, or why it is refused."""
-    from focalnet.errors import InputError
-    from focalnet.ops import native
+    import torch
 
-    try:
+    from focalnet.ops import native, triton
+
+    def kernels() -> str:
         library = native.load()
-        state = f"yes, {library.variant} kernels (has {', '.join(library.variants)})"
+        return f"{library.variant} kernels (has {', '.join(library.variants)})"
+
+    return {"eager": "yes", "native": _state(kernels), "triton": _state(lambda: triton.load(torch.device("cuda")))}
+
+
+def _state(load: Callable[[], str]) -> str:
+    try:
+        return f"yes, {load()}"
     except InputError as error:
-        state = f"no: {error}"
-    return {"eager": "yes", "native": state}
+        return f"no: {error}"

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
-from focalnet.ops import backend, native, reference
+from focalnet.ops import backend, native, reference, triton
 
 
 def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -35,20 +35,27 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     wanted = backend.current()
     if wanted == "eager" or torch.compiler.is_exporting() or context.is_meta:
         return reference.focal_context(context, gates, weights)
-    reason = native.why_not(context, gates, weights) or _missing()
-    if reason is None:
-        out: torch.Tensor = _focal_context(context, gates, list(weights))
-        return out
-    if wanted == "native":
-        raise InputError(f"backend native was asked for but cannot run: {reason}")
-    return reference.focal_context(context, gates, weights)
+    name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
+    kernels = triton if name == "triton" else native
+    reason = kernels.why_not(context, gates, weights) or _missing(name, context.device)
+    if reason is not None:
+        if wanted == "auto":
+            return reference.focal_context(context, gates, weights)
+        raise InputError(f"backend {name} was asked for but cannot run: {reason}")
+    if name == "triton":
+        return triton.focal_context(context, gates, weights)
+    out: torch.Tensor = _focal_context(context, gates, list(weights))
+    return out
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing() -> str | None:
-    """Why there are no CPU kernels here, or None; the answer does not change while a program runs."""
+def _missing(name: str, device: torch.device) -> str | None:
+    """Why this backend is not there, or None; the answer does not change while a program runs."""
     try:
-        native.load()
+        if name == "triton":
+            triton.load(device)
+        else:
+            native.load()
     except InputError as error:
         return str(error)
     return None

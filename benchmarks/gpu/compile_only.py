@@ -1,0 +1,110 @@
+"""Compiles every kernel for a GPU that need not be here, and shows what the compiler made of it.
+
+    python benchmarks/gpu/compile_only.py [--kernels 3 5] [--map 56 56 96] [--batch 128] [--dtype bfloat16]
+
+One line a kernel: registers of a thread, bytes of stack (anything but 0 means registers were spilled), bytes of shared
+memory, instructions, and multiply-adds among them (loops are counted once). Needs Triton, which carries the assembler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from focalnet.ops.triton import op, tiling
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]+)")
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def launches(
+    size: tuple[int, int, int, int], kernels: list[int], dtype: torch.dtype
+) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Every launch of a forward and backward pass: kernel, arguments, constants; without running any."""
+    recorded = []
+
+    def record(kernel: Any, programs: int, tile: tiling.Tile, *arguments: Any, **constants: Any) -> None:
+        constants |= {"TW": tile.TW, "R": tile.R, "BC": tile.BC, "num_warps": tile.warps}
+        recorded.append((kernel, arguments, constants))
+
+    B, H, W, C = size
+    L, meta = len(kernels), torch.device("meta")
+    projection = torch.empty(B, H, W, 2 * C + L + 1, dtype=dtype, device=meta)
+    _, context, gates = projection.split((C, C, L + 1), -1)
+    taps = torch.empty(sum(k * k for k in kernels), C, device=meta)
+    launch, op._launch = op._launch, record
+    try:
+        out, z, totals = op.focal_context._init_fn(context, gates, taps, kernels, True)
+        op.focal_context_backward._init_fn(out, context, gates, taps, kernels, z, totals)
+    finally:
+        op._launch = launch
+    return recorded
+
+
+def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], capability: int) -> Any:
+    """The kernel as the launch would compile it: pointers and integers that 16 divides are known to be so."""
+    signature, attributes, values = {}, {}, dict(constants)
+    warps = values.pop("num_warps")
+    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{TYPES[value.dtype]}"
+            address = value.storage_offset() * value.element_size()
+        elif value == 1:
+            signature[name], values[name] = "constexpr", 1
+            continue
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            address = value
+        if address % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(values, "constexpr")
+    source = ASTSource(kernel, signature, constexprs=values, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """Registers, stack, shared memory, instructions and multiply-adds of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        code = re.findall(INSTRUCTION, _run("cuobjdump", "--dump-sass", file.name))
+    counts = collections.Counter(name.split(".")[0] for name in code)
+    found = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", usage))
+    return {name.lower(): int(n) for name, n in found.items()} | {"instructions": len(code), "fma": counts["FFMA"]}
+
+
+def _run(program: str, *arguments: str) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run([BINARIES / program, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5])
+    parser.add_argument("--map", type=int, nargs=3, default=[56, 56, 96], metavar=("H", "W", "C"))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dtype", choices=[str(t).removeprefix("torch.") for t in TYPES], default="bfloat16")
+    parser.add_argument("--capability", type=int, default=90, help="80 A100, 90 H100 and H200")
+    a = parser.parse_args()
+    for kernel, arguments, constants in launches((a.batch, *a.map), a.kernels, getattr(torch, a.dtype)):
+        used = resources(compiled(kernel, arguments, constants, a.capability).asm["cubin"])
+        line = ", ".join(f"{name} {value}" for name, value in used.items())
+        print(f"{kernel.__name__:24s} {line}  {constants}")
+
+
+if __name__ == "__main__":
+    main()

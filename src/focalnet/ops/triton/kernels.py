@@ -1,0 +1,243 @@
+"""Forward kernels, and the pieces they share with ``gradients.py``.
+
+B batch, H height, W width, C channels, L levels. A *strip* is ``TW`` neighbouring pixels of a row; a block is ``R``
+strips times ``BC`` channels. Every thread owns one strip of a few channels: the ``TW`` sums of a convolution stay in
+its registers, and each input pixel it loads serves up to ``TW`` of them. Tuples are such per-thread lists; their loops
+are unrolled while compiling. Sums are float32 whatever the tensors are.
+
+Tensors are addressed by image and pixel: any pixel stride, channels side by side. Offsets inside one image fit 32 bits,
+those of images are 64 bits wide.
+"""
+# Triton reads these signatures; types would mean something else to it.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
+# ruff: noqa: ANN001, ANN201, D417, RUF005
+
+import triton
+import triton.language as tl
+
+# log2 of the normal distribution function at -a, a in [0, 8], lowest order first (benchmarks/gpu/fit_gelu.py).
+_R0 = tl.constexpr(-0.9999999345794706)
+_R1 = tl.constexpr(-1.1511082868453921)
+_R2 = tl.constexpr(-0.45918206374100273)
+_R3 = tl.constexpr(-0.05257818496109626)
+_R4 = tl.constexpr(0.007185786977887236)
+_R5 = tl.constexpr(-0.00023311440595435214)
+_R6 = tl.constexpr(-0.00014549845424690266)
+_R7 = tl.constexpr(3.0663124467763246e-05)
+_R8 = tl.constexpr(-2.0965931667473164e-06)
+
+
+@triton.jit
+def normal_cdf(x):
+    """Phi(x), to 1e-7: the exact GELU is ``x * Phi(x)``. Half the instructions of erf, and no cancellation below 0."""
+    a = tl.abs(x)
+    r = tl.fma(a, _R8, _R7)
+    r = tl.fma(a, r, _R6)
+    r = tl.fma(a, r, _R5)
+    r = tl.fma(a, r, _R4)
+    r = tl.fma(a, r, _R3)
+    r = tl.fma(a, r, _R2)
+    r = tl.fma(a, r, _R1)
+    tail = tl.exp2(tl.fma(a, r, _R0))
+    return tl.where(x > 0, 1 - tail, tail)
+
+
+@triton.jit
+def gelu(x):
+    """The exact GELU."""
+    return x * normal_cdf(x)
+
+
+@triton.constexpr_function
+def size_of(kernels, level):
+    """The kernel size of a level: four bits of ``kernels``, the first level's lowest."""
+    return (kernels >> (4 * level)) & 15
+
+
+@triton.jit
+def strips_of(block, H, W, per_row, TW: tl.constexpr, R: tl.constexpr):
+    """Row, first column and whether they exist, of the R strips of a block: each (R, 1)."""
+    s = block * R + tl.arange(0, R)[:, None]
+    h = s // per_row
+    return h, (s % per_row) * TW, h < H
+
+
+@triton.jit
+def channels_of(column, BC: tl.constexpr):
+    """The channels of a block: (1, BC)."""
+    return column * BC + tl.arange(0, BC)[None, :]
+
+
+@triton.jit
+def convolve(
+    x, x_p, taps, h, w, c, live, H, W, C, K: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, FLIP: tl.constexpr
+):
+    """Depthwise convolution of one image at a block of strips; with FLIP, of the mirrored kernel (its transpose).
+
+    Args:
+        x: pointer to the image; ``x_p`` its pixel stride.
+        taps: pointer to the kernel, (K * K, C), float32.
+        h, w, c, live: where, see ``strips_of`` and ``channels_of``.
+
+    Returns:
+        A tuple of TW sums, each (R, BC).
+    """
+    inside = c < C
+    sums = (tl.zeros([live.shape[0], BC], tl.float32),) * TW
+    for ky in range(K):
+        y = h + (ky - K // 2)
+        row = live & inside & (y.to(tl.uint32, bitcast=True) < H)  # below 0 is large when read as unsigned
+        start = x + (y * W + w - K // 2) * x_p + c
+        kernel = ()
+        for kx in tl.static_range(K):
+            tap = ky * K + kx
+            if FLIP:
+                tap = K * K - 1 - tap
+            kernel = kernel + (tl.load(taps + tap * C + c, mask=inside, other=0.0),)
+        for j in tl.static_range(TW + K - 1):
+            seen = row & ((w + (j - K // 2)).to(tl.uint32, bitcast=True) < W)
+            value = tl.load(start + j * x_p, mask=seen, other=0.0).to(tl.float32)
+            for t in tl.static_range(TW):
+                if j - t >= 0 and j - t < K:
+                    sums = sums[:t] + (tl.fma(value, kernel[j - t], sums[t]),) + sums[t + 1 :]
+    return sums
+
+
+@triton.jit
+def level_kernel(
+    x, taps, gates, contexts, z, out, totals, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
+    K: tl.constexpr, LEVEL: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr,
+    TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """One level: convolution and GELU; the last level also sums the gated levels, and its own context for the mean.
+
+    Args:
+        x: the op's input, strides ``x_b``, ``x_p``, read by level 0; taps: (K * K, C); gates: (B, H, W, L + 1).
+        contexts: (L - 1, B, H, W, C), every level's but the last's.
+        z: where to KEEP the convolution's result for the backward pass, (L, B, H, W, C).
+        out: (B, H, W, C), written by the last level: the gated sum.
+        totals: (B, blocks, C), the sums of the last context over a block; added in a fixed order afterwards.
+    """
+    program = tl.program_id(0)
+    c = channels_of(program % columns, BC)
+    image = program // columns
+    block = image % blocks
+    b = (image // blocks).to(tl.int64)
+    h, w, live = strips_of(block, H, W, per_row, TW, R)
+    below = x + b * x_b
+    below_p = x_p
+    if LEVEL > 0:
+        below = contexts + ((LEVEL - 1) * B + b) * H * W * C
+        below_p = C
+    sums = convolve(below, below_p, taps, h, w, c, live, H, W, C, K, TW, BC, False)
+    total = tl.zeros([R, BC], tl.float32)
+    for t in tl.static_range(TW):
+        pixel = h * W + w + t
+        exists = live & (w + t < W)
+        mine = exists & (c < C)
+        here = (LEVEL * B + b) * H * W * C + pixel * C + c
+        if KEEP:
+            tl.store(z + here, sums[t].to(z.dtype.element_ty), mask=mine)
+        value = gelu(sums[t])
+        if LAST:
+            total += tl.where(mine, value, 0.0)
+            gate = gates + b * g_b + pixel * g_p
+            value *= tl.load(gate + LEVEL, mask=exists, other=0.0).to(tl.float32)
+            value = add_gated(value, contexts, gate, b, pixel * C + c, exists, mine, B, H * W * C, LEVEL)
+            tl.store(out + b * H * W * C + pixel * C + c, value.to(out.dtype.element_ty), mask=mine)
+        else:
+            tl.store(contexts + here, value.to(contexts.dtype.element_ty), mask=mine)
+    if LAST:
+        tl.store(totals + (b * blocks + block) * C + c, tl.sum(total, 0)[None, :], mask=c < C)
+
+
+@triton.jit
+def add_gated(value, contexts, gate, b, here, exists, mine, B, image, LEVELS: tl.constexpr):
+    """Adds ``gate_l * context_l`` of the first LEVELS levels at one pixel of every strip."""
+    for level in tl.static_range(LEVELS):
+        context = tl.load(contexts + (level * B + b) * image + here, mask=mine, other=0.0).to(tl.float32)
+        value = tl.fma(context, tl.load(gate + level, mask=exists, other=0.0).to(tl.float32), value)
+    return value
+
+
+@triton.jit
+def finish_kernel(
+    out, gates, totals, g_b, g_p, H, W, C, per_row, blocks, columns,
+    L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Adds the global level, ``gelu(mean) * gate``, to the gated sum in place; totals: (B, C)."""
+    program = tl.program_id(0)
+    c = channels_of(program % columns, BC)
+    image = program // columns
+    b = (image // blocks).to(tl.int64)
+    h, w, live = strips_of(image % blocks, H, W, per_row, TW, R)
+    everywhere = gelu(tl.load(totals + b * C + c, mask=c < C, other=0.0) / (H * W))
+    for t in tl.static_range(TW):
+        pixel = h * W + w + t
+        exists = live & (w + t < W)
+        here = out + b * H * W * C + pixel * C + c
+        gate = tl.load(gates + b * g_b + pixel * g_p + L, mask=exists, other=0.0).to(tl.float32)
+        value = tl.load(here, mask=exists & (c < C), other=0.0).to(tl.float32)
+        tl.store(here, tl.fma(everywhere, gate, value).to(out.dtype.element_ty), mask=exists & (c < C))
+
+
+@triton.jit
+def plane_kernel(
+    x, taps, gates, contexts, out, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
+    KERNELS: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The whole operation for one image and block of channels: no halo is computed twice, the mean costs nothing.
+
+    The levels meet in ``contexts``, (L, B, H, W, C), which stays in the caches. KERNELS: see ``size_of``.
+    """
+    program = tl.program_id(0)
+    c = channels_of(program % columns, BC)
+    b = (program // columns).to(tl.int64)
+    total = climb(
+        x, taps, contexts, contexts, x_b, x_p, b, c, B, H, W, C, per_row, blocks, KERNELS, L, False, TW, R, BC
+    )
+    everywhere = gelu(total / (H * W))
+    for block in range(blocks):
+        h, w, live = strips_of(block, H, W, per_row, TW, R)
+        for t in tl.static_range(TW):
+            pixel = h * W + w + t
+            exists = live & (w + t < W)
+            mine = exists & (c < C)
+            gate = gates + b * g_b + pixel * g_p
+            value = everywhere * tl.load(gate + L, mask=exists, other=0.0).to(tl.float32)
+            value = add_gated(value, contexts, gate, b, pixel * C + c, exists, mine, B, H * W * C, L)
+            tl.store(out + b * H * W * C + pixel * C + c, value.to(out.dtype.element_ty), mask=mine)
+
+
+@triton.jit
+def climb(
+    x, taps, contexts, z, x_b, x_p, b, c, B, H, W, C, per_row, blocks,
+    KERNELS: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Every level of one plane, one after the other, into ``contexts`` (and ``z``, to KEEP what GELU was given).
+
+    Returns:
+        The last context's sum over the plane, (1, BC).
+    """
+    total = tl.zeros([R, BC], tl.float32)
+    for level in tl.static_range(L):
+        below = x + b * x_b
+        below_p = x_p
+        if level > 0:
+            below = contexts + ((level - 1) * B + b) * H * W * C
+            below_p = C
+        for block in range(blocks):
+            h, w, live = strips_of(block, H, W, per_row, TW, R)
+            sums = convolve(below, below_p, taps, h, w, c, live, H, W, C, size_of(KERNELS, level), TW, BC, False)
+            for t in tl.static_range(TW):
+                mine = live & (w + t < W) & (c < C)
+                here = (level * B + b) * H * W * C + (h * W + w + t) * C + c
+                value = gelu(sums[t])
+                if KEEP:
+                    tl.store(z + here, sums[t].to(z.dtype.element_ty), mask=mine)
+                if level == L - 1:
+                    total += tl.where(mine, value, 0.0)
+                tl.store(contexts + here, value.to(contexts.dtype.element_ty), mask=mine)
+        tl.debug_barrier()  # the next level reads what other threads have written
+        taps += size_of(KERNELS, level) * size_of(KERNELS, level) * C
+    return tl.sum(total, 0)[None, :]
