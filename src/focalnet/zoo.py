@@ -7,7 +7,7 @@ import fnmatch
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -206,26 +206,30 @@ def _fill(model: Classifier | FocalNet, checkpoint: Checkpoint) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one image costs: trainable parameters, and multiply-accumulates of all convolutions and products."""
+    """What one image costs: trainable parameters, and multiply-accumulates of all convolutions and products.
+
+    ``macs`` is None for a detector: what it costs depends on what it finds.
+    """
 
     params: int
-    macs: int
+    macs: int | None
 
 
 def cost(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> Cost:
     """Counts parameters and multiply-accumulates of an architecture, without allocating it.
 
     Args:
-        name: a classifier or backbone of ``list_models()``.
+        name: one of ``list_models()``.
         num_classes: as in ``create_model``.
         image_size: side of the square image in pixels; default: the published one.
 
     Raises:
-        UnknownName: no such classifier; what a detector costs depends on what it finds.
+        UnknownName: no such architecture.
     """
-    if name not in VARIANTS:
-        raise UnknownName(f'no classifier "{name}"{did_you_mean(name, VARIANTS)}; "focalnet models" lists all')
-    size = image_size or VARIANTS[name].image_size
     with torch.device("meta"):
-        model = cast(Classifier, create_model(name, num_classes=num_classes))
-    return Cost(sum(p.numel() for p in model.parameters()), model.macs(size, size))
+        model = create_model(name, num_classes=num_classes)
+    params = sum(p.numel() for p in model.parameters())
+    if not isinstance(model, Classifier):
+        return Cost(params, None)
+    size = image_size or VARIANTS[name].image_size
+    return Cost(params, model.macs(size, size))

@@ -81,6 +81,10 @@ def test_the_resize_is_bilinear_without_antialiasing():
     assert (small[None].float() - expected).abs().max() <= 1
 
 
+def grown(mask: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(mask[None].float(), 7, stride=1, padding=3)[0] > 0
+
+
 @given(
     seed=st.integers(0, 2**31),
     flip=st.sampled_from([0.0, 1.0]),
@@ -114,7 +118,9 @@ def test_boxes_and_masks_stay_on_their_objects(seed, flip, vertical, crop):
     assert target["masks"].shape == (len(target["boxes"]), *varied.size)
     for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
         bright = varied.image[label] > 127
-        assert (bright ^ mask).sum() <= 0.15 * mask.sum() + 2 * sum(varied.size) * 0.05 + 4
+        # Masks are resized by nearest neighbour, pictures are not: after two resizes edges are 3 pixels apart at most.
+        assert not (bright & ~grown(mask)).any()
+        assert not (mask & ~grown(bright)).any()
         rows, columns = mask.nonzero(as_tuple=True)
         if len(rows):
             outline = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()

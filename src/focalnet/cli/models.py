@@ -35,28 +35,28 @@ def _matching(pattern: str) -> list[dict[str, Any]]:
     """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
     from focalnet.backbones import VARIANTS
     from focalnet.weights import catalogue
-    from focalnet.zoo import cost
+    from focalnet.zoo import cost, list_models
 
     listing = []
-    for name, variant in VARIANTS.items():
+    for name in list_models():
         whole = fnmatch.fnmatch(name, pattern)
-        entries = [e for e in catalogue.entries().values() if e.architecture == name]
+        entries = [e for e in catalogue.entries().values() if (e.detector or e.architecture) == name]
         chosen = [e for e in entries if whole or fnmatch.fnmatch(e.name, pattern)]
         if whole or chosen:
-            price = cost(name)
+            price, variant = cost(name), VARIANTS.get(name)
             listing.append(
                 {
                     "name": name,
                     "params": price.params,
                     "macs": price.macs,
-                    "image_size": variant.image_size,
-                    "num_classes": variant.num_classes,
-                    "source": variant.source,
+                    "image_size": variant.image_size if variant else None,
+                    "num_classes": variant.num_classes if variant else 80,
+                    "source": variant.source if variant else "arXiv 2203.11926",
                     "weights": [_described(entry) for entry in chosen],
                 }
             )
     if not listing:
-        names = [*VARIANTS, *catalogue.entries()]
+        names = [*list_models(), *catalogue.entries()]
         raise UnknownName(
             f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
         )
@@ -88,13 +88,14 @@ def _whereabouts(entry: Entry) -> str:
 
 def _table(listing: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each architecture, and below it one for each checkpoint, in columns."""
-    models = [[m["name"], _amount(m["params"]), _amount(m["macs"]), str(m["image_size"])] for m in listing]
+    models = [[m["name"], _amount(m["params"]), _amount(m["macs"])] for m in listing]
     weights = [[[w["name"], _metrics(w), w["licence"], w["file"]] for w in m["weights"]] for m in listing]
     model_widths = _widths(models)
     weights_widths = _widths([row for rows in weights for row in rows])
-    for (name, *figures), rows in zip(models, weights, strict=True):
-        params, macs, size = (f.rjust(width) for f, width in zip(figures, model_widths[1:], strict=True))
-        yield f"{name:<{model_widths[0]}}  {params} parameters  {macs} MACs at {size} px"
+    for model, (name, *figures), rows in zip(listing, models, weights, strict=True):
+        params, macs = (f.rjust(width) for f, width in zip(figures, model_widths[1:], strict=True))
+        cost = f"  {macs} MACs at {model['image_size']} px" if model["macs"] else ""
+        yield f"{name:<{model_widths[0]}}  {params} parameters{cost}"
         for row in rows:
             yield "    " + "  ".join(f.ljust(width) for f, width in zip(row, weights_widths, strict=True)).rstrip()
 
@@ -103,7 +104,9 @@ def _widths(rows: list[list[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def _amount(number: int) -> str:
+def _amount(number: int | None) -> str:
+    if number is None:
+        return ""
     return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 

@@ -92,7 +92,7 @@ class ClassificationTask(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.reseed(batch_idx)
         images, labels = batch["images"], batch["labels"]
-        if self.mixer is not None:
+        if self.mixer is not None and self._mixes_now():
             if len(images) % 2:
                 raise ConfigError(f"mixup and cutmix need even batches, not of {len(images)} images: --data.batch_size")
             images, labels = self.mixer(images, labels)
@@ -100,6 +100,9 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         self.log_training(loss, len(images))
         return loss
+
+    def _mixes_now(self) -> bool:
+        return self.current_epoch < (self.trainer.max_epochs or 0) - self.mix.clean_epochs
 
     def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Returns logits ``(B, num_classes)``."""

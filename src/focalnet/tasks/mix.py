@@ -18,16 +18,20 @@ class MixConfig:
         cutmix: alpha of the Beta distribution of cutmix; 0 turns it off.
         probability: of mixing a batch at all.
         switch_probability: of cutmix rather than mixup, when both are on.
+        clean_epochs: the last so many epochs of a run are not mixed, so that it ends on pictures as they are
+            (He et al., arXiv 1909.09148).
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = 1.0
     switch_probability: float = 0.5
+    clean_epochs: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.mixup, self.cutmix) < 0:
-            raise ConfigError(f"mixup={self.mixup} and cutmix={self.cutmix} must be 0 (off) or more")
+        for name in ("mixup", "cutmix", "clean_epochs"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 (off) or more")
         for name in ("probability", "switch_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a probability, 0 to 1")
