@@ -153,6 +153,13 @@ def test_mixing_needs_even_batches(tmp_path):
         fit(DIGITS, output=tmp_path / "run", **{**MIXED, "data.batch_size": 31})
 
 
+def test_the_last_epochs_are_not_mixed(tmp_path):
+    odd = {**MIXED, "data.batch_size": 31, "trainer.max_epochs": 2}
+    fit(DIGITS, output=tmp_path / "clean", **odd, **{"model.mix.clean_epochs": 2})
+    with pytest.raises(ConfigError, match="even"):
+        fit(DIGITS, output=tmp_path / "mixed", **odd, **{"model.mix.clean_epochs": 1})
+
+
 def test_weights_with_other_classes_than_the_data_are_refused(tmp_path):
     path = weights.save(focalnet.create_model("focalnet_nano_patch1", num_classes=7), tmp_path / "7.safetensors")
     with pytest.raises(ConfigError, match=r"7 classes.*10"):
