@@ -26,7 +26,8 @@ class PackedWeight:
     """A copy of a weight in the order oneDNN works in, which products without gradients then need not make.
 
     Worth its memory at small batches, where a product reads more weights than values. Once the weight has been
-    changed or moved the copy is not used any more; neither is it copied or saved with its layer.
+    changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed);
+    neither is it copied or saved with its layer.
 
     Args:
         weight: ``(O, I)``, on the CPU, float32 or bfloat16.
