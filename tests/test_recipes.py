@@ -232,7 +232,7 @@ TOY_HEADS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("detection/")])
 def test_a_detector_runs(name, coco, tmp_path, monkeypatch):
-    pytest.importorskip("pycocotools")
+    pytest.importorskip("pycocotools", reason="detection needs the extra dense")
     monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     folder = fit(name, output=tmp_path / "run", **toy_detector(name, coco, tmp_path))
     trained = zoo.load(folder / "model.safetensors")

@@ -19,7 +19,7 @@ from focalnet.errors import DataError
 
 from .coco import HEIGHT, WIDTH, annotation, content, write_json
 
-masks_api = pytest.importorskip("pycocotools.mask")
+masks_api = pytest.importorskip("pycocotools.mask", reason="detection needs the extra dense")
 
 
 def problems(tmp_path: Path, **changes: Any) -> list[str]:

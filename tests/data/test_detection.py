@@ -21,7 +21,7 @@ from focalnet.errors import ConfigError, DataError, ImageError
 from .coco import HEIGHT, WIDTH, annotation, content, write_coco, write_images, write_json
 from .conftest import write_tar
 
-pytest.importorskip("pycocotools")
+pytest.importorskip("pycocotools", reason="detection needs the extra dense")
 SMALL = DetectionAugmentation(short_sides=(40, 48, 56), crop_short_sides=(50, 60), crop_sides=(30, 50))
 
 

@@ -72,6 +72,7 @@ def test_trains_in_upernet() -> None:
     assert not missing
 
 
+# transformers lists the backbones it has tried with Mask2Former, and warns of any other; ours is tried here.
 @pytest.mark.filterwarnings("ignore:.*not a supported model.*")
 def test_trains_in_mask2former() -> None:
     config = Mask2FormerConfig(

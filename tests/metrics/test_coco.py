@@ -14,7 +14,7 @@ import torch
 from focalnet.metrics.coco import CocoMetric, coco_results, summary
 from focalnet.structures import Detections
 
-cocoapi = pytest.importorskip("pycocotools.coco")
+cocoapi = pytest.importorskip("pycocotools.coco", reason="detection needs the extra dense")
 CATEGORIES = [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}, {"id": 90, "name": "cat"}]  # ids with gaps
 SIDE = 200
 

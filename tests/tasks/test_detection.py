@@ -25,7 +25,7 @@ from focalnet.tasks.optim import ScheduleConfig
 from tests.data.coco import annotation, content, write_coco, write_json
 from tests.tasks.toy import assert_same_weights
 
-pytest.importorskip("pycocotools")
+pytest.importorskip("pycocotools", reason="detection needs the extra dense")
 RECIPE = "detection/nuclei_nano"
 NETWORK = {
     "depths": [1, 1, 1], "embed_dim": 8, "focal_levels": [1, 1, 1], "focal_windows": [3, 3, 3], "drop_path_rate": 0.2,

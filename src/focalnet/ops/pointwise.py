@@ -17,7 +17,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from focalnet.ops import backend
 
-ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()  # type: ignore
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 #: Hidden values of an MLP that each thread works on at once: they stay in its cache between the two products.
 CHUNK = 2**19
 
