@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -62,6 +62,46 @@ class DetectionBatch(TypedDict):
     original_sizes: list[tuple[int, int]]
     image_ids: list[int]
     paths: list[str]
+
+
+IGNORED = 255
+"""In a label map: this pixel is of no class, neither trained on nor measured."""
+
+
+class SemanticSample(TypedDict):
+    """One image and the class of each of its pixels.
+
+    ``image`` is ``(C, H, W)``; ``labels`` ``(H, W)``, int64, from 0, or ``IGNORED``: in training those of the image as
+    the network sees it, in evaluation ``(original height, original width)``.
+    """
+
+    image: Tensor
+    labels: Tensor
+    original_size: tuple[int, int]
+    path: str
+
+
+class SemanticBatch(TypedDict):
+    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before.
+
+    ``labels`` are one map for each image, see ``SemanticSample``; in training padded with ``IGNORED`` like the images.
+    """
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    labels: list[Tensor]
+    original_sizes: list[tuple[int, int]]
+    paths: list[str]
+
+
+class Segments(TypedDict):
+    """The truth that masks are trained on: ``labels`` ``(N,)``, int64, from 0; ``masks`` ``(N, H, W)``, bool.
+
+    One segment is an object, all stuff of a kind, or (for semantic segmentation) all pixels of a class.
+    """
+
+    labels: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +213,7 @@ class Detections:
 
     def name(self, label: int) -> str:
         """Of a class, ``"class 3"`` where it is unknown."""
-        return self.names[label] if label < len(self.names) else f"class {label}"
+        return class_name(self.names, label)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``focalnet predict`` writes them to JSON; masks are in the COCO result file beside it."""
@@ -186,3 +226,89 @@ class Detections:
         from focalnet.visualize import draw_detections, save_image  # drawing is optional for a noun
 
         return save_image(draw_detections(self), path)
+
+
+@dataclass(frozen=True)
+class SemanticMap:
+    """The class of each pixel of the original image.
+
+    Args:
+        labels: ``(height, width)``, int64, class indices from 0; ``IGNORED`` where there is none.
+        names: of all classes, by index; empty where unknown.
+        image: the picture itself, if kept.
+        path: the file it came from, if any.
+    """
+
+    labels: Tensor
+    names: tuple[str, ...] = ()
+    image: Image | None = field(default=None, repr=False, compare=False)
+    path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``focalnet predict`` writes them to JSON: each class and its share of the pixels."""
+        found, counts = self.labels.unique(return_counts=True)  # type: ignore[no-untyped-call]
+        shares = zip(found.tolist(), (counts / self.labels.numel()).tolist(), strict=True)
+        classes = [{"label": i, "name": class_name(self.names, i), "share": n} for i, n in shares if i != IGNORED]
+        height, width = self.labels.shape
+        return {"path": self.path, "height": height, "width": width, "classes": classes}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture with its classes laid over it and a legend; the suffix chooses the format."""
+        from focalnet.visualize import draw_semantic, save_image  # drawing is optional for a noun
+
+        return save_image(draw_semantic(self), path)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map: an object, or all stuff of a kind.
+
+    Args:
+        id: its number in the map, from 1.
+        label: class index.
+        is_thing: an object, and not stuff.
+        score: 0 to 1.
+        area: pixels.
+    """
+
+    id: int
+    label: int
+    is_thing: bool
+    score: float
+    area: int
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Every pixel of the original image belongs to one segment, or to none.
+
+    Args:
+        ids: ``(height, width)``, int32, numbers of segments; 0 where there is none.
+        segments: what they are.
+        names: of all classes, by index; empty where unknown.
+        image: the picture itself, if kept.
+        path: the file it came from, if any.
+    """
+
+    ids: Tensor
+    segments: tuple[Segment, ...]
+    names: tuple[str, ...] = ()
+    image: Image | None = field(default=None, repr=False, compare=False)
+    path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``focalnet predict`` writes them to JSON; the map itself is a PNG beside it."""
+        segments = [{**asdict(s), "name": class_name(self.names, s.label)} for s in self.segments]
+        height, width = self.ids.shape
+        return {"path": self.path, "height": height, "width": width, "segments": segments}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the picture with its segments laid over it, named; the suffix chooses the format."""
+        from focalnet.visualize import draw_panoptic, save_image  # drawing is optional for a noun
+
+        return save_image(draw_panoptic(self), path)
+
+
+def class_name(names: tuple[str, ...], label: int) -> str:
+    """Of a class, ``"class 3"`` where it is unknown."""
+    return names[label] if label < len(names) else f"class {label}"

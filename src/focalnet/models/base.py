@@ -1,4 +1,4 @@
-"""What all detectors share: how a configuration becomes plain values and back, and what a network can be asked."""
+"""What all dense networks share: how a configuration becomes plain values and back, and what they can be asked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing_extensions import Self
 
 from focalnet.backbones import FocalNet, FocalNetConfig
 from focalnet.errors import ConfigError, InputError, did_you_mean
-from focalnet.structures import Detections, ModelCard, Target
+from focalnet.structures import Detections, ModelCard, PanopticMap, SemanticMap, Target
 
 Size = tuple[int, int]  # height and width in pixels
-Method = Literal["rcnn", "atss", "sparse_rcnn"]
+Method = Literal["rcnn", "atss", "sparse_rcnn", "upernet", "mask2former"]
 T = TypeVar("T")
 
 
@@ -44,14 +44,12 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig(ABC):
-    """What every detector's configuration has.
+class DenseConfig(ABC):
+    """What the configuration of every network that finds something in an image has.
 
     Args:
-        backbone: its shape; ``pad_to_stride=True`` is how the published detectors treat odd sizes.
-        num_classes: of objects; background is none of them.
-        score_threshold: predictions below are not reported.
-        max_per_image: at most so many objects are.
+        backbone: its shape; ``pad_to_stride=True`` is how the published networks treat odd sizes.
+        num_classes: of objects, or of pixels; background is none of them.
         size_divisor: images are padded to a multiple of it when batched.
     """
 
@@ -59,24 +57,20 @@ class DetectorConfig(ABC):
 
     backbone: FocalNetConfig
     num_classes: int = 80
-    score_threshold: float = 0.05
-    max_per_image: int = 100
     size_divisor: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "max_per_image", "size_divisor"):
+        for name in ("num_classes", "size_divisor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.score_threshold < 1:
-            raise ConfigError(f"score_threshold={self.score_threshold} must be in [0, 1)")
 
     @classmethod
     @abstractmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        """From the ``model`` of an mmdet configuration (2.x or 3.x) with FocalNet as its backbone.
+        """From the ``model`` of an mmdet or mmseg configuration with FocalNet as its backbone.
 
         Raises:
-            ConfigError: a part that this detector does not have.
+            ConfigError: a part that this network does not have.
         """
 
     @classmethod
@@ -89,20 +83,53 @@ class DetectorConfig(ABC):
         return dataclasses.asdict(self)
 
     @abstractmethod
+    def build(self) -> DenseModel[Any]:
+        """Builds the network with random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(DenseConfig):
+    """What every detector's configuration has.
+
+    Args:
+        backbone: its shape.
+        num_classes: of objects.
+        size_divisor: images are padded to a multiple of it when batched.
+        score_threshold: predictions below are not reported.
+        max_per_image: at most so many objects are.
+    """
+
+    score_threshold: float = 0.05
+    max_per_image: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_per_image < 1:
+            raise ConfigError(f"max_per_image={self.max_per_image} must be at least 1")
+        if not 0 <= self.score_threshold < 1:
+            raise ConfigError(f"score_threshold={self.score_threshold} must be in [0, 1)")
+
+    @abstractmethod
     def build(self) -> Detector[Any, Any, Any]:
         """Builds the detector with random weights."""
 
 
-C = TypeVar("C", bound=DetectorConfig)
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(DenseConfig):
+    """What the configuration of every network that segments whole images has."""
+
+    @abstractmethod
+    def build(self) -> Segmenter[Any, Any, Any]:
+        """Builds the network with random weights."""
+
+
+C = TypeVar("C", bound=DenseConfig)
 O = TypeVar("O")  # noqa: E741  # what the network gives
 TO = TypeVar("TO")  # what it gives in training
 
 
-class Detector(nn.Module, ABC, Generic[C, O, TO]):
-    """Finds the objects in a batch of images that are padded with zeros at the right and the bottom.
-
-    State dicts have OpenMMLab's names: a released detection checkpoint's ``state_dict`` loads as it is.
-    """
+class DenseModel(nn.Module, ABC, Generic[C]):
+    """Finds something in a batch of images that are padded with zeros at the right and the bottom."""
 
     backbone: FocalNet
 
@@ -110,6 +137,18 @@ class Detector(nn.Module, ABC, Generic[C, O, TO]):
         super().__init__()
         self.config = config
         self.card: ModelCard | None = None  # set by whoever loads or trains the weights
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By class index; empty where unknown."""
+        return self.card.class_names if self.card else ()
+
+
+class Detector(DenseModel[C], Generic[C, O, TO]):
+    """Finds the objects in each image.
+
+    State dicts have OpenMMLab's names: a released detection checkpoint's ``state_dict`` loads as it is.
+    """
 
     @abstractmethod
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> O:
@@ -138,10 +177,36 @@ class Detector(nn.Module, ABC, Generic[C, O, TO]):
         """
         return self.postprocess(self(images_BCHW, sizes), sizes, original_sizes)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """By class index; empty where unknown."""
-        return self.card.class_names if self.card else ()
+
+class Segmenter(DenseModel[C], Generic[C, O, TO]):
+    """Says of every pixel what it is, or finds objects by masks alone."""
+
+    @abstractmethod
+    def forward(self, images_BCHW: Tensor) -> O:
+        """Returns what the head says, before anything is decided; images are normalised and padded."""
+
+    @abstractmethod
+    def training_outputs(self, images_BCHW: Tensor) -> TO:
+        """Returns what ``losses.segmentation.criterion(model.config)`` takes."""
+
+    @abstractmethod
+    def postprocess(
+        self, outputs: O, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[SemanticMap] | list[Detections] | list[PanopticMap]:
+        """Decides; maps, boxes and masks are in pixels of the original images."""
+
+    def segment(
+        self, images_BCHW: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[SemanticMap] | list[Detections] | list[PanopticMap]:
+        """The noun of each image, in pixels of the original image.
+
+        Args:
+            images_BCHW: normalised, padded.
+            sizes: height and width of each image before padding.
+            original_sizes: height and width of each image before it was resized.
+        """
+        check_sizes(images_BCHW, sizes)
+        return self.postprocess(self(images_BCHW), sizes, original_sizes)
 
 
 def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size]) -> None:
