@@ -110,6 +110,23 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing_behind(tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_cannot_start_leaves_the_one_that_was_there(tmp_path):
+    run = fit(DIGITS, output=tmp_path / "run", **MIXED)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(DataError):
+        fit("classification/finetune", output=run, force=True, **{"data.root": tmp_path / "nowhere"})
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with pytest.raises(DataError):
+        fit("classification/finetune", output=tmp_path / "new", **{"data.root": tmp_path / "nowhere"})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_may_start_afresh_from_its_own_weights(tmp_path):
+    run = fit(DIGITS, output=tmp_path / "run", **MIXED)
+    own = {"model.architecture": None, "model.weights": run / "model.safetensors"}
+    assert fit(DIGITS, output=run, force=True, **{**MIXED, **own}) == run
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "file"
     write(target, b"old")

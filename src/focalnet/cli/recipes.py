@@ -74,9 +74,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"trainer.max_epochs": 5}`` as ``{"trainer": {"max_epochs": 5}}``."""
+    """``{"trainer.max_epochs": 5}`` as ``{"trainer": {"max_epochs": 5}}``; a path becomes a string, as in a recipe."""
     tree: dict[str, Any] = {}
     for key, value in overrides.items():
+        value = str(value) if isinstance(value, Path) else value
         for part in reversed(key.split(".")):
             value = {part: value}
         tree = merge(tree, value)

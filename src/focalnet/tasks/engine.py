@@ -72,11 +72,7 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
     keep_freed_memory()
     with explained(folder):
         resume = not force and folder.checkpoint.is_file()
-        run = _build(options, folder)
-        if run.trainer.is_global_zero:
-            folder.clear() if force else folder.tidy()
-            write(folder.config, options.to_yaml().encode())
-            write(folder.versions, json.dumps(versions(), indent=2).encode())
+        run = _build(options, folder, force=force)
         if resume:
             log.info("going on from %s", folder.checkpoint)
         try:
@@ -90,6 +86,25 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
         if run.trainer.current_epoch < epochs:
             raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
         return _finish(run, options, folder)
+
+
+class _Opening(pl.Callback):
+    """Opens the folder of a run when data and network are there: one that cannot start leaves all as it was.
+
+    That goes for the logger, too, which writes at once.
+    """
+
+    def __init__(self, folder: RunFolder, options: Options, *, force: bool, log: bool) -> None:
+        self.folder, self.options, self.force, self.log = folder, options, force, log
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.clear() if self.force else self.folder.tidy()
+            write(self.folder.config, self.options.to_yaml().encode())
+            write(self.folder.versions, json.dumps(versions(), indent=2).encode())
+        if self.log:
+            version = self.folder.tensorboard.name
+            trainer.logger = TensorBoardLogger(self.folder.root, name="", version=version, default_hp_metric=False)
 
 
 def validate(recipe: Mapping[str, Any], model: Network) -> dict[str, Any]:
@@ -135,20 +150,21 @@ def _git_revision() -> str | None:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def _build(options: Options, folder: RunFolder | None) -> Run:
+def _build(options: Options, folder: RunFolder | None, *, force: bool = False) -> Run:
     pl.seed_everything(options.values.seed_everything, workers=True, verbose=False)
     task, data, arguments = options.build()
     arguments["callbacks"] = _listed(arguments["callbacks"])
     if folder is None:
         arguments |= {"logger": False, "enable_checkpointing": False}
     else:
-        arguments["callbacks"] += [Progress(folder), StopAtNaN(), _checkpoints(folder)]
+        log = arguments["logger"] in (None, True)
+        arguments["callbacks"] += [
+            _Opening(folder, options, force=force, log=log),
+            *(Progress(folder), StopAtNaN(), _checkpoints(folder)),
+        ]
         arguments["plugins"] = [*_listed(arguments["plugins"]), AtomicCheckpoints()]
         arguments["default_root_dir"] = folder.root
-        if arguments["logger"] in (None, True):
-            arguments["logger"] = TensorBoardLogger(
-                folder.root, name="", version=folder.tensorboard.name, default_hp_metric=False
-            )
+        arguments["logger"] = False if log else arguments["logger"]
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:
