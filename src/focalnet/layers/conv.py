@@ -34,7 +34,11 @@ class ConvNorm(nn.Module):
             self.add_module(norm, nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(32, channels))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = self.conv(x_BCHW)
+        return self.after_conv(self.conv(x_BCHW))
+
+    def after_conv(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Norm and ReLU alone, for a convolution that was computed in another way."""
+        x = x_BCHW
         if self.norm_name is not None:
             x = self.get_submodule(self.norm_name)(x)
         return x.relu() if self.relu else x
