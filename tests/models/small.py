@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from focalnet.models import DETECTORS, DetectorConfig
+from focalnet.models import DETECTORS, SEGMENTERS, DetectorConfig, Mask2FormerConfig, SegmenterConfig
 from focalnet.models.detectors import METHODS
 from focalnet.models.rcnn import RPNConfig, StageConfig
 from focalnet.models.rcnn.config import released_cascade
 from focalnet.necks import FPNConfig
-from focalnet.structures import Target
+from focalnet.structures import Segments, Target
 
 SIZES = [(61, 90), (64, 75)]
+ORIGINALS = [(122, 180), (32, 38)]
 _TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
 _RPN = RPNConfig(candidates=60, candidates_in_training=60, proposals=30, proposals_in_training=30)
 _RCNN = {"rpn": _RPN, "neck": FPNConfig(channels=16), "mask_convs": 1, "mask_channels": 16}
@@ -42,6 +43,31 @@ def config(method: str, **options: Any) -> DetectorConfig:
     return DETECTORS[f"{method}_focalnet_tiny_srf"].config(
         **{"num_classes": 3, "score_threshold": 0.0, **_TRUNK, **_HEADS[method], **options}
     )
+
+
+def upernet(**options: Any) -> SegmenterConfig:
+    """A narrow UPerNet with three classes."""
+    return SEGMENTERS["upernet_focalnet_tiny_srf"].config(
+        **{"num_classes": 3, "channels": 8, "auxiliary_channels": 4, **_TRUNK, **options}
+    )
+
+
+def mask2former(**options: Any) -> Mask2FormerConfig:
+    """A narrow Mask2Former with two kinds of things and one of stuff."""
+    head = {"channels": 16, "heads": 2, "norm_groups": 4, "encoder_layers": 1, "encoder_hidden": 16}
+    small = {**head, "decoder_layers": 4, "decoder_hidden": 16, "num_queries": 6, "train_points": 60}
+    config = SEGMENTERS["mask2former_focalnet_tiny_srf"].config(
+        **{"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **small, **_TRUNK, **options}
+    )
+    assert isinstance(config, Mask2FormerConfig)
+    return config
+
+
+def segments(count: int) -> Segments:
+    """The objects of ``target(count)``, as masks alone."""
+    found = target(count)
+    assert found["masks"] is not None
+    return Segments(labels=found["labels"], masks=found["masks"])
 
 
 def images() -> torch.Tensor:

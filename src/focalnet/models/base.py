@@ -54,6 +54,7 @@ class DenseConfig(ABC):
     """
 
     method: ClassVar[Method]
+    kind: ClassVar[Literal["detector", "segmenter"]]
 
     backbone: FocalNetConfig
     num_classes: int = 80
@@ -99,6 +100,8 @@ class DetectorConfig(DenseConfig):
         max_per_image: at most so many objects are.
     """
 
+    kind = "detector"
+
     score_threshold: float = 0.05
     max_per_image: int = 100
 
@@ -117,6 +120,13 @@ class DetectorConfig(DenseConfig):
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig(DenseConfig):
     """What the configuration of every network that segments whole images has."""
+
+    kind = "segmenter"
+
+    @property
+    def segments(self) -> str:
+        """What it makes of an image: a ``"semantic"`` map, ``"instance"`` masks, or a ``"panoptic"`` map."""
+        return "semantic"
 
     @abstractmethod
     def build(self) -> Segmenter[Any, Any, Any]:
@@ -181,9 +191,15 @@ class Detector(DenseModel[C], Generic[C, O, TO]):
 class Segmenter(DenseModel[C], Generic[C, O, TO]):
     """Says of every pixel what it is, or finds objects by masks alone."""
 
+    scores_are_logits: ClassVar[bool] = True  # of class_scores; else a mean of several is one of the same kind
+
     @abstractmethod
     def forward(self, images_BCHW: Tensor) -> O:
         """Returns what the head says, before anything is decided; images are normalised and padded."""
+
+    @abstractmethod
+    def class_scores(self, images_BCHW: Tensor) -> Tensor:
+        """What speaks for each class at each pixel of the input, ``(B, num_classes, H, W)``; the highest wins."""
 
     @abstractmethod
     def training_outputs(self, images_BCHW: Tensor) -> TO:

@@ -1,4 +1,4 @@
-"""Reading the parts that mmdet's configurations of different detectors have in common."""
+"""Reading the parts that configurations of mmdet's detectors and mmseg's segmenters have in common."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from focalnet.backbones import FocalNetConfig
 from focalnet.errors import ConfigError
 from focalnet.necks import FPNConfig
+from focalnet.structures import IGNORED
 
 _NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that say nothing of the network
 
@@ -24,7 +25,7 @@ def expect(part: Mapping[str, Any], where: str, *types: str) -> Mapping[str, Any
 
 
 def backbone(model: Mapping[str, Any]) -> FocalNetConfig:
-    """The FocalNet of a detector's configuration."""
+    """The FocalNet of a configuration; mmdet's and mmseg's copies of it are the same."""
     part = expect(model["backbone"], "backbone", "FocalNet")
     return FocalNetConfig.from_official({k: v for k, v in part.items() if k not in _NO_SHAPE}, source="mmdet")
 
@@ -88,6 +89,30 @@ def nms_threshold(settings: Mapping[str, Any]) -> float:
     return float(nms["iou_threshold"] if "iou_threshold" in nms else nms["iou_thr"])
 
 
+def semantic(head: Mapping[str, Any], where: str, **fixed: Any) -> None:
+    """Checks what a head of mmseg may not differ in here.
+
+    Args:
+        head: its configuration.
+        where: its name, for the message.
+        fixed: options of it that have one value here; what is left out is taken to have it.
+
+    Raises:
+        ConfigError: something differs; the message names it.
+    """
+    if head["norm_cfg"]["type"] not in ("BN", "SyncBN"):
+        raise ConfigError(f'{where}: norm "{head["norm_cfg"]["type"]}" is not supported, only BN or SyncBN')
+    if head.get("ignore_index", IGNORED) != IGNORED:
+        raise ConfigError(f"{where}: ignore_index={head['ignore_index']} is not supported, only {IGNORED}")
+    for name, value in {"align_corners": False, **fixed}.items():
+        if head.get(name, value) != value:
+            raise ConfigError(f"{where}: {name}={head[name]} is not supported, only {value}")
+    loss = expect(head["loss_decode"], f"{where}.loss_decode", "CrossEntropyLoss")
+    for name in ("use_sigmoid", "class_weight", "avg_non_ignore"):
+        if loss.get(name):
+            raise ConfigError(f"{where}.loss_decode: {name} is not supported")
+
+
 def same(values: Sequence[Any], what: str) -> Any:
     """The one value they all have.
 
@@ -95,5 +120,5 @@ def same(values: Sequence[Any], what: str) -> Any:
         ConfigError: they differ.
     """
     if any(value != values[0] for value in values):
-        raise ConfigError(f"{what} must be the same in every stage, not {list(values)}")
+        raise ConfigError(f"{what} must be the same in every part, not {list(values)}")
     return values[0]

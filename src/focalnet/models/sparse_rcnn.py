@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
+from focalnet.layers.feed_forward import FeedForward
 from focalnet.models import official
 from focalnet.models.base import Detector, DetectorConfig, Method, Size, check_sizes
 from focalnet.necks import FPNConfig
@@ -150,19 +151,6 @@ class Attention(nn.Module):
     def forward(self, x_BPC: Tensor) -> Tensor:
         attended, _ = self.attn(x_BPC, x_BPC, x_BPC, need_weights=False)
         out: Tensor = x_BPC + self.dropout(attended)
-        return out
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU between, added to what comes in."""
-
-    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        first = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Dropout(dropout))
-        self.layers = nn.Sequential(first, nn.Linear(hidden, channels), nn.Dropout(dropout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.layers(x)
         return out
 
 

@@ -1,0 +1,156 @@
+"""The settings of Mask2Former, ours and mmdet's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models import official
+from focalnet.models.base import Method, SegmenterConfig
+
+if TYPE_CHECKING:
+    from focalnet.models.mask2former.network import Mask2Former
+
+Segmentation = Literal["semantic", "instance", "panoptic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask2FormerConfig(SegmenterConfig):
+    """The settings of Mask2Former. Loss weights are the paper's: class 2, mask 5, dice 5, "no object" 0.1.
+
+    Args:
+        backbone: its shape; at least two maps.
+        num_classes: things first, then stuff.
+        size_divisor: images are padded to a multiple of it when batched.
+        segments: what comes out: ``SemanticMap``, ``Detections`` with masks, or ``PanopticMap``.
+        num_things: how many of the classes are things; None for all.
+        num_queries: segments that can be found in an image.
+        channels: of queries, pixel decoder and mask features.
+        heads: of every attention.
+        norm_groups: of the group norms.
+        levels: the coarsest maps that queries and deformable attention look at, at most; the finest map never is one.
+        points: that deformable attention looks at, for each head and level.
+        encoder_layers: of the pixel decoder.
+        encoder_hidden: width of their MLPs.
+        decoder_layers: of the queries; a prediction is made before the first and after each.
+        decoder_hidden: width of their MLPs.
+        object_threshold: panoptic: classes less probable than this make no segment.
+        overlap_threshold: panoptic: a segment of which others cover more is left out; share of it that must be left.
+        max_per_image: instance: at most so many objects are reported.
+        train_points: at which masks are compared in matching and loss.
+        oversample: candidates for each point of the loss.
+        importance: share of these points that are the least certain candidates; the rest is random.
+    """
+
+    method: ClassVar[Method] = "mask2former"
+
+    segments: Segmentation = "panoptic"
+    num_things: int | None = None
+    num_queries: int = 100
+    channels: int = 256
+    heads: int = 8
+    norm_groups: int = 32
+    levels: int = 3
+    points: int = 4
+    encoder_layers: int = 6
+    encoder_hidden: int = 1024
+    decoder_layers: int = 9
+    decoder_hidden: int = 2048
+    object_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    max_per_image: int = 100
+    train_points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_queries", "levels", "points", "encoder_layers", "decoder_layers", "max_per_image"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("object_threshold", "overlap_threshold", "importance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1]")
+        if self.train_points < 1 or self.oversample < 1:
+            raise ConfigError(f"train_points={self.train_points} and oversample={self.oversample} must be at least 1")
+        if self.segments not in get_args(Segmentation):
+            raise ConfigError(f'segments="{self.segments}" must be one of {", ".join(get_args(Segmentation))}')
+        if self.num_things is not None and not 0 <= self.num_things <= self.num_classes:
+            raise ConfigError(f"num_things={self.num_things} must be within 0..{self.num_classes}, the classes")
+        if self.channels % (4 * self.heads) or self.channels % self.norm_groups:
+            raise ConfigError(
+                f"channels={self.channels} must be a multiple of 4 * heads={4 * self.heads} and of "
+                f"norm_groups={self.norm_groups}"
+            )
+        maps = self.backbone.out_indices or self.backbone.depths
+        if len(maps) < 2:
+            raise ConfigError("Mask2Former needs a backbone with at least two maps")
+
+    @property
+    def things(self) -> int:
+        """How many of the classes are things."""
+        return self.num_classes if self.num_things is None else self.num_things
+
+    def attended(self, maps: int) -> int:
+        """How many of so many maps queries look at."""
+        return min(self.levels, maps - 1)
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        official.expect(model, "model", "Mask2Former")
+        head = official.expect(model["panoptic_head"], "panoptic_head", "Mask2FormerHead")
+        pixels = official.expect(head["pixel_decoder"], "pixel_decoder", "MSDeformAttnPixelDecoder")
+        encoder, decoder = pixels["encoder"], head["transformer_decoder"]
+        attention = encoder["layer_cfg"]["self_attn_cfg"]
+        train, test = model["train_cfg"], model["test_cfg"]
+        _expect_loss(head, train)
+        things = head["num_things_classes"]
+        classes = things + head["num_stuff_classes"]
+        if head["enforce_decoder_input_project"] or head["feat_channels"] != head["out_channels"]:
+            raise ConfigError("panoptic_head: projections between feat_channels and out_channels are not supported")
+        if test["panoptic_on"] and not test.get("filter_low_score", False):
+            raise ConfigError("test_cfg: panoptic segmentation without filter_low_score is not supported")
+        return cls(
+            backbone=official.backbone(model),
+            num_classes=classes,
+            segments="panoptic" if test["panoptic_on"] else "instance" if test["instance_on"] else "semantic",
+            num_things=things,
+            num_queries=head["num_queries"],
+            channels=head["feat_channels"],
+            heads=official.same([attention["num_heads"], decoder["layer_cfg"]["cross_attn_cfg"]["num_heads"]], "heads"),
+            norm_groups=pixels["norm_cfg"]["num_groups"],
+            levels=head["num_transformer_feat_level"],
+            points=attention["num_points"],
+            encoder_layers=encoder["num_layers"],
+            encoder_hidden=encoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
+            decoder_layers=decoder["num_layers"],
+            decoder_hidden=decoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
+            object_threshold=test.get("object_mask_thr", 0.8),
+            overlap_threshold=test["iou_thr"],
+            max_per_image=test["max_per_image"],
+            train_points=train["num_points"],
+            oversample=train["oversample_ratio"],
+            importance=train["importance_sample_ratio"],
+        )
+
+    def build(self) -> Mask2Former:
+        from focalnet.models.mask2former.network import Mask2Former  # built from this configuration
+
+        return Mask2Former(self)
+
+
+def _expect_loss(head: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+    """Checks that weights are the paper's, which are the only ones here."""
+    weights = [head[f"loss_{name}"]["loss_weight"] for name in ("cls", "mask", "dice")]
+    costs = [cost["weight"] for cost in train["assigner"]["match_costs"]]
+    if weights != costs or weights != [2.0, 5.0, 5.0]:
+        raise ConfigError(
+            f"loss weights {weights} and costs {costs} are not supported, only those of the paper: 2, 5, 5"
+        )
+    *classes, nothing = head["loss_cls"]["class_weight"]
+    if nothing != 0.1 or any(weight != 1.0 for weight in classes):
+        raise ConfigError("loss_cls: class_weight must be 1 for each class and 0.1 for no object, as in the paper")

@@ -1,0 +1,79 @@
+"""Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527): one network for classes, objects, and both.
+
+B batch, Q queries, N classes, h and w the size of the finest map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from focalnet.models.base import Segmenter, Size
+from focalnet.models.mask2former import results
+from focalnet.models.mask2former.config import Mask2FormerConfig
+from focalnet.models.mask2former.head import Mask2FormerHead
+from focalnet.structures import Detections, PanopticMap, SemanticMap
+
+
+@dataclass(frozen=True)
+class Mask2FormerOutputs:
+    """What a layer says of each query.
+
+    Args:
+        logits: ``(B, Q, N + 1)``, of the classes; the last is "no object".
+        masks: ``(B, Q, h, w)``, logits.
+        size: height and width of the input.
+    """
+
+    logits: Tensor
+    masks: Tensor
+    size: Size
+
+
+class Mask2Former(Segmenter[Mask2FormerConfig, Mask2FormerOutputs, list[Mask2FormerOutputs]]):
+    """Every segment is found by one query: a class and a mask. State dicts have mmdet's names."""
+
+    scores_are_logits: ClassVar[bool] = False
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__(config)
+        self.backbone = config.backbone.build()
+        self.panoptic_head = Mask2FormerHead(config, self.backbone.feature_info)
+
+    def forward(self, images_BCHW: Tensor) -> Mask2FormerOutputs:
+        return self._layers(images_BCHW, every_layer=False)[-1]
+
+    def training_outputs(self, images_BCHW: Tensor) -> list[Mask2FormerOutputs]:
+        """What the queries say before the first layer and after each."""
+        return self._layers(images_BCHW, every_layer=True)
+
+    def class_scores(self, images_BCHW: Tensor) -> Tensor:
+        """See the base class: the sum over queries of class probability times mask probability."""
+        outputs: Mask2FormerOutputs = self(images_BCHW)
+        masks = F.interpolate(outputs.masks, outputs.size, mode="bilinear")
+        return results.class_scores(outputs.logits, masks)
+
+    def postprocess(
+        self, outputs: Mask2FormerOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[SemanticMap] | list[Detections] | list[PanopticMap]:
+        queries = [
+            results.Queries(logits, masks, outputs.size, size, original)
+            for logits, masks, size, original in zip(outputs.logits, outputs.masks, sizes, original_sizes, strict=True)
+        ]
+        names, config = self.class_names, self.config
+        if config.segments == "semantic":
+            return [results.semantic(q, names) for q in queries]
+        if config.segments == "instance":
+            return [results.instances(q, config.things, config.max_per_image, names) for q in queries]
+        thresholds = config.object_threshold, config.overlap_threshold
+        return [results.panoptic(q, config.things, *thresholds, names) for q in queries]
+
+    def _layers(self, images_BCHW: Tensor, *, every_layer: bool) -> list[Mask2FormerOutputs]:
+        maps = list(self.backbone(images_BCHW).values())
+        height, width = images_BCHW.shape[2:]
+        predictions = self.panoptic_head(maps, every_layer=every_layer)
+        return [Mask2FormerOutputs(logits, masks, (height, width)) for logits, masks in predictions]

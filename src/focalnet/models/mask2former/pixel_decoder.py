@@ -1,0 +1,120 @@
+"""The pixel decoder: coarse maps exchange what they know through deformable attention, finer ones are added.
+
+B batch, C channels, S cells of all levels that take part in attention.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focalnet.backbones.focalnet import FeatureInfo
+from focalnet.layers.deformable import DeformableAttention
+from focalnet.layers.feed_forward import FeedForward
+from focalnet.layers.positions import sine_positions
+from focalnet.ops.deformable import Shapes
+from focalnet.ops.precision import without_autocast
+
+if TYPE_CHECKING:
+    from focalnet.models.mask2former.config import Mask2FormerConfig
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all levels, then an MLP; a norm after each."""
+
+    def __init__(self, config: Mask2FormerConfig, levels: int) -> None:
+        super().__init__()
+        channels = config.channels
+        self.self_attn = DeformableAttention(channels, config.heads, levels, config.points)
+        self.ffn = FeedForward(channels, config.encoder_hidden, 0.0)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
+
+    def forward(self, x_BSC: Tensor, positions_SC: Tensor, shapes: Shapes, centres: Tensor) -> Tensor:
+        x: Tensor = self.norms[0](x_BSC + self.self_attn(x_BSC + positions_SC, x_BSC, shapes, centres))
+        x = self.norms[1](self.ffn(x))
+        return x
+
+
+class Encoder(nn.Module):
+    """Holds the layers under OpenMMLab's names."""
+
+    def __init__(self, config: Mask2FormerConfig, levels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config, levels) for _ in range(config.encoder_layers))
+
+
+class PixelDecoder(nn.Module):
+    """From the backbone's maps to the maps that queries look at, and the features that masks are made of.
+
+    All of it computes in float32, also within autocast, as in the original code.
+    """
+
+    def __init__(self, config: Mask2FormerConfig, maps: Sequence[FeatureInfo]) -> None:
+        super().__init__()
+        channels, groups = config.channels, config.norm_groups
+        self.levels = config.attended(len(maps))
+        fine, coarse = maps[: -self.levels], maps[-self.levels :]
+        self.input_convs = nn.ModuleList(
+            _conv_norm(m.channels, channels, 1, groups, bias=True) for m in reversed(coarse)
+        )
+        self.level_encoding = nn.Embedding(self.levels, channels)
+        self.encoder = Encoder(config, self.levels)
+        self.lateral_convs = nn.ModuleList(_conv_norm(m.channels, channels, 1, groups) for m in reversed(fine))
+        self.output_convs = nn.ModuleList(_conv_norm(channels, channels, 3, groups) for _ in fine)
+        self.mask_feature = nn.Conv2d(channels, channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier throughout, as in the original; attention has its own start."""
+        for name, m in self.named_modules():
+            if isinstance(m, nn.Conv2d) or (isinstance(m, nn.Linear) and ".ffn." in name):
+                nn.init.xavier_uniform_(m.weight)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """From maps ``(B, c, h, w)``, finest first, to levels ``(B, C, h, w)``, coarsest first, and mask features."""
+        with without_autocast(maps[0].device):
+            fine, coarse = maps[: -self.levels], maps[-self.levels :]
+            levels = self._attend([conv(x.float()) for conv, x in zip(self.input_convs, reversed(coarse), strict=True)])
+            finest = levels[-1]
+            for lateral, output, x in zip(self.lateral_convs, self.output_convs, reversed(fine), strict=True):
+                skipped = lateral(x.float())
+                finest = output(skipped + F.interpolate(finest, skipped.shape[2:], mode="bilinear")).relu()
+            return levels, self.mask_feature(finest)
+
+    def _attend(self, levels: list[Tensor]) -> list[Tensor]:
+        shapes = [(x.shape[2], x.shape[3]) for x in levels]
+        x = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
+        positions = torch.cat(
+            [
+                sine_positions(h, w, x.shape[2], device=x.device) + number
+                for (h, w), number in zip(shapes, self.level_encoding.weight, strict=True)
+            ]
+        )
+        centres = _centres(shapes, x.device)[None, :, None]
+        for layer in self.encoder.layers:
+            x = layer(x, positions, shapes, centres)
+        parts = torch.split(x.transpose(1, 2), [h * w for h, w in shapes], 2)
+        return [torch.unflatten(part, 2, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _centres(shapes: Shapes, device: torch.device) -> Tensor:
+    """Of the cells of all levels, x and y in units of the image, ``(S, 2)``."""
+    centres = []
+    for height, width in shapes:
+        y = (torch.arange(height, device=device) + 0.5) / height
+        x = (torch.arange(width, device=device) + 0.5) / width
+        centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1))
+    return torch.cat(centres)
+
+
+def _conv_norm(in_channels: int, channels: int, kernel: int, groups: int, *, bias: bool = False) -> nn.Sequential:
+    """Convolution and group norm, named as in OpenMMLab's checkpoints."""
+    conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
+    return nn.Sequential(OrderedDict(conv=conv, gn=nn.GroupNorm(groups, channels)))

@@ -1,0 +1,30 @@
+"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105): what a map shows as a whole and in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from focalnet.layers.conv import ConvNorm
+
+
+class PyramidPooling(nn.ModuleList):
+    """Averages of a map over grids of several sizes, each through a 1x1 convolution with batch norm and ReLU.
+
+    Args:
+        in_channels: of the map.
+        channels: of each average.
+        scales: sides of the grids in cells.
+    """
+
+    def __init__(self, in_channels: int, channels: int, scales: Sequence[int]) -> None:
+        super().__init__(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNorm(in_channels, channels, 1, norm="bn", relu=True))
+            for scale in scales
+        )
+
+    def forward(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Returns ``(B, channels, scale, scale)`` for each scale."""
+        return [branch(x_BCHW) for branch in self]
