@@ -177,8 +177,8 @@ def test_options_the_weights_cannot_follow(plain: tuple[Classifier, Path], optio
 def test_a_dense_checkpoint_names_its_task() -> None:
     one_line(
         CheckpointError,
-        r"semantic segmentation \(UPerNet\).*will load it",
-        lambda: load("upernet_focalnet_tiny_srf.ms_ade20k"),
+        r"detection \(DINO, 5 scales\).*will load it",
+        lambda: load("dino_focalnet_large_fl4.ms_o365_coco"),
     )
 
 

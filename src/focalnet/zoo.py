@@ -15,13 +15,13 @@ from focalnet import weights
 from focalnet.backbones import VARIANTS, FocalNet, FocalNetConfig
 from focalnet.backbones.focalnet import init_weights
 from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
-from focalnet.models import DETECTORS, Classifier, ClassifierConfig, Detector, DetectorConfig
-from focalnet.models.detectors import split_options
+from focalnet.models import NETWORKS, Classifier, ClassifierConfig, DenseConfig, DenseModel
+from focalnet.models.variants import split_options
 from focalnet.weights import Checkpoint, UnsettledSetting, dense
 from focalnet.weights.architecture import TRACED, agree
 from focalnet.weights.report import compare
 
-Model = Classifier | FocalNet | Detector[Any, Any, Any]
+Model = Classifier | FocalNet | DenseModel[Any]
 
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"}
 _RESIZABLE = ("focal_levels", "focal_windows")
@@ -29,7 +29,7 @@ _RESIZABLE = ("focal_levels", "focal_windows")
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of every architecture that matches the shell pattern, e.g. ``"*_lrf"``."""
-    return [name for name in (*VARIANTS, *DETECTORS) if fnmatch.fnmatch(name, pattern)]
+    return [name for name in (*VARIANTS, *NETWORKS) if fnmatch.fnmatch(name, pattern)]
 
 
 @overload
@@ -37,7 +37,7 @@ def create_model(name: str, *, features_only: Literal[True], **options: Any) -> 
 @overload
 def create_model(
     name: str, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier | Detector[Any, Any, Any]: ...
+) -> Classifier | DenseModel[Any]: ...
 
 
 def create_model(name: str, *, num_classes: int | None = None, features_only: bool = False, **options: Any) -> Model:
@@ -45,22 +45,22 @@ def create_model(name: str, *, num_classes: int | None = None, features_only: bo
 
     Args:
         name: one of ``list_models()``.
-        num_classes: outputs of the classifier, 0 returns pooled features; or kinds of objects that the detector
-            finds; default: as published.
+        num_classes: outputs of the classifier, 0 returns pooled features; or kinds of objects or pixels that the
+            detector or segmenter tells apart; default: as published.
         features_only: return the backbone instead, which gives a dict of maps ``{"s4": ..., "s8": ...}``.
         options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...; of a
-            detector also those of its own configuration: ``masks``, ``max_per_image``, ...
+            detector or segmenter also those of its own configuration: ``masks``, ``max_per_image``, ...
 
     Raises:
         UnknownName: no such architecture.
         ConfigError: an option that does not exist or cannot work.
     """
-    if name in DETECTORS:
+    if name in NETWORKS:
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        found = DETECTORS[name].config(**classes, **options)
+        found: DenseConfig = NETWORKS[name].config(**classes, **options)
         return found.backbone.build() if features_only else found.build()
     if name not in VARIANTS:
-        known = did_you_mean(name, (*VARIANTS, *DETECTORS))
+        known = did_you_mean(name, (*VARIANTS, *NETWORKS))
         raise UnknownName(f'no model "{name}"{known}; "focalnet models" lists all')
     variant = VARIANTS[name]
     config = FocalNetConfig.from_dict({**variant.shape, **options})
@@ -75,7 +75,7 @@ def load(name_or_path: str | Path, *, features_only: Literal[True], **options: A
 @overload
 def load(
     name_or_path: str | Path, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier | Detector[Any, Any, Any]: ...
+) -> Classifier | DenseModel[Any]: ...
 @overload
 def load(name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool, **options: Any) -> Model: ...
 
@@ -87,13 +87,13 @@ def load(
 
     Args:
         name_or_path: a name of ``weights.list_weights()``, or a checkpoint file of ours, of the official
-            release, timm, transformers or mmdet.
+            release, timm, transformers, mmdet or mmseg.
         num_classes: another number than the weights have gives a new, random head, for finetuning.
         features_only: return the backbone instead: final norm and head are left out, the norms of the
             returned maps are new.
         options: fields of ``FocalNetConfig`` to change. Other ``focal_windows`` or more ``focal_levels``
-            adapt the weights as the official detection code does (``weights/dense.py``). Of a detector also
-            fields of its own configuration.
+            adapt the weights as the official detection code does (``weights/dense.py``). Of a detector or
+            segmenter also fields of its own configuration.
 
     Raises:
         UnknownName: neither a name nor a file.
@@ -109,9 +109,9 @@ def load(
             UnsettledSetting,
             stacklevel=2,
         )
-    if isinstance(checkpoint.config, DetectorConfig):
+    if isinstance(checkpoint.config, DenseConfig):
         if not features_only:
-            return _detector(checkpoint, checkpoint.config, num_classes, options)
+            return _dense(checkpoint, checkpoint.config, num_classes, options)
         checkpoint = dataclasses.replace(
             checkpoint, config=checkpoint.backbone, state_dict=checkpoint.backbone_state_dict
         )
@@ -131,10 +131,10 @@ def load(
     return model.eval()
 
 
-def _detector(
-    checkpoint: Checkpoint, config: DetectorConfig, num_classes: int | None, options: dict[str, Any]
-) -> Detector[Any, Any, Any]:
-    """A detector with the checkpoint's weights; with other classes, the layers that name them are new."""
+def _dense(
+    checkpoint: Checkpoint, config: DenseConfig, num_classes: int | None, options: dict[str, Any]
+) -> DenseModel[Any]:
+    """A detector or segmenter with the checkpoint's weights; with other classes, the layers that name them are new."""
     own, trunk = split_options(type(config), options)
     classes = config.num_classes if num_classes is None else num_classes
     config = dataclasses.replace(
@@ -164,7 +164,7 @@ def _open(name: str, options: dict[str, Any]) -> Checkpoint:
         return weights.fetch(name, **known)
     if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES or os.sep in name:
         return weights.read(name, **known)
-    if name in VARIANTS or name in DETECTORS:
+    if name in VARIANTS or name in NETWORKS:
         published = weights.list_weights(f"{name}.*")
         trained = f"its weights are {', '.join(published)}" if published else "no weights of it were published"
         raise UnknownName(f'"{name}" is an architecture: {trained}; create_model("{name}") builds it untrained')
@@ -208,7 +208,7 @@ def _fill(model: Classifier | FocalNet, checkpoint: Checkpoint) -> None:
 class Cost:
     """What one image costs: trainable parameters, and multiply-accumulates of all convolutions and products.
 
-    ``macs`` is None for a detector: what it costs depends on what it finds.
+    ``macs`` is None for a detector, whose cost depends on what it finds, and for a segmenter.
     """
 
     params: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,15 @@ def test_the_rest_of_imagenet22k_is_in_the_official_order() -> None:
 
 def test_cifar10() -> None:
     assert class_names("cifar10")[3] == "cat"
+
+
+def test_ade20k_has_the_names_of_its_own_list(shared: Path) -> None:
+    with (shared / "data" / "ade20k_sample" / "objectInfo150.csv").open(newline="") as table:
+        theirs = [row["Name"].split(";") for row in csv.DictReader(table)]  # ";" between words and between names
+    ours = class_names("ade20k")
+    assert len(ours) == len(set(ours)) == 150
+    for name, words in zip(ours, theirs, strict=True):
+        assert name.split() == words[: len(name.split())]
 
 
 def test_cutting_a_head() -> None:

@@ -187,7 +187,7 @@ def test_foreign_keys_are_named() -> None:
 
 
 def test_a_segmenter_is_told_apart() -> None:
-    with pytest.raises(CheckpointError, match="holds a segmenter or another kind of detector"):
+    with pytest.raises(CheckpointError, match="holds another kind of detector or segmenter"):
         layouts.detect(["backbone.patch_embed.proj.weight", "neck.fpn_convs.0.weight"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from focalnet import weights
 from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import DETECTORS, Detector
-from focalnet.models.detectors import METHODS, DetectorVariant
+from focalnet.models.detectors import METHODS
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
@@ -132,7 +133,7 @@ def test_the_backbone_alone(tmp_path: Path) -> None:
 def test_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mask_rcnn_focalnet_tiny_lrf"
     narrow = {**DETECTORS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
-    monkeypatch.setitem(DETECTORS, name, DetectorVariant("mask_rcnn", "focalnet_tiny_lrf", narrow))
+    monkeypatch.setitem(DETECTORS, name, replace(DETECTORS[name], shape=narrow))
     path = tmp_path / "official.pth"
     model = config("mask_rcnn", **narrow, num_classes=80).build()
     torch.save({"state_dict": model.state_dict()}, path)

@@ -34,13 +34,14 @@ def models(
 def _matching(pattern: str) -> list[dict[str, Any]]:
     """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
     from focalnet.backbones import VARIANTS
+    from focalnet.models import NETWORKS
     from focalnet.weights import catalogue
     from focalnet.zoo import cost, list_models
 
     listing = []
     for name in list_models():
         whole = fnmatch.fnmatch(name, pattern)
-        entries = [e for e in catalogue.entries().values() if (e.detector or e.architecture) == name]
+        entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
         chosen = [e for e in entries if whole or fnmatch.fnmatch(e.name, pattern)]
         if whole or chosen:
             price, variant = cost(name), VARIANTS.get(name)
@@ -50,7 +51,7 @@ def _matching(pattern: str) -> list[dict[str, Any]]:
                     "params": price.params,
                     "macs": price.macs,
                     "image_size": variant.image_size if variant else None,
-                    "num_classes": variant.num_classes if variant else 80,
+                    "num_classes": variant.num_classes if variant else NETWORKS[name].config().num_classes,
                     "source": variant.source if variant else "arXiv 2203.11926",
                     "weights": [_described(entry) for entry in chosen],
                 }

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from focalnet.errors import UnknownName, did_you_mean
-from focalnet.models import DETECTORS
+from focalnet.models import NETWORKS
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights.labels import class_names
 
@@ -87,13 +87,13 @@ class Entry:
     @property
     def loadable(self) -> bool:
         """Whether this version has the model for it."""
-        return self.task == "classification" or self.detector is not None
+        return self.task == "classification" or self.network is not None
 
     @property
-    def detector(self) -> str | None:
-        """The detector's name in ``focalnet.list_models()``; None for other tasks."""
+    def network(self) -> str | None:
+        """The detector's or segmenter's name in ``focalnet.list_models()``; None for other tasks."""
         name = self.name.partition(".")[0]
-        return name if name in DETECTORS else None
+        return name if name in NETWORKS else None
 
     @property
     def available(self) -> bool:

@@ -20,14 +20,17 @@ from focalnet.backbones import FocalNet, FocalNetConfig
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError
 from focalnet.files import write
 from focalnet.models import (
+    NETWORKS,
     ATSSConfig,
     CascadeRCNNConfig,
     Classifier,
     ClassifierConfig,
-    Detector,
-    DetectorConfig,
+    DenseConfig,
+    DenseModel,
+    Mask2FormerConfig,
     MaskRCNNConfig,
     SparseRCNNConfig,
+    UPerNetConfig,
 )
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import architecture as shapes
@@ -38,18 +41,19 @@ from focalnet.weights.labels import class_names
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
 from focalnet.weights.report import Report, compare
 
-Config = ClassifierConfig | FocalNetConfig | DetectorConfig
-Model = Classifier | FocalNet | Detector[Any, Any, Any]
+Config = ClassifierConfig | FocalNetConfig | DenseConfig
+Model = Classifier | FocalNet | DenseModel[Any]
 
-_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig] | type[DetectorConfig]] = {
+_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig] | type[DenseConfig]] = {
     "classifier": ClassifierConfig,
     "backbone": FocalNetConfig,
     "mask_rcnn": MaskRCNNConfig,
     "cascade_rcnn": CascadeRCNNConfig,
     "atss": ATSSConfig,
     "sparse_rcnn": SparseRCNNConfig,
+    "upernet": UPerNetConfig,
+    "mask2former": Mask2FormerConfig,
 }
-_A_DETECTOR = "mask_rcnn_focalnet_tiny_lrf.ms_coco_3x"  # images of every published one are prepared alike
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
 
 
@@ -64,7 +68,7 @@ class Checkpoint:
     Args:
         path: the file they were read from.
         layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
-        config: of the classifier, detector or bare backbone that was saved.
+        config: of the classifier, detector, segmenter or bare backbone that was saved.
         state_dict: by our names, float32.
         card: class names, preprocessing, origin.
         architecture: its published name, if it has one.
@@ -142,7 +146,7 @@ def fetch(name: str, **settings: Any) -> Checkpoint:
             f"({'a host still serves it' if entry.available else 'its host is gone'})"
         )
     path = download.local_file(entry)
-    architecture = None if entry.embedded else entry.detector or entry.architecture
+    architecture = None if entry.embedded else entry.network or entry.architecture
     checkpoint = read(path, architecture=architecture, **{**entry.settings, **settings})
     if checkpoint.layout == "native":
         return checkpoint
@@ -166,7 +170,7 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
 
     Args:
-        checkpoint: of a classifier, or of a detector for ``"openmmlab"``.
+        checkpoint: of a classifier, or of a detector or UPerNet for ``"openmmlab"``.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
         layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
         dtype: how numbers are stored; ``read`` gives float32 whichever it is.
@@ -183,15 +187,16 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         card = dataclasses.replace(checkpoint.card, source=origin)
         return write_safetensors(path, stored, {HEADER: _header(config, card)})
     if layout == openmmlab.NAME:
-        if not isinstance(config, DetectorConfig):
-            raise CheckpointError(f"{checkpoint.path}: only a detector has a {layout} layout")
-        beside = openmmlab.describe(checkpoint.card.class_names)
+        if not isinstance(config, DenseConfig) or not openmmlab.has(config):
+            raise CheckpointError(f"{checkpoint.path}: only a detector or UPerNet has the layout {layout}")
+        beside = openmmlab.describe(config, checkpoint.card.class_names)
         if path.suffix == ".safetensors":
             return write_safetensors(path, stored, {})
         return write_pickle(path, stored, section="state_dict", beside=beside)
     if not isinstance(config, ClassifierConfig):
-        what = "a bare backbone" if isinstance(config, FocalNetConfig) else "a detector, which has openmmlab's"
-        raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is {what}")
+        what: str = "bare backbone" if isinstance(config, FocalNetConfig) else config.kind
+        what += ", which has openmmlab's" if openmmlab.has(config) else ""
+        raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a {what}")
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
     tensors = theirs.from_native(stored, config.backbone)
@@ -202,8 +207,8 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
 
 
 def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
-    if detector := openmmlab.unwrap(raw.tensors):
-        return _read_detector(raw, *detector, architecture, settings)
+    if network := openmmlab.unwrap(raw.tensors):
+        return _read_dense(raw, *network, architecture, settings)
     layout = layouts.detect(raw.tensors)
     inside, outside = layouts.unwrap(raw.tensors, layout)
     state_dict, unknown = layout.to_native(inside)
@@ -227,7 +232,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     return _complete(checkpoint)
 
 
-def _read_detector(
+def _read_dense(
     raw: RawFile,
     inside: dict[str, Tensor],
     outside: list[str],
@@ -237,8 +242,11 @@ def _read_detector(
     config, name = openmmlab.infer(inside, architecture=architecture, settings=settings)
     with torch.device("meta"):
         wanted = config.build().state_dict()
-    names = openmmlab.class_names(raw.content) or (class_names("coco") if name else ())
-    twin = next((e for e in entries().values() if name and e.detector == name), None)
+    published = [entry for entry in entries().values() if entry.network]
+    twin = next((entry for entry in published if entry.network == name), None)
+    # Published or not, images of one kind of network were all prepared alike, and of the same classes.
+    like = twin or next(entry for entry in published if NETWORKS[str(entry.network)].config_class.kind == config.kind)
+    names = openmmlab.class_names(raw.content) or (class_names(like.labels) if name else ())
     checkpoint = Checkpoint(
         path=raw.path,
         layout=openmmlab.NAME,
@@ -247,7 +255,7 @@ def _read_detector(
         card=ModelCard(
             name=name or raw.path.stem,
             class_names=names if len(names) == config.num_classes else (),
-            preprocessing=(twin or find(_A_DETECTOR)).preprocessing,
+            preprocessing=like.preprocessing,
             source=raw.path.name,
         ),
         architecture=name,
@@ -287,7 +295,7 @@ def _backbone(config: Config) -> FocalNetConfig:
 
 
 def _trunk(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return openmmlab.backbone_of(tensors) if isinstance(config, DetectorConfig) else dict(tensors)
+    return openmmlab.backbone_of(tensors) if isinstance(config, DenseConfig) else dict(tensors)
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from importlib.resources import files
 
 import torch
+import yaml
 
 from focalnet.errors import CheckpointError
 from focalnet.models import Classifier, ClassifierConfig
@@ -29,10 +31,14 @@ def class_names(label_set: str) -> tuple[str, ...]:
     """The names of a label set by class index: WordNet lemmas for ``imagenet1k`` and ``imagenet22k``.
 
     Args:
-        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842), ``"cifar10"`` (10) or ``"coco"`` (80).
+        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842), ``"cifar10"`` (10), ``"coco"`` (80)
+            or ``"ade20k"`` (150).
     """
     if label_set == "cifar10":
         return tuple(_CIFAR10.split())
+    if label_set == "ade20k":  # no library here carries this list
+        content = files("focalnet.weights").joinpath("label_sets.yaml").read_text(encoding="utf-8")
+        return tuple(yaml.safe_load(content)[label_set])
     if label_set == "coco":
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # carries the list, with its gaps
 

@@ -37,7 +37,7 @@ def detect(keys: Iterable[str]) -> Layout:
             return layout
     if any(re.match(r"(?:module\.)?backbone\..*patch_embed\.proj\.weight", key) for key in keys):
         raise CheckpointError(
-            "it holds a segmenter or another kind of detector (a backbone and more), which this version does not load"
+            "it holds another kind of detector or segmenter (a backbone and more), which this version does not load"
         )
     some = ", ".join(f'"{key}"' for key in keys[:3]) or "nothing"
     raise CheckpointError(

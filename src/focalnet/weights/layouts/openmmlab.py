@@ -1,13 +1,14 @@
-"""Detectors of mmdet (2.x and 3.x): the same names as ours, without a description.
+"""Detectors of mmdet (2.x and 3.x) and UPerNet of mmseg (0.x and 1.x): the same names as ours, without a description.
 
-The names and shapes tell which detector it is and how wide; what leaves no trace in them (thresholds, losses, how many
+The names and shapes tell which network it is and how wide; what leaves no trace in them (thresholds, losses, how many
 boxes are drawn) is as published. A file is ``{"meta": {...}, "state_dict": {...}}``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from colorsys import hsv_to_rgb
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,17 @@ from torch import Tensor
 
 from focalnet.backbones import FocalNetConfig
 from focalnet.errors import CheckpointError, did_you_mean
-from focalnet.models import DETECTORS, ATSSConfig, CascadeRCNNConfig, DetectorConfig, MaskRCNNConfig, SparseRCNNConfig
-from focalnet.models.detectors import METHODS
+from focalnet.models import (
+    NETWORKS,
+    ATSSConfig,
+    CascadeRCNNConfig,
+    DenseConfig,
+    DetectorConfig,
+    MaskRCNNConfig,
+    SegmenterConfig,
+    SparseRCNNConfig,
+    UPerNetConfig,
+)
 from focalnet.models.rcnn import StageConfig
 from focalnet.necks import FPNConfig
 from focalnet.weights import architecture as shapes
@@ -25,20 +35,21 @@ NAME = "openmmlab"
 CLASSES = "CLASSES"  # where ``meta`` keeps the names of the classes
 BACKBONE = "backbone."
 
-# What only one kind of detector has.
+# What only one kind of network has.
 _MARKS = {
     "sparse_rcnn": "roi_head.bbox_head.0.instance_interactive_conv.dynamic_layer.weight",
     "cascade_mask_rcnn": "roi_head.bbox_head.0.fc_reg.weight",
     "mask_rcnn": "roi_head.bbox_head.fc_reg.weight",
     "atss": "bbox_head.atss_reg.weight",
+    "upernet": "decode_head.fpn_bottleneck.conv.weight",
 }
 _WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model)\.)*(?=backbone\.)")
-# What mmdet's FocalNet is, whatever its options say; a published name may say otherwise.
-_MMDET = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
+# What the FocalNet of mmdet and mmseg is, whatever its options say; a published name may say otherwise.
+_OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The tensors of a detector without wrappers such as ``module.``, and the keys outside; None for anything else."""
+    """The tensors of a network without wrappers such as ``module.``, and the keys outside; None for anything else."""
     prefix = next((match[0] for match in map(_WRAPPERS.match, tensors) if match), None)
     if prefix is None or not any(prefix + mark in tensors for mark in _MARKS.values()):
         return None
@@ -53,8 +64,8 @@ def backbone_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def infer(
     tensors: Mapping[str, Tensor], *, architecture: str | None = None, settings: Mapping[str, Any] | None = None
-) -> tuple[DetectorConfig, str | None]:
-    """The detector that the names and shapes of unwrapped tensors describe, and its published name if it has one.
+) -> tuple[DenseConfig, str | None]:
+    """The network that the names and shapes of unwrapped tensors describe, and its published name if it has one.
 
     Args:
         tensors: by OpenMMLab's names.
@@ -68,21 +79,21 @@ def infer(
     traced = shapes.trace(backbone_of(tensors))
     name = published_name(method, traced)
     if architecture not in (None, name):
-        known = did_you_mean(str(architecture), DETECTORS)
+        known = did_you_mean(str(architecture), NETWORKS)
         raise CheckpointError(f"it is not a {architecture}{known}: it looks like {name or f'another {method}'}")
-    implied = DETECTORS[name].shape if name else {}
+    implied = NETWORKS[name].shape if name else {}
     norms = {int(match[1]) for key in tensors if (match := re.fullmatch(r"backbone\.norm(\d+)\.weight", key))}
     outputs = {"out_indices": tuple(sorted(norms))}
-    backbone = FocalNetConfig.from_dict({**_MMDET, **implied, **traced, **outputs, **(settings or {})})
+    backbone = FocalNetConfig.from_dict({**_OFFICIAL, **implied, **traced, **outputs, **(settings or {})})
     try:
-        return _READERS[METHODS[method]](tensors, backbone), name
+        return _READERS[method](tensors, backbone), name
     except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"a part of the detector is missing or has another shape: {error}") from error
+        raise CheckpointError(f"a part of the network is missing or has another shape: {error}") from error
 
 
 def published_name(method: str, traced: Mapping[str, Any]) -> str | None:
-    """The detector of ``DETECTORS`` whose backbone has exactly these shapes."""
-    for name, variant in DETECTORS.items():
+    """The network of ``NETWORKS`` whose backbone has exactly these shapes."""
+    for name, variant in NETWORKS.items():
         config = FocalNetConfig.from_dict(variant.shape)
         if variant.method == method and all(
             shapes.agree(field, getattr(config, field), traced[field]) for field in shapes.TRACED if field != "in_chans"
@@ -91,9 +102,18 @@ def published_name(method: str, traced: Mapping[str, Any]) -> str | None:
     return None
 
 
-def describe(names: Iterable[str]) -> dict[str, Any]:
-    """What a file holds beside ``state_dict`` for mmdet to read it."""
-    return {"meta": {CLASSES: tuple(names)}}
+def has(config: object) -> bool:
+    """Whether OpenMMLab has such a network under these names."""
+    return isinstance(config, DetectorConfig | UPerNetConfig)
+
+
+def describe(config: DenseConfig, names: Iterable[str]) -> dict[str, Any]:
+    """What a file holds beside ``state_dict`` for mmdet or mmseg to read it."""
+    meta: dict[str, Any] = {CLASSES: tuple(names)}
+    if isinstance(config, SegmenterConfig):  # mmseg does not read a file without colours: hues by the golden ratio
+        hues = (i * 0.618 % 1 for i in range(config.num_classes))
+        meta["PALETTE"] = [[round(255 * c) for c in hsv_to_rgb(hue, 0.7, 0.9)] for hue in hues]
+    return {"meta": meta}
 
 
 def class_names(content: Any) -> tuple[str, ...]:
@@ -164,6 +184,19 @@ def _sparse_rcnn(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> Spa
     )
 
 
+def _upernet(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> UPerNetConfig:
+    classes, channels = tensors["decode_head.conv_seg.weight"].shape[:2]
+    seen = [backbone.channels[i] for i in backbone.out_indices or ()]
+    auxiliary_channels, auxiliary_input = tensors["auxiliary_head.convs.0.conv.weight"].shape[:2]
+    return UPerNetConfig(
+        backbone=backbone,
+        num_classes=classes,
+        channels=channels,
+        auxiliary_channels=auxiliary_channels,
+        auxiliary_index=seen.index(auxiliary_input) - len(seen),
+    )
+
+
 def _neck(tensors: Mapping[str, Tensor], published: FPNConfig) -> FPNConfig:
     convs = _count(tensors, r"neck\.fpn_convs\.\d+\.conv\.weight")
     levels = convs if published.extra == "conv" else max(published.levels, convs)  # pooled levels have no weights
@@ -174,9 +207,10 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return sum(re.fullmatch(pattern, key) is not None for key in tensors)
 
 
-_READERS = {
-    MaskRCNNConfig: _rcnn,
-    CascadeRCNNConfig: _rcnn,
-    ATSSConfig: _atss,
-    SparseRCNNConfig: _sparse_rcnn,
+_READERS: dict[str, Callable[[Mapping[str, Tensor], FocalNetConfig], DenseConfig]] = {
+    "mask_rcnn": _rcnn,
+    "cascade_mask_rcnn": _rcnn,
+    "atss": _atss,
+    "sparse_rcnn": _sparse_rcnn,
+    "upernet": _upernet,
 }
