@@ -104,6 +104,42 @@ class Segments(TypedDict):
     masks: Tensor
 
 
+class PanopticTruth(TypedDict):
+    """Which segment each pixel of an image belongs to: an object, or all stuff of a kind.
+
+    ``ids`` is ``(H, W)``, int32: ``i + 1`` for the ``i``-th segment, 0 for none; ``labels`` ``(N,)``, int64, from 0;
+    ``crowds`` ``(N,)``, bool: many objects of a kind in one segment, neither trained on nor a mistake.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    crowds: Tensor
+
+
+class PanopticSample(TypedDict):
+    """One image with its segments: in training as the network sees it, in evaluation the truth of the original size."""
+
+    image: Tensor
+    truth: PanopticTruth
+    original_size: tuple[int, int]
+    image_id: int
+    path: str
+
+
+class PanopticBatch(TypedDict):
+    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before.
+
+    ``truths`` are one for each image, see ``PanopticSample``; in training their ``ids`` are padded like the images.
+    """
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    truths: list[PanopticTruth]
+    original_sizes: list[tuple[int, int]]
+    image_ids: list[int]
+    paths: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an image becomes a network's input: resize the short side, crop the centre, normalise.
@@ -233,7 +269,8 @@ class SemanticMap:
     """The class of each pixel of the original image.
 
     Args:
-        labels: ``(height, width)``, int64, class indices from 0; ``IGNORED`` where there is none.
+        labels: ``(height, width)``, int64, class indices from 0; ``IGNORED`` where there is none, except with more
+            than 255 classes, where that is one of them.
         names: of all classes, by index; empty where unknown.
         image: the picture itself, if kept.
         path: the file it came from, if any.
@@ -244,11 +281,21 @@ class SemanticMap:
     image: Image | None = field(default=None, repr=False, compare=False)
     path: str | None = None
 
+    def shares(self) -> dict[int, float]:
+        """The classes that are there, and their share of all pixels, 0 to 1; the largest first."""
+        counts = self.labels.flatten().bincount()
+        if len(self.names) <= IGNORED:
+            counts[IGNORED : IGNORED + 1] = 0
+        largest = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+        return {int(label): int(counts[label]) / self.labels.numel() for label in largest}
+
+    def name(self, label: int) -> str:
+        """Of a class, ``"class 3"`` where it is unknown."""
+        return class_name(self.names, label)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``focalnet predict`` writes them to JSON: each class and its share of the pixels."""
-        found, counts = self.labels.unique(return_counts=True)  # type: ignore[no-untyped-call]
-        shares = zip(found.tolist(), (counts / self.labels.numel()).tolist(), strict=True)
-        classes = [{"label": i, "name": class_name(self.names, i), "share": n} for i, n in shares if i != IGNORED]
+        classes = [{"label": i, "name": self.name(i), "share": share} for i, share in self.shares().items()]
         height, width = self.labels.shape
         return {"path": self.path, "height": height, "width": width, "classes": classes}
 
@@ -296,9 +343,13 @@ class PanopticMap:
     image: Image | None = field(default=None, repr=False, compare=False)
     path: str | None = None
 
+    def name(self, label: int) -> str:
+        """Of a class, ``"class 3"`` where it is unknown."""
+        return class_name(self.names, label)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``focalnet predict`` writes them to JSON; the map itself is a PNG beside it."""
-        segments = [{**asdict(s), "name": class_name(self.names, s.label)} for s in self.segments]
+        segments = [{**asdict(s), "name": self.name(s.label)} for s in self.segments]
         height, width = self.ids.shape
         return {"path": self.path, "height": height, "width": width, "segments": segments}
 

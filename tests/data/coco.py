@@ -40,7 +40,7 @@ def content(images: int = 6) -> dict[str, Any]:
             width, height = (int(v) for v in draw.integers(14, 34, 2))
             box = [left + int(draw.integers(0, 36 - width + 1)), int(draw.integers(0, HEIGHT - height)), width, height]
             annotations.append(annotation(len(annotations) + 1, image["id"], category, [float(v) for v in box]))
-    return {"images": listed, "annotations": annotations, "categories": CATEGORIES}
+    return {"images": listed, "annotations": annotations, "categories": [dict(one) for one in CATEGORIES]}
 
 
 def write_images(folder: Path, dataset: dict[str, Any]) -> None:

@@ -119,7 +119,8 @@ def test_boxes_and_masks_stay_on_their_objects(seed, flip, vertical, crop):
     for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
         bright = varied.image[label] > 127
         # Masks are resized by nearest neighbour, pictures are not: after two resizes edges are 3 pixels apart at most.
-        assert not (bright & ~grown(mask)).any()
+        sliver = (box[2:] - box[:2]).min() < 1  # nearest neighbour may leave nothing of it
+        assert sliver or not (bright & ~grown(mask)).any()
         assert not (mask & ~grown(bright)).any()
         rows, columns = mask.nonzero(as_tuple=True)
         if len(rows):

@@ -1,44 +1,113 @@
-"""``focalnet check-data``: is a detection data set fit to train on?"""
+"""``focalnet check-data``: is a detection or segmentation data set fit to train on?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from focalnet.errors import DataError
 
 if TYPE_CHECKING:
-    from focalnet.data.check import CheckedPart
+    from focalnet.data.check import Form
+    from focalnet.data.datasets.coco import Problem
+    from focalnet.data.datasets.collection import Part
+    from focalnet.data.semantic import SemanticData
+
+
+class Report(NamedTuple):
+    """What was found in a part of a data set."""
+
+    name: str
+    summary: str
+    problems: Sequence[Problem]
 
 
 def check_data(
-    root: Annotated[Path, typer.Argument(help="The folder of a COCO-format data set, or one annotation file of it.")],
+    root: Annotated[
+        Path,
+        typer.Argument(help="The folder of a data set: COCO-format annotations (or one such file), or label maps."),
+    ],
     images: Annotated[
-        str | None, typer.Option(help="The folder or tar file of the pictures, relative to ROOT; default: looked for.")
+        str | None,
+        typer.Option(help="The folder or tar file of the pictures, relative to ROOT; default: looked for."),
     ] = None,
-    masks: Annotated[bool, typer.Option("--masks", help="Every object must have a segmentation.")] = False,
-    decode: Annotated[bool, typer.Option("--decode", help="Also decode every picture and compare its size.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="COCO format: every object must have a segmentation.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every picture, and compare its size.")] = False,
+    label_maps: Annotated[
+        str | None, typer.Option(help="The folder of label maps, or of panoptic PNG files, relative to ROOT.")
+    ] = None,
+    mask_suffix: Annotated[str, typer.Option(help='What masks have behind their pictures\' names, e.g. "_mask".')] = "",
+    class_names: Annotated[str | None, typer.Option(help="A file that lists the classes of label maps.")] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="This number in a label map is no class.")] = None,
+    reduce_zero_label: Annotated[
+        bool | None, typer.Option(help="0 in a label map is no class, and classes count from 1.", show_default=False)
+    ] = None,
 ) -> None:
-    """Names everything that is wrong with a detection data set, a line each: file, image, annotation.
+    """Names everything that is wrong with a detection or segmentation data set, a line each.
 
-    Exit code 2 if there is anything: broken JSON, missing pictures, ids given twice, unknown categories, boxes
-    without size or outside their picture, broken segmentations. Training makes the same check before it starts.
+    Exit code 2 if there is anything. COCO format: broken JSON, missing pictures, ids given twice, unknown categories,
+    boxes without size or outside their picture, broken segmentations, panoptic PNG files that do not fit. Label maps:
+    pictures without masks and masks without pictures, sizes that differ, numbers of no class, colours in place of
+    numbers, broken files. Training makes the same check before it starts.
     """
-    from focalnet.data.check import check_part, check_pictures
+    if files := _annotation_files(root):
+        reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
+    else:
+        from focalnet.data.semantic import SemanticData
 
+        data = SemanticData(
+            root,
+            images=images,
+            masks=label_maps,
+            mask_suffix=mask_suffix,
+            class_names=class_names,
+            ignore_index=ignore_index,
+            reduce_zero_label=reduce_zero_label,
+        )
+        reports = _check_label_maps(data, decode=decode)
     found = 0
-    folder = root if root.is_dir() else _above(root)
-    for file in _annotation_files(root):
-        part = check_part(folder, file, masks=masks, images=images)
-        problems = [*part.problems, *(check_pictures(part) if decode else [])]
-        for problem in problems:
+    for report in reports:
+        for problem in report.problems:
             typer.echo(problem)
-        found += len(problems)
-        typer.echo(f"{file}: {_summary(part)}", err=True)
+        found += len(report.problems)
+        typer.echo(f"{report.name}: {report.summary}", err=True)
     if found:
         raise DataError(f"{root}: {found} {'problem' if found == 1 else 'problems'}, listed above")
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    """Of a COCO-format data set; none where it is another."""
+    from focalnet.data.check import find_annotations
+
+    if root.is_file():
+        return [root] if root.suffix != ".tar" else []
+    parts: tuple[Part, ...] = ("train", "val", "test")
+    forms: tuple[Form, ...] = ("instances", "panoptic")
+    files = (find_annotations(root, part, form=form) for form in forms for part in parts)
+    return [file for file in files if file is not None]
+
+
+def _check_coco(
+    root: Path, files: Sequence[Path], images: str | None, maps: str | None, *, masks: bool, decode: bool
+) -> Iterator[Report]:
+    from focalnet.data.check import check_part, check_pictures
+    from focalnet.data.datasets.coco_panoptic import is_panoptic
+    from focalnet.data.panoptic_check import check_panoptic
+
+    folder = root if root.is_dir() else _above(root)
+    for file in files:
+        if is_panoptic(file):
+            checked = check_panoptic(folder, file, images=images, maps=maps, decode=decode)
+            segments = ", ".join(f"{count} {name}" for name, count in checked.segments().items() if count)
+            yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", checked.problems)
+            continue
+        part = check_part(folder, file, masks=masks, images=images)
+        problems = [*part.problems, *(check_pictures(part) if decode else [])]
+        objects = ", ".join(f"{count} {name}" for name, count in part.objects().items())
+        yield Report(str(file), f"{len(part.coco.images)} images; {objects}", problems)
 
 
 def _above(file: Path) -> Path:
@@ -46,18 +115,25 @@ def _above(file: Path) -> Path:
     return file.parent.parent if file.parent.name == "annotations" else file.parent
 
 
-def _annotation_files(root: Path) -> list[Path]:
-    from focalnet.data.check import find_annotations
+def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
+    from focalnet.data.datasets.label_maps import find_pairs
+    from focalnet.data.semantic_check import check_masks
 
-    if root.is_file():
-        return [root]
-    parts = (find_annotations(root, "train"), find_annotations(root, "val"), find_annotations(root, "test"))
-    files = [file for file in parts if file is not None]
-    if not files:
-        raise DataError(f"{root}: no annotation files there, e.g. annotations/instances_train.json; name one itself")
-    return files
-
-
-def _summary(part: CheckedPart) -> str:
-    objects = ", ".join(f"{count} {name}" for name, count in part.objects().items())
-    return f"{len(part.coco.images)} images; {objects}"
+    parts: tuple[Part, ...] = ("train", "val", "test")
+    found = [find_pairs(data.root, part, data.layouts) for part in parts]
+    if not any(found):
+        found = [find_pairs(data.root, None, data.layouts)]
+    if not any(found):
+        raise DataError(
+            f"{data.root}: neither annotation files there, e.g. annotations/instances_train.json, nor folders of "
+            "pictures and label maps, e.g. images/train and masks/train"
+        )
+    for pairs in found:
+        if pairs is None:
+            continue
+        rule, names = data.rule(pairs)
+        checked = check_masks(pairs, rule, len(names) or None, decode=decode)
+        shares = 100 * checked.pixels / max(checked.pixels.sum(), 1)
+        named = dict(enumerate(names)) | {len(shares) - 1: "ignored"}
+        classes = ", ".join(f"{share:.1f} % {named.get(i, f'class {i}')}" for i, share in enumerate(shares) if share)
+        yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", checked.problems)

@@ -10,6 +10,10 @@ _WHERE = {
     "ClassificationData": "classification",
     "DetectionAugmentation": "detection_transforms",
     "DetectionData": "detection",
+    "PanopticAugmentation": "panoptic_transforms",
+    "PanopticData": "panoptic",
+    "SemanticAugmentation": "semantic_transforms",
+    "SemanticData": "semantic",
     "eval_transform": "transforms",
     "find": "images",
     "read": "images",
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from focalnet.data.detection_transforms import DetectionAugmentation as DetectionAugmentation
     from focalnet.data.images import find as find
     from focalnet.data.images import read as read
+    from focalnet.data.panoptic import PanopticData as PanopticData
+    from focalnet.data.panoptic_transforms import PanopticAugmentation as PanopticAugmentation
+    from focalnet.data.semantic import SemanticData as SemanticData
+    from focalnet.data.semantic_transforms import SemanticAugmentation as SemanticAugmentation
     from focalnet.data.transforms import Augmentation as Augmentation
     from focalnet.data.transforms import eval_transform as eval_transform
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeAlias
 
 from focalnet.data.datasets.coco import CocoFile, Problem, list_problems, read_coco
 from focalnet.data.datasets.collection import SYNONYMS, Part, check_exists
@@ -41,13 +41,17 @@ class CheckedPart:
         return {name: counts[label] for label, name in enumerate(self.coco.class_names)}
 
 
-def find_annotations(root: Path, part: Part, wanted: str | None = None) -> Path | None:
+Form: TypeAlias = Literal["instances", "panoptic"]
+
+
+def find_annotations(root: Path, part: Part, wanted: str | None = None, form: Form = "instances") -> Path | None:
     """The annotation file of a part: ``annotations/instances_train*.json``, ``train/_annotations.coco.json``, ...
 
     Args:
         root: the folder of the data set.
         part: which part.
         wanted: its path relative to the root, where it is none of these.
+        form: COCO's for objects, or for segments: then it is ``annotations/panoptic_train*.json``.
 
     Raises:
         DataError: the wanted file is not there, or several could be meant.
@@ -58,7 +62,7 @@ def find_annotations(root: Path, part: Part, wanted: str | None = None) -> Path 
             raise DataError(f"{root / wanted}: no such annotation file")
         return root / wanted
     for name in SYNONYMS[part]:
-        for pattern in _patterns(name):
+        for pattern in _patterns(name) if form == "instances" else _panoptic_patterns(name):
             found = sorted(root.glob(pattern))
             if len(found) > 1:
                 names = ", ".join(str(path.relative_to(root)) for path in found)
@@ -76,6 +80,11 @@ def _patterns(name: str) -> Iterator[str]:
         yield f"annotations/{name}{suffix}.json"
         yield f"{name}{suffix}.json"
     yield from (f"{name}/_annotations.coco.json", f"{name}/annotations.json", f"{name}/{name}.json")
+
+
+def _panoptic_patterns(name: str) -> Iterator[str]:
+    for suffix in ("", "20[0-9][0-9]"):
+        yield from (f"annotations/panoptic_{name}{suffix}.json", f"panoptic_{name}{suffix}.json")
 
 
 def check_part(root: Path, annotations: Path, *, masks: bool, images: str | None = None) -> CheckedPart:
@@ -102,7 +111,14 @@ def check_part(root: Path, annotations: Path, *, masks: bool, images: str | None
     return CheckedPart(coco, pictures, coco.problems + problems)
 
 
-def decide(part: CheckedPart, on_error: Literal["raise", "skip"]) -> None:
+class Checked(Protocol):
+    """Any part of a data set in which problems were looked for."""
+
+    @property
+    def problems(self) -> list[Problem]: ...
+
+
+def decide(part: Checked, on_error: Literal["raise", "skip"]) -> None:
     """Stops at a data set with problems, or warns that what is wrong with it is left out.
 
     Raises:

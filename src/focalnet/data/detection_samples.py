@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from focalnet.data import images
 from focalnet.data.datasets.coco import Annotated, CocoFile, inside
-from focalnet.data.datasets.pictures import Pictures
-from focalnet.data.datasets.source import MAX_BROKEN_IN_A_ROW
+from focalnet.data.datasets.pictures import Pictures, read_picture
 from focalnet.data.detection_transforms import DetectionAugmentation, View, normalise, pad, resize, to_target, view
-from focalnet.data.loading import Key
 from focalnet.data.masks import to_bitmaps
-from focalnet.data.seeding import random_state_kept, seed_all
-from focalnet.errors import DataError, ImageError
+from focalnet.data.samples import Samples, only_whole
 from focalnet.structures import DetectionBatch, DetectionSample, Preprocessing, Target
 
-logger = logging.getLogger(__name__)
 
-
-class DetectionDataset(Dataset["DetectionSample | None"]):
-    """The pictures of an annotation file as samples; what is done to one is a function of seed, epoch and index alone.
+class DetectionDataset(Samples[DetectionSample, View]):
+    """The pictures of an annotation file as samples.
 
     Args:
         coco: the annotations.
@@ -35,8 +27,7 @@ class DetectionDataset(Dataset["DetectionSample | None"]):
         masks: read segmentations, too.
         with_empty: keep pictures without any object.
         seed: of the augmentation.
-        on_error: ``"raise"``: a broken picture is an error. ``"skip"``: in training the next whole one takes its
-            place; in evaluation it is left out (the sample is None).
+        on_error: as for ``Samples``.
     """
 
     def __init__(
@@ -51,52 +42,27 @@ class DetectionDataset(Dataset["DetectionSample | None"]):
         seed: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.coco, self.pictures, self.preprocessing = coco, pictures, preprocessing
-        self.augmentation, self.masks, self.seed, self.on_error = augmentation, masks, seed, on_error
         self.images = [image for image in coco.images if with_empty or has_objects(image)]
+        super().__init__(len(self.images), seed=seed, training=augmentation is not None, on_error=on_error)
+        self.coco, self.pictures, self.preprocessing = coco, pictures, preprocessing
+        self.augmentation, self.masks = augmentation, masks
         self._label_of = coco.label_of()
-        # Shared with the workers so that the main process can report.
-        self._broken = torch.zeros(len(self.images), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._by_id = {image.image_id: image for image in self.images}
 
     @property
     def name(self) -> str:
         return str(self.coco.path)
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.coco.class_names
 
-    def __getitem__(self, key: Key) -> DetectionSample | None:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[Key]) -> list[DetectionSample | None]:
-        """A batch at a time, as torch's loader prefers to ask: the random state is kept once for all."""
-        with random_state_kept():
-            return [self._sample(*key) if isinstance(key, tuple) else self._sample(0, key) for key in keys]
-
-    def broken(self) -> str:
-        """How many pictures were found broken so far, by any worker, and the first few; or nothing."""
-        found = self._broken.nonzero().flatten().tolist()
-        names = [self.pictures.path(self.images[index].file_name) for index in found[:5]]
-        return f"{len(found)} broken images ({', '.join(names)}{', ...' * (len(found) > 5)})" if found else ""
+    def path(self, index: int) -> str:
+        return self.pictures.path(self.images[index].file_name)
 
     def read(self, index: int) -> View:
-        """A picture with what is in it, as on disk.
-
-        Raises:
-            ImageError: it cannot be decoded, or has another size than its annotations are for.
-        """
         entry = self.images[index]
-        path = self.pictures.path(entry.file_name)
-        try:
-            content = self.pictures.content(entry.file_name)
-        except (OSError, KeyError) as error:
-            raise ImageError(f"{path}: cannot be read: {error}") from error
-        picture = images.read(content, path)
-        if picture.size != (entry.width, entry.height):
-            raise ImageError(
-                f"{path}: has {picture.width} x {picture.height} pixels, its annotations (image {entry.image_id}) "
-                f"are for {entry.width} x {entry.height}"
-            )
+        picture = read_picture(self.pictures, entry)
         objects = [a for a in entry.annotations if not a["iscrowd"]]
         masks = None
         if self.masks:
@@ -105,40 +71,28 @@ class DetectionDataset(Dataset["DetectionSample | None"]):
         crowd = [a for a in entry.annotations if a["iscrowd"]]
         return view(picture, _corners(objects, entry), labels, masks, _corners(crowd, entry))
 
-    def _sample(self, epoch: int, index: int) -> DetectionSample | None:
-        given, used = self._whole(index)
-        if given is None:
-            return None
-        size, longest = given.size, self.preprocessing.max_size
+    def annotated_masks(self, image_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        """All objects of an image, as on disk: masks ``(N, H, W)``, labels, and which are crowds, both ``(N,)``."""
+        entry = self._by_id[image_id]
+        masks = to_bitmaps([a["segmentation"] for a in entry.annotations], entry.height, entry.width)
+        labels = [self._label_of[a["category_id"]] for a in entry.annotations]
+        crowds = [bool(a["iscrowd"]) for a in entry.annotations]
+        return masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(crowds, dtype=torch.bool)
+
+    def prepare(self, read: View, index: int) -> DetectionSample:
+        longest = self.preprocessing.max_size
         assert longest is not None
         if self.augmentation is None:
-            given = resize(given, self.preprocessing.image_size, longest)
+            given = resize(read, self.preprocessing.image_size, longest)
         else:
-            seed_all(self.seed, epoch, index)
-            given = self.augmentation(given, longest)
-        entry = self.images[used]
+            given = self.augmentation(read, longest)
         return DetectionSample(
             image=normalise(given.image, self.preprocessing),
             target=to_target(given),
-            original_size=size,
-            image_id=entry.image_id,
-            path=self.pictures.path(entry.file_name),
+            original_size=read.size,
+            image_id=self.images[index].image_id,
+            path=self.path(index),
         )
-
-    def _whole(self, index: int) -> tuple[View | None, int]:
-        tries = 1 if self.augmentation is None else min(MAX_BROKEN_IN_A_ROW, len(self))
-        for candidate in (place % len(self) for place in range(index, index + tries)):
-            try:
-                return self.read(candidate), candidate
-            except ImageError as error:
-                if self.on_error == "raise":
-                    raise ImageError(f'{error}; to go on without such images: on_error "skip"') from error
-                if not self._broken[candidate]:
-                    self._broken[candidate] = 1
-                    logger.warning("skipped a broken image: %s", error)
-        if self.augmentation is not None:
-            raise DataError(f"{self.name}: image {index + 1} and those after it are all broken, too many to skip")
-        return None, index
 
 
 def has_objects(image: Annotated) -> bool:
@@ -158,9 +112,7 @@ def collate(samples: Sequence[DetectionSample | None]) -> DetectionBatch:
     Raises:
         DataError: there is not one whole picture.
     """
-    whole = [sample for sample in samples if sample is not None]
-    if not whole:
-        raise DataError("every image of a batch is broken, too many to skip; the warnings above name them")
+    whole = only_whole(samples)
     images_BCHW = pad([sample["image"] for sample in whole])
     height, width = images_BCHW.shape[-2:]
     return DetectionBatch(

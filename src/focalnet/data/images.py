@@ -6,9 +6,9 @@ import functools
 import glob
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from focalnet.errors import DataError, ImageError
 SUFFIXES = tuple(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
 # Pillow also opens documents and scientific containers, some through external programs; those are not pictures.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+T = TypeVar("T")
 
 
 def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
@@ -39,10 +41,26 @@ def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None 
     Raises:
         ImageError: it cannot be read; the message names the file and what is wrong with it.
     """
+    return decode(source, name, _loaded_as_rgb)
+
+
+def decode(
+    source: str | os.PathLike[str] | bytes | Image.Image, name: str | None, convert: Callable[[Image.Image], T]
+) -> T:
+    """Opens a picture for ``convert``, which loads its pixels if it needs them; what goes wrong is told as in ``read``.
+
+    Args:
+        source: a file, the content of one, or an opened picture.
+        name: what error messages call it; default: the file's path.
+        convert: makes of the picture what is returned; an ``ImageError`` of its own need not name the file.
+
+    Raises:
+        ImageError: it cannot be read; the message names the file and what is wrong with it.
+    """
     if isinstance(source, Image.Image):
-        return _decode(source, name or getattr(source, "filename", "") or "image")
+        return _converted(source, name or getattr(source, "filename", "") or "image", convert)
     if isinstance(source, bytes):
-        return _open(io.BytesIO(source), name or f"image of {len(source)} bytes")
+        return _open(io.BytesIO(source), name or f"image of {len(source)} bytes", convert)
     path = Path(source)
     name = name or str(path)
     try:
@@ -51,9 +69,15 @@ def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None 
         if path.exists() and not path.is_file():
             raise ImageError(f"{name}: is not a regular file")  # a pipe would be waited for
         with path.open("rb") as file:
-            return _open(file, name)
+            return _open(file, name, convert)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of a picture once its Exif orientation is applied; its pixels are not loaded."""
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -119,7 +143,7 @@ def _known_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _open(file: IO[bytes], name: str) -> Image.Image:
+def _open(file: IO[bytes], name: str, convert: Callable[[Image.Image], T]) -> T:
     if not file.read(1):
         raise ImageError(f"{name}: is empty (0 bytes)")
     file.seek(0)
@@ -127,32 +151,43 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
         image = Image.open(file, formats=_known_formats())
     except UnidentifiedImageError:
         raise ImageError(f"{name}: is not an image, or damaged from its first bytes") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: is too large: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name}: is too large: {str(error).rstrip('.')}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS, "
+            "or --max-megapixels of focalnet predict"
+        ) from None
     except Exception as error:  # a decoder fails on damaged bytes with whatever it stumbles over
         raise ImageError(f"{name}: is truncated or damaged: {_reason(error)}") from error
-    return _decode(image, name)
+    return _converted(image, name, convert)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _converted(image: Image.Image, name: str, convert: Callable[[Image.Image], T]) -> T:
     try:
-        image.load()
-        rgb = _to_rgb(_upright(image))
+        return convert(image)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # see _open
         raise ImageError(f"{name}: is truncated or damaged: {_reason(error)}") from error
+
+
+def _loaded_as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    rgb = _to_rgb(upright(image))
     if 0 in rgb.size:
-        raise ImageError(f"{name}: has no pixels ({rgb.width} x {rgb.height})")
+        raise ImageError(f"has no pixels ({rgb.width} x {rgb.height})")
     return rgb
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The picture with its Exif orientation applied."""
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the pixels are whole, only the notes about them are damaged
-        return image
-    return ImageOps.exif_transpose(image) if rotated else image
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -6,30 +6,24 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from focalnet.data.datasets.shards import ShardDataset
-from focalnet.data.datasets.source import MAX_BROKEN_IN_A_ROW, Source
+from focalnet.data.datasets.source import Source
+from focalnet.data.samples import Samples, only_whole
 from focalnet.data.sampling import EpochBatches
-from focalnet.data.seeding import random_state_kept, seed_all
 from focalnet.data.transforms import Transform
-from focalnet.errors import DataError, FocalNetError, ImageError
+from focalnet.errors import DataError, FocalNetError
 from focalnet.structures import Batch, Sample
-
-if TYPE_CHECKING:
-    from focalnet.data.detection_samples import DetectionDataset
 
 logger = logging.getLogger(__name__)
 
-#: ``(epoch, index)``, or an index alone for epoch 0.
-Key: TypeAlias = int | tuple[int, int]
 
-
-class ImageDataset(Dataset["Sample | None"]):
+class ImageDataset(Samples[Sample, Image]):
     """The pictures of a source as samples.
 
     Args:
@@ -37,8 +31,7 @@ class ImageDataset(Dataset["Sample | None"]):
         transform: picture to tensor.
         seed: with epoch and index it determines what a random transform does.
         training: whether the transform is random, and whether a broken picture is replaced or left out.
-        on_error: ``"raise"``: a broken picture is an error. ``"skip"``: in training the next whole one takes
-            its place, so that batches keep their size; in evaluation it is left out (the sample is ``None``).
+        on_error: as for ``Samples``.
     """
 
     def __init__(
@@ -50,10 +43,8 @@ class ImageDataset(Dataset["Sample | None"]):
         training: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
-        self.training, self.on_error = training, on_error
-        # Shared with the workers so that the main process can report: one byte a picture, which is only ever set.
-        self._broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        super().__init__(len(source), seed=seed, training=training, on_error=on_error)
+        self.source, self.transform = source, transform
 
     @property
     def name(self) -> str:
@@ -63,46 +54,14 @@ class ImageDataset(Dataset["Sample | None"]):
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def path(self, index: int) -> str:
+        return self.source.path(index)
 
-    def __getitem__(self, key: Key) -> Sample | None:
-        return self.__getitems__([key])[0]
+    def read(self, index: int) -> Image:
+        return self.source.read(index)
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | None]:
-        """A batch at a time, as torch's loader prefers to ask: the random state is kept once for all."""
-        with random_state_kept():
-            return [self._sample(*key) if isinstance(key, tuple) else self._sample(0, key) for key in keys]
-
-    def broken(self) -> str:
-        """How many pictures were found broken so far, by any worker, and the first few; or nothing."""
-        found = self._broken.nonzero().flatten().tolist()
-        names = [self.source.path(index) for index in found[:5]]
-        return f"{len(found)} broken images ({', '.join(names)}{', ...' * (len(found) > 5)})" if found else ""
-
-    def _sample(self, epoch: int, index: int) -> Sample | None:
-        image, used = self._read(index)
-        if image is None:
-            return None
-        if self.training:
-            seed_all(self.seed, epoch, index)
-        return Sample(image=self.transform(image), label=int(self.source.labels[used]), path=self.source.path(used))
-
-    def _read(self, index: int) -> tuple[Image | None, int]:
-        tries = MAX_BROKEN_IN_A_ROW if self.training else 1
-        for candidate in range(index, index + min(tries, len(self))):
-            candidate %= len(self)
-            try:
-                return self.source.read(candidate), candidate
-            except ImageError as error:
-                if self.on_error == "raise":
-                    raise ImageError(f'{error}; to go on without such images: on_error "skip"') from error
-                if not self._broken[candidate]:
-                    self._broken[candidate] = 1
-                    logger.warning("skipped a broken image: %s", error)
-        if self.training:
-            raise DataError(f"{self.source.path(index)} and the images after it are all broken, too many to skip")
-        return None, index
+    def prepare(self, read: Image, index: int) -> Sample:
+        return Sample(image=self.transform(read), label=int(self.source.labels[index]), path=self.path(index))
 
 
 def collate(samples: Sequence[Sample | None]) -> Batch:
@@ -111,9 +70,7 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     Raises:
         DataError: there is not one whole picture.
     """
-    whole = [sample for sample in samples if sample is not None]
-    if not whole:
-        raise DataError("every image of a batch is broken, too many to skip; the warnings above name them")
+    whole = only_whole(samples)
     return Batch(
         images=torch.stack([sample["image"] for sample in whole]),
         labels=torch.tensor([sample["label"] for sample in whole]),
@@ -127,7 +84,7 @@ class Loader(DataLoader[Any]):
     Lightning sets the epoch through ``sampler``, keeps ``state_dict`` in its checkpoints and gives it back on resume.
 
     Args:
-        samples: an ``ImageDataset`` or ``DetectionDataset`` with an ``EpochBatches``, or a ``ShardDataset`` alone.
+        samples: ``Samples`` with an ``EpochBatches``, or a ``ShardDataset`` alone.
         order: which samples make up which batch.
         collate: samples to a batch.
         options: those of ``torch.utils.data.DataLoader``.
@@ -135,7 +92,7 @@ class Loader(DataLoader[Any]):
 
     def __init__(
         self,
-        samples: ImageDataset | ShardDataset | DetectionDataset,
+        samples: Samples[Any, Any] | ShardDataset,
         order: EpochBatches | None = None,
         *,
         collate: Callable[..., Any] = collate,

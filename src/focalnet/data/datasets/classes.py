@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -50,3 +52,31 @@ def number_classes(
     if unknown:
         raise DataError(f'{where}: class "{unknown[0]}" is not in the class map{did_you_mean(unknown[0], titles)}')
     return {name: label for label, name in enumerate(titles)}, list(titles.values())
+
+
+def read_class_names(path: Path) -> tuple[tuple[str, ...], int | None]:
+    """Reads the names of classes in label order, and the number to ignore in label maps where the file says it.
+
+    Three forms: JSON, ``["sky", ...]`` or ``{"classes": ["sky", ...], "ignore_index": 11}``; text with a name a line;
+    ADE20K's ``objectInfo150.txt``, a table whose column ``Name`` counts, up to its first semicolon.
+
+    Raises:
+        DataError: the file has none of them.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            lines = text.splitlines()
+            if not lines or not lines[0].startswith("Idx"):
+                return tuple(read_class_map(path).values()), None
+            rows = csv.DictReader(lines, delimiter="\t" if "\t" in lines[0] else ",")
+            return tuple(row["Name"].partition(";")[0].strip() for row in rows), None
+        content = json.loads(text)
+        if isinstance(content, list):
+            content = {"classes": content}
+        named, ignored = content["classes"], content.get("ignore_index")
+        if not (named and all(isinstance(name, str) for name in named) and isinstance(ignored, int | None)):
+            raise ValueError("it must be a list of names, or have one as classes and a number as ignore_index")
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8
+        raise DataError(f"{path}: cannot be read as a list of classes: {error}") from error
+    return tuple(named), ignored

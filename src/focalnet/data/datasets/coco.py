@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from focalnet.errors import DataError
 
@@ -90,14 +90,14 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
     Raises:
         DataError: the file is no such JSON, or has no image or category that can be used.
     """
-    content = _load(path)
+    content = load(path)
     problems: list[Problem] = []
 
     def report(entry: str, what: str, fatal: bool = True) -> None:
         problems.append(Problem(str(path), entry, what, fatal))
 
-    categories = _unique(content["categories"], "category", _category_problem, report)
-    images = _unique(content["images"], "image", _image_problem, report)
+    categories = unique(content["categories"], "category", category_problem, report)
+    images = unique(content["images"], "image", image_problem, report)
     by_image: dict[int, Annotated] = {
         number: Annotated(number, entry["file_name"], entry["height"], entry["width"])
         for number, entry in images.items()
@@ -109,7 +109,7 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
     def annotation_problem(entry: Mapping[str, Any]) -> str | None:
         return _reference_problem(entry, by_image, categories) or _shape_problem(entry, by_image, masks)
 
-    for number, entry in _unique(content["annotations"], "annotation", annotation_problem, report).items():
+    for number, entry in unique(content["annotations"], "annotation", annotation_problem, report).items():
         image = by_image[entry["image_id"]]
         clipped, what = _clip(entry["bbox"], image)
         if what:
@@ -121,7 +121,12 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
     return CocoFile(path, names, tuple(ids), list(by_image.values()), problems)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """The content of an annotation file.
+
+    Raises:
+        DataError: it is no JSON, or one without images, annotations and categories.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -140,13 +145,13 @@ def _load(path: Path) -> dict[str, Any]:
 Report: TypeAlias = Callable[..., None]
 
 
-def _unique(
+def unique(
     entries: list[Any], kind: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
 ) -> dict[int, dict[str, Any]]:
-    """The entries without a problem, by id."""
+    """The entries without a problem, by id; ``problem`` says what is wrong with one, ``report`` takes it."""
     found: dict[int, dict[str, Any]] = {}
     for place, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_whole(entry.get("id")):
+        if not isinstance(entry, dict) or not is_whole(entry.get("id")):
             report(f"{kind} number {place + 1}", 'has no "id" that is a whole number')
             continue
         number = entry["id"]
@@ -160,20 +165,22 @@ def _unique(
 
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
-    image = f"image {entry['image_id']}, " if kind == "annotation" and _is_whole(entry.get("image_id")) else ""
+    image = f"image {entry['image_id']}, " if kind == "annotation" and is_whole(entry.get("image_id")) else ""
     file = f" ({entry['file_name']})" if isinstance(entry.get("file_name"), str) else ""
     return f"{image}{kind} {entry['id']}{file}"
 
 
-def _category_problem(entry: Mapping[str, Any]) -> str | None:
+def category_problem(entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with an entry of ``categories``, if anything."""
     return None if isinstance(entry.get("name"), str) and entry["name"] else "has no name"
 
 
-def _image_problem(entry: Mapping[str, Any]) -> str | None:
+def image_problem(entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with an entry of ``images``, if anything."""
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"] or "\0" in entry["file_name"]:
         return "has no file_name"
     height, width = entry.get("height", 0), entry.get("width", 0)
-    if not all(_is_whole(side) and side > 0 for side in (height, width)) or height * width > LARGEST_IMAGE:
+    if not all(is_whole(side) and side > 0 for side in (height, width)) or height * width > LARGEST_IMAGE:
         return f"its height and width are {height!r} and {width!r}, not pixels"
     return None
 
@@ -183,19 +190,19 @@ def _reference_problem(
 ) -> str | None:
     for key, known in (("image_id", images), ("category_id", categories)):
         number = entry.get(key)
-        if not _is_whole(number) or number not in known:
+        if not is_whole(number) or number not in known:
             return f"its {key} {number!r} is not among the file's {key.removesuffix('_id')} entries"
     return None
 
 
 def _shape_problem(entry: Mapping[str, Any], images: Mapping[int, Annotated], masks: bool) -> str | None:
     box, segmentation = entry.get("bbox"), entry.get("segmentation")
-    if not _are_numbers(box) or len(box or ()) != 4:
+    if not are_numbers(box) or len(box or ()) != 4:
         return f"its bbox {str(box)[:60]} is not four numbers: left, top, width, height"
     if entry.get("iscrowd", 0) not in (0, 1, False, True):
         return f"its iscrowd {entry['iscrowd']!r} is not 0 or 1"
     area = entry.get("area", 0)
-    if not _are_numbers([area]) or area < 0:
+    if not are_numbers([area]) or area < 0:
         return f"its area {area!r} is not a number of pixels"
     if segmentation in (None, [], {}):
         return "has no segmentation; data.masks false trains boxes only" if masks else None
@@ -205,13 +212,13 @@ def _shape_problem(entry: Mapping[str, Any], images: Mapping[int, Annotated], ma
 
 def _segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
     if isinstance(segmentation, list):
-        whole = all(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation)
+        whole = all(are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation)
         return None if whole else "its segmentation is not a list of polygons of three or more points"
     if not isinstance(segmentation, dict) or segmentation.get("size") != list(size):
         return f"its segmentation is neither polygons nor a run-length code of {size[0]} x {size[1]} pixels"
     counts = segmentation.get("counts")
     if isinstance(counts, list):
-        runs = all(_is_whole(run) and run >= 0 for run in counts)
+        runs = all(is_whole(run) and run >= 0 for run in counts)
         if not runs or sum(counts) != math.prod(size):
             return "the runs of its segmentation do not add up to the image"
         return None
@@ -274,11 +281,13 @@ def _complete(entry: dict[str, Any]) -> Annotation:
     return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry}
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _are_numbers(values: Any) -> bool:
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of finite numbers below 1e9."""
     return isinstance(values, list) and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values
     )  # not a number compares false

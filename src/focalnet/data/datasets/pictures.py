@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from focalnet.errors import DataError
+from PIL import Image
+
+from focalnet.data import images
+from focalnet.data.datasets.coco import Annotated
+from focalnet.errors import DataError, ImageError
 
 
 class Pictures(ABC):
@@ -26,6 +30,14 @@ class Pictures(ABC):
         """Where the file is, or would be."""
 
     @abstractmethod
+    def below(self, folder: str) -> Pictures:
+        """The files below another folder of the same place."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every picture's, sorted; hidden files are passed over."""
+
+    @abstractmethod
     def __contains__(self, name: str) -> bool: ...
 
 
@@ -40,6 +52,14 @@ class FolderOfPictures(Pictures):
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
+
+    def below(self, folder: str) -> FolderOfPictures:
+        return FolderOfPictures(self.folder / folder)
+
+    def names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return [path.relative_to(self.folder).as_posix() for path in images.list_folder(self.folder)]
 
     def __contains__(self, name: str) -> bool:
         try:
@@ -62,7 +82,6 @@ class TarOfPictures(Pictures):
             raise DataError(f"{archive}: cannot be read as an uncompressed tar file: {error}") from error
 
     def below(self, folder: str) -> TarOfPictures:
-        """The same archive, with names below another folder of it."""
         other = object.__new__(TarOfPictures)
         other.archive, other.folder, other._places = self.archive, PurePosixPath(folder), self._places
         return other
@@ -76,12 +95,42 @@ class TarOfPictures(Pictures):
     def path(self, name: str) -> str:
         return f"{self.archive}/{self.folder / name}"
 
+    def names(self) -> list[str]:
+        inside = (PurePosixPath(place) for place in self._places)
+        below = (path.relative_to(self.folder) for path in inside if path.is_relative_to(self.folder))
+        return sorted(str(p) for p in below if p.suffix.lower() in images.SUFFIXES and not hidden(p))
+
     def __contains__(self, name: str) -> bool:
         return str(self.folder / name) in self._places
 
 
+def hidden(path: PurePosixPath) -> bool:
+    """Whether a file, or a folder it is in, begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def read_picture(pictures: Pictures, entry: Annotated) -> Image.Image:
+    """The picture of an annotated image as 8-bit RGB.
+
+    Raises:
+        ImageError: it cannot be decoded, or has another size than its annotations are for.
+    """
+    path = pictures.path(entry.file_name)
+    try:
+        content = pictures.content(entry.file_name)
+    except (OSError, KeyError) as error:
+        raise ImageError(f"{path}: cannot be read: {error}") from error
+    picture = images.read(content, path)
+    if picture.size != (entry.width, entry.height):
+        raise ImageError(
+            f"{path}: has {picture.width} x {picture.height} pixels, its annotations (image {entry.image_id}) "
+            f"are for {entry.width} x {entry.height}"
+        )
+    return picture
+
+
 def find_pictures(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> Pictures:
-    """Finds where the files named in an annotation file are.
+    """Finds where the pictures named in an annotation file are.
 
     Tried are, for ``annotations/instances_train.json``: the folders ``train``, ``images/train``, ``images`` and
     ``train/images`` of the root, the root, the folder of the annotation file, and the same in tar files of the root.
@@ -95,24 +144,48 @@ def find_pictures(root: Path, annotations: Path, names: Sequence[str], wanted: s
     Raises:
         DataError: none of them is anywhere.
     """
-    candidates = list(_candidates(root, annotations, wanted))
-    some = list(names[:100])
-    counts = [sum(name in place for name in some) for place in candidates]
-    if not candidates or not max(counts):
-        looked = ", ".join(dict.fromkeys(place.path("") for place in candidates)) or root / (wanted or "")
-        raise DataError(
-            f"{annotations}: none of its images ({some[0]}, ...) is there; looked in {looked}; "
-            "data.images names the folder or tar file"
-        )
-    return candidates[counts.index(max(counts))]
-
-
-def _candidates(root: Path, annotations: Path, wanted: str | None) -> Iterator[Pictures]:
-    split = annotations.stem.removeprefix("instances_")
+    split = annotations.stem.removeprefix("instances_").removeprefix("panoptic_")
     folders = [split, f"images/{split}", "images", f"{split}/images", ""]
+    beside = annotations.parent
+    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its images", "images")
+
+
+def find_maps(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> Pictures:
+    """Finds where the PNG files named in a panoptic annotation file are.
+
+    Tried are, for ``annotations/panoptic_train.json``: the folders ``annotations/panoptic_train`` and
+    ``panoptic_train`` of the root, and the same in tar files of the root.
+
+    Args:
+        root: the folder of the data set.
+        annotations: the annotation file.
+        names: file names in it; the place where most of the first hundred are is taken.
+        wanted: the folder or tar file, relative to the root; nothing else is tried.
+
+    Raises:
+        DataError: none of them is anywhere.
+    """
+    folders = [annotations.stem, f"annotations/{annotations.stem}"]
+    beside = annotations.with_suffix("")
+    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its PNG files", "maps")
+
+
+def _most(names: Sequence[str], candidates: Iterable[Pictures], none_of: str, option: str) -> Pictures:
+    """The place where most of the first hundred files are."""
+    places, some = list(candidates), list(names[:100])
+    counts = [sum(name in place for name in some) for place in places]
+    if not counts or not max(counts):
+        looked = ", ".join(dict.fromkeys(place.path("") for place in places))
+        raise DataError(
+            f"{none_of} ({some[0]}, ...) is there; looked in {looked}; data.{option} names the folder or tar file"
+        )
+    return places[counts.index(max(counts))]
+
+
+def _candidates(root: Path, folders: Sequence[str], beside: Path, wanted: str | None) -> Iterator[Pictures]:
     if wanted is None:
         yield from (FolderOfPictures(root / folder) for folder in folders if (root / folder).is_dir())
-        yield FolderOfPictures(annotations.parent)
+        yield FolderOfPictures(beside)
         archives = sorted(root.glob("*.tar"))
     elif (root / wanted).is_dir():
         yield FolderOfPictures(root / wanted)

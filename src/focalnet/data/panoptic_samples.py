@@ -1,0 +1,105 @@
+"""Pictures with panoptic annotations, read, varied and collated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from focalnet.data.datasets.coco_panoptic import PanopticFile, read_ids
+from focalnet.data.datasets.pictures import Pictures, read_picture
+from focalnet.data.detection_transforms import MULTIPLE, normalise, pad, resized
+from focalnet.data.panoptic_transforms import PanopticAugmentation, pad_to
+from focalnet.data.samples import Samples, only_whole
+from focalnet.data.semantic_transforms import SemanticView, view
+from focalnet.structures import PanopticBatch, PanopticSample, PanopticTruth, Preprocessing
+
+
+class PanopticDataset(Samples[PanopticSample, SemanticView]):
+    """The pictures of a panoptic annotation file as samples.
+
+    Args:
+        annotated: the annotations.
+        pictures: where the pictures are.
+        maps: where the PNG files of segments are.
+        preprocessing: short side, longest side and normalisation; ``max_size`` must be given.
+        augmentation: how training pictures are varied; None for evaluation.
+        seed: of the augmentation.
+        on_error: as for ``Samples``.
+    """
+
+    def __init__(
+        self,
+        annotated: PanopticFile,
+        pictures: Pictures,
+        maps: Pictures,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: PanopticAugmentation | None = None,
+        seed: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__(len(annotated.images), seed=seed, training=augmentation is not None, on_error=on_error)
+        self.annotated, self.pictures, self.maps = annotated, pictures, maps
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self._label_of = annotated.label_of()
+
+    @property
+    def name(self) -> str:
+        return str(self.annotated.path)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.annotated.class_names
+
+    def path(self, index: int) -> str:
+        return self.pictures.path(self.annotated.images[index].file_name)
+
+    def read(self, index: int) -> SemanticView:
+        entry = self.annotated.images[index]
+        ids = read_ids(self.maps, self.annotated.maps[entry.image_id], entry)
+        return view(read_picture(self.pictures, entry), torch.from_numpy(ids))
+
+    def prepare(self, read: SemanticView, index: int) -> PanopticSample:
+        if self.augmentation is None:
+            longest = self.preprocessing.max_size
+            assert longest is not None
+            size = list(resized(read.size, self.preprocessing.image_size, longest))
+            image = normalise(F.resize(read.image, size, antialias=False), self.preprocessing)
+            ids = read.labels.as_subclass(Tensor)
+        else:
+            varied = self.augmentation(read)
+            image, ids = normalise(varied.image, self.preprocessing), varied.labels.as_subclass(Tensor)
+            image, ids = pad_to(image, ids, -(-self.augmentation.crop // MULTIPLE) * MULTIPLE)
+        entry = self.annotated.images[index]
+        return PanopticSample(
+            image=image,
+            truth=PanopticTruth(
+                ids=ids,
+                labels=torch.tensor([self._label_of[s["category_id"]] for s in entry.annotations], dtype=torch.int64),
+                crowds=torch.tensor([bool(s["iscrowd"]) for s in entry.annotations], dtype=torch.bool),
+            ),
+            original_size=read.size,
+            image_id=entry.image_id,
+            path=self.path(index),
+        )
+
+
+def collate(samples: Sequence[PanopticSample | None]) -> PanopticBatch:
+    """Pads samples to a batch; broken pictures (None) are left out.
+
+    Raises:
+        DataError: there is not one whole picture.
+    """
+    whole = only_whole(samples)
+    return PanopticBatch(
+        images=pad([sample["image"] for sample in whole]),
+        sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
+        truths=[sample["truth"] for sample in whole],
+        original_sizes=[sample["original_size"] for sample in whole],
+        image_ids=[sample["image_id"] for sample in whole],
+        paths=[sample["path"] for sample in whole],
+    )

@@ -1,0 +1,268 @@
+"""Semantic segmentation data for training: from pictures and label maps to loaders of batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from focalnet.data.check import decide
+from focalnet.data.datasets.classes import read_class_names
+from focalnet.data.datasets.collection import Part
+from focalnet.data.datasets.label_maps import LabelRule, Pairs, find_pairs, own_layout
+from focalnet.data.loading import Loader, cores_per_process
+from focalnet.data.sampling import EpochBatches, world
+from focalnet.data.semantic_check import check_masks, unchecked
+from focalnet.data.semantic_samples import SemanticDataset, collate
+from focalnet.data.semantic_transforms import SemanticAugmentation
+from focalnet.errors import ConfigError, DataError
+from focalnet.structures import IGNORED, Preprocessing, SemanticBatch
+
+ADE20K = "objectInfo150"  # how it calls its list of classes
+#: Where the names of the classes are looked for in the root.
+CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
+
+
+class SemanticData(LightningDataModule):
+    """Loaders of ``structures.SemanticBatch`` for training, validation and test.
+
+    A picture and its mask, a label map with one number a pixel, have the same name in two folders, or in an
+    uncompressed tar file with such folders. Without other word these are ``images/training`` and
+    ``annotations/training`` as in ADE20K (also ``masks`` or ``labels``, ``train``; ``train/images`` and
+    ``train/masks``), or Cityscapes' ``leftImg8bit`` and ``gtFine``. Every mask is checked before training.
+
+    Args:
+        root: the folder of the data set, or a tar file.
+        images: the folder of pictures, with the parts in it, or in each part; goes with ``masks``.
+        masks: the folder of label maps.
+        mask_suffix: what a mask's name has behind that of its picture, e.g. ``"_mask"``.
+        train_split: the training part's own name; default: ``train`` or ``training``.
+        val_split: likewise; default: ``val``, ``validation``, ...
+        test_split: likewise; default: ``test``, else the validation part.
+        holdout: fraction of the training pictures to validate on, instead of a part.
+        class_names: by label, or the file that lists them (see ``datasets.classes.read_class_names``); default:
+            ``classes.json``, ``classes.txt`` or ADE20K's list in the root, else as many as the training masks have.
+        ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255.
+        reduce_zero_label: 0 is no class either, and the classes count from 1; default: where ADE20K's list is.
+        label_map: other numbers for some of those in the masks, before anything else.
+        check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
+        image_size: short side in pixels of the network's input, in evaluation.
+        max_size: most pixels of the long side, in evaluation.
+        mean: per channel, of values in [0, 1], for normalisation.
+        std: per channel.
+        augmentation: how training pictures are varied; the default is the official one of ADE20K.
+        batch_size: images a step, over all processes; it must divide evenly among them.
+        val_batch_size: likewise in evaluation; default: one for each process, since the others' sizes would pad it.
+        num_workers: processes that load, for each training process; by default one a core, at most 8.
+        on_error: what to do about broken or unfit files: ``"raise"``, or ``"skip"`` and report.
+        seed: determines shuffling and augmentation.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        images: str | None = None,
+        masks: str | None = None,
+        mask_suffix: str = "",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        holdout: float | None = None,
+        class_names: list[str] | str | None = None,
+        ignore_index: int | None = None,
+        reduce_zero_label: bool | None = None,
+        label_map: dict[int, int] | None = None,
+        check: bool = True,
+        image_size: int = 512,
+        max_size: int = 2048,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        augmentation: SemanticAugmentation = SemanticAugmentation(),  # noqa: B008  # frozen
+        batch_size: int = 16,
+        val_batch_size: int | None = None,
+        num_workers: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(batch_size, image_size, val_batch_size or 1) < 1 or (num_workers or 0) < 0:
+            raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
+        if max_size < image_size:
+            raise ConfigError(f"data.max_size={max_size} must be at least data.image_size={image_size}")
+        if holdout is not None and not 0 < holdout < 1:
+            raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+        self.root = Path(root).absolute()
+        self.layouts = own_layout(images, masks, mask_suffix)
+        self.splits: dict[Part, str | None] = {"train": train_split, "val": val_split, "test": test_split}
+        self.holdout, self.given_names, self.ignore_index = holdout, class_names, ignore_index
+        self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
+        self.preprocessing = Preprocessing(
+            image_size=image_size,
+            crop_pct=1.0,
+            interpolation="bilinear",
+            mean=tuple(mean),
+            std=tuple(std),
+            max_size=max_size,
+        )
+        self.augmentation, self.batch_size, self.val_batch_size = augmentation, batch_size, val_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.on_error: Literal["raise", "skip"] = on_error
+        self.samples: dict[Part, SemanticDataset] = {}
+        self._class_names: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; known after ``setup``."""
+        assert self._class_names, "setup() comes first"
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Known after ``setup``."""
+        return len(self.class_names)
+
+    def setup(self, stage: str) -> None:
+        """Finds and checks the masks that a stage ("fit", "validate" or "test") needs and no earlier one did.
+
+        Raises:
+            DataError: the data cannot be used; the message names the file and the way out.
+        """
+        parts: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for part in parts.get(stage, ()):
+            if part not in self.samples:
+                self.samples[part] = self._open(part)
+
+    def train_dataloader(self) -> DataLoader[SemanticBatch]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[SemanticBatch]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[SemanticBatch]:
+        return self._loader("test")
+
+    def find(self, part: Part) -> Pairs:
+        """The pictures of a part and their masks.
+
+        Raises:
+            DataError: there is no such part.
+        """
+        if self.holdout and part != "test":
+            whole = self._find("train") or find_pairs(self.root, None, self.layouts)
+            found = held_out(whole, self.holdout)[part == "val"] if whole else None
+        elif part == "test" and self.splits["test"] is None:
+            found = self._find("test") or self._find("val")
+        else:
+            found = self._find(part)
+        if found is None:
+            wanted = self.splits[part] or part
+            raise DataError(
+                f"{self.root}: no pictures with masks for {wanted} there (images/{wanted} and annotations/{wanted}, or "
+                f"{wanted}/images and {wanted}/masks); data.images, data.masks and data.{part}_split name other "
+                "folders, data.holdout 0.1 validates on a tenth of the training pictures"
+            )
+        return found
+
+    def _find(self, part: Part) -> Pairs | None:
+        return find_pairs(self.root, part, self.layouts, self.splits[part])
+
+    def rule(self, pairs: Pairs) -> tuple[LabelRule, tuple[str, ...]]:
+        """What the numbers in masks mean, and the names of the classes as far as they are known.
+
+        Raises:
+            DataError: the list of classes cannot be read, or is too long.
+        """
+        listed = self._class_file()
+        names, ignored = read_class_names(listed) if listed else ((), None)
+        if isinstance(self.given_names, list):
+            names = tuple(self.given_names)
+        names = names or pairs.layout.class_names
+        if len(names) >= IGNORED:
+            raise DataError(f"{self.root}: {len(names)} classes; at most {IGNORED - 1} are possible")
+        if self.ignore_index is not None:
+            ignored = self.ignore_index
+        from_one = self.reduce_zero_label
+        if from_one is None:
+            from_one = listed is not None and listed.stem == ADE20K
+        rule = LabelRule(
+            ignore_index=IGNORED if ignored is None else ignored,
+            reduce_zero_label=from_one,
+            label_map=pairs.layout.label_map if self.label_map is None else self.label_map,
+        )
+        return rule, names
+
+    def _class_file(self) -> Path | None:
+        """The file that lists the classes, if any."""
+        folder = self.root if self.root.is_dir() else self.root.parent
+        if isinstance(self.given_names, str):
+            return folder / self.given_names
+        return next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+
+    def _open(self, part: Part) -> SemanticDataset:
+        pairs, training = self.find(part), part == "train"
+        rule, names = self.rule(pairs)
+        if not (names or self._class_names):
+            names = self._count_classes(rule)
+        self._class_names = self._class_names or names
+        checked = check_masks(pairs, rule, len(self._class_names)) if self.check else unchecked(pairs)
+        decide(checked, self.on_error)
+        if training and len(checked.pairs) < self.batch_size:
+            raise DataError(
+                f"{pairs.name}: {len(checked.pairs)} images do not fill one batch of batch_size={self.batch_size}"
+            )
+        return SemanticDataset(
+            checked.pairs,
+            rule,
+            self._class_names,
+            self.preprocessing,
+            augmentation=self.augmentation if training else None,
+            seed=self.seed,
+            on_error=self.on_error,
+        )
+
+    def _count_classes(self, rule: LabelRule) -> tuple[str, ...]:
+        """Made-up names for as many classes as the training masks have."""
+        if not self.check:
+            raise DataError(f"{self.root}: unknown classes; list them as data.class_names, or leave data.check true")
+        pixels = check_masks(self.find("train"), rule, None).pixels[:IGNORED]
+        if not pixels.any():
+            raise DataError(f"{self.root}: not one pixel of its training masks has a class")
+        return tuple(f"class {label}" for label in range(int(np.flatnonzero(pixels)[-1]) + 1))
+
+    def _loader(self, part: Part) -> Loader:
+        samples, training = self.samples[part], part == "train"
+        workers = self.num_workers
+        if workers is None:
+            workers = cores_per_process(self.trainer.num_devices if self.trainer else 1)
+        batch_size = self.batch_size if training else self.val_batch_size or world()[1]
+        order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training)
+        options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        return Loader(samples, order, collate=collate, **options)
+
+
+def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
+    """The rest, and a fraction that is held out, at least one; a function of the pairs alone, not of any seed.
+
+    Raises:
+        DataError: there is but one pair.
+    """
+    if len(pairs) < 2:
+        raise DataError(f"{pairs.name}: {len(pairs)} image; holding out some needs 2 or more")
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
+
+    def part(indices: Sequence[int], problems: bool) -> Pairs:
+        names = [pairs.names[index] for index in sorted(indices)]
+        return replace(pairs, names=names, problems=pairs.problems if problems else [])
+
+    return part(order[count:], True), part(order[:count], False)

@@ -1,0 +1,102 @@
+"""Pictures with label maps, read, varied and collated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from focalnet.data.datasets.label_maps import LabelRule, Pairs
+from focalnet.data.detection_transforms import normalise, pad, resized
+from focalnet.data.samples import Samples, only_whole
+from focalnet.data.semantic_transforms import SemanticAugmentation, SemanticView, pad_to, view
+from focalnet.errors import ImageError
+from focalnet.structures import Preprocessing, SemanticBatch, SemanticSample
+
+
+class SemanticDataset(Samples[SemanticSample, SemanticView]):
+    """The pictures of a part with the class of each pixel.
+
+    Args:
+        pairs: pictures and masks.
+        rule: what the numbers in the masks mean.
+        class_names: by label.
+        preprocessing: short side, longest side and normalisation; ``max_size`` must be given.
+        augmentation: how training pictures are varied; None for evaluation.
+        seed: of the augmentation.
+        on_error: as for ``Samples``.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        rule: LabelRule,
+        class_names: tuple[str, ...],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: SemanticAugmentation | None = None,
+        seed: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__(len(pairs), seed=seed, training=augmentation is not None, on_error=on_error)
+        self.pairs, self.rule, self.preprocessing, self.augmentation = pairs, rule, preprocessing, augmentation
+        self._class_names = class_names
+
+    @property
+    def name(self) -> str:
+        return self.pairs.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
+
+    def path(self, index: int) -> str:
+        return self.pairs.pictures.path(self.pairs.names[index][0])
+
+    def read(self, index: int) -> SemanticView:
+        labels = torch.from_numpy(self.pairs.labels(index, self.rule, len(self._class_names)).astype("uint8"))
+        picture = self.pairs.picture(index)
+        check_sizes(self.pairs, index, (picture.height, picture.width), (labels.shape[0], labels.shape[1]))
+        return view(picture, labels)
+
+    def prepare(self, read: SemanticView, index: int) -> SemanticSample:
+        short, longest = self.preprocessing.image_size, self.preprocessing.max_size
+        assert longest is not None
+        if self.augmentation is None:
+            size = list(resized(read.size, short, longest))
+            image, labels = F.resize(read.image, size, antialias=False), read.labels
+        else:
+            image, labels = self.augmentation(read, short, longest)
+        pixels, truth = normalise(image, self.preprocessing), labels.as_subclass(Tensor).long()
+        if self.augmentation is not None:
+            pixels, truth = pad_to(pixels, truth, self.augmentation.crop)
+        return SemanticSample(image=pixels, labels=truth, original_size=read.size, path=self.path(index))
+
+
+def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Raises ``ImageError`` unless a picture and its mask have as many rows and columns."""
+    if picture != mask:
+        place = pairs.masks.path(pairs.names[index][1])
+        raise ImageError(
+            f"{place}: has {mask[1]} x {mask[0]} pixels, its picture {pairs.pictures.path(pairs.names[index][0])} "
+            f"has {picture[1]} x {picture[0]}"
+        )
+
+
+def collate(samples: Sequence[SemanticSample | None]) -> SemanticBatch:
+    """Makes a batch, in evaluation padded to its largest picture; broken pictures (None) are left out.
+
+    Raises:
+        DataError: there is not one whole picture.
+    """
+    whole = only_whole(samples)
+    return SemanticBatch(
+        images=pad([sample["image"] for sample in whole], multiple=1),
+        sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
+        labels=[sample["labels"] for sample in whole],
+        original_sizes=[sample["original_size"] for sample in whole],
+        paths=[sample["path"] for sample in whole],
+    )
