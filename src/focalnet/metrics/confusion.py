@@ -35,7 +35,19 @@ class DetectionConfusion:
             [target["labels"][pairs[:, 1]], target["labels"][missed], invented.new_full(invented.shape, nothing)]
         )
         seen = torch.cat([found.labels[pairs[:, 0]], missed.new_full(missed.shape, nothing), found.labels[invented]])
-        self.matrix.view(-1).index_add_(0, true * len(self.matrix) + seen, torch.ones_like(true))
+        self.matrix += count_pairs(true, seen, tuple(self.matrix.shape))
+
+
+def count_pairs(true: Tensor, seen: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """How often each class was taken for each: a matrix of counts, a row for each true class.
+
+    Args:
+        true: classes ``(N,)``, int64.
+        seen: what each was taken for, ``(N,)``.
+        shape: rows and columns.
+    """
+    rows, columns = shape
+    return torch.bincount(true * columns + seen, minlength=rows * columns).view(rows, columns)
 
 
 def match(found: Tensor, true: Tensor, min_iou: float) -> Tensor:

@@ -1,0 +1,100 @@
+"""How well the classes of pixels are found: intersection over union and accuracy, from counts of every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from focalnet.metrics.confusion import count_pairs
+from focalnet.structures import IGNORED, SemanticMap
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticResult:
+    """How well pixels were classified; all values in percent.
+
+    Means leave out classes for which there is nothing to divide by, as mmseg's do: IoU that of classes neither there
+    nor found, accuracy that of classes not there.
+
+    Args:
+        miou: mean over the classes of ``iou``.
+        accuracy: share of all labelled pixels.
+        mean_accuracy: mean over the classes of ``class_accuracy``.
+        iou: by class, NaN where there is nothing to divide by.
+        class_accuracy: share of a class's pixels that were found, likewise.
+        matrix: pixels by true class and by found class, ``(N, N + 1)``; the last column found no class.
+    """
+
+    miou: float
+    accuracy: float
+    mean_accuracy: float
+    iou: npt.NDArray[np.float64]
+    class_accuracy: npt.NDArray[np.float64]
+    matrix: npt.NDArray[np.int64]
+
+    def summary(self) -> dict[str, float]:
+        """``miou``, ``pixel_accuracy`` and ``mean_accuracy``."""
+        return {"miou": self.miou, "pixel_accuracy": self.accuracy, "mean_accuracy": self.mean_accuracy}
+
+
+class SemanticMetric:
+    """Counts pixels by true and found class.
+
+    Args:
+        num_classes: of the data.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.matrix = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+
+    def update(self, found: Iterable[SemanticMap], true: Iterable[Tensor]) -> None:
+        """Adds images; ``true`` are their labels ``(H, W)``, at the size of what was found."""
+        for result, labels in zip(found, true, strict=True):
+            self.matrix += self.count(result.labels, labels)
+
+    def count(self, found: Tensor, true: Tensor) -> Tensor:
+        """The pixels of one image, ``(N, N + 1)``."""
+        known = true != IGNORED
+        seen = found[known].clamp(max=self.num_classes)
+        return count_pairs(true[known], seen, (self.num_classes, self.num_classes + 1)).cpu()
+
+    def gather(self) -> None:
+        """Adds what all processes have counted; each then computes the same."""
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self.matrix)
+        self.matrix = torch.stack(parts).sum(0)
+
+    def compute(self) -> SemanticResult:
+        """From everything added so far."""
+        return evaluate(self.matrix.numpy())
+
+
+def evaluate(matrix: npt.NDArray[np.int64]) -> SemanticResult:
+    """From pixels by true and found class, ``(N, N + 1)``."""
+    right, there = matrix.diagonal(), matrix.sum(1)
+    either = there + matrix.sum(0)[:-1] - right
+    iou, by_class = _share(right, either), _share(right, there)
+    return SemanticResult(
+        miou=_mean(iou),
+        accuracy=float(_share(right.sum(), there.sum())),
+        mean_accuracy=_mean(by_class),
+        iou=iou,
+        class_accuracy=by_class,
+        matrix=matrix,
+    )
+
+
+def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """In percent; NaN of nothing."""
+    return np.where(whole > 0, 100.0 * part / np.maximum(whole, 1), np.nan)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
