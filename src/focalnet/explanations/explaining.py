@@ -17,7 +17,7 @@ from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
 from focalnet.inference.predictor import SET_CARD, class_names
-from focalnet.models import Classifier, Detector
+from focalnet.models import Classifier, DenseModel
 from focalnet.models.classifier import postprocess
 from focalnet.structures import Classification, Preprocessing
 
@@ -41,7 +41,7 @@ def explain(
     """
     if isinstance(model, (str, Path)):
         loaded = zoo.load(model)
-        model = loaded.backbone if isinstance(loaded, Detector) else loaded
+        model = loaded.backbone if isinstance(loaded, DenseModel) else loaded
     if not isinstance(model, FocalNetTrunk):
         raise ConfigError(f"a {type(model).__name__} is no FocalNet of this library: focalnet.load reads its weights")
     if model.card is None:

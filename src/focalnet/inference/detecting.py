@@ -87,16 +87,20 @@ class Detecting:
             images = pad([look.pixels for look in looks]).to(like).contiguous(memory_format=torch.channels_last)
             results = self.network.detect(images, sizes, originals)
         for result in results:
-            kept = result.above(self.min_score)
-            masks = None if kept.masks is None else kept.masks.cpu()
-            yield replace(
-                kept,
-                boxes=kept.boxes.float().cpu(),
-                scores=kept.scores.float().cpu(),
-                labels=kept.labels.cpu(),
-                masks=masks,
-                names=self.class_names,
-            )
+            yield finished(result, self.min_score, self.class_names)
+
+
+def finished(result: Detections, min_score: float, names: tuple[str, ...]) -> Detections:
+    """What a network found, on the CPU, without the objects below ``min_score``, and with the names of its classes."""
+    kept = result.above(min_score)
+    return replace(
+        kept,
+        boxes=kept.boxes.float().cpu(),
+        scores=kept.scores.float().cpu(),
+        labels=kept.labels.cpu(),
+        masks=None if kept.masks is None else kept.masks.cpu(),
+        names=names,
+    )
 
 
 def _sized(part: torch.Tensor, short: int, preprocessing: Preprocessing) -> torch.Tensor:

@@ -117,6 +117,7 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
         done._did(f"{len(tensors)} parameters are {str(dtype).removeprefix('torch.')}: give it inputs of that", reverse)
 
 
+# Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.
 def _pack(model: nn.Module, done: Optimization) -> None:
     layers = [m for m in model.modules() if isinstance(m, Linear | PointwiseConv)]
     layers = [m for m in layers if ONEDNN and m.weight.dtype in (torch.float32, torch.bfloat16)]

@@ -18,10 +18,12 @@ from focalnet.data.images import read
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError, ImageError
 from focalnet.inference.detecting import Detecting
+from focalnet.inference.segmenting import Segmenting
 from focalnet.inference.tiling import Looks
 from focalnet.models import Classifier, Detector
+from focalnet.models.base import DenseModel, Segmenter
 from focalnet.models.classifier import postprocess
-from focalnet.structures import Classification, Detections
+from focalnet.structures import Classification, Detections, PanopticMap, SemanticMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +34,8 @@ Source: TypeAlias = "str | Path | bytes | Image"
 SET_CARD = "set model.card = ModelCard(name=..., class_names=..., preprocessing=...)"
 
 
-Noun: TypeAlias = "Classification | Detections"
-"""What a picture shows, or what is where in it."""
+Noun: TypeAlias = "Classification | Detections | SemanticMap | PanopticMap"
+"""What a picture shows, what is where in it, or what each of its pixels belongs to."""
 
 
 class Prepared(NamedTuple):
@@ -45,19 +47,20 @@ class Prepared(NamedTuple):
 
 
 class Predictor:
-    """Names what pictures show: ``Predictor("focalnet_nano.cifar10")("cat.jpg")``; with a detector, what is where.
+    """Names what pictures show: ``Predictor("focalnet_nano.cifar10")("cat.jpg")``.
 
-    Pictures are read and prepared, as the model's card says, by a few threads, and go through the
-    network in batches.
+    With a detector or segmenter, says what is where. Pictures are read by a few threads, prepared as the model's
+    card says, and go through the network in batches.
 
     Args:
-        model: a classifier or detector with a card; or a name or file of ``focalnet.load``. It is moved to
-            ``device`` and set to evaluation mode.
+        model: a classifier, detector or segmenter with a card; or a name or file of ``focalnet.load``. It is moved
+            to ``device`` and set to evaluation mode.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; default: a GPU where there is one.
-        batch_size: pictures that go through the network at once.
+        batch_size: pictures (or looks at them) that go through the network at once; default: 32 for a classifier,
+            2 for the others, whose pictures are large.
         top_k: of a classifier: classes in each result, best first.
-        min_score: of a detector: objects below are left out.
-        looks: of a detector: tiles, mirroring and sizes.
+        min_score: objects below are left out; of no concern to maps.
+        looks: of a detector or segmenter: tiles, mirroring and sizes.
 
     Raises:
         ConfigError: a model without card or classes, or a device that is not there.
@@ -68,21 +71,23 @@ class Predictor:
         model: nn.Module | str | Path,
         device: str | torch.device | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         top_k: int = 5,
         min_score: float = 0.3,
         looks: Looks = Looks(),  # noqa: B008 (frozen)
     ) -> None:
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
         network: nn.Module = zoo.load(model) if isinstance(model, (str, Path)) else model
-        self.batch_size = batch_size
-        self._way: _Classifying | Detecting
+        self.batch_size = batch_size or (2 if isinstance(network, DenseModel) else 32)
+        self._way: _Classifying | Detecting | Segmenting
         if isinstance(network, Detector):
-            self._way = Detecting(network, looks, min_score=min_score, batch_size=batch_size)
+            self._way = Detecting(network, looks, min_score=min_score, batch_size=self.batch_size)
+        elif isinstance(network, Segmenter):
+            self._way = Segmenting(network, looks, min_score=min_score, batch_size=self.batch_size)
         else:
             self._way = _Classifying(network, top_k)
         self.class_names = self._way.class_names
@@ -150,7 +155,8 @@ class _Classifying:
     def __init__(self, network: nn.Module, top_k: int) -> None:
         if not isinstance(network, Classifier) or network.num_classes == 0:
             raise ConfigError(
-                f"this {type(network).__name__} has no classes to name: Predictor needs a Classifier or a detector"
+                f"this {type(network).__name__} has no classes to name: "
+                "Predictor needs a Classifier, a detector or a segmenter"
             )
         if network.card is None:
             raise ConfigError(f"this {type(network).__name__} does not know how to prepare a picture: {SET_CARD}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ AT_EDGE = 2.0  # pixels within which a box counts as cut off
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """In how many ways a detector looks at each picture.
+    """In how many ways a detector or segmenter looks at each picture.
 
     Args:
-        tile: side in pixels of square parts that are looked at one by one, for objects that are small in a large
-            picture; None for the whole picture.
+        tile: side in pixels of square parts that are looked at one by one, for what is small in a large picture, and
+            for pictures larger than memory; None for the whole picture.
         overlap: of neighbouring tiles, share of their side; objects up to that size are seen whole by one of them.
         flip: also mirrored.
         short_sides: sizes to resize to, in place of the one the model was trained for.
@@ -55,15 +56,34 @@ class Window:
     height: int
     mirrored: bool = False
 
+    def of(self, pixels: Tensor) -> Tensor:
+        """The part of a picture or map ``(..., H, W)``."""
+        return pixels[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
 
 def windows(height: int, width: int, tile: int | None, overlap: float) -> Iterator[Window]:
     """Parts of equal size that cover a picture; one, if it is no larger than a tile or ``tile`` is None."""
+    for window, _ in tiles(height, width, tile, overlap):
+        yield window
+
+
+def tiles(height: int, width: int, tile: int | None, overlap: float) -> Iterator[tuple[Window, Window]]:
+    """The parts of ``windows``, each with its core: where no other part has its own edge farther away.
+
+    The cores cover the picture once: neighbours meet in the middle of what they share.
+    """
     if tile is None:
-        yield Window(0, 0, width, height)
-        return
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
-            yield Window(left, top, min(tile, width), min(tile, height))
+        tile = max(height, width)
+    rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
+    for top, (core_top, core_bottom) in zip(rows, _cores(rows, tile, height), strict=True):
+        for left, (core_left, core_right) in zip(columns, _cores(columns, tile, width), strict=True):
+            core = Window(core_left, core_top, core_right - core_left, core_bottom - core_top)
+            yield Window(left, top, min(tile, width), min(tile, height)), core
+
+
+def _cores(starts: Sequence[int], tile: int, side: int) -> list[tuple[int, int]]:
+    """First and last plus one of the pixels that lie deeper within a tile than within its neighbours."""
+    return list(pairwise([0, *((a + tile + b) // 2 for a, b in pairwise(starts)), side]))
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

@@ -12,7 +12,9 @@ _WHERE = {
     "draw_detections": "detections",
     "draw_heatmap": "heatmaps",
     "draw_kernels": "sheets",
+    "draw_panoptic": "panoptic",
     "draw_precision_recall": "evaluation",
+    "draw_semantic": "semantic",
     "draw_sheet": "sheets",
     "save_image": "files",
     "unique_names": "files",
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from focalnet.visualize.files import save_image as save_image
     from focalnet.visualize.files import unique_names as unique_names
     from focalnet.visualize.heatmaps import draw_heatmap as draw_heatmap
+    from focalnet.visualize.panoptic import draw_panoptic as draw_panoptic
+    from focalnet.visualize.semantic import draw_semantic as draw_semantic
     from focalnet.visualize.sheets import SheetRow as SheetRow
     from focalnet.visualize.sheets import draw_kernels as draw_kernels
     from focalnet.visualize.sheets import draw_sheet as draw_sheet

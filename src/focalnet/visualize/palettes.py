@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Colours = npt.NDArray[np.float64]  # (N, 3)
 
 INK: Final = "#1b1f24"  # text
 FAINT: Final = "#6a737d"  # secondary text
@@ -15,6 +21,9 @@ BAR_REST: Final = "#a9c3f2"  # the others
 CLASSES: Final = (
     "#2f6fde", "#d1495b", "#2e8b57", "#b8651b", "#7b4fc9", "#0e7c86", "#b03a91", "#5f6b13", "#8a4b3c", "#3a4a8c",
 )  # fmt: skip
+
+NOTHING: Final = "#000000"  # where a map has no class
+REGIONS: Final = 256  # colours of areas before they repeat
 
 HEAT: Final = "Spectral_r"  # matplotlib's name of the colour map for gates and modulators
 KERNEL: Final = "viridis"  # and for kernels
@@ -29,3 +38,73 @@ def rgb(colour: str) -> tuple[int, int, int]:
     """``"#ff8000"`` as (255, 128, 0)."""
     red, green, blue = bytes.fromhex(colour.removeprefix("#"))
     return red, green, blue
+
+
+def of_region(label: int) -> tuple[int, int, int]:
+    """The colour of a class that covers areas; the first 256 differ."""
+    red, green, blue = regions()[label % REGIONS].tolist()
+    return red, green, blue
+
+
+def shades(colour: tuple[int, int, int], count: int) -> list[tuple[int, int, int]]:
+    """Variations of a colour for the objects of a class, the colour itself first, then lighter and darker in turn."""
+    found = [colour]
+    for step in range(1, count):
+        towards, share = (255, 0)[step % 2], 0.2 + 0.2 * ((step - 1) // 2 % 2)
+        red, green, blue = (round(value + share * (towards - value)) for value in colour)
+        found.append((red, green, blue))
+    return found
+
+
+def ink_on(colour: tuple[int, int, int]) -> str:
+    """White or dark, whichever is easier to read on a colour."""
+    luminance = float(_linear(np.array([colour], dtype=np.float64))[0] @ (0.2126, 0.7152, 0.0722))
+    return PAPER if luminance < 0.3 else INK
+
+
+@cache
+def regions() -> npt.NDArray[np.uint8]:
+    """Colours ``(256, 3)``, each as far as can be from all before it, also for eyes that do not tell red from green.
+
+    Distances are those of Oklab (B. Ottosson, 2020), the smallest of normal vision and, with less weight, of
+    protanopia and deuteranopia (Machado et al., 2009). Very light, dark, grey and glaring colours are left out.
+    """
+    steps = np.arange(0, 256, 17)
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3).astype(np.float64)
+    lightness, *opponents = _oklab(_linear(candidates)).T
+    chroma = np.hypot(*opponents)
+    candidates = candidates[(lightness > 0.42) & (lightness < 0.88) & (chroma > 0.06) & (chroma < 0.21)]
+    light = _linear(candidates)
+    visions = [(1.0, _oklab(light)), *((2.0, _oklab((light @ matrix.T).clip(0, 1))) for matrix in (_PROTAN, _DEUTAN))]
+    nearest = np.full(len(candidates), np.inf)
+    chosen = [int(np.abs(candidates - rgb(BAR)).sum(1).argmin())]
+    while len(chosen) < REGIONS:
+        distances = [weight * np.linalg.norm(seen - seen[chosen[-1]], axis=1) for weight, seen in visions]
+        nearest = np.minimum(nearest, np.min(distances, 0))
+        chosen.append(int(nearest.argmax()))
+    found: npt.NDArray[np.uint8] = candidates[chosen].astype(np.uint8)
+    return found
+
+
+_PROTAN = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
+_DEUTAN = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]])
+_CONES = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
+_OPPONENT = np.array(
+    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]]
+)  # fmt: skip
+
+
+def _linear(colours: Colours) -> Colours:
+    """sRGB, 0 to 255, to linear light, 0 to 1."""
+    share = colours / 255
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+
+
+def _oklab(light: Colours) -> Colours:
+    """Linear light to lightness and two opponents, in which equal steps look equal."""
+    found: Colours = np.cbrt(light @ _CONES.T) @ _OPPONENT.T
+    return found
