@@ -76,7 +76,7 @@ def test_help_names_every_recipe():
             return [text]
         return [name for one in choice[1].split(",") for name in expanded(text.replace(choice[0], one, 1))]
 
-    named = re.findall(r"(?:classification|detection)/(?:\{.*?\}|\w)+", RECIPE_HELP)
+    named = re.findall(r"(?:classification|detection|segmentation)/(?:\{.*?\}|\w)+", RECIPE_HELP)
     assert sorted(name for text in named for name in expanded(text)) == list_recipes()
 
 

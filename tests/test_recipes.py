@@ -14,11 +14,13 @@ from focalnet import weights, zoo
 from focalnet.cli.recipes import HOME, find_recipe, list_recipes, read_recipe
 from focalnet.cli.train import fit
 from focalnet.errors import ConfigError, UnknownName
-from focalnet.models import DETECTORS
+from focalnet.models import DETECTORS, SEGMENTERS
 from focalnet.tasks import engine
 from focalnet.tasks.folder import write
 from focalnet.tasks.options import TASKS, Options
 from tests.data.coco import write_coco
+from tests.data.panoptic import write_panoptic
+from tests.data.semantic import write_semantic
 
 RECIPES = list_recipes()
 SIZES = ("tiny", "small", "base")
@@ -57,15 +59,39 @@ def _coco() -> dict[str, tuple[float, float | None]]:
 
 COCO = _coco()
 
+#: Mean IoU of the paper's tables 8 and 22, at one scale, and at several and mirrored.
+ADE20K = {
+    f"ade20k_upernet_{size}_{kind}": figures
+    for kind, row in {
+        "srf": [(46.5, 47.2), (49.3, 50.1), (50.2, 51.1)],
+        "lrf": [(46.8, 47.8), (49.1, 50.1), (50.5, 51.4)],
+        "srf_deep": [(47.4, 48.5), (49.4, 50.3), (51.0, 51.9)],
+    }.items()
+    for size, figures in zip(SIZES, row, strict=True)
+}
+#: Where recipes of a task are, where that is not in a folder of its name.
+FOLDERS = {"semantic": "segmentation", "panoptic": "segmentation"}
+
+
+def task_of(name: str) -> str:
+    return str(read_recipe(find_recipe(name)).get("task", "classification"))
+
+
+def is_mask2former(name: str) -> bool:
+    return str(read_recipe(find_recipe(name))["model"].get("architecture", "")).startswith("mask2former_")
+
 
 def content(name: str) -> dict[str, Any]:
     return read_recipe(HOME / "classification" / f"{name}.yaml")
 
 
 def test_there_is_one_for_every_row_of_the_paper_and_ours():
-    of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in TASKS}
+    folders = {FOLDERS.get(name, name) for name in TASKS}
+    of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in folders}
     assert of_task["classification"] == IMAGENET | FINETUNED | PRETRAINED | OURS
     assert of_task["detection"] == set(COCO) | {"bccd_nano", "nuclei_nano", "finetune"}
+    semantic = {r.partition("/")[2] for r in RECIPES if task_of(r) == "semantic"}
+    assert semantic >= set(ADE20K) | {"camvid_nano", "finetune"}
     assert len(RECIPES) == len(list(HOME.rglob("*.yaml"))) == sum(map(len, of_task.values()))
 
 
@@ -75,7 +101,8 @@ def test_its_head_says_command_hardware_expectation_and_source(name):
     for entry in ("Command:  focalnet fit " + name, "Hardware: ", "Expected: ", "Source:   "):
         assert re.search(rf"^# {entry}\S*", text, re.MULTILINE), entry
     assert "Not run here" in text or "ours" in text
-    assert read_recipe(find_recipe(name)).get("task", "classification") == name.partition("/")[0]
+    folder = "segmentation" if is_mask2former(name) else FOLDERS.get(task_of(name), task_of(name))
+    assert folder == name.partition("/")[0]
 
 
 @pytest.mark.parametrize("name", sorted(IMAGENET))
@@ -140,6 +167,35 @@ def test_coco_is_trained_as_in_the_paper(name, ap):
     assert recipe.data.augmentation.short_sides == tuple(range(480, 801, 32))
     assert recipe.data.masks == ("mask" in method)
     assert recipe.trainer.gradient_clip_val is None
+
+
+@pytest.mark.parametrize(("name", "miou"), ADE20K.items())
+def test_ade20k_is_trained_as_in_the_paper(name, miou):
+    text = (HOME / "segmentation" / f"{name}.yaml").read_text()
+    assert f"Expected: mIoU {miou[0]}, with several scales and flip {miou[1]}. Not run here" in text
+    raw = read_recipe(HOME / "segmentation" / f"{name}.yaml")
+    recipe = Options({**raw, "data": {**raw["data"], "root": "."}}).values
+    kind = name.removeprefix("ade20k_upernet_")
+    assert recipe.model.architecture == f"upernet_focalnet_{kind}"
+    assert kind in recipe.model.backbone_weights
+    assert recipe.model.options == {"drop_path_rate": 0.3}
+    optimizer, schedule, data = recipe.model.optimizer, recipe.model.schedule, recipe.data
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.reference_batch) == (6e-5, 0.01, 16)
+    assert (schedule.kind, schedule.power, schedule.min_lr, schedule.warmup_lr) == ("poly", 1.0, 0.0, 6e-11)
+    updates = 20_210 // 16
+    assert int(schedule.warmup_epochs * updates) == 1500
+    assert 0 <= recipe.trainer.max_epochs * updates - 160_000 < updates
+    assert (data.batch_size, data.val_batch_size, data.image_size, data.max_size) == (16, None, 512, 2048)
+    assert data.reduce_zero_label
+    augmentation = data.augmentation
+    assert (augmentation.scale, augmentation.crop) == ((0.5, 2.0), (512, 512))
+    assert (augmentation.max_class_share, augmentation.flip, augmentation.photometric) == (0.75, 0.5, True)
+    assert recipe.trainer.sync_batchnorm
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_semantic(tmp_path_factory.mktemp("masks"), images=4)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +295,103 @@ def test_a_detector_runs(name, coco, tmp_path, monkeypatch):
     assert trained.card.class_names == ("ant", "bee")
     assert trained.card.preprocessing.max_size == 96
     assert "box_ap" in (folder / "metrics.csv").read_text()
+
+
+def toy_segmenter(name: str, masks: Path, folder: Path) -> dict[str, Any]:
+    """Options that make a recipe of UPerNet small: thin and shallow, a head of a few channels, four small images."""
+    variant = SEGMENTERS[read_recipe(find_recipe(name))["model"]["architecture"]]
+    depths = [1] * len(variant.shape["depths"])
+    classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths)
+    return {
+        "model.backbone_weights": str(weights.save(classifier, folder / "classifier.safetensors")),
+        "model.options.depths": depths,
+        "model.options.embed_dim": 8,
+        "model.options.channels": 16,
+        "model.options.auxiliary_channels": 8,
+        "data.root": str(masks),
+        "data.class_names": ["red", "green", "blue"],
+        "data.reduce_zero_label": False,
+        "data.ignore_index": 255,
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.image_size": 48,
+        "data.max_size": 64,
+        "data.augmentation.crop": [48, 48],
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.limit_train_batches": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.sync_batchnorm": False,
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if task_of(n) == "semantic" and not is_mask2former(n)])
+def test_a_semantic_segmenter_runs(name, masks, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    folder = fit(name, output=tmp_path / "run", **toy_segmenter(name, masks, tmp_path))
+    trained = zoo.load(folder / "model.safetensors")
+    assert trained.card.class_names == ("red", "green", "blue")
+    assert trained.card.preprocessing.max_size == 64
+    assert "miou" in (folder / "metrics.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_panoptic(tmp_path_factory.mktemp("segments"), images=4)
+
+
+#: What makes the data of a task small, and the figure that must be measured.
+TOY_DATA: dict[str, tuple[dict[str, Any], str]] = {
+    "semantic": (
+        {
+            "data.class_names": ["red", "green", "blue"],
+            "data.reduce_zero_label": False,
+            "data.ignore_index": 255,
+            "data.augmentation.crop": [64, 64],
+        },
+        "miou",
+    ),
+    "panoptic": ({"data.augmentation.crop": 64}, "pq"),
+    "detection": ({"data.augmentation.short_sides": [48], "data.augmentation.crop_sides": [30, 48]}, "mask_ap"),
+}
+
+
+def toy_mask2former(name: str, folder: Path) -> dict[str, Any]:
+    """Options that make a recipe of Mask2Former small: thin and shallow, few queries and points, small images."""
+    model = read_recipe(find_recipe(name))["model"]
+    variant = SEGMENTERS[model["architecture"]]
+    depths = [1] * len(variant.shape["depths"])
+    kept = {k: model["options"][k] for k in ("focal_levels",) if k in model["options"]}
+    classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths, **kept)
+    few = {"embed_dim": 8, "depths": depths, "channels": 16, "heads": 2, "norm_groups": 4, "num_queries": 6}
+    few |= {"encoder_layers": 1, "encoder_hidden": 16, "decoder_layers": 1, "decoder_hidden": 16, "train_points": 32}
+    small = {
+        "model.backbone_weights": str(weights.save(classifier, folder / "classifier.safetensors")),
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "data.image_size": 48,
+        "data.max_size": 64,
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.limit_train_batches": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+    }
+    return small | {f"model.options.{key}": value for key, value in few.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if is_mask2former(name)])
+def test_a_mask2former_runs(name, masks, segments, coco, tmp_path, monkeypatch):
+    for module in ("pycocotools", "scipy"):
+        pytest.importorskip(module, reason="masks and matching need the extra dense")
+    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    options, figure = TOY_DATA[task_of(name)]
+    root = {"semantic": masks, "panoptic": segments, "detection": coco}[task_of(name)]
+    options = {**toy_mask2former(name, tmp_path), **options, "data.root": str(root)}
+    folder = fit(name, output=tmp_path / "run", **options)
+    assert zoo.load(folder / "model.safetensors").card.preprocessing.max_size == 64
+    assert figure in (folder / "metrics.csv").read_text()
 
 
 def test_an_own_recipe_may_build_on_another(tmp_path):

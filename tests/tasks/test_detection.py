@@ -102,7 +102,7 @@ def test_the_backbone_starts_from_a_classifier(coco, tmp_path):
     classifier = zoo.create_model("focalnet_nano", num_classes=7, **shape)
     file = weights.save(classifier, tmp_path / "classifier.safetensors")
     options = {**NETWORK, "focal_windows": [5, 5, 5]}
-    task = DetectionTask("mask_rcnn_focalnet_nano", backbone_weights=str(file), options=options)
+    task = DetectionTask(architecture="mask_rcnn_focalnet_nano", backbone_weights=str(file), options=options)
     backbone = task.build(2).backbone.state_dict()
     given = classifier.state_dict()
     same = [key for key in backbone if key in given and backbone[key].shape == given[key].shape]
@@ -187,7 +187,7 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     samples = data.samples["val"]
     metric = CocoMetric(samples.coco.to_coco(samples.images))
     metric.update(found, batch["image_ids"])
-    task.found = metric.compute()
+    task.found, task.segmented = metric.compute(), None
     predictions.on_validation_start(trainer, task)
     predictions.on_validation_batch_end(trainer, task, {"found": found}, batch, 0)
     predictions.on_validation_end(trainer, task)

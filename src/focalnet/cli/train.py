@@ -28,7 +28,11 @@ RECIPE_HELP = (
     "paper's, "
     "detection/coco_mask_rcnn_{tiny,small,base}_{srf,lrf,srf_deep}_{1x,3x}, "
     "detection/coco_mask_rcnn_{tiny,small,base}_lrf_deep_1x, "
-    "detection/coco_{cascade_mask_rcnn,sparse_rcnn,atss}_tiny_{srf,lrf}_3x."
+    "detection/coco_{cascade_mask_rcnn,sparse_rcnn,atss}_tiny_{srf,lrf}_3x. "
+    "Pixels: segmentation/finetune for your own label maps; segmentation/camvid_nano; the paper's, "
+    "segmentation/ade20k_upernet_{tiny,small,base}_{srf,lrf,srf_deep}. "
+    "Mask2Former: segmentation/finetune_panoptic for your own objects and stuff; segmentation/mask2former_nuclei_nano; "
+    "the paper's, segmentation/{ade20k,coco}_mask2former_large."
 )
 EPILOG = (
     "Any option of the recipe can be given behind it: --data.root FOLDER, --data.batch_size 256, "
@@ -76,8 +80,9 @@ def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[
         overrides: as for ``fit``.
 
     Returns:
-        ``top1`` and ``top5`` in percent (the latter with more than 5 classes), or ``box_ap``, ``mask_ap``, ... in
-        percent; ``images``, ``images_per_s``.
+        ``top1`` and ``top5`` in percent (the latter with more than 5 classes), or ``box_ap``, ``mask_ap``, ..., or
+        ``miou``, ``pixel_accuracy``, ``mean_accuracy``, or ``pq``, ``sq``, ``rq``, ... in percent; ``images``,
+        ``images_per_s``.
 
     Raises:
         ConfigError: the weights are of another task than the recipe, or have other classes than the data.
@@ -127,7 +132,7 @@ def validate_command(
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name of 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Measures weights on a recipe's validation images: top-1 and top-5, or average precision; images per second."""
+    """Measures weights on a recipe's validation images: top-1 and top-5, or AP, or IoU; images per second."""
     show_progress()
     result = validate(recipe, weights, **parse_overrides(context.args))
     for key, value in result.items():

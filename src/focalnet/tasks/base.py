@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,9 +14,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from focalnet import zoo
 from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
 from focalnet.structures import ModelCard, Preprocessing
+from focalnet.tasks.callbacks import Inspector
 from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
 
 
@@ -42,33 +44,38 @@ class Task(pl.LightningModule, ABC):
     repeats what the uninterrupted one would have done.
 
     Args:
-        architecture: a name of ``focalnet models``, for random initial weights.
-        weights: start from these instead: a catalogue name or a file. Give one of the two.
-        options: of the network, to change.
+        architecture: one of ``focalnet models``, for random initial weights.
+        weights: start from these instead: a catalogue name or a file; what names the classes is new where their
+            number differs. Give one of the two.
+        options: of the network, to change, e.g. ``{"drop_path_rate": 0.2}``.
         optimizer: AdamW and its parameter groups.
         schedule: learning rate per update.
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
-        freeze_stages: stem and this many stages keep their initial weights; null for none.
+        freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
         grad_checkpointing: trade time for memory.
         compile: pass the network through ``torch.compile``.
-        seed: of everything random.
+        seed: of everything random; linked to ``seed_everything``.
     """
 
     network: Any
+    network_type: ClassVar[type[nn.Module] | tuple[type[nn.Module], ...]]
+    kind: ClassVar[str]
+    """What messages call such a network."""
+    inspector: ClassVar[type[Inspector]]
 
     def __init__(
         self,
         *,
-        architecture: str | None,
-        weights: str | None,
-        options: dict[str, Any] | None,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        ema_decay: float | None,
-        freeze_stages: int | None,
-        grad_checkpointing: bool,
-        compile: bool,
-        seed: int,
+        architecture: str | None = None,
+        weights: str | None = None,
+        options: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema_decay: float | None = None,
+        freeze_stages: int | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if (architecture is None) == (weights is None):
@@ -80,9 +87,19 @@ class Task(pl.LightningModule, ABC):
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
         self.average: ModelEmaV3 | None = None
 
-    @abstractmethod
-    def build(self, num_classes: int) -> nn.Module:
-        """The network with its initial weights."""
+    def build(self, num_classes: int) -> Any:
+        """The network with its initial weights.
+
+        Raises:
+            ConfigError: the name is of another kind of network.
+        """
+        if self.architecture is not None:
+            network: Any = zoo.create_model(self.architecture, num_classes=num_classes, **self.options)
+        else:
+            network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
+        if not isinstance(network, self.network_type):
+            raise ConfigError(f"{self.architecture or self.weights} is no {self.kind}")
+        return network.train()
 
     @abstractmethod
     def blank(self) -> Any:

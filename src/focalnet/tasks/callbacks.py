@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 #: The figures that say in a word how good a network is, and what to call them; all are percent.
-HEADLINE = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP"}
+HEADLINE = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU", "pq": "PQ"}
 
 
 def headline(metrics: Mapping[str, float]) -> list[str]:
@@ -39,7 +40,9 @@ class Progress(pl.Callback):
 
     COLUMNS = (
         *("epoch", "updates", "learning_rate", "train_loss", "val_loss", "top1", "top5"),
-        *("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75", "images_per_s", "seconds"),
+        *("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+        *("miou", "pixel_accuracy", "mean_accuracy", "pq", "sq", "rq", "pq_things", "pq_stuff"),
+        *("images_per_s", "seconds"),
     )
 
     def __init__(self, folder: RunFolder, every_s: float = 15.0) -> None:
@@ -143,7 +146,15 @@ class Judged:
     image: Tensor
 
 
-class Predictions(pl.Callback):
+class Inspector(pl.Callback, ABC):
+    """Gathers in ``trainer.validate`` what there is to say of all validation images, for results and report."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """The figures, most in percent, with ``images`` and ``images_per_s``."""
+
+
+class Predictions(Inspector):
     """What the network said of every validation image.
 
     After ``trainer.validate``: ``labels`` ``(N,)`` and ``ranked`` ``(N, <= 5)``, the best classes first, of all

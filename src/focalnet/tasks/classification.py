@@ -7,77 +7,34 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from focalnet import zoo
 from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
 from focalnet.models import Classifier
 from focalnet.structures import Batch
 from focalnet.tasks.base import Task
+from focalnet.tasks.callbacks import Predictions
 from focalnet.tasks.mix import MixConfig
-from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig
 
 
 class ClassificationTask(Task):
-    """Trains a ``Classifier``. The classes come from the data, so the network is built when the data is known.
-
-    Everything random in a training step (mixing, drop path) is a function of seed, epoch, batch and process
-    alone: a resumed run repeats what the uninterrupted one would have done.
+    """Trains a ``Classifier``; ``Task`` has the options that are not named here.
 
     Args:
-        architecture: one of ``focalnet models``, for random initial weights.
-        weights: start from these instead: a catalogue name or a file. Give one of the two.
-        options: fields of ``FocalNetConfig`` to change, e.g. ``{"drop_path_rate": 0.2}``.
-        optimizer: AdamW and its parameter groups.
-        schedule: learning rate per update.
         mix: mixup and cutmix; both are off by default.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
-        ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
-        freeze_stages: stem and this many stages keep their initial weights; null for none.
-        grad_checkpointing: trade time for memory.
-        compile: pass the network through ``torch.compile``.
-        seed: of initial weights, mixing and drop path; linked to ``seed_everything``.
+        kwargs: those of ``Task``.
     """
 
     network: Classifier
+    network_type = Classifier
+    kind = "classifier"
+    inspector = Predictions
 
-    def __init__(
-        self,
-        architecture: str | None = None,
-        weights: str | None = None,
-        options: dict[str, Any] | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        mix: MixConfig = MixConfig(),  # noqa: B008
-        label_smoothing: float = 0.0,
-        ema_decay: float | None = None,
-        freeze_stages: int | None = None,
-        grad_checkpointing: bool = False,
-        compile: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            architecture=architecture,
-            weights=weights,
-            options=options,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=ema_decay,
-            freeze_stages=freeze_stages,
-            grad_checkpointing=grad_checkpointing,
-            compile=compile,
-            seed=seed,
-        )
+    def __init__(self, *, mix: MixConfig = MixConfig(), label_smoothing: float = 0.0, **kwargs: Any) -> None:  # noqa: B008
+        super().__init__(**kwargs)
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
         self.mix, self.label_smoothing = mix, label_smoothing
-
-    def build(self, num_classes: int) -> Classifier:
-        network: Classifier
-        if self.architecture is not None:
-            network = zoo.create_model(self.architecture, num_classes=num_classes, **self.options)
-        else:
-            network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
-        return network.train()
 
     def blank(self) -> Classifier:
         return self.network.classifier_config.build()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from focalnet.tasks.found import MIN_SCORE, DetectionPredictions, Inspected
 from focalnet.tasks.html import picture
+from focalnet.tasks.panoptic_report import quality
 from focalnet.visualize import draw_confusion, draw_detections, draw_precision_recall
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def detection_sections(predictions: DetectionPredictions) -> list[tuple[str, str
     """Figures, precision over recall, AP by class, confusions, and the pictures with no and the most mistakes."""
     names = predictions.names
     sections = [("Average precision and recall", _figures(predictions.results))]
+    if predictions.segmented is not None:
+        title = "Panoptic quality, of masks laid side by side, the best in front"
+        sections.append((title, quality(predictions.segmented)))
     for kind, result in predictions.results.items():
         curves = picture(draw_precision_recall(result.precision, names))
         sections.append((f"Precision over recall, {kind}", curves))

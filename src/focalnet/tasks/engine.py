@@ -25,16 +25,15 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
 from focalnet import weights
-from focalnet.data import ClassificationData, DetectionData
 from focalnet.errors import ConfigError, TrainingError
 from focalnet.layers import FocalNetBlock
-from focalnet.models import Classifier, Detector
+from focalnet.models import Classifier
+from focalnet.models.base import DenseModel
 from focalnet.ops.memory import keep_freed_memory
-from focalnet.tasks.base import Task
-from focalnet.tasks.callbacks import HEADLINE, Predictions, Progress, StopAtNaN, headline
+from focalnet.tasks.base import Data, Task
+from focalnet.tasks.callbacks import HEADLINE, Inspector, Progress, StopAtNaN, headline
 from focalnet.tasks.failures import explained
 from focalnet.tasks.folder import AtomicCheckpoints, RunFolder, write
-from focalnet.tasks.found import DetectionPredictions
 from focalnet.tasks.options import Options
 from focalnet.tasks.report import write_report
 
@@ -42,14 +41,14 @@ log = logging.getLogger(__name__)
 
 
 #: What is trained and measured.
-Network: TypeAlias = "Classifier | Detector[Any, Any, Any]"
+Network: TypeAlias = "Classifier | DenseModel[Any]"
 
 
 class Run(NamedTuple):
     """What Lightning needs for a run."""
 
     task: Task
-    data: ClassificationData | DetectionData
+    data: Data
     trainer: pl.Trainer
 
 
@@ -62,8 +61,8 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
         force: start afresh, whatever is there.
 
     Returns:
-        The content of ``results.json``: ``top1``, ``top5`` or ``box_ap``, ``mask_ap``, ... (percent), ``images``,
-        ``images_per_s``, ``seconds``, ...
+        The content of ``results.json``: ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ...
+        (percent), ``images``, ``images_per_s``, ``seconds``, ...
     """
     options = Options(recipe)
     if not force and folder.state(options.to_yaml()) == "finished":
@@ -111,18 +110,17 @@ def validate(recipe: Mapping[str, Any], model: Network) -> dict[str, Any]:
     """Measures a network on the validation images of a recipe.
 
     Returns:
-        ``top1``, ``top5`` or ``box_ap``, ``mask_ap``, ... (percent), ``images``, ``images_per_s``.
+        ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ... (percent), ``images``, ``images_per_s``.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
     """
     with explained():
         run = _build(Options(recipe), None)
-        detects = isinstance(model, Detector)
-        if detects != isinstance(run.data, DetectionData):
+        if not isinstance(model, run.task.network_type):
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.setup("validate")
-        known = model.config.num_classes if isinstance(model, Detector) else model.num_classes
+        known = model.config.num_classes if isinstance(model, DenseModel) else model.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
         return _measure(run, model).summary()
@@ -194,9 +192,9 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def _measure(run: Run, network: Network) -> Predictions | DetectionPredictions:
+def _measure(run: Run, network: Network) -> Inspector:
     run.task.network = network
-    predictions = DetectionPredictions() if isinstance(run.data, DetectionData) else Predictions()
+    predictions = run.task.inspector()
     run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
     run.trainer.validate(run.task, run.data, verbose=False)
     return predictions

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from focalnet.metrics.coco import CocoResult, summary
 from focalnet.metrics.confusion import DetectionConfusion
+from focalnet.metrics.panoptic import PanopticResult
 from focalnet.structures import DetectionBatch, Detections, Preprocessing, Target
+from focalnet.tasks.callbacks import Inspector
 
 if TYPE_CHECKING:
     from focalnet.metrics.coco import Kind
@@ -31,19 +33,23 @@ class Inspected:
     found: Detections
 
 
-class DetectionPredictions(pl.Callback):
+class DetectionPredictions(Inspector):
     """What the network found in every validation image.
 
-    After ``trainer.validate``: ``results`` by kind, ``confusion``, ``images`` of all processes; ``best`` and
-    ``worst``, images of this process with the most objects and no mistake, and with the most mistakes; ``seconds``.
+    After ``trainer.validate``: ``results`` by kind, ``segmented`` where masks are found, ``confusion``, ``images`` of
+    all processes; ``best`` and ``worst``, images of this process with the most objects and no mistake, and with the
+    most mistakes; ``seconds``.
     """
 
     def __init__(self, pictures: int = 6) -> None:
         self.pictures = pictures
 
     def summary(self) -> dict[str, Any]:
-        """``box_ap``, ``box_ap50``, ... in percent, ``images``, ``images_per_s``."""
-        figures = {name: round(value, 6) for name, value in summary(self.results).items()}
+        """``box_ap``, ``box_ap50``, ..., of masks also ``pq_things``, ... in percent, ``images``, ``images_per_s``."""
+        figures = summary(self.results)
+        if self.segmented is not None:
+            figures |= {name: value for name, value in self.segmented.summary().items() if name.endswith("_things")}
+        figures = {name: round(value, 6) for name, value in figures.items()}
         return {**figures, "images": self.images, "images_per_s": round(self.images / self.seconds, 1)}
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,7 +78,7 @@ class DetectionPredictions(pl.Callback):
             self.confusion.update(seen, target)
             counted = self.confusion.matrix - before
             mistakes = int(counted.sum() - counted.diagonal().sum())
-            picture = _picture(image, self.preprocessing)
+            picture = picture_of(image, self.preprocessing)
             true = Detections(
                 target["boxes"],
                 torch.ones(len(target["boxes"])),
@@ -101,6 +107,7 @@ class DetectionPredictions(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self.started
         self.results: Mapping[Kind, CocoResult] = pl_module.found  # type: ignore[assignment]
+        self.segmented: PanopticResult | None = pl_module.segmented  # type: ignore[assignment]
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, (self.images, self.confusion.matrix))
@@ -135,7 +142,7 @@ def _resized(found: Detections, size: tuple[int, int]) -> Detections:
     return replace(found, boxes=found.boxes * scale, masks=masks, size=size)
 
 
-def _picture(image_CHW: Tensor, preprocessing: Preprocessing) -> Any:
+def picture_of(image_CHW: Tensor, preprocessing: Preprocessing) -> Any:
     """The picture before normalisation."""
     from PIL import Image
 

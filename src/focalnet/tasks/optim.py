@@ -57,34 +57,37 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning rate at every update: a linear warm-up, then one of three curves.
+    """Learning rate at every update: a linear warm-up, then one of four curves.
 
     As in the official code, the cosine counts from the first update, not from the end of the warm-up (which
-    therefore ends in a small jump down); the linear descent and the steps count from the end of the warm-up.
+    therefore ends in a small jump down); so does ``"poly"``, of segmentation, whose warm-up rises to the curve, not to
+    the peak. The linear descent and the steps count from the end of the warm-up.
 
     Args:
-        kind: ``"cosine"`` down to ``min_lr``, ``"linear"`` down to ``min_lr``, or ``"step"``.
+        kind: ``"cosine"``, ``"linear"`` or ``"poly"`` down to ``min_lr``, or ``"step"``.
         warmup_epochs: epochs of linear warm-up from ``warmup_lr``.
         warmup_lr: learning rate of the first update, unless ``warmup_epochs`` is 0.
-        min_lr: learning rate after the last update of a cosine or linear schedule.
+        min_lr: learning rate after the last update, but of ``"step"``.
         decay_epochs: epochs between two steps, counted from the end of the warm-up.
         steps: of ``"step"``, the epochs of the steps instead, counted from the first update, as in detection.
         decay_rate: factor of one step.
+        power: of ``"poly"``: what is left of the run, to this power, is what is left of the rate.
     """
 
-    kind: Literal["cosine", "linear", "step"] = "cosine"
+    kind: Literal["cosine", "linear", "step", "poly"] = "cosine"
     warmup_epochs: float = 20
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     decay_epochs: float = 30
     steps: tuple[float, ...] | None = None
     decay_rate: float = 0.1
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.warmup_epochs, self.warmup_lr, self.min_lr) < 0:
             raise ConfigError("warmup_epochs, warmup_lr and min_lr must not be negative")
-        if self.decay_epochs <= 0:
-            raise ConfigError(f"decay_epochs={self.decay_epochs} must be positive")
+        if self.decay_epochs <= 0 or self.power <= 0:
+            raise ConfigError(f"decay_epochs={self.decay_epochs} and power={self.power} must be positive")
         if self.steps is not None and (self.kind != "step" or list(self.steps) != sorted(self.steps)):
             raise ConfigError(f'schedule.steps={self.steps} must rise, and go with schedule.kind="step"')
 
@@ -99,8 +102,12 @@ class ScheduleConfig:
             scale: of ``peak``, ``warmup_lr`` and ``min_lr``; see ``OptimizerConfig.scale``.
         """
         warmup, total = int(self.warmup_epochs * updates_per_epoch), epochs * updates_per_epoch
+        if self.kind == "poly":
+            peak = self.min_lr + (peak - self.min_lr) * max(1 - update / total, 0.0) ** self.power
         if update < warmup:
             return scale * (self.warmup_lr + (peak - self.warmup_lr) * update / warmup)
+        if self.kind == "poly":
+            return scale * peak
         if self.kind == "step" and self.steps is not None:
             return scale * peak * self.decay_rate ** sum(update >= step * updates_per_epoch for step in self.steps)
         if self.kind == "step":

@@ -15,16 +15,20 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser
 
-from focalnet.data import ClassificationData, DetectionData
+from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 from focalnet.errors import ConfigError, FocalNetError, UnknownName, did_you_mean
 from focalnet.tasks.base import Task
 from focalnet.tasks.classification import ClassificationTask
 from focalnet.tasks.detection import DetectionTask
+from focalnet.tasks.panoptic import PanopticTask
+from focalnet.tasks.semantic import SemanticTask
 
 #: What a recipe's ``task`` chooses. Without one it is classification.
 TASKS: dict[str, tuple[type[Task], type[pl.LightningDataModule]]] = {
     "classification": (ClassificationTask, ClassificationData),
     "detection": (DetectionTask, DetectionData),
+    "semantic": (SemanticTask, SemanticData),
+    "panoptic": (PanopticTask, PanopticData),
 }
 DEFAULT_TASK = "classification"
 

@@ -11,18 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from focalnet.metrics.confusion import count_pairs
 from focalnet.structures import ModelCard, Preprocessing
-from focalnet.tasks.callbacks import Judged, Predictions, duration
+from focalnet.tasks.callbacks import Inspector, Judged, Predictions, duration
 from focalnet.tasks.detection_report import AP_TITLES, detection_sections
 from focalnet.tasks.folder import RunFolder, write
 from focalnet.tasks.found import DetectionPredictions
 from focalnet.tasks.html import picture, table
+from focalnet.tasks.panoptic_found import PanopticPredictions
+from focalnet.tasks.panoptic_report import TITLES as PANOPTIC_TITLES
+from focalnet.tasks.panoptic_report import panoptic_sections
+from focalnet.tasks.semantic_found import SemanticPredictions
+from focalnet.tasks.semantic_report import TITLES as SEMANTIC_TITLES
+from focalnet.tasks.semantic_report import semantic_sections
 from focalnet.visualize import draw_confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 200  # above, a confusion matrix shows nothing and a table of classes is endless
+#: The figures that are drawn over the epochs, at most two of a task.
+DRAWN = {"top1": "top-1", "top5": "top-5", "box_ap": "box AP", "mask_ap": "mask AP"} | {
+    "miou": "mIoU",
+    "mean_accuracy": "mean class accuracy",
+    "pq": "PQ",
+    "rq": "RQ",
+}
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#667085"
 
 PAGE = Template("""<!doctype html>
@@ -52,7 +66,7 @@ def write_report(
     card: ModelCard,
     results: Mapping[str, Any],
     rows: Sequence[Mapping[str, float]],
-    predictions: Predictions | DetectionPredictions,
+    predictions: Inspector,
 ) -> None:
     """Writes ``report.html``: curves, what the network gets right and wrong, options, versions.
 
@@ -65,7 +79,12 @@ def write_report(
     """
     if isinstance(predictions, DetectionPredictions):
         task = detection_sections(predictions)
+    elif isinstance(predictions, SemanticPredictions):
+        task = semantic_sections(predictions)
+    elif isinstance(predictions, PanopticPredictions):
+        task = panoptic_sections(predictions)
     else:
+        assert isinstance(predictions, Predictions)
         task = _classification_sections(predictions, card)
     sections = [
         ("Training", picture(_curves(rows))),
@@ -99,6 +118,7 @@ def _classification_sections(predictions: Predictions, card: ModelCard) -> list[
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, str]:
     titles = {"top1": "top-1", "top5": "top-5"} | {f"{kind}_{ap}": f"{kind} {title}" for kind, ap, title in AP_TITLES}
+    titles |= SEMANTIC_TITLES | PANOPTIC_TITLES
     numbers = {title: f"{results[key]:.2f} %" for key, title in titles.items() if key in results}
     return numbers | {
         "validation images": f"{results['images']:,}",
@@ -115,10 +135,9 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     loss, accuracy, rate = figure.subplots(1, 3)
     _curve(loss, rows, {"train_loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}, "loss")
     measured = {key for row in rows for key in row}
-    lines = {"top1": ("top-1", BLUE), "top5": ("top-5", ORANGE)}
-    if "top1" not in measured:
-        lines = {"box_ap": ("box AP", BLUE), "mask_ap": ("mask AP", ORANGE)}
-    _curve(accuracy, rows, {key: line for key, line in lines.items() if key in measured}, "validation, %")
+    lines = [(key, title) for key, title in DRAWN.items() if key in measured]
+    colours = {key: (title, colour) for (key, title), colour in zip(lines, (BLUE, ORANGE), strict=False)}
+    _curve(accuracy, rows, colours, "validation, %")
     _curve(rate, rows, {"learning_rate": ("learning rate", BLUE)}, "learning rate")
     return figure
 
@@ -138,8 +157,7 @@ def _curve(axes: Any, rows: Sequence[Mapping[str, float]], lines: dict[str, tupl
 
 def _confusion(predictions: Predictions) -> Tensor:
     """``(N, N)`` counts: row = true class, column = best class."""
-    n = predictions.classes
-    return torch.bincount(predictions.labels * n + predictions.ranked[:, 0], minlength=n * n).reshape(n, n)
+    return count_pairs(predictions.labels, predictions.ranked[:, 0], (predictions.classes,) * 2)
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> str:
