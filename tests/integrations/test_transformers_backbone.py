@@ -9,8 +9,14 @@ import torch
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -96,6 +102,38 @@ def test_trains_in_mask2former() -> None:
     backbone = model.model.pixel_level_module.encoder
     assert isinstance(backbone, FocalNetDenseBackbone)
     assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_trains_in_maskformer() -> None:
+    decoder = DetrConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, num_queries=5, encoder_ffn_dim=16, decoder_ffn_dim=16
+    )
+    config = MaskFormerConfig(
+        backbone_config=small(), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3
+    )
+    model = MaskFormerForInstanceSegmentation(config).train()
+    masks = (torch.rand(2, 64, 64) > 0.5).float()
+    model(torch.randn(1, 3, 64, 64), mask_labels=[masks], class_labels=[torch.tensor([0, 2])]).loss.backward()
+    backbone = model.model.pixel_level_module.encoder
+    assert isinstance(backbone, FocalNetDenseBackbone)
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_trains_in_the_detr_family() -> None:
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    layers = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "num_labels": 3}
+    target = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])}
+    maps = small(out_features=["stage2", "stage3", "stage4"])
+    for model in (
+        DetrForObjectDetection(DetrConfig(backbone_config=small(out_features=["stage4"]), **heads, **layers)),
+        DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=maps, **heads, **layers)),
+    ):
+        model.train()(torch.randn(1, 3, 64, 96), labels=[target]).loss.backward()
+        (backbone,) = (m for m in model.modules() if isinstance(m, FocalNetDenseBackbone))
+        frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
+        trained = [name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.any()]
+        assert not frozen
+        assert trained
 
 
 def test_bad_settings() -> None:

@@ -86,17 +86,17 @@ def test_bfloat16_autocast_on_a_cpu() -> None:
 
 
 def test_compiled_without_a_break() -> None:
-    model = build().panoptic_head.train()
-    maps = [x.detach() for x in build().backbone(images()).values()]
-    compiled = torch.compile(model.pixel_decoder, backend="aot_eager", fullgraph=True)
-    for ours, plain in zip(compiled(maps)[0], model.pixel_decoder(maps)[0], strict=True):
-        torch.testing.assert_close(ours, plain)
-        torch.testing.assert_close(
-            *(
-                torch.autograd.grad(x.square().sum(), model.pixel_decoder.parameters(), allow_unused=True)[0]
-                for x in (ours, plain)
-            )
-        )
+    torch.manual_seed(0)
+    model = build()
+    maps = [x.detach() for x in model.backbone(images()).values()]
+    decoder = model.panoptic_head.pixel_decoder
+    compiled = torch.compile(decoder, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (decoder, compiled):
+        _, features = run(maps)
+        found.append((features, *torch.autograd.grad(features.square().sum(), tuple(decoder.parameters()))))
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
 
 
 @torch.no_grad()
