@@ -127,3 +127,27 @@ def test_impossible_optimizers_are_refused(wrong):
 def test_impossible_schedules_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ScheduleConfig(**wrong)
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_a_backbone_may_learn_more_slowly(layer_decay):
+    detector = create_model("upernet_focalnet_nano")
+    plain = OptimizerConfig(layer_decay=layer_decay)
+    scaled = OptimizerConfig(layer_decay=layer_decay, backbone_scale=0.1)
+    rates = [
+        {
+            id(p): group["lr"]
+            for group in build_optimizer(parameter_groups(detector, config), config).param_groups
+            for p in group["params"]
+        }
+        for config in (plain, scaled)
+    ]
+    assert rates[0].keys() == rates[1].keys() == {id(p) for p in detector.parameters()}
+    for name, parameter in detector.named_parameters():
+        factor = 0.1 if name.startswith("backbone.") else 1.0
+        assert rates[1][id(parameter)] == pytest.approx(factor * rates[0][id(parameter)])
+
+
+def test_a_classifier_has_no_backbone_to_scale(network):
+    with pytest.raises(ConfigError, match="backbone_scale"):
+        parameter_groups(network, OptimizerConfig(backbone_scale=0.1))

@@ -30,6 +30,7 @@ class OptimizerConfig:
             by ``global batch / reference_batch``; None never scales.
         weight_decay: of parameters with two or more dimensions; the rest has none.
         layer_decay: learning rate of a block over that of the next one, in (0, 1]; None for equal rates.
+        backbone_scale: learning rate of a detector's or segmenter's backbone over that of its head, in (0, 1].
         betas: decay rates of the two moments.
         eps: added to the denominator.
     """
@@ -39,6 +40,7 @@ class OptimizerConfig:
     reference_batch: int | None = 1024
     weight_decay: float = 0.05
     layer_decay: float | None = None
+    backbone_scale: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -49,6 +51,8 @@ class OptimizerConfig:
             raise ConfigError(f"reference_batch={self.reference_batch} must be at least 1, or null for no scaling")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay={self.layer_decay} must be in (0, 1]")
+        if not 0 < self.backbone_scale <= 1:
+            raise ConfigError(f"backbone_scale={self.backbone_scale} must be in (0, 1]")
 
     def scale(self, global_batch: int) -> float:
         """What every learning rate is multiplied by, for ``global_batch`` images an update."""
@@ -121,9 +125,12 @@ class ScheduleConfig:
 
 
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by weight decay and, with ``layer_decay``, by depth (``lr_scale``).
+    """Trainable parameters grouped by weight decay, and by ``lr_scale`` where learning rates differ.
 
     Call it before a strategy shards the network: afterwards every parameter looks one-dimensional.
+
+    Raises:
+        ConfigError: nothing is left to train, or there is no backbone within the network to scale.
     """
     if config.layer_decay is None:
         groups = param_groups_weight_decay(network, config.weight_decay)
@@ -131,7 +138,20 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
         groups = param_groups_layer_decay(network, config.weight_decay, layer_decay=config.layer_decay)
     if not groups:
         raise ConfigError("every parameter is frozen: nothing is left to train")
-    return list(groups)
+    return list(groups) if config.backbone_scale == 1 else _scaled(groups, network, config.backbone_scale)
+
+
+def _scaled(groups: list[dict[str, Any]], network: nn.Module, scale: float) -> list[dict[str, Any]]:
+    """The groups with the backbone's parameters in groups of their own."""
+    if not isinstance(backbone := getattr(network, "backbone", None), nn.Module):
+        raise ConfigError("optimizer.backbone_scale is for networks with a head of their own, not for a classifier")
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    split = []
+    for group in groups:
+        for within, factor in ((True, scale), (False, 1.0)):
+            if chosen := [p for p in group["params"] if (id(p) in inside) == within]:
+                split.append({**group, "params": chosen, "lr_scale": group.get("lr_scale", 1.0) * factor})
+    return split
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
