@@ -6,31 +6,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from focalnet.data.check import decide
 from focalnet.data.datasets.classes import read_class_names
 from focalnet.data.datasets.collection import Part
 from focalnet.data.datasets.label_maps import LabelRule, Pairs, find_pairs, own_layout
-from focalnet.data.loading import Loader, cores_per_process
-from focalnet.data.sampling import EpochBatches, world
+from focalnet.data.dense import DenseData
+from focalnet.data.sampling import world
 from focalnet.data.semantic_check import check_masks, unchecked
 from focalnet.data.semantic_samples import SemanticDataset, collate
 from focalnet.data.semantic_transforms import SemanticAugmentation
 from focalnet.errors import ConfigError, DataError
-from focalnet.structures import IGNORED, Preprocessing, SemanticBatch
+from focalnet.structures import IGNORED
 
 ADE20K = "objectInfo150"  # how it calls its list of classes
 #: Where the names of the classes are looked for in the root.
 CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
 
 
-class SemanticData(LightningDataModule):
+class SemanticData(DenseData[SemanticDataset]):
     """Loaders of ``structures.SemanticBatch`` for training, validation and test.
 
     A picture and its mask, a label map with one number a pixel, have the same name in two folders, or in an
@@ -55,18 +52,14 @@ class SemanticData(LightningDataModule):
         check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
         image_size: short side in pixels of the network's input, in evaluation.
         max_size: most pixels of the long side, in evaluation.
-        mean: per channel, of values in [0, 1], for normalisation.
-        std: per channel.
         augmentation: how training pictures are varied; the default is the official one of ADE20K.
-        batch_size: images a step, over all processes; it must divide evenly among them.
-        val_batch_size: likewise in evaluation; default: one for each process, since the others' sizes would pad it.
-        num_workers: processes that load, for each training process; by default one a core, at most 8.
-        on_error: what to do about broken or unfit files: ``"raise"``, or ``"skip"`` and report.
-        seed: determines shuffling and augmentation.
+        kwargs: those of ``DenseData``.
 
     Raises:
         ConfigError: an option has an impossible value.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -85,71 +78,21 @@ class SemanticData(LightningDataModule):
         check: bool = True,
         image_size: int = 512,
         max_size: int = 2048,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         augmentation: SemanticAugmentation = SemanticAugmentation(),  # noqa: B008  # frozen
-        batch_size: int = 16,
-        val_batch_size: int | None = None,
-        num_workers: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        if min(batch_size, image_size, val_batch_size or 1) < 1 or (num_workers or 0) < 0:
-            raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
-        if max_size < image_size:
-            raise ConfigError(f"data.max_size={max_size} must be at least data.image_size={image_size}")
+        super().__init__(root, image_size=image_size, max_size=max_size, **kwargs)
         if holdout is not None and not 0 < holdout < 1:
             raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
-        self.root = Path(root).absolute()
         self.layouts = own_layout(images, masks, mask_suffix)
         self.splits: dict[Part, str | None] = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout, self.given_names, self.ignore_index = holdout, class_names, ignore_index
         self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
-        self.preprocessing = Preprocessing(
-            image_size=image_size,
-            crop_pct=1.0,
-            interpolation="bilinear",
-            mean=tuple(mean),
-            std=tuple(std),
-            max_size=max_size,
-        )
-        self.augmentation, self.batch_size, self.val_batch_size = augmentation, batch_size, val_batch_size
-        self.num_workers, self.seed = num_workers, seed
-        self.on_error: Literal["raise", "skip"] = on_error
-        self.samples: dict[Part, SemanticDataset] = {}
+        self.augmentation = augmentation
         self._class_names: tuple[str, ...] = ()
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """By label; known after ``setup``."""
-        assert self._class_names, "setup() comes first"
-        return self._class_names
-
-    @property
-    def num_classes(self) -> int:
-        """Known after ``setup``."""
-        return len(self.class_names)
-
-    def setup(self, stage: str) -> None:
-        """Finds and checks the masks that a stage ("fit", "validate" or "test") needs and no earlier one did.
-
-        Raises:
-            DataError: the data cannot be used; the message names the file and the way out.
-        """
-        parts: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for part in parts.get(stage, ()):
-            if part not in self.samples:
-                self.samples[part] = self._open(part)
-
-    def train_dataloader(self) -> DataLoader[SemanticBatch]:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader[SemanticBatch]:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[SemanticBatch]:
-        return self._loader("test")
+    def default_val_batch_size(self) -> int:
+        return world()[1]  # one each: the others' sizes would pad it
 
     def find(self, part: Part) -> Pairs:
         """The pictures of a part and their masks.
@@ -209,23 +152,19 @@ class SemanticData(LightningDataModule):
         return next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
 
     def _open(self, part: Part) -> SemanticDataset:
-        pairs, training = self.find(part), part == "train"
+        pairs = self.find(part)
         rule, names = self.rule(pairs)
         if not (names or self._class_names):
             names = self._count_classes(rule)
         self._class_names = self._class_names or names
         checked = check_masks(pairs, rule, len(self._class_names)) if self.check else unchecked(pairs)
         decide(checked, self.on_error)
-        if training and len(checked.pairs) < self.batch_size:
-            raise DataError(
-                f"{pairs.name}: {len(checked.pairs)} images do not fill one batch of batch_size={self.batch_size}"
-            )
         return SemanticDataset(
             checked.pairs,
             rule,
             self._class_names,
             self.preprocessing,
-            augmentation=self.augmentation if training else None,
+            augmentation=self.augmentation if part == "train" else None,
             seed=self.seed,
             on_error=self.on_error,
         )
@@ -238,16 +177,6 @@ class SemanticData(LightningDataModule):
         if not pixels.any():
             raise DataError(f"{self.root}: not one pixel of its training masks has a class")
         return tuple(f"class {label}" for label in range(int(np.flatnonzero(pixels)[-1]) + 1))
-
-    def _loader(self, part: Part) -> Loader:
-        samples, training = self.samples[part], part == "train"
-        workers = self.num_workers
-        if workers is None:
-            workers = cores_per_process(self.trainer.num_devices if self.trainer else 1)
-        batch_size = self.batch_size if training else self.val_batch_size or world()[1]
-        order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training)
-        options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        return Loader(samples, order, collate=collate, **options)
 
 
 def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
