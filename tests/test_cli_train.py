@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
@@ -11,8 +10,8 @@ import pytest
 import yaml
 
 from focalnet.cli.main import main
-from focalnet.cli.recipes import list_recipes
-from focalnet.cli.train import RECIPE_HELP, fit, parse_overrides
+from focalnet.cli.recipes import find_recipe, list_recipes
+from focalnet.cli.train import fit, parse_overrides
 from focalnet.errors import ConfigError, MissingDependency
 from tests.tasks.toy import TOY
 
@@ -64,20 +63,24 @@ def test_the_printed_options_are_a_recipe(tmp_path, capsys):
 def test_help_is_short_and_names_what_one_needs(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 35
+    assert len(text.splitlines()) < 30
     for needed in ("classification/finetune", "--data.root", "--print_config" if command == "fit" else "--weights"):
         assert needed in text
 
 
-def test_help_names_every_recipe():
-    def expanded(text: str) -> list[str]:
-        choice = re.search(r"\{(.*?)\}", text)
-        if choice is None:
-            return [text]
-        return [name for one in choice[1].split(",") for name in expanded(text.replace(choice[0], one, 1))]
+def test_recipes_lists_every_recipe_with_what_it_is_for(capsys):
+    assert main(["recipes"]) == 0
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in rows] == list_recipes()
+    for name, what in rows:
+        assert find_recipe(name).read_text().startswith(f"# {what}.\n")
 
-    named = re.findall(r"(?:classification|detection|segmentation)/(?:\{.*?\}|\w)+", RECIPE_HELP)
-    assert sorted(name for text in named for name in expanded(text)) == list_recipes()
+
+def test_recipes_by_pattern(capsys):
+    assert main(["recipes", "cifar10"]) == 0
+    assert capsys.readouterr().out.startswith("classification/cifar10_nano  FocalNet-nano (ours")
+    assert main(["recipes", "classification/cifar100_nano"]) == 2
+    assert 'did you mean "classification/cifar10_nano"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from focalnet import Classifier, ClassifierConfig, create_model, list_models
 from focalnet.backbones import VARIANTS
 from focalnet.errors import ConfigError, UnknownName
-from focalnet.models import DETECTORS
+from focalnet.models import NETWORKS
 from focalnet.models.classifier import postprocess
 from focalnet.zoo import cost
 
@@ -70,7 +70,7 @@ def test_unknown_names_and_options() -> None:
 
 
 def test_list_models() -> None:
-    assert len(list_models()) == len(VARIANTS) + len(DETECTORS)
+    assert len(list_models()) == len(VARIANTS) + len(NETWORKS)
     assert list_models("*_iso") == ["focalnet_tiny_iso", "focalnet_small_iso", "focalnet_base_iso"]
 
 

@@ -21,6 +21,7 @@ from focalnet.cli.explain import explain
 from focalnet.cli.models import models
 from focalnet.cli.predict import predict
 from focalnet.cli.quickstart import quickstart
+from focalnet.cli.recipes import recipes
 from focalnet.cli.train import EPILOG, PASS_THROUGH, fit_command, validate_command
 from focalnet.errors import FocalNetError
 
@@ -29,7 +30,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (quickstart, models, predict, explain):
+for command in (quickstart, models, predict, explain, recipes):
     app.command()(command)
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command)):
     app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)

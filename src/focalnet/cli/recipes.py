@@ -1,12 +1,14 @@
-"""Recipes: YAML files of options, found by name (``classification/digits``) or by path."""
+"""Recipes: YAML files of options, found by name (``classification/digits``) or by path; ``focalnet recipes``."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from focalnet.errors import ConfigError, UnknownName, did_you_mean
@@ -17,6 +19,29 @@ HOME = Path(str(files("focalnet"))) / "recipes"
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the library, e.g. ``"classification/digits"``."""
     return sorted(path.relative_to(HOME).with_suffix("").as_posix() for path in HOME.rglob("*.yaml"))
+
+
+def recipes(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'detection/*_3x'.")] = "*",
+) -> None:
+    """Lists the recipes: what is trained, on which data.
+
+    The head of each file tells command, hardware, expected figures and their source.
+    """
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    names = [name for name in list_recipes() if fnmatch.fnmatch(name, wanted)]
+    if not names:
+        known = did_you_mean(pattern.strip("*"), list_recipes())
+        raise UnknownName(f'no recipe matches "{pattern}"{known}; "focalnet recipes" lists all')
+    width = max(map(len, names))
+    for name in names:
+        typer.echo(f"{name:<{width}}  {title(name)}")
+
+
+def title(name: str) -> str:
+    """The first line of a recipe of ``list_recipes()``, which says what it is for."""
+    first, *_ = (HOME / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return first.removeprefix("# ").removesuffix(".")
 
 
 def find_recipe(name: str) -> Path:

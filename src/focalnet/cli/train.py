@@ -20,19 +20,8 @@ if TYPE_CHECKING:
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 RECIPE_HELP = (
-    "A YAML file, or a recipe's name: classification/finetune for your own images; classification/digits, "
-    "classification/cifar10_nano, classification/tiny_imagenet_nano; and the paper's, "
-    "classification/imagenet1k_{tiny,small,base}_{srf,lrf,iso,srf_overlap,srf_deep}, "
-    "classification/imagenet22k_{base,large}, classification/imagenet1k_{base,large}_22k_{224,384}. "
-    "Objects: detection/finetune for your own COCO-format data; detection/bccd_nano, detection/nuclei_nano; the "
-    "paper's, "
-    "detection/coco_mask_rcnn_{tiny,small,base}_{srf,lrf,srf_deep}_{1x,3x}, "
-    "detection/coco_mask_rcnn_{tiny,small,base}_lrf_deep_1x, "
-    "detection/coco_{cascade_mask_rcnn,sparse_rcnn,atss}_tiny_{srf,lrf}_3x. "
-    "Pixels: segmentation/finetune for your own label maps; segmentation/camvid_nano; the paper's, "
-    "segmentation/ade20k_upernet_{tiny,small,base}_{srf,lrf,srf_deep}. "
-    "Mask2Former: segmentation/finetune_panoptic for your own objects and stuff; segmentation/mask2former_nuclei_nano; "
-    "the paper's, segmentation/{ade20k,coco}_mask2former_large."
+    "A YAML file, or a recipe's name: classification/finetune for your own images, detection/finetune for your own "
+    'COCO-format data, segmentation/finetune for your own label maps; "focalnet recipes" lists all.'
 )
 EPILOG = (
     "Any option of the recipe can be given behind it: --data.root FOLDER, --data.batch_size 256, "
