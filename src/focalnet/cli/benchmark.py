@@ -33,7 +33,10 @@ def benchmark(
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all times to this JSON file.")] = None,
 ) -> None:
-    """Times inference of one model in turns: plain operations, our kernels, optimized, compiled."""
+    """Times a model on this machine.
+
+    Plain operations, our kernels, optimized and compiled, in turns.
+    """
     import torch
 
     from focalnet import zoo

@@ -46,9 +46,9 @@ def check_data(
         bool | None, typer.Option(help="0 in a label map is no class, and classes count from 1.", show_default=False)
     ] = None,
 ) -> None:
-    """Names everything that is wrong with a detection or segmentation data set, a line each.
+    """Names everything that is wrong with a data set.
 
-    Exit code 2 if there is anything. COCO format: broken JSON, missing pictures, ids given twice, unknown categories,
+    Of objects or segments, a line each; exit code 2 if there is anything. COCO format: broken JSON, missing pictures, ids given twice, unknown categories,
     boxes without size or outside their picture, broken segmentations, panoptic PNG files that do not fit. Label maps:
     pictures without masks and masks without pictures, sizes that differ, numbers of no class, colours in place of
     numbers, broken files. Training makes the same check before it starts.

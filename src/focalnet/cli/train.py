@@ -103,7 +103,10 @@ def fit_command(
         bool, typer.Option("--print_config", "--print-config", help="Print every option with its value, and stop.")
     ] = False,
 ) -> None:
-    """Trains by a recipe; the run's folder gets weights, metrics and a report."""
+    """Trains by a recipe.
+
+    The run's folder gets weights, metrics and a report.
+    """
     overrides = parse_overrides(context.args)
     if print_config:
         _require_engine()
@@ -121,7 +124,10 @@ def validate_command(
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name of 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
 ) -> None:
-    """Measures weights on a recipe's validation images: top-1 and top-5, or AP, or IoU; images per second."""
+    """Measures weights on a recipe's validation images.
+
+    Top-1 and top-5, precision, IoU or panoptic quality, whatever the task has; and images per second.
+    """
     show_progress()
     result = validate(recipe, weights, **parse_overrides(context.args))
     for key, value in result.items():
