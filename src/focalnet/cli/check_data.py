@@ -48,10 +48,10 @@ def check_data(
 ) -> None:
     """Names everything that is wrong with a data set.
 
-    Of objects or segments, a line each; exit code 2 if there is anything. COCO format: broken JSON, missing pictures, ids given twice, unknown categories,
-    boxes without size or outside their picture, broken segmentations, panoptic PNG files that do not fit. Label maps:
-    pictures without masks and masks without pictures, sizes that differ, numbers of no class, colours in place of
-    numbers, broken files. Training makes the same check before it starts.
+    Of objects or segments, a line each; exit code 2 if there is anything. COCO format: broken JSON, missing pictures,
+    ids given twice, unknown categories, boxes without size or outside their picture, broken segmentations, panoptic PNG
+    files that do not fit. Label maps: pictures without masks and masks without pictures, sizes that differ, numbers of
+    no class, colours in place of numbers, broken files. Training makes the same check before it starts.
     """
     if files := _annotation_files(root):
         reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
