@@ -118,7 +118,7 @@ def test_an_instance_model_writes_cocos_results(network, pictures, tmp_path):
 
 @of_kind("semantic", "instance", "panoptic")
 def test_films_go_frame_by_frame(network, tmp_path):
-    pytest.importorskip("cv2")
+    pytest.importorskip("cv2", reason="films need the extra video")
     from focalnet.inference.video import frame_rate, frames, write_video
 
     film = write_video([blocks(96, 64, seed=i)[0] for i in range(3)], tmp_path / "clip.mp4", 10.0)

@@ -32,7 +32,7 @@ class ColoursConfig(SegmenterConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Any:
-        raise NotImplementedError
+        raise AssertionError("this network only predicts")
 
     def build(self) -> Colours:
         return Colours(self)

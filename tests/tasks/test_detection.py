@@ -300,7 +300,7 @@ def test_predict_refuses_what_does_not_go_together(model, coco, tmp_path, capsys
 
 
 def test_films_go_frame_by_frame(model, coco, tmp_path):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="films need the extra video")
     from PIL import Image
 
     from focalnet.inference.video import frame_rate, frames, write_video
