@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+from PIL.Image import Image
 
 from focalnet.tasks.found import MIN_SCORE, DetectionPredictions, Inspected
-from focalnet.tasks.html import picture
+from focalnet.tasks.html import number, pairs, picture
 from focalnet.tasks.panoptic_report import quality
 from focalnet.visualize import draw_confusion, draw_detections, draw_precision_recall
 
@@ -38,7 +38,7 @@ def detection_sections(predictions: DetectionPredictions) -> list[tuple[str, str
         figure = draw_confusion(counts, [*names, "nothing there"], [*names, "missed"])
         sections.append((f"Confusions, of boxes from a score of {MIN_SCORE:g} on", picture(figure)))
     for title, chosen in (("Without a mistake", predictions.best), ("Most mistakes", predictions.worst)):
-        shown = picture(_sheet(chosen)) if chosen else '<p class="note">There are none.</p>'
+        shown = pairs(_drawn(chosen))
         sections.append((f"{title}: what there is, and what was found", shown))
     return sections
 
@@ -48,7 +48,7 @@ def _figures(results: Mapping[Kind, CocoResult]) -> str:
     head = "".join(f"<th>{kind}, %" for kind in results)
     first = next(iter(results.values()))
     rows = "".join(
-        f"<tr><td>{name.replace('_', ' ').upper()}" + "".join(f"<td>{_number(r.stats[name])}" for r in results.values())
+        f"<tr><td>{name.replace('_', ' ').upper()}" + "".join(f"<td>{number(r.stats[name])}" for r in results.values())
         for name in first.stats
     )
     return f"<table><tr><th>{head}{rows}</table>"
@@ -58,26 +58,14 @@ def _by_class(result: CocoResult) -> str:
     """Worst class first; classes without objects are left out."""
     found = {name: figures for name, figures in result.by_class.items() if not math.isnan(figures["ap"])}
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{_number(figures['ap'])}<td>{_number(figures['ap50'])}"
-        f'<td>{_number(figures["ar_100"])}<td><meter value="{figures["ap"] / 100:.3f}"></meter>'
+        f"<tr><td>{html.escape(name)}<td>{number(figures['ap'])}<td>{number(figures['ap50'])}"
+        f'<td>{number(figures["ar_100"])}<td><meter value="{figures["ap"] / 100:.3f}"></meter>'
         for name, figures in sorted(found.items(), key=lambda item: item[1]["ap"])
     )
     return f"<table><tr><th>class<th>AP, %<th>AP50, %<th>AR, %<th>{rows}</table>"
 
 
-def _number(value: float) -> str:
-    return "none there" if math.isnan(value) else f"{value:.2f}"
-
-
-def _sheet(inspected: Sequence[Inspected]) -> Figure:
-    """Two columns of pairs: the objects there are, and those found."""
-    lines = -(-len(inspected) // 2)
-    figure = Figure(figsize=(11, 2.9 * lines), layout="constrained")
-    places = figure.subplots(lines, 4, squeeze=False).flatten()
-    for axes in places:
-        axes.axis("off")
-    for i, one in enumerate(inspected):
-        for axes, noun, title in ((places[2 * i], one.true, "there"), (places[2 * i + 1], one.found, "found")):
-            axes.imshow(draw_detections(noun))
-            axes.set_title(f"{len(noun)} {title}", fontsize=8)
-    return figure
+def _drawn(inspected: Sequence[Inspected]) -> list[tuple[Image, str]]:
+    """The objects there are, and those found."""
+    both = ((noun, title) for one in inspected for noun, title in ((one.true, "there"), (one.found, "found")))
+    return [(draw_detections(noun), f"{len(noun)} {title}") for noun, title in both]

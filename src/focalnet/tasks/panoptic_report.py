@@ -6,10 +6,10 @@ import html
 import math
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
+from PIL.Image import Image
 
 from focalnet.metrics.panoptic import PanopticResult
-from focalnet.tasks.html import picture
+from focalnet.tasks.html import number, pairs
 from focalnet.tasks.panoptic_found import InspectedSegments, PanopticPredictions
 from focalnet.visualize import draw_panoptic
 
@@ -21,7 +21,7 @@ def panoptic_sections(predictions: PanopticPredictions) -> list[tuple[str, str]]
     """Figures, quality by class, and the pictures with the highest and the lowest quality."""
     sections = [("Panoptic quality", quality(predictions.result)), ("By class", _by_class(predictions.result))]
     for title, chosen in (("Best", predictions.best), ("Worst", predictions.worst)):
-        shown = picture(_sheet(chosen)) if chosen else '<p class="note">There are none.</p>'
+        shown = pairs(_drawn(chosen))
         sections.append((f"{title} pictures: what there is, and what was found", shown))
     return sections
 
@@ -30,7 +30,7 @@ def quality(result: PanopticResult) -> str:
     """A row for each group of classes, a column for each figure."""
     head = "".join(f"<th>{title}, %" for title in TITLES.values())
     rows = "".join(
-        f"<tr><td>{title}" + "".join(f"<td>{_number(result.stats[name + group])}" for name in TITLES)
+        f"<tr><td>{title}" + "".join(f"<td>{number(result.stats[name + group])}" for name in TITLES)
         for group, title in GROUPS.items()
     )
     return f"<table><tr><th>{head}{rows}</table>"
@@ -49,22 +49,11 @@ def _by_class(result: PanopticResult) -> str:
     return f"<table><tr><th>class{head}<th>{rows}</table>"
 
 
-def _number(value: float) -> str:
-    return "none there" if math.isnan(value) else f"{value:.2f}"
-
-
-def _sheet(inspected: Sequence[InspectedSegments]) -> Figure:
-    """Two columns of pairs: the truth, and what was found."""
-    lines = -(-len(inspected) // 2)
-    figure = Figure(figsize=(11, 2.9 * lines), layout="constrained")
-    places = figure.subplots(lines, 4, squeeze=False).flatten()
-    for axes in places:
-        axes.axis("off")
-    for i, one in enumerate(inspected):
-        for axes, noun, title in (
-            (places[2 * i], one.true, f"{len(one.true.segments)} there"),
-            (places[2 * i + 1], one.found, f"{len(one.found.segments)} found, PQ {one.pq:.1f} %"),
-        ):
-            axes.imshow(draw_panoptic(noun, legend=False))
-            axes.set_title(title, fontsize=8)
-    return figure
+def _drawn(inspected: Sequence[InspectedSegments]) -> list[tuple[Image, str]]:
+    """The truth, and what was found."""
+    drawn = []
+    for one in inspected:
+        drawn.append((draw_panoptic(one.true, legend=False), f"{len(one.true.segments)} there"))
+        found = f"{len(one.found.segments)} found, PQ {one.pq:.1f} %"
+        drawn.append((draw_panoptic(one.found, legend=False), found))
+    return drawn
