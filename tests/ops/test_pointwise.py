@@ -148,6 +148,22 @@ def test_compiles_to_one_graph() -> None:
     torch.testing.assert_close(compiled(x), mlp(x))
 
 
+@needs_onednn
+def test_the_compiler_does_not_send_float32_to_mkl() -> None:
+    mlp, x, graphs = Mlp(8, 12), torch.randn(2, 3, 3, 8), []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph.code)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(mlp, fullgraph=True, backend=note)(x), mlp(x))
+        (code,) = graphs
+        assert "focalnet.linear" in code
+        exported = torch.export.export(mlp, (x,))
+    assert {node.target.namespace for node in exported.graph.nodes if node.op == "call_function"} == {"aten"}
+
+
 def test_hooks_and_adapters_inside_an_mlp_are_called() -> None:
     mlp, seen = Mlp(8, 12), []
     x = torch.randn(2, 8)

@@ -64,7 +64,8 @@ def linear(
     if not torch.is_grad_enabled():
         x, weight, bias = _autocast(x, weight, bias)
         return _product(x, weight, bias, packed=packed) if _onednn(x, weight) else F.linear(x, weight, bias)
-    if x.dtype != torch.float32 or not _onednn(x, weight) or torch.is_autocast_enabled(x.device.type):
+    by_hand = x.dtype == torch.float32 and not torch.compiler.is_compiling() and _onednn(x, weight)
+    if not by_hand or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     out: torch.Tensor = _Linear.apply(x, weight, bias)
     return out
@@ -99,6 +100,8 @@ def mlp(
     x, weight1, bias1, weight2, bias2 = _autocast(x, weight1, bias1, weight2, bias2)
     if not _onednn(x, weight1):
         return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    if torch.compiler.is_compiling():  # the number of threads, thus of chunks, is not known yet
+        return _product(_product(x, weight1, bias1, "gelu"), weight2, bias2)
     done = []
     for chunk in torch.split(x.flatten(0, -2), max(CHUNK * torch.get_num_threads() // len(weight1), 1024)):
         hidden = _product(chunk, weight1, bias1, "gelu", packed=packed[0])
@@ -181,7 +184,12 @@ def _gradients(
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product may go to oneDNN by hand; compilers, exporters and sharded tensors choose for themselves."""
+    """Whether a product may go to oneDNN by hand; exporters and sharded tensors choose for themselves.
+
+    So does the compiler for bfloat16, which it packs and fuses by itself; float32 it would send to MKL.
+    """
+    if torch.compiler.is_compiling() and (x.dtype != torch.float32 or torch.compiler.is_exporting()):
+        return False
     return bool(
         x.device.type == "cpu"
         and x.dtype == weight.dtype
@@ -190,7 +198,6 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in (torch.Tensor, torch.nn.Parameter)
         and ONEDNN
         and torch.backends.mkldnn.enabled
-        and not torch.compiler.is_compiling()
         and backend.current() != "eager"
     )
 
@@ -203,9 +210,23 @@ def _product(
     *,
     packed: PackedWeight | None = None,
 ) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        out: torch.Tensor = _opaque_product(x, weight, bias, then)
+        return out
     weight = weight if packed is None else packed.instead_of(weight)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+    out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return out
+
+
+@torch.library.custom_op("focalnet::linear", mutates_args=(), device_types="cpu")
+def _opaque_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str) -> torch.Tensor:
+    """``_product`` for the compiler, which takes PyTorch's own operation only together with frozen weights."""
+    return _product(x, weight, bias, then)
+
+
+@_opaque_product.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
 
 
 if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:

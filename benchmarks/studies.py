@@ -1,0 +1,111 @@
+"""Whole networks of dense tasks, ours against theirs: times in turns, and the memory of a training step."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+
+import focalnet
+from focalnet.inference.timing import Timing, in_turns
+from focalnet.ops.memory import keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results"
+Call = Callable[[], object]
+Engines = dict[str, Callable[[], Call]]  # how each is built; the first is ours
+Study = Callable[[], Engines]
+
+
+def run(
+    studies: dict[str, Study], doc: str | None, name: str, packages: tuple[str, ...], **more: Callable[[int], Any]
+) -> None:
+    """Reads the command line, measures every study, and writes the file after each.
+
+    An interruption loses only the current study.
+
+    Args:
+        studies: by name; of those whose name ends in "training" memory is measured, too.
+        doc: what ``--help`` says.
+        name: of the file of results.
+        packages: whose versions belong to the result.
+        more: what else to put into the report, from the number of rounds.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", choices=[*studies, []], default=list(studies))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        study, engine = arguments.peak
+        return print_peak(studies[study]()[engine])
+    keep_freed_memory()  # for every engine alike
+    report: dict[str, Any] = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{peers.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "versions": {"focalnet": focalnet.__version__} | {p: importlib.metadata.version(p) for p in packages},
+        "studies": {study: studies[study].__doc__ for study in arguments.studies},
+        "seconds": {},
+        "times_ours": {},
+        "peak_gib": {},
+    }
+    for study in arguments.studies:
+        engines = studies[study]()
+        timings = in_turns({label: build() for label, build in engines.items()}, arguments.rounds, warmup=1)
+        ours = next(iter(timings.values())).median
+        memory = peaks(study, list(engines)) if study.endswith("training") else {}
+        report["seconds"][study] = {label: timing.seconds for label, timing in timings.items()}
+        report["times_ours"][study] = {label: timing.median / ours for label, timing in timings.items()}
+        report["peak_gib"][study] = memory
+        _write(report, arguments.out)
+        print("\n".join(lines(study, timings, memory)), flush=True)
+    for key, measure in more.items():
+        report[key] = measure(arguments.rounds)
+        _write(report, arguments.out)
+        print(json.dumps(report[key], indent=1))
+
+
+def peaks(study: str, engines: list[str]) -> dict[str, float]:
+    """The most memory of a process that builds one engine and makes two steps, GiB, beyond what its imports took."""
+    command = [sys.executable, sys.argv[0], "--peak", study]
+    return {label: float(subprocess.check_output([*command, label], text=True).split()[-1]) for label in engines}
+
+
+def print_peak(build: Callable[[], Call]) -> None:
+    """Measures this process."""
+    before = _peak()
+    step = build()
+    for _ in range(2):
+        step()
+    print((_peak() - before) / 2**20)
+
+
+def lines(study: str, timings: dict[str, Timing], memory: dict[str, float]) -> Iterator[str]:
+    """The table, each engine with its time over ours."""
+    ours = next(iter(timings.values())).median
+    for label, timing in timings.items():
+        low, high = timing.quartiles
+        spread = f"{1e3 * timing.median:8.0f} ms  ({1e3 * low:.0f} to {1e3 * high:.0f})  {timing.median / ours:5.2f}x"
+        yield f"{study:22s} {label:34s} {spread}" + (f"  {memory[label]:6.2f} GiB" if label in memory else "")
+
+
+def _peak() -> int:
+    """The most memory that this program had, KiB. getrusage's figure counts the one that started it, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def _write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
