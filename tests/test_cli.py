@@ -64,7 +64,8 @@ def test_help_lists_every_command_without_torch() -> None:
         code="import sys; from focalnet.cli.main import main; main(['--help']); "
         "print({'torch', 'matplotlib', 'lightning', 'timm'} & set(sys.modules))"
     )
-    for command in ("quickstart", "models", "predict", "explain", "fit", "validate", "convert", "doctor"):
+    known = ("quickstart", "models", "predict", "explain", "fit", "validate", "convert", "doctor")
+    for command in (*known, "check-data", "convert-data"):
         assert f"  {command}  " in found.stdout
     assert found.stdout.splitlines()[-1] == "set()"
 

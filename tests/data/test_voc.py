@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from PIL import Image
 
 from focalnet.data.datasets.coco import read_coco
 from focalnet.data.voc import convert_voc
 from focalnet.errors import ConfigError, DataError
 
-OBJECT = (
-    "<object><name>{name}</name><difficult>{difficult}</difficult>"
-    "<bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
-)
-
-
-def write(root: Path, name: str, *objects: tuple, filename: str | None = None) -> Path:
-    (root / "Annotations").mkdir(exist_ok=True)
-    (root / "JPEGImages").mkdir(exist_ok=True)
-    body = "".join(OBJECT.format(name=n, box=b, difficult=d) for n, b, d in objects)
-    size = "<size><width>80</width><height>60</height></size>"
-    path = root / "Annotations" / f"{name}.xml"
-    path.write_text(f"<annotation><filename>{filename or name + '.jpg'}</filename>{size}{body}</annotation>")
-    Image.new("RGB", (80, 60)).save(root / "JPEGImages" / f"{name}.jpg")
-    return path
+from .voc import write_split, write_voc
 
 
 def test_it_means_the_same(tmp_path):
-    write(tmp_path, "a", ("dog", (1, 1, 80, 60), 0), ("cat", (11, 21, 20, 40), 1))
-    write(tmp_path, "b", filename="wrong.png")
+    write_voc(tmp_path, "a", ("dog", (1, 1, 80, 60), 0), ("cat", (11, 21, 20, 40), 1))
+    write_voc(tmp_path, "b", filename="wrong.png")
     coco = read_coco(convert_voc(tmp_path, tmp_path / "all.json"))
     assert coco.class_names == ("cat", "dog")
     assert [image.file_name for image in coco.images] == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
@@ -42,10 +25,9 @@ def test_it_means_the_same(tmp_path):
 
 
 def test_splits_and_classes(tmp_path):
-    write(tmp_path, "a", ("dog", (1, 1, 8, 6), 0))
-    write(tmp_path, "b", ("cat", (1, 1, 8, 6), 0))
-    (tmp_path / "ImageSets/Main").mkdir(parents=True)
-    (tmp_path / "ImageSets/Main/val.txt").write_text("b 1\n")
+    write_voc(tmp_path, "a", ("dog", (1, 1, 8, 6), 0))
+    write_voc(tmp_path, "b", ("cat", (1, 1, 8, 6), 0))
+    write_split(tmp_path, "val", "b 1")
     coco = read_coco(convert_voc(tmp_path, tmp_path / "val.json", split="val", classes=["dog", "cat"]))
     assert (coco.class_names, len(coco.images)) == (("dog", "cat"), 1)
     with pytest.raises(DataError, match=r'b\.xml: class "cat" is not among dog'):
@@ -54,6 +36,25 @@ def test_splits_and_classes(tmp_path):
         convert_voc(tmp_path, tmp_path / "test.json", split="test")
     with pytest.raises(ConfigError, match="twice"):
         convert_voc(tmp_path, tmp_path / "val.json", classes=["dog", "dog"])
+
+
+def test_all_splits_have_the_same_classes(tmp_path):
+    write_voc(tmp_path, "a", ("dog", (1, 1, 8, 6), 0))
+    write_voc(tmp_path, "b", ("cat", (1, 1, 8, 6), 0))
+    for split, name, category in (("train", "a", 2), ("val", "b", 1)):
+        write_split(tmp_path, split, name)
+        coco = read_coco(convert_voc(tmp_path, tmp_path / f"{split}.json", split=split))
+        assert coco.class_names == ("cat", "dog")
+        assert [[one["category_id"] for one in image.annotations] for image in coco.images] == [[category]]
+
+
+def test_without_any_class_nothing_is_written(tmp_path):
+    write_voc(tmp_path, "a")
+    for classes in (None, []):
+        with pytest.raises(DataError, match="neither objects"):
+            convert_voc(tmp_path, tmp_path / "all.json", classes=classes)
+    assert not (tmp_path / "all.json").exists()
+    assert read_coco(convert_voc(tmp_path, tmp_path / "all.json", classes=["dog"])).class_names == ("dog",)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_splits_and_classes(tmp_path):
     ],
 )
 def test_files_that_cannot_be_read_are_named(text, expected, tmp_path):
-    write(tmp_path, "a").write_text(text)
+    write_voc(tmp_path, "a").write_text(text)
     with pytest.raises(DataError, match=expected) as error:
         convert_voc(tmp_path, tmp_path / "all.json")
     assert "a.xml" in str(error.value)

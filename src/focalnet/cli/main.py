@@ -16,6 +16,7 @@ import focalnet
 from focalnet.cli.benchmark import benchmark
 from focalnet.cli.check_data import check_data
 from focalnet.cli.convert import convert
+from focalnet.cli.convert_data import convert_data
 from focalnet.cli.doctor import doctor
 from focalnet.cli.explain import explain
 from focalnet.cli.models import models
@@ -35,6 +36,7 @@ for command in (quickstart, models, predict, explain, recipes):
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command)):
     app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
 app.command("check-data")(check_data)
+app.command("convert-data")(convert_data)
 app.command()(convert)
 app.command()(benchmark)
 app.command()(doctor)

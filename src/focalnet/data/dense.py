@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -120,12 +120,17 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
     def _open(self, part: Part) -> D:
         """A part of the data, checked."""
 
+    def _kinds(self, samples: D) -> Sequence[int] | None:
+        """By index: training pictures of one kind share a batch; None where all have one size by then."""
+        return None
+
     def _loader(self, part: Part) -> Loader:
         samples, training = self.samples[part], part == "train"
         workers = self.num_workers
         if workers is None:
             workers = cores_per_process(self.trainer.num_devices if self.trainer else 1)
         batch_size = self.batch_size if training else self.val_batch_size or self.default_val_batch_size()
-        order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training)
+        kinds = self._kinds(samples)
+        order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training, kinds=kinds)
         options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
         return Loader(samples, order, collate=type(self).collate, **options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed
 from torch.utils.data import Sampler
 
+from focalnet.data.grouping import by_kind
 from focalnet.errors import DataError
 
 
@@ -37,20 +38,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     In training, the pictures are shuffled by ``(seed, epoch)``, the incomplete last batch is left out, and
     process ``r`` of ``n`` takes every ``n``-th picture from the ``r``-th on: batch ``t`` of all processes
     together is the same set for any ``n``. In evaluation every picture comes once, in order, in batches of
-    nearly equal size, as many in each process.
+    nearly equal size, as many in each process: where each takes one picture at a time and their number does not divide
+    evenly, one batch has two.
 
     Args:
         size: number of pictures.
         batch_size: over all processes.
         seed: of the shuffle.
         training: shuffle and leave out the rest, or take everything once.
+        kinds: by index; in training, pictures of one kind share a batch (see ``by_kind``).
 
     Raises:
         DataError: the batch size does not divide among the processes.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, training: bool) -> None:
-        self.size, self.batch_size, self.seed, self.training = size, batch_size, seed, training
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, training: bool, kinds: Sequence[int] | None = None
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.training, self.kinds = size, batch_size, seed, training, kinds
         per_process(batch_size)
         self.epoch = 0
         self.skip = 0  # batches that the next pass leaves out: an interrupted epoch goes on behind them
@@ -69,7 +74,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             return self.size // self.batch_size
         _, processes = world()
         share = -(-self.size // processes)
-        return -(-share // per_process(self.batch_size))
+        wanted = -(-share // per_process(self.batch_size))
+        return max(1, min(wanted, self.size // processes))  # as many as the process with the fewest pictures can fill
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skip, self.skip = self.skip, 0
@@ -81,8 +87,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         rank, processes = world()
         if not self.training:
             indices = np.arange(rank, self.size, processes)
-            if len(indices) < len(self):
-                raise DataError(f"{self.size} images are too few for {processes} processes: use a larger batch_size")
+            if not len(indices):
+                raise DataError(f"{self.size} images are too few for {processes} processes: start fewer")
             return indices
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        return order[: len(self) * self.batch_size][rank::processes]
+        order = order[: len(self) * self.batch_size]
+        if self.kinds is not None:
+            order = by_kind(order, self.kinds, self.batch_size)
+        return order[rank::processes]

@@ -23,45 +23,41 @@ def convert_voc(root: Path, target: Path, *, split: str | None = None, classes: 
         root: the folder with ``Annotations`` and ``JPEGImages``.
         target: the JSON file to write.
         split: only the images listed in ``ImageSets/Main/SPLIT.txt``; default: all.
-        classes: names in label order; default: those found, sorted. Give the same for every split.
+        classes: names in label order; default: those found, sorted, also outside the split, so that all splits agree.
 
     Returns:
         The file written; its images are named as below ``root``.
 
     Raises:
-        DataError: a file cannot be read, or an object has no name or box, or a class that is not listed.
+        DataError: a file cannot be read, an object has no name or box, or a class that is not listed, or there is none.
         ConfigError: ``classes`` names one twice.
     """
     if classes is not None and len(set(classes)) < len(classes):
         raise ConfigError(f"classes names one twice: {', '.join(classes)}")
     files = _files(root, split)
-    read = [_read(file) for file in files]
-    found = sorted({one["name"] for _, objects in read for one in objects})
-    names = list(found if classes is None else classes)
+    read = {file: _read(file) for file in files}
+    names = list(classes or ())
+    if classes is None:
+        read |= {file: _read(file) for file in _files(root) if file not in read}
+        names = sorted({name for _, objects in read.values() for name, _ in objects})
+    if not names:
+        raise DataError(f"{root}: neither objects in its annotations nor classes given")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (file, (image, objects)) in enumerate(zip(files, read, strict=True), start=1):
+    for number, file in enumerate(files, start=1):
+        image, objects = read[file]
         images.append({"id": number, **image, "file_name": _picture(root, file, image["file_name"])})
-        for one in objects:
-            if one["name"] not in names:
-                raise DataError(f'{file}: class "{one["name"]}" is not among {", ".join(names)}')
-            left, top, width, height = one["bbox"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": names.index(one["name"]) + 1,
-                    "bbox": [left, top, width, height],
-                    "area": width * height,
-                    "iscrowd": one["iscrowd"],
-                }
-            )
+        for name, shape in objects:
+            if name not in names:
+                raise DataError(f'{file}: class "{name}" is not among {", ".join(names)}')
+            known = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1}
+            annotations.append(known | shape)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return write(target, json.dumps(content).encode(), DataError)
 
 
-def _files(root: Path, split: str | None) -> list[Path]:
+def _files(root: Path, split: str | None = None) -> list[Path]:
     if split is None:
         files = sorted((root / "Annotations").glob("*.xml"))
         if not files:
@@ -78,8 +74,8 @@ def _files(root: Path, split: str | None) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The image and the objects of one XML file."""
+def _read(file: Path) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+    """The image and the objects, each with its class, of one XML file."""
     try:
         tree = ElementTree.parse(file).getroot()
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
@@ -89,13 +85,14 @@ def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return image, [_object(file, one, place) for place, one in enumerate(tree.iterfind("object"), start=1)]
 
 
-def _object(file: Path, one: ElementTree.Element, place: int) -> dict[str, Any]:
+def _object(file: Path, one: ElementTree.Element, place: int) -> tuple[str, dict[str, Any]]:
     name = (one.findtext("name") or "").strip()
     if not name:
         raise DataError(f"{file}: object {place} has no name")
     x1, y1, x2, y2 = (_number(file, one, f"bndbox/{side}", place) for side in ("xmin", "ymin", "xmax", "ymax"))
+    left, top, width, height = x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1
     difficult = (one.findtext("difficult") or "0").strip() == "1"
-    return {"name": name, "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], "iscrowd": int(difficult)}
+    return name, {"bbox": [left, top, width, height], "area": width * height, "iscrowd": int(difficult)}
 
 
 def _number(file: Path, parent: ElementTree.Element, path: str, place: int | None = None) -> float:

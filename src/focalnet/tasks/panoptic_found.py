@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 
 from focalnet.metrics.panoptic import PanopticResult
 from focalnet.structures import PanopticBatch, PanopticMap, PanopticTruth, Segment
-from focalnet.tasks.callbacks import Inspector
-from focalnet.tasks.found import picture_of
+from focalnet.tasks.dense_found import DensePredictions
 
 
 @dataclass(frozen=True)
@@ -24,56 +22,34 @@ class InspectedSegments:
     found: PanopticMap
 
 
-class PanopticPredictions(Inspector):
+class PanopticPredictions(DensePredictions[InspectedSegments]):
     """What the network found in every validation image.
 
-    After ``trainer.validate``: ``result``, ``images`` of all processes; ``best`` and ``worst``, images of this process;
-    ``seconds``.
+    After ``trainer.validate``, besides what ``DensePredictions`` has: ``result``. ``best`` and ``worst`` are so by
+    panoptic quality.
     """
 
-    def __init__(self, pictures: int = 6) -> None:
-        self.pictures = pictures
-
-    def summary(self) -> dict[str, Any]:
-        """``pq``, ``sq``, ``rq``, ``pq_things``, ... in percent, ``images``, ``images_per_s``."""
-        figures = {name: round(value, 6) for name, value in self.result.summary().items()}
-        return {**figures, "images": self.images, "images_per_s": round(self.images / self.seconds, 1)}
+    def figures(self) -> dict[str, float]:
+        """``pq``, ``sq``, ``rq``, ``pq_things``, ... in percent."""
+        return self.result.summary()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.names, self.num_things, self.preprocessing = data.class_names, data.num_things, data.preprocessing
-        self.best: list[InspectedSegments] = []
-        self.worst: list[InspectedSegments] = []
-        self.images = 0
-        self.started = time.monotonic()
+        super().on_validation_start(trainer, pl_module)
+        self.num_things: int = trainer.datamodule.num_things  # type: ignore[attr-defined]
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: PanopticBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        metric: Any = pl_module.metric
-        for i, (found, truth) in enumerate(zip(outputs["found"], batch["truths"], strict=True)):
-            ious, matches, invented, missed = metric.count(found, truth).sum(0).tolist()
-            if matches + invented + missed:
-                pq = 100 * ious / (matches + 0.5 * invented + 0.5 * missed)
-                self._keep(pq, found, truth, batch, i)
-        self.images += len(outputs["found"])
-
-    def _keep(self, pq: float, found: PanopticMap, truth: PanopticTruth, batch: PanopticBatch, i: int) -> None:
-        """Only as many as are drawn at the end are kept: pictures are large."""
-        if len(self.best) == self.pictures and self.worst[-1].pq <= pq <= self.best[-1].pq:
+    def inspect(self, task: Any, found: PanopticMap, batch: PanopticBatch, i: int) -> None:
+        truth = batch["truths"][i]
+        ious, matches, invented, missed = task.metric.count(found, truth).sum(0).tolist()
+        if not matches + invented + missed:
             return
-        height, width = batch["sizes"][i]
-        picture = picture_of(batch["images"][i, :, :height, :width].cpu(), self.preprocessing)
-        seen = replace(found, ids=found.ids.cpu(), names=self.names, image=picture)
-        one = InspectedSegments(pq, replace(self._true_map(truth), image=picture), seen)
-        self.best = sorted([*self.best, one], key=lambda kept: -kept.pq)[: self.pictures]
-        self.worst = sorted([*self.worst, one], key=lambda kept: kept.pq)[: self.pictures]
+        pq = 100 * ious / (matches + 0.5 * invented + 0.5 * missed)
+
+        def make() -> InspectedSegments:
+            picture = self.picture(batch, i)
+            seen = replace(found, ids=found.ids.cpu(), names=self.names, image=picture)
+            return InspectedSegments(pq, replace(self._true_map(truth), image=picture), seen)
+
+        self.keep(make, good=pq, bad=-pq)
 
     def _true_map(self, truth: PanopticTruth) -> PanopticMap:
         ids = truth["ids"].cpu()
@@ -85,9 +61,5 @@ class PanopticPredictions(Inspector):
         return PanopticMap(ids, tuple(segments), self.names)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.monotonic() - self.started
+        super().on_validation_end(trainer, pl_module)
         self.result: PanopticResult = pl_module.found  # type: ignore[assignment]
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self.images)
-            self.images = sum(parts)

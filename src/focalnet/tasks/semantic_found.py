@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.metrics.semantic import SemanticResult, evaluate
 from focalnet.structures import SemanticBatch, SemanticMap
-from focalnet.tasks.callbacks import Inspector
-from focalnet.tasks.found import picture_of
+from focalnet.tasks.dense_found import DensePredictions
 
 
 @dataclass(frozen=True)
@@ -26,65 +23,33 @@ class InspectedMap:
     found: SemanticMap
 
 
-class SemanticPredictions(Inspector):
+class SemanticPredictions(DensePredictions[InspectedMap]):
     """What the network found in every validation image.
 
-    After ``trainer.validate``: ``result``, ``images`` of all processes; ``best`` and ``worst``, images of this process;
-    ``seconds``.
+    After ``trainer.validate``, besides what ``DensePredictions`` has: ``result``. ``best`` and ``worst`` are so by mean
+    IoU.
     """
 
-    def __init__(self, pictures: int = 6) -> None:
-        self.pictures = pictures
+    def figures(self) -> dict[str, float]:
+        """``miou``, ``pixel_accuracy`` and ``mean_accuracy`` in percent."""
+        return self.result.summary()
 
-    def summary(self) -> dict[str, Any]:
-        """``miou``, ``pixel_accuracy`` and ``mean_accuracy`` in percent, ``images``, ``images_per_s``."""
-        figures = {name: round(value, 6) for name, value in self.result.summary().items()}
-        return {**figures, "images": self.images, "images_per_s": round(self.images / self.seconds, 1)}
+    def inspect(self, task: Any, found: SemanticMap, batch: SemanticBatch, i: int) -> None:
+        there = batch["labels"][i]
+        miou = evaluate(task.metric.count(found.labels, there).numpy()).miou
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.names, self.preprocessing = data.class_names, data.preprocessing
-        self.best: list[InspectedMap] = []
-        self.worst: list[InspectedMap] = []
-        self.images = 0
-        self.started = time.monotonic()
+        def make() -> InspectedMap:
+            picture, size = self.picture(batch, i), batch["sizes"][i]
+            true, seen = (SemanticMap(_resized(labels, size), self.names, picture) for labels in (there, found.labels))
+            return InspectedMap(miou, true, seen)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: SemanticBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        metric: Any = pl_module.metric
-        for i, (found, labels) in enumerate(zip(outputs["found"], batch["labels"], strict=True)):
-            miou = evaluate(metric.count(found.labels, labels).numpy()).miou
-            if miou == miou:  # not a number where nothing is labelled
-                self._keep(miou, found.labels, labels, batch["images"][i], batch["sizes"][i])
-        self.images += len(outputs["found"])
-
-    def _keep(self, miou: float, found: Tensor, true: Tensor, image: Tensor, size: tuple[int, int]) -> None:
-        """Only as many as are drawn at the end are kept, at the size the network saw: pictures are large."""
-        best, worst = self.best[-1:], self.worst[-1:]
-        full = len(self.best) >= self.pictures
-        if full and miou <= best[0].miou and miou >= worst[0].miou:
-            return
-        picture = picture_of(image[:, : size[0], : size[1]].cpu(), self.preprocessing)
-        both = [SemanticMap(_resized(labels.cpu(), size), self.names, picture) for labels in (true, found)]
-        one = InspectedMap(miou, *both)
-        self.best = sorted([*self.best, one], key=lambda kept: -kept.miou)[: self.pictures]
-        self.worst = sorted([*self.worst, one], key=lambda kept: kept.miou)[: self.pictures]
+        if miou == miou:  # not a number where nothing is labelled
+            self.keep(make, good=miou, bad=-miou)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds = time.monotonic() - self.started
+        super().on_validation_end(trainer, pl_module)
         self.result: SemanticResult = pl_module.found  # type: ignore[assignment]
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self.images)
-            self.images = sum(parts)
 
 
 def _resized(labels_HW: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(labels_HW[None, None].double(), size=size, mode="nearest")[0, 0].long()
+    return F.interpolate(labels_HW.cpu()[None, None].double(), size=size, mode="nearest")[0, 0].long()

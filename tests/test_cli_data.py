@@ -1,0 +1,91 @@
+"""``focalnet convert-data`` as typed, and whether ``check-data`` and training take what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from focalnet.cli.main import main
+from tests.data.voc import write_split, write_voc
+from tests.test_cli import refused, run
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Three pictures with cats and dogs; two are to train, one is to validate."""
+    root = tmp_path / "VOC2012"
+    write_voc(root, "a", ("dog", (1, 1, 40, 30), 0), ("cat", (41, 31, 80, 60), 1))
+    write_voc(root, "b", ("dog", (11, 11, 30, 30), 0))
+    write_voc(root, "c", ("cat", (1, 1, 20, 20), 0))
+    write_split(root, "train", "a", "b")
+    write_split(root, "val", "c")
+    return root
+
+
+def written(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in (".json", ".part"))
+
+
+def test_voc_becomes_data_to_train_on(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from focalnet.data import DetectionData
+
+    target = voc / "annotations/instances_train.json"
+    found = run("convert-data", str(voc), str(target), "--split", "train")
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"wrote {target}\n", "")
+    assert main(["convert-data", str(voc), str(voc / "annotations/instances_val.json"), "--split", "val"]) == 0
+    assert main(["check-data", str(voc), "--decode"]) == 0
+    shown = capsys.readouterr().err
+    assert "2 images; 0 cat, 2 dog" in shown  # the difficult cat is a crowd region
+    assert "1 images; 1 cat, 0 dog" in shown
+    data = DetectionData(voc, masks=False, batch_size=1, num_workers=0)
+    data.setup("fit")
+    assert data.class_names == ("cat", "dog")
+    assert [len(samples) for samples in data.samples.values()] == [2, 1]
+
+
+def test_listed_classes_are_labels_in_their_order(voc: Path, tmp_path: Path) -> None:
+    from focalnet.data.datasets.coco import read_coco
+
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    target = tmp_path / "all.json"
+    assert main(["convert-data", str(voc), str(target), "--class-names", str(tmp_path / "classes.txt")]) == 0
+    coco = read_coco(target)
+    assert (coco.class_names, len(coco.images)) == (("dog", "cat", "bird"), 3)
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = voc / "train.json"
+    target.write_text("mine")
+    assert "--force" in refused(capsys, "convert-data", str(voc), str(target))
+    assert target.read_text() == "mine"
+    assert main(["convert-data", str(voc), str(target), "--force"]) == 0
+    assert target.read_text().startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--split", "test"], ["test.txt"]),
+        (["--class-names", "absent.txt"], ["absent.txt"]),
+        (["--classes", "dog"], ["--classes", "focalnet convert-data --help"]),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_named(capsys, voc: Path, options: list[str], expected: list[str]) -> None:
+    message = refused(capsys, "convert-data", str(voc), str(voc / "all.json"), *options)
+    for text in expected:
+        assert text in message
+    assert written(voc) == []
+
+
+def test_what_is_wrong_with_the_data_is_named(capsys, voc: Path, tmp_path: Path) -> None:
+    target = tmp_path / "all.json"
+    (tmp_path / "classes.txt").write_text("dog\n")
+    assert 'class "cat" is not among dog' in refused(
+        capsys, "convert-data", str(voc), str(target), "--class-names", str(tmp_path / "classes.txt")
+    )
+    assert "no XML files" in refused(capsys, "convert-data", str(tmp_path / "nowhere"), str(target))
+    assert "cannot write" in refused(capsys, "convert-data", str(voc), str(tmp_path / "classes.txt/all.json"))
+    (voc / "Annotations/a.xml").write_text("<annotation>")
+    assert "a.xml: cannot be read as XML" in refused(capsys, "convert-data", str(voc), str(target))
+    assert written(tmp_path) == []
