@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import os
 import warnings
 from pathlib import Path
@@ -216,7 +217,7 @@ class Cost:
 
 
 def cost(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> Cost:
-    """Counts parameters and multiply-accumulates of an architecture, without allocating it.
+    """Counts parameters and multiply-accumulates of an architecture, without allocating it or building all of it.
 
     Args:
         name: one of ``list_models()``.
@@ -226,10 +227,43 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
     Raises:
         UnknownName: no such architecture.
     """
+    if name in NETWORKS:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        return Cost(_dense_params(NETWORKS[name].config(**classes)), None)
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
-    params = sum(p.numel() for p in model.parameters())
-    if not isinstance(model, Classifier):
-        return Cost(params, None)
+    assert isinstance(model, Classifier)
     size = image_size or VARIANTS[name].image_size
-    return Cost(params, model.macs(size, size))
+    return Cost(_params(model), model.macs(size, size))
+
+
+def _dense_params(config: DenseConfig) -> int:
+    """The parts that many networks share are counted once: a trunk, and what stands on trunks of the same channels."""
+    trunk = config.backbone
+    ones = (1,) * len(trunk.depths)
+    narrow = FocalNetConfig(
+        embed_dim=trunk.embed_dim, depths=ones, focal_levels=ones, focal_windows=ones, out_indices=trunk.out_indices
+    )
+    whole, *blocks = _trunk_params(dataclasses.replace(trunk, depths=ones))
+    more = sum((depth - 1) * block for depth, block in zip(trunk.depths, blocks, strict=True))
+    return whole + more + _head_params(dataclasses.replace(config, backbone=narrow))
+
+
+@functools.cache
+def _trunk_params(config: FocalNetConfig) -> tuple[int, ...]:
+    """Of all, and of the first block of each stage, whose blocks are alike."""
+    with torch.device("meta"):
+        trunk = config.build()
+    return _params(trunk), *(_params(stage.blocks[0]) for stage in trunk.stages)
+
+
+@functools.cache
+def _head_params(config: DenseConfig) -> int:
+    """Of all but the backbone."""
+    with torch.device("meta"):
+        model = config.build()
+    return _params(model) - _params(model.backbone)
+
+
+def _params(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

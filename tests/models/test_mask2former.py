@@ -203,6 +203,7 @@ def test_named_models() -> None:
         ({"num_things": 4}, "num_things=4"),
         ({"channels": 20}, "channels=20"),
         ({"num_queries": 0}, "num_queries=0"),
+        ({"heads": 0}, "heads=0"),
         ({"importance": 1.5}, "importance=1.5"),
         ({"oversample": 0.5}, "oversample=0.5"),
         ({"out_indices": (3,)}, "two maps"),

@@ -15,6 +15,7 @@ from focalnet.cli.train import fit
 from focalnet.data.datasets.digits import Digits
 from focalnet.errors import ConfigError, DataError, ImageError, TrainingError
 from focalnet.tasks import ClassificationTask
+from focalnet.tasks.failures import explained
 from focalnet.tasks.folder import write
 from tests.tasks.toy import MIXED, assert_same_weights
 
@@ -159,6 +160,15 @@ def test_impossible_options_are_refused_and_leave_nothing(tmp_path, options, mes
         fit(DIGITS, output=tmp_path / "run", **{**MIXED, **options})
     one_line(error)
     assert not (tmp_path / "run").exists()
+
+
+def test_batch_norm_is_not_synchronised_on_a_cpu(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match="--trainer.sync_batchnorm false"), explained():
+            torch.nn.SyncBatchNorm(2)(torch.randn(2, 2, 4))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_missing_folder_and_a_broken_picture_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""UPerNet checkpoints: mmseg's files, ours, and what ``load`` makes of them."""
+"""UPerNet and Mask2Former checkpoints: OpenMMLab's files, ours, and what ``load`` makes of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from focalnet import weights
 from focalnet.errors import CheckpointError, DownloadError
-from focalnet.models import SEGMENTERS, UPerNet, UPerNetConfig
+from focalnet.models import SEGMENTERS, Mask2Former, Mask2FormerConfig, UPerNet, UPerNetConfig
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import download
 from focalnet.zoo import load
-from tests.models.small import ORIGINALS, SIZES, images, upernet
+from tests.models.small import ORIGINALS, SIZES, images, mask2former, upernet
 from tests.parity import openmmlab as golden
 from tests.parity.golden import Case, cases
 
@@ -141,17 +141,78 @@ def test_what_a_segmenter_cannot_become(model: UPerNet, tmp_path: Path) -> None:
     assert not (tmp_path / "y.pth").exists()
 
 
-def test_mask2former_goes_through_our_files_only(tmp_path: Path) -> None:
-    small = {"channels": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_hidden": 8, "decoder_hidden": 8}
-    shape = {"embed_dim": 8, "depths": (1, 1, 1), "num_classes": 3, "num_queries": 4}
-    network = SEGMENTERS["mask2former_focalnet_nano"].config(**small, **shape, segments="semantic").build().eval()
+# --- Mask2Former
+
+
+@pytest.fixture
+def finder() -> Mask2Former:
+    torch.manual_seed(0)
+    network = mask2former(channels=32, heads=4, norm_groups=32, num_things=None, stem_padding=3).build().eval()
+    assert isinstance(network, Mask2Former)
     network.card = CARD
-    path = weights.save(network, tmp_path / "x.safetensors")
-    loaded = load(path)
-    assert (loaded.config, loaded.card) == (network.config, CARD)
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in loaded.state_dict().items())
-    other = load(path, num_classes=5).state_dict()
-    changed = {key for key, value in network.state_dict().items() if value.shape != other[key].shape}
+    return network
+
+
+def test_mask2former_in_our_file_and_theirs_and_back(finder: Mask2Former, tmp_path: Path) -> None:
+    ours = weights.save(finder, tmp_path / "mine.safetensors")
+    theirs = weights.export(weights.read(ours), tmp_path / "theirs.pth", "openmmlab")
+    assert torch.load(theirs, weights_only=True)["meta"]["CLASSES"] == ("a", "b", "c")
+    again = weights.read(theirs)
+    assert (again.layout, again.card.class_names) == ("openmmlab", ("a", "b", "c"))
+    assert (again.card.preprocessing.image_size, again.card.preprocessing.max_size) == (800, 1333)
+    back = load(weights.export(again, tmp_path / "back.safetensors", "native"))
+    assert isinstance(back, Mask2Former)
+    untraced = {name: getattr(finder.config, name) for name in ("object_threshold", "train_points")}
+    trunk = replace(back.config.backbone, out_indices=None)  # the file names them all
+    assert replace(back.config, backbone=trunk, **untraced) == finder.config
+    assert all(torch.equal(value, finder.state_dict()[key]) for key, value in back.state_dict().items())
+    other = load(ours, num_classes=5).state_dict()
+    changed = {key for key, value in finder.state_dict().items() if value.shape != other[key].shape}
     assert changed == {"panoptic_head.cls_embed.weight", "panoptic_head.cls_embed.bias"}
-    with pytest.raises(CheckpointError, match="only a detector or UPerNet has the layout openmmlab"):
-        weights.export(weights.read(path), tmp_path / "y.pth", "openmmlab")
+
+
+@cases("openmmlab/mmdet_mask2former_*.json")
+def test_a_mask2former_file(case: Case, tmp_path: Path) -> None:
+    """Groups of the norms and number of things leave no trace: this one's are not those of COCO."""
+    path = tmp_path / "theirs.pth"
+    state = {f"module.{key}": value for key, value in golden.state(case.tensors).items()}
+    torch.save({"meta": {"dataset_meta": {"classes": tuple("abcde")}}, "state_dict": state}, path)
+    official = Mask2FormerConfig.from_official(case.facts["config"])
+    read = weights.read(path)
+    assert isinstance(read.config, Mask2FormerConfig)
+    assert (read.config.segments, read.config.num_things, read.config.norm_groups) == ("panoptic", None, 32)
+    model = load(path, norm_groups=8, num_things=3)
+    assert isinstance(model, Mask2Former)
+    assert model.class_names == tuple("abcde")
+    untraced = ("train_points", "object_threshold", "overlap_threshold", "max_per_image")
+    assert replace(model.config, **{name: getattr(official, name) for name in untraced}) == official
+    assert model.state_dict().keys() == golden.state(case.tensors).keys()
+
+
+@pytest.mark.parametrize(("classes", "segments", "things"), [(80, "instance", 80), (133, "panoptic", 80)])
+def test_mask2formers_of_coco(classes: int, segments: str, things: int, tmp_path: Path) -> None:
+    torch.save(mask2former(num_classes=classes).build().state_dict(), tmp_path / "x.pth")
+    config = weights.read(tmp_path / "x.pth").config
+    assert isinstance(config, Mask2FormerConfig)
+    assert (config.segments, config.things, config.num_classes) == (segments, things, classes)
+
+
+def test_a_named_mask2former_has_the_norms_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "mask2former_focalnet_large_fl3"
+    narrow = {**SEGMENTERS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(SEGMENTERS, name, replace(SEGMENTERS[name], shape=narrow))
+    model = mask2former(**narrow).build()
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    read = weights.read(tmp_path / "x.pth")
+    assert read.architecture == name
+    assert read.backbone.post_norm
+    assert replace(read.backbone, out_indices=None) == model.config.backbone
+
+
+@pytest.mark.parametrize("gone", ["panoptic_head.mask_embed.0.weight", "panoptic_head.level_embed.weight"])
+def test_a_mask2former_with_a_part_missing(finder: Mask2Former, gone: str, tmp_path: Path) -> None:
+    state = finder.state_dict()
+    del state[gone]
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: .*missing.*{gone}"):
+        load(tmp_path / "x.pth")

@@ -40,12 +40,12 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
 
     # A bin's taps are those of its column for each of those of its row. Regions differ in how many they have, so all
     # bins lie end to end.
-    taps = (y.count * x.count).repeat_interleave(size * size)
+    taps = (y.cells * x.cells).repeat_interleave(size * size)
     start = taps.cumsum(0) - taps
     bin_ = torch.arange(len(taps)).repeat_interleave(taps)
     place = torch.arange(len(bin_)) - start[bin_]
     region, row, column = bin_ // (size * size), bin_ // size % size, bin_ % size
-    i, j = place // x.count[region], place % x.count[region]
+    i, j = place // x.cells[region], place % x.cells[region]
     weight = y.weight[region, row, i] * x.weight[region, column, j]
     line = rois[:, 0].long()[region] * height + (y.first[region, row] + i).clamp(max=height - 1)
     cell = line * width + (x.first[region, column] + j).clamp(max=width - 1)
@@ -60,12 +60,12 @@ class _Taps(NamedTuple):
 
     Attributes:
         first: ``(K, size)``, the first cell of each bin.
-        count: ``(K,)``, cells that a bin reads from there on; those beyond the map weigh nothing.
-        weight: ``(K, size, max(count))``.
+        cells: ``(K,)``, cells that a bin reads from there on; those beyond the map weigh nothing.
+        weight: ``(K, size, max(cells))``.
     """
 
     first: Tensor
-    count: Tensor
+    cells: Tensor
     weight: Tensor
 
 

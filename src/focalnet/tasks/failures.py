@@ -26,7 +26,7 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
 
     Raises:
         TrainingError: full disk, a dead loader worker, no memory left, SIGTERM, or raised within.
-        ConfigError: Lightning refuses the combination of options.
+        ConfigError: Lightning or PyTorch refuses the combination of options.
         KeyboardInterrupt: in place of Lightning's ``SystemExit``.
     """
     try:
@@ -41,6 +41,10 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
         if _is_interrupt(error):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
             raise KeyboardInterrupt from error
+        if isinstance(error, ValueError) and "SyncBatchNorm" in str(error):
+            raise ConfigError(
+                "PyTorch synchronises batch norm on GPUs only: train on those, or add --trainer.sync_batchnorm false"
+            ) from error
         if reason := _reason(error):
             raise TrainingError(f"{reason}; {_kept(folder)}") from error
         raise

@@ -170,7 +170,7 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
 
     Args:
-        checkpoint: of a classifier, or of a detector or UPerNet for ``"openmmlab"``.
+        checkpoint: of a classifier, or of a detector or segmenter for ``"openmmlab"``.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
         layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
         dtype: how numbers are stored; ``read`` gives float32 whichever it is.
@@ -187,15 +187,14 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         card = dataclasses.replace(checkpoint.card, source=origin)
         return write_safetensors(path, stored, {HEADER: _header(config, card)})
     if layout == openmmlab.NAME:
-        if not isinstance(config, DenseConfig) or not openmmlab.has(config):
-            raise CheckpointError(f"{checkpoint.path}: only a detector or UPerNet has the layout {layout}")
+        if not isinstance(config, DenseConfig):
+            raise CheckpointError(f"{checkpoint.path}: only a detector or segmenter has the layout {layout}")
         beside = openmmlab.describe(config, checkpoint.card.class_names)
         if path.suffix == ".safetensors":
             return write_safetensors(path, stored, {})
         return write_pickle(path, stored, section="state_dict", beside=beside)
     if not isinstance(config, ClassifierConfig):
-        what: str = "bare backbone" if isinstance(config, FocalNetConfig) else config.kind
-        what += ", which has openmmlab's" if openmmlab.has(config) else ""
+        what = "bare backbone" if isinstance(config, FocalNetConfig) else f"{config.kind}, which has openmmlab's"
         raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a {what}")
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
@@ -244,8 +243,10 @@ def _read_dense(
         wanted = config.build().state_dict()
     published = [entry for entry in entries().values() if entry.network]
     twin = next((entry for entry in published if entry.network == name), None)
-    # Published or not, images of one kind of network were all prepared alike, and of the same classes.
-    like = twin or next(entry for entry in published if NETWORKS[str(entry.network)].config_class.kind == config.kind)
+    # Published or not, images of one kind of network were all prepared alike, and of the same classes; mmdet's
+    # Mask2Former has those of its detectors.
+    kind = "detector" if isinstance(config, Mask2FormerConfig) else config.kind
+    like = twin or next(entry for entry in published if NETWORKS[str(entry.network)].config_class.kind == kind)
     names = openmmlab.class_names(raw.content) or (class_names(like.labels) if name else ())
     checkpoint = Checkpoint(
         path=raw.path,

@@ -69,7 +69,8 @@ class Mask2FormerConfig(SegmenterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_queries", "levels", "points", "encoder_layers", "decoder_layers", "max_per_image"):
+        counts = ("num_queries", "heads", "norm_groups", "levels", "points", "encoder_layers", "decoder_layers")
+        for name in (*counts, "max_per_image"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("object_threshold", "overlap_threshold", "importance"):

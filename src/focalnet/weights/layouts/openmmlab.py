@@ -1,15 +1,17 @@
-"""Detectors of mmdet (2.x and 3.x) and UPerNet of mmseg (0.x and 1.x): the same names as ours, without a description.
+"""Detectors and Mask2Former of mmdet (2.x and 3.x), UPerNet of mmseg (0.x and 1.x): our names, without a description.
 
 The names and shapes tell which network it is and how wide; what leaves no trace in them (thresholds, losses, how many
-boxes are drawn) is as published. A file is ``{"meta": {...}, "state_dict": {...}}``.
+boxes are drawn; of Mask2Former the groups of its norms, points by head, which classes are things) is as published.
+A file is ``{"meta": {...}, "state_dict": {...}}``.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from colorsys import hsv_to_rgb
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +23,7 @@ from focalnet.models import (
     ATSSConfig,
     CascadeRCNNConfig,
     DenseConfig,
-    DetectorConfig,
+    Mask2FormerConfig,
     MaskRCNNConfig,
     SegmenterConfig,
     SparseRCNNConfig,
@@ -42,10 +44,13 @@ _MARKS = {
     "mask_rcnn": "roi_head.bbox_head.fc_reg.weight",
     "atss": "bbox_head.atss_reg.weight",
     "upernet": "decode_head.fpn_bottleneck.conv.weight",
+    "mask2former": "panoptic_head.query_feat.weight",
 }
 _WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model)\.)*(?=backbone\.)")
-# What the FocalNet of mmdet and mmseg is, whatever its options say; a published name may say otherwise.
+# What the FocalNet of mmdet and mmseg is, whatever its options say; a network with a published name is as that says.
 _OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
+# What Mask2Former makes of COCO, by the number of classes: objects; or objects, then stuff.
+_COCO: dict[int, dict[str, Any]] = {80: {"segments": "instance"}, 133: {"num_things": 80}}
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
@@ -81,10 +86,10 @@ def infer(
     if architecture not in (None, name):
         known = did_you_mean(str(architecture), NETWORKS)
         raise CheckpointError(f"it is not a {architecture}{known}: it looks like {name or f'another {method}'}")
-    implied = NETWORKS[name].shape if name else {}
+    implied = asdict(FocalNetConfig.from_dict(NETWORKS[name].shape)) if name else _OFFICIAL
     norms = {int(match[1]) for key in tensors if (match := re.fullmatch(r"backbone\.norm(\d+)\.weight", key))}
     outputs = {"out_indices": tuple(sorted(norms))}
-    backbone = FocalNetConfig.from_dict({**_OFFICIAL, **implied, **traced, **outputs, **(settings or {})})
+    backbone = FocalNetConfig.from_dict({**implied, **traced, **outputs, **(settings or {})})
     try:
         return _READERS[method](tensors, backbone), name
     except (KeyError, IndexError, ValueError) as error:
@@ -100,11 +105,6 @@ def published_name(method: str, traced: Mapping[str, Any]) -> str | None:
         ):
             return name
     return None
-
-
-def has(config: object) -> bool:
-    """Whether OpenMMLab has such a network under these names."""
-    return isinstance(config, DetectorConfig | UPerNetConfig)
 
 
 def describe(config: DenseConfig, names: Iterable[str]) -> dict[str, Any]:
@@ -197,6 +197,28 @@ def _upernet(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> UPerNet
     )
 
 
+def _mask2former(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> Mask2FormerConfig:
+    queries, channels = tensors["panoptic_head.query_feat.weight"].shape
+    classes = tensors["panoptic_head.cls_embed.weight"].shape[0] - 1
+    levels = tensors["panoptic_head.level_embed.weight"].shape[0]
+    encoder, decoder = "panoptic_head.pixel_decoder.encoder.layers", "panoptic_head.transformer_decoder.layers"
+    looks = tensors[f"{encoder}.0.self_attn.attention_weights.bias"].shape[0]  # heads x levels x points
+    return Mask2FormerConfig(
+        backbone=backbone,
+        num_classes=classes,
+        num_queries=queries,
+        channels=channels,
+        heads=looks // (levels * Mask2FormerConfig.points),
+        norm_groups=math.gcd(Mask2FormerConfig.norm_groups, channels),
+        levels=levels,
+        encoder_layers=_count(tensors, rf"{re.escape(encoder)}\.\d+\.norms\.0\.weight"),
+        encoder_hidden=tensors[f"{encoder}.0.ffn.layers.0.0.weight"].shape[0],
+        decoder_layers=_count(tensors, rf"{re.escape(decoder)}\.\d+\.norms\.0\.weight"),
+        decoder_hidden=tensors[f"{decoder}.0.ffn.layers.0.0.weight"].shape[0],
+        **_COCO.get(classes, {}),
+    )
+
+
 def _neck(tensors: Mapping[str, Tensor], published: FPNConfig) -> FPNConfig:
     convs = _count(tensors, r"neck\.fpn_convs\.\d+\.conv\.weight")
     levels = convs if published.extra == "conv" else max(published.levels, convs)  # pooled levels have no weights
@@ -213,4 +235,5 @@ _READERS: dict[str, Callable[[Mapping[str, Tensor], FocalNetConfig], DenseConfig
     "atss": _atss,
     "sparse_rcnn": _sparse_rcnn,
     "upernet": _upernet,
+    "mask2former": _mask2former,
 }
