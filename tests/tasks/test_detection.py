@@ -19,8 +19,8 @@ from focalnet.errors import ConfigError, DataError, UnknownName
 from focalnet.models import MaskRCNNConfig
 from focalnet.structures import Detections, ModelCard, Preprocessing
 from focalnet.tasks import DetectionTask, engine, report
+from focalnet.tasks.detection_found import DetectionPredictions
 from focalnet.tasks.folder import RunFolder
-from focalnet.tasks.found import DetectionPredictions
 from focalnet.tasks.optim import ScheduleConfig
 from tests.data.coco import annotation, content, write_coco, write_json
 from tests.tasks.toy import assert_same_weights

@@ -165,7 +165,7 @@ def test_impossible_options_are_refused_and_leave_nothing(tmp_path, options, mes
 def test_batch_norm_is_not_synchronised_on_a_cpu(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        with pytest.raises(ConfigError, match="--trainer.sync_batchnorm false"), explained():
+        with pytest.raises(ConfigError, match="sync_batchnorm false"), explained():
             torch.nn.SyncBatchNorm(2)(torch.randn(2, 2, 4))
     finally:
         torch.distributed.destroy_process_group()

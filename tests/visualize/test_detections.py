@@ -63,6 +63,14 @@ def test_whatever_was_found_can_be_drawn(found):
     assert max(draw_detections(found).size) >= 320
 
 
+def test_true_objects_are_drawn_without_scores():
+    found = detections([[20, 60, 120, 160]])
+    with_score, without = (np.asarray(draw_detections(found, scores=on)) for on in (True, False))
+    changed = (with_score != without).any(-1).nonzero()
+    assert len(changed[0])
+    assert changed[0].max() <= 64 * with_score.shape[0] / found.image.height  # the label above the box, nothing else
+
+
 def test_saving_draws(tmp_path):
     path = detections([[20, 60, 120, 160]]).save(tmp_path / "out/found.png")
     with Image.open(path) as picture:

@@ -16,7 +16,7 @@ from focalnet.metrics.panoptic import PanopticQuality, PanopticResult
 from focalnet.models import Detector, Mask2Former
 from focalnet.structures import DetectionBatch, Detections, Segments, Target
 from focalnet.tasks.dense import DenseTask
-from focalnet.tasks.found import DetectionPredictions
+from focalnet.tasks.detection_found import DetectionPredictions
 
 
 class DetectionTask(DenseTask):

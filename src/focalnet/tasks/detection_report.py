@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
-from focalnet.tasks.found import MIN_SCORE, DetectionPredictions, Inspected
+from focalnet.tasks.detection_found import MIN_SCORE, DetectionPredictions, Inspected
 from focalnet.tasks.html import number, pairs, picture
 from focalnet.tasks.panoptic_report import quality
 from focalnet.visualize import draw_confusion, draw_detections, draw_precision_recall
@@ -67,5 +67,8 @@ def _by_class(result: CocoResult) -> str:
 
 def _drawn(inspected: Sequence[Inspected]) -> list[tuple[Image, str]]:
     """The objects there are, and those found."""
-    both = ((noun, title) for one in inspected for noun, title in ((one.true, "there"), (one.found, "found")))
-    return [(draw_detections(noun), f"{len(noun)} {title}") for noun, title in both]
+    drawn = []
+    for one in inspected:
+        drawn.append((draw_detections(one.true, scores=False), f"{len(one.true)} there"))
+        drawn.append((draw_detections(one.found), f"{len(one.found)} found"))
+    return drawn

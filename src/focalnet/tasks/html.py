@@ -38,7 +38,8 @@ def pairs(drawn: Sequence[tuple[Image, str]]) -> str:
     if not drawn:
         return '<p class="note">There are none.</p>'
     lines = -(-len(drawn) // 4)
-    figure = Figure(figsize=(11, 2.9 * lines), layout="constrained")
+    tallest = max(image.height / image.width for image, _ in drawn)
+    figure = Figure(figsize=(11, (2.65 * tallest + 0.3) * lines), layout="constrained")
     places = figure.subplots(lines, 4, squeeze=False).flatten()
     for axes in places:
         axes.axis("off")

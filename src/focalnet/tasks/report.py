@@ -14,9 +14,9 @@ from torch import Tensor
 from focalnet.metrics.confusion import count_pairs
 from focalnet.structures import ModelCard, Preprocessing
 from focalnet.tasks.callbacks import Inspector, Judged, Predictions, duration
+from focalnet.tasks.detection_found import DetectionPredictions
 from focalnet.tasks.detection_report import AP_TITLES, detection_sections
 from focalnet.tasks.folder import RunFolder, write
-from focalnet.tasks.found import DetectionPredictions
 from focalnet.tasks.html import picture, table
 from focalnet.tasks.panoptic_found import PanopticPredictions
 from focalnet.tasks.panoptic_report import TITLES as PANOPTIC_TITLES
@@ -151,7 +151,7 @@ def _curve(axes: Any, rows: Sequence[Mapping[str, float]], lines: dict[str, tupl
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(lines) > 1:
+    if any(label != title for label, _ in lines.values()):
         axes.legend(frameon=False)
 
 

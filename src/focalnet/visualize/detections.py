@@ -16,8 +16,12 @@ MASK_SHARE = 0.45  # of the colour within a mask
 LARGEST = 1600  # pixels of the long side: objects are smaller than their picture
 
 
-def draw_detections(result: Detections) -> Image.Image:
+def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
     """Draws boxes, masks, names and scores over the picture, one colour a class, the best objects on top.
+
+    Args:
+        result: with its picture.
+        scores: write them behind the names; true objects have none.
 
     Raises:
         ConfigError: the result carries no picture.
@@ -35,7 +39,8 @@ def draw_detections(result: Detections) -> Image.Image:
     for box, label, _ in reversed(rows):
         draw.rectangle(_ordered(box), outline=palettes.of_class(label), width=line)
     for box, label, score in reversed(rows):
-        _write(draw, box, f"{printable(result.name(label))} {score:.0%}", palettes.of_class(label), picture.size)
+        text = printable(result.name(label)) + (f" {score:.0%}" if scores else "")
+        _write(draw, box, text, palettes.of_class(label), picture.size)
     return picture
 
 
