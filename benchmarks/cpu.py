@@ -28,6 +28,7 @@ from focalnet.ops.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FLOOR = "its matrix products alone"
 Case = tuple[str, dict[str, Callable[[], object]], dict[str, Any]]
 
 
@@ -46,6 +47,7 @@ def inference() -> Iterator[Case]:
                 "Swin-T, compiled": peers.compiled(_ready(timm.create_model("swin_tiny_patch4_window7_224"), dtype)),
                 "ConvNeXt-T, compiled": peers.compiled(_ready(timm.create_model("convnext_tiny"), dtype)),
                 **peers.runtimes(images),
+                FLOOR: peers.matrix_products(_bound(peers.optimized(peers.ours("srf"), dtype), images), dtype),
             }
             yield f"{name}, batch {batch}", {label: _bound(call, images) for label, call in calls.items()}, {}
 
@@ -60,7 +62,9 @@ def detection() -> Iterator[Case]:
             "focalnet": _ready(peers.ours("detection"), dtype),
             "focalnet, optimized": peers.optimized(peers.ours("detection"), dtype),
         }
-        yield name, {label: _bound(model, images) for label, model in models.items()}, {}
+        calls: dict[str, peers.Call] = {**models}
+        calls[FLOOR] = peers.matrix_products(_bound(models["focalnet, optimized"], images), dtype)
+        yield name, {label: _bound(call, images) for label, call in calls.items()}, {}
 
 
 def size() -> Iterator[Case]:
@@ -95,6 +99,8 @@ def training() -> Iterator[Case]:
         }
         steps = {label: _step(model.train(), images, labels) for label, model in models.items()}
         saved = {label: _saved_mib(model, images, labels) for label, model in models.items()}
+        products = peers.matrix_products(_step(models["focalnet"], images, labels), torch.bfloat16)
+        steps[FLOOR] = _bound(products, images)
         steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels)
         yield f"bfloat16 autocast, batch 16, {kind}", steps, {"saved_mib": saved}
 
@@ -148,6 +154,7 @@ def run(study: str, rounds: int) -> None:
             "focalnet": focalnet.__version__,
             **{p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers")},
         },
+        "copy_gb_per_s": round(peers.copy_bandwidth(), 1),
         "seconds": {},
         "more": {},
     }

@@ -8,13 +8,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch._inductor.config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import FocalNetConfig as TheirConfig
 from transformers import FocalNetForImageClassification
 
@@ -104,6 +107,54 @@ def runtimes(images: torch.Tensor) -> dict[str, Call]:
         network = openvino.compile_model(openvino.convert_model(path), "CPU", precision | threads)
         calls["OpenVINO"] = lambda _: network([like.numpy()])
     return calls
+
+
+def matrix_products(run: Callable[[], object], dtype: torch.dtype) -> Call:
+    """Only the matrix products that ``run`` makes, on oneDNN and on values that are there already: a floor.
+
+    Convolutions are left out: they are a few percent of a FocalNet's arithmetic.
+    """
+    recorder = _Products()
+    with recorder:
+        run()
+    sides = {(m, k, n): (torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)) for m, k, n in recorder.sizes}
+    ready = {size: (x, torch.ops.mkldnn._reorder_linear_weight(weight)) for size, (x, weight) in sides.items()}
+
+    def call(_: torch.Tensor) -> None:
+        with torch.inference_mode():
+            for size in recorder.sizes:
+                torch.ops.mkldnn._linear_pointwise(*ready[size], None, "none", [], "none")
+
+    return call
+
+
+class _Products(TorchDispatchMode):
+    """Writes down the sizes of matrix products: rows, what is summed over, columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.sizes.append((args[0].shape[:-1].numel(), args[0].shape[-1], args[1].shape[0]))
+        elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            a, b = args[-2:]
+            self.sizes.append((*a.shape, b.shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def copy_bandwidth() -> float:
+    """What this machine copies, GB/s read and written together: the best of ten copies of 256 MiB."""
+    there, here = torch.ones(2**26), torch.empty(2**26)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        here.copy_(there)
+        seconds.append(time.perf_counter() - start)
+    return 2 * 4 * 2**26 / min(seconds) / 1e9
 
 
 def processor() -> str:

@@ -104,6 +104,8 @@ def main() -> None:
         head = (
             f"`{report['command']}`, {report['hardware']}, {report['date']}; median (quartiles), speed over the first."
         )
+        if "copy_gb_per_s" in report:
+            head += f" In this run memory was copied at {report['copy_gb_per_s']} GB/s, read and written together."
         body = f"{head}\n\n{table(report)}\n\n![{name}](images/speed_{name}.png)"
         mark = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text = re.sub(mark, lambda m, body=body: m[1] + body + m[2], text, flags=re.DOTALL)
