@@ -174,11 +174,11 @@ def run(study: str, rounds: int) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=list(STUDIES))
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     keep_freed_memory()  # for every engine alike
-    for study in arguments.studies:
+    for study in arguments.studies or STUDIES:
         run(study, arguments.rounds)
 
 

@@ -73,8 +73,9 @@ def training() -> Engines:
     for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
         mask[top:bottom, left:right] = 1
     labels = torch.randint(CLASSES, (OBJECTS,))
+    ours = {"boxes": boxes, "labels": labels, "masks": masks.bool(), "ignored": torch.zeros(0, 4)}
     return {
-        OURS: lambda: _autocast(_step(_ours(), image, {"boxes": boxes, "labels": labels, "masks": masks.bool()})),
+        OURS: lambda: _autocast(_step(_ours(), image, ours)),
         THEIRS: lambda: _autocast(
             _their_step(_theirs(), image, {"boxes": boxes, "labels": labels + 1, "masks": masks})
         ),

@@ -38,6 +38,10 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", "Kept for the backward pass, MiB:", "", f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
         for engine in next(iter(kept.values())):
             lines.append(f"| {engine} | {' | '.join(_share(row, engine) for row in kept.values())} |")
+    if "parts" in report:
+        whole = sum(report["parts"].values())
+        lines += ["", "Where the time of one image goes, focalnet, float32:", "", "| | ms | share |", "|---|---|---|"]
+        lines += [f"| {part} | {1e3 * s:.0f} | {s / whole:.1%} |" for part, s in report["parts"].items()]
     return "\n".join(lines)
 
 

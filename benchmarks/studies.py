@@ -40,7 +40,7 @@ def run(
         more: what else to put into the report, from the number of rounds.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*studies, []], default=list(studies))
+    parser.add_argument("studies", nargs="*", choices=[*studies, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -48,6 +48,7 @@ def run(
     if arguments.peak:
         study, engine = arguments.peak
         return print_peak(studies[study]()[engine])
+    chosen = {name: studies[name] for name in arguments.studies or studies}
     keep_freed_memory()  # for every engine alike
     report: dict[str, Any] = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -55,13 +56,13 @@ def run(
         "hardware": f"{peers.processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "versions": {"focalnet": focalnet.__version__} | {p: importlib.metadata.version(p) for p in packages},
-        "studies": {study: studies[study].__doc__ for study in arguments.studies},
+        "studies": {study: build.__doc__ for study, build in chosen.items()},
         "seconds": {},
         "times_ours": {},
         "peak_gib": {},
     }
-    for study in arguments.studies:
-        engines = studies[study]()
+    for study, engines_of in chosen.items():
+        engines = engines_of()
         timings = in_turns({label: build() for label, build in engines.items()}, arguments.rounds, warmup=1)
         ours = next(iter(timings.values())).median
         memory = peaks(study, list(engines)) if study.endswith("training") else {}

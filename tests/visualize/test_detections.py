@@ -63,6 +63,15 @@ def test_whatever_was_found_can_be_drawn(found):
     assert max(draw_detections(found).size) >= 320
 
 
+def test_in_a_crowd_only_names_that_fit_are_written():
+    small = [[20.0 * i, 100.0, 20.0 * i + 8, 108.0] for i in range(18)]
+    few, crowd = detections([*small, [10, 150, 390, 290]]), detections([*small, [10, 150, 390, 290], [5, 20, 395, 90]])
+    written = [(np.asarray(draw_detections(one))[95:99] != 128).any() for one in (few, crowd)]
+    assert written == [True, False]
+    below = draw_detections(crowd)
+    assert below.height > draw_detections(few).height  # the legend
+
+
 def test_true_objects_are_drawn_without_scores():
     found = detections([[20, 60, 120, 160]])
     with_score, without = (np.asarray(draw_detections(found, scores=on)) for on in (True, False))

@@ -60,8 +60,10 @@ class DetectionPredictions(DensePredictions[Inspected]):
         mistakes = int(counted.sum() - counted.diagonal().sum())
 
         def make() -> Inspected:
-            picture, boxes = self.picture(batch, i), target["boxes"]
-            true = Detections(boxes, torch.ones(len(boxes)), target["labels"], self.names, size=size, image=picture)
+            picture, boxes, masks = self.picture(batch, i), target["boxes"], target["masks"]
+            masks = None if masks is None else masks[:, : size[0], : size[1]]
+            scores = torch.ones(len(boxes))
+            true = Detections(boxes, scores, target["labels"], self.names, masks, size=size, image=picture)
             return Inspected(mistakes, true, replace(seen, names=self.names, image=picture))
 
         if mistakes:

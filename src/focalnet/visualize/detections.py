@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,14 +12,18 @@ from PIL import Image, ImageDraw
 from focalnet.errors import ConfigError
 from focalnet.structures import Detections
 from focalnet.visualize import palettes
+from focalnet.visualize.areas import with_legend
 from focalnet.visualize.canvas import font, printable, readable_size
 
 MASK_SHARE = 0.45  # of the colour within a mask
 LARGEST = 1600  # pixels of the long side: objects are smaller than their picture
+CROWD = 20  # from so many objects on, names that are wider than their object would hide the others
 
 
 def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
     """Draws boxes, masks, names and scores over the picture, one colour a class, the best objects on top.
+
+    In a crowd, names are written only where they are no wider than their object, and a legend below counts the classes.
 
     Args:
         result: with its picture.
@@ -38,10 +44,14 @@ def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
     rows = list(zip(boxes, result.labels.tolist(), result.scores.tolist(), strict=True))
     for box, label, _ in reversed(rows):
         draw.rectangle(_ordered(box), outline=palettes.of_class(label), width=line)
+    crowd = len(result) >= CROWD
     for box, label, score in reversed(rows):
         text = printable(result.name(label)) + (f" {score:.0%}" if scores else "")
-        _write(draw, box, text, palettes.of_class(label), picture.size)
-    return picture
+        _write(draw, box, text, palettes.of_class(label), picture.size, only_if_it_fits=crowd)
+    if not crowd:
+        return picture
+    counts = Counter(result.labels.tolist()).most_common()
+    return with_legend(picture, [(palettes.rgb(palettes.of_class(n)), f"{result.name(n)}  {c}") for n, c in counts])
 
 
 def _with_masks(picture: Image.Image, masks: torch.Tensor, labels: torch.Tensor) -> Image.Image:
@@ -69,11 +79,21 @@ def _edges(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
     return edge
 
 
-def _write(draw: ImageDraw.ImageDraw, box: list[float], text: str, colour: str, size: tuple[int, int]) -> None:
+def _write(
+    draw: ImageDraw.ImageDraw,
+    box: list[float],
+    text: str,
+    colour: str,
+    size: tuple[int, int],
+    *,
+    only_if_it_fits: bool,
+) -> None:
     """A label above the box, or within it where there is no room above."""
     letters = font(min(max(max(size) // 60, 11), 24), bold=False)
     left, top, right, bottom = draw.textbbox((0, 0), text, letters)
     width, height = right - left + 6, bottom - top + 6
+    if only_if_it_fits and width > box[2] - box[0]:
+        return
     x = min(max(box[0], 0), max(size[0] - width, 0))
     y = box[1] - height if box[1] >= height else box[1]
     draw.rectangle((x, y, x + width, y + height), fill=colour)

@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from focalnet.layers.conv import ConvNorm
+from focalnet.layers.conv import ConvNorm, Doubling
+from focalnet.layers.linear import Linear, PointwiseConv
 from focalnet.models.rcnn.config import StageConfig
 
 BOX_GRID, MASK_GRID = 7, 14  # sides of the grids that regions are pooled to
@@ -21,9 +22,9 @@ class BoxHead(nn.Module):
         channels = [in_channels] + [config.conv_channels] * config.convs
         widths = [channels[-1] * BOX_GRID**2] + [config.fc_channels] * config.fcs
         self.shared_convs = nn.ModuleList(ConvNorm(a, b, 3, norm="bn", relu=True) for a, b in pairwise(channels))
-        self.shared_fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.fc_cls = nn.Linear(widths[-1], num_classes + 1)
-        self.fc_reg = nn.Linear(widths[-1], 4 if config.class_agnostic else 4 * num_classes)
+        self.shared_fcs = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
+        self.fc_cls = Linear(widths[-1], num_classes + 1)
+        self.fc_reg = Linear(widths[-1], 4 if config.class_agnostic else 4 * num_classes)
         for linear in self.shared_fcs:
             nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
@@ -50,8 +51,8 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [channels] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, relu=True) for a, b in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
-        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
+        self.upsample = Doubling(widths[-1], channels)
+        self.conv_logits = PointwiseConv(channels, num_classes)
         _init_convs(self)
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ class MaskHead(nn.Module):
         x = regions
         for conv in self.convs:
             x = conv(x)
-        logits: Tensor = self.conv_logits(self.upsample(x).relu())
-        return logits.float()
+        logits: Tensor = self.conv_logits(self.upsample(x).relu().permute(0, 2, 3, 1))
+        return logits.permute(0, 3, 1, 2).float()
 
 
 def own_class(values: Tensor, labels: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def own_class(values: Tensor, labels: Tensor) -> Tensor:
 
 def _init_convs(module: nn.Module) -> None:
     for m in module.modules():
-        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, PointwiseConv)):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
             if m.bias is not None:
                 nn.init.zeros_(m.bias)

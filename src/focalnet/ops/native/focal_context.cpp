@@ -331,8 +331,10 @@ template <class T> struct Task {
 template <class T> int run(const FocalContextJob& job, bool backward) {
   const int64_t blocks = (job.C + VLEN - 1) / VLEN, tasks = job.B * blocks;
   const int64_t vectors = backward ? Task<T>::backward_vectors(job) : Task<T>::forward_vectors(job);
+  // Blocks that share a cache line go to one thread: two would wait for each other at every write.
+  const int together = std::max<int>(1, 64 / (VLEN * sizeof(T)));
   int failed = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(job.threads) reduction(| : failed)
+#pragma omp parallel for schedule(dynamic, together) num_threads(job.threads) reduction(| : failed)
   for (int64_t i = 0; i < tasks; ++i) {
     static thread_local Scratch scratch;
     if (!scratch.reset(vectors)) {
