@@ -1,4 +1,4 @@
-"""What dense heads are made of: a convolution with what usually follows it, and one that doubles a map's sides."""
+"""A convolution with what usually follows it, as the dense heads are made of."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-
-from focalnet import ops
 
 Norm = Literal["bn", "gn"]
 
@@ -43,22 +41,4 @@ class ConvNorm(nn.Module):
         x = x_BCHW
         if self.norm_name is not None:
             x = self.get_submodule(self.norm_name)(x)
-        return x.relu() if self.relu else x
-
-
-class Doubling(nn.ConvTranspose2d):
-    """A transposed convolution of 2x2 with stride 2: ``(B, C, H, W)`` to ``(B, channels, 2H, 2W)``.
-
-    Its outputs do not overlap, so that it is a matrix product, which is several times faster on a CPU.
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(in_channels, channels, 2, stride=2)
-
-    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        batch, channels, height, width = input.shape
-        weight, bias = self.weight.permute(2, 3, 1, 0), self.bias  # (2, 2, out, in)
-        assert bias is not None
-        x = ops.linear(input.permute(0, 2, 3, 1), weight.reshape(-1, channels), bias.repeat(4))
-        x = x.view(batch, height, width, 2, 2, self.out_channels).permute(0, 1, 3, 2, 4, 5)
-        return x.reshape(batch, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+        return x.relu_() if self.relu else x  # nobody else has it: neither convolutions nor norms keep their output

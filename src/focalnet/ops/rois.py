@@ -60,7 +60,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float 
     out = torch.empty((len(masks), height, width), dtype=torch.bool, device=masks.device)
     chunk = max(1, _CHUNK // max(1, height * width))
     for i in range(0, len(masks), chunk):
-        out[i : i + chunk] = paste_soft(masks[i : i + chunk], boxes[i : i + chunk], size) >= threshold
+        torch.ge(paste_soft(masks[i : i + chunk], boxes[i : i + chunk], size), threshold, out=out[i : i + chunk])
     return out
 
 

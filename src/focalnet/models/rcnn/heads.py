@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from focalnet.layers.conv import ConvNorm, Doubling
-from focalnet.layers.linear import Linear, PointwiseConv
+from focalnet.layers.conv import ConvNorm
+from focalnet.layers.linear import Linear
 from focalnet.models.rcnn.config import StageConfig
 
 BOX_GRID, MASK_GRID = 7, 14  # sides of the grids that regions are pooled to
@@ -40,7 +40,7 @@ class BoxHead(nn.Module):
             x = conv(x)
         x = x.flatten(1)
         for linear in self.shared_fcs:
-            x = linear(x).relu()
+            x = linear(x).relu_()
         return self.fc_cls(x).float(), self.fc_reg(x).float().view(len(x), -1, 4)
 
 
@@ -51,8 +51,8 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [channels] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, relu=True) for a, b in pairwise(widths))
-        self.upsample = Doubling(widths[-1], channels)
-        self.conv_logits = PointwiseConv(channels, num_classes)
+        self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
+        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
         _init_convs(self)
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ class MaskHead(nn.Module):
         x = regions
         for conv in self.convs:
             x = conv(x)
-        logits: Tensor = self.conv_logits(self.upsample(x).relu().permute(0, 2, 3, 1))
-        return logits.permute(0, 3, 1, 2).float()
+        logits: Tensor = self.conv_logits(self.upsample(x).relu_())
+        return logits.float()
 
 
 def own_class(values: Tensor, labels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def own_class(values: Tensor, labels: Tensor) -> Tensor:
 
 def _init_convs(module: nn.Module) -> None:
     for m in module.modules():
-        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, PointwiseConv)):
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
