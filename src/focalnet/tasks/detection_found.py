@@ -60,8 +60,8 @@ class DetectionPredictions(DensePredictions[Inspected]):
         mistakes = int(counted.sum() - counted.diagonal().sum())
 
         def make() -> Inspected:
-            picture, boxes, masks = self.picture(batch, i), target["boxes"], target["masks"]
-            masks = None if masks is None else masks[:, : size[0], : size[1]]
+            picture, boxes, masks = self.picture(batch, i), target["boxes"], batch["targets"][i]["masks"]
+            masks = None if masks is None else masks[:, : size[0], : size[1]].cpu()
             scores = torch.ones(len(boxes))
             true = Detections(boxes, scores, target["labels"], self.names, masks, size=size, image=picture)
             return Inspected(mistakes, true, replace(seen, names=self.names, image=picture))
