@@ -102,6 +102,15 @@ def test_nothing_found(method: str) -> None:
 
 
 @every_method
+def test_a_diverged_network_finds_nothing(method: str) -> None:
+    model = config(method).build().eval()
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    with torch.no_grad():
+        assert [len(found) for found in model.detect(images(), SIZES, ORIGINALS)] == [0, 0]
+
+
+@every_method
 def test_configurations_go_through_json(method: str) -> None:
     settings = config(method)
     assert type(settings).from_dict(json.loads(json.dumps(settings.to_dict()))) == settings

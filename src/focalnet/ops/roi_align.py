@@ -34,7 +34,8 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
         pooled: Tensor = torchvision.ops.roi_align(features, rois, size, scale, samples, aligned=True)
         return pooled
     count, (_, channels, height, width) = len(rois), features.shape
-    left, top, right, bottom = (rois[:, 1:].detach() * scale - 0.5).to(features.dtype).unbind(1)
+    boxes = rois[:, 1:].detach().nan_to_num(0)  # a network that has diverged is noticed by its loss
+    left, top, right, bottom = (boxes * scale - 0.5).to(features.dtype).unbind(1)
     y = _taps(top, bottom, size, height, samples)
     x = _taps(left, right, size, width, samples)
 

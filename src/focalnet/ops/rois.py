@@ -23,7 +23,7 @@ def levels(boxes: Tensor, finest_stride: int, count: int) -> Tensor:
     """The pyramid level of each box, by its size (Lin et al. 2017, equation 1): ``(N,)``, 0 is the finest."""
     size = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
     level = (size / (_FINEST * finest_stride) + 1e-6).log2().floor()
-    return level.clamp(0, count - 1).long()
+    return level.long().clamp(0, count - 1)  # in this order, boxes that are not numbers have one, too
 
 
 def pool(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int, samples: int = 0) -> Tensor:

@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
         x = x.flatten(1)
         for linear in self.shared_fcs:
             x = linear(x).relu_()
-        return self.fc_cls(x).float(), self.fc_reg(x).float().view(len(x), -1, 4)
+        return self.fc_cls(x).float(), self.fc_reg(x).float().unflatten(1, (self.fc_reg.out_features // 4, 4))
 
 
 class MaskHead(nn.Module):
