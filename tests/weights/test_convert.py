@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from focalnet import weights
 from focalnet.cli.convert import convert
 from focalnet.errors import CheckpointError, FocalNetError, UnknownName
+from focalnet.structures import ModelCard, Preprocessing
 from focalnet.zoo import create_model
 from tests.weights.small import LARGE, ONLY_OURS, classifier
 
@@ -53,6 +54,26 @@ def test_there_and_back_again(official: Path, tmp_path: Path, layout: str) -> No
     expected = classifier(LARGE).state_dict()
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[key], value) for key, value in expected.items())
+
+
+def test_what_the_other_file_does_not_tell_is_named(tmp_path: Path) -> None:
+    model = classifier(LARGE)
+    model.card = ModelCard(name="pets", class_names=tuple("abcde"), preprocessing=Preprocessing(image_size=32))
+    ours = weights.save(model, tmp_path / "ours.safetensors")
+    again = run(ours, tmp_path / "again.safetensors")
+    theirs = run(ours, tmp_path / "theirs.pth", "--to", "microsoft")
+    assert "does not tell" not in again
+    told = theirs[theirs.index("it does not tell") :]
+    named = {line.strip() for line in told.splitlines()[1:]}
+    assert named == {"post_norm=True", "preprocessing.image_size=32", "class_names=('a', 'b', 'c', 'd', 'e')"}
+
+
+def test_settings_that_only_training_knows_are_not_asked_for(tmp_path: Path) -> None:
+    model = create_model("focalnet_nano", drop_path_rate=0.2)
+    ours = weights.save(model, tmp_path / "ours.safetensors")
+    checkpoint = weights.read(ours)
+    told = weights.untold(checkpoint, weights.export(checkpoint, tmp_path / "theirs.pth", "microsoft"))
+    assert "drop_path_rate" not in " ".join(told)
 
 
 def test_half_precision_is_only_a_way_of_storing(official: Path, tmp_path: Path) -> None:

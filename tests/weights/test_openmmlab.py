@@ -143,7 +143,7 @@ def test_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert loaded.card.class_names[:2] == ("person", "bicycle")
     assert len(loaded.card.class_names) == 80
     assert loaded.card.preprocessing.max_size == 1333
-    assert loaded.config.backbone == DETECTORS[name].config(out_indices=(0, 1, 2, 3)).backbone
+    assert loaded.config.backbone == DETECTORS[name].config().backbone
     assert weights.read(path).architecture == name
     with pytest.raises(CheckpointError, match=r"it is not a mask_rcnn_focalnet_tiny_srf.*it looks like"):
         weights.read(path, architecture="mask_rcnn_focalnet_tiny_srf")
@@ -173,3 +173,15 @@ def test_what_cannot_be_done(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="only a classifier has a timm layout; this is a detector"):
         weights.export(weights.read(path), tmp_path / "y.pth", "timm")
     assert openmmlab.unwrap({"backbone.patch_embed.proj.weight": torch.ones(1)}) is None
+
+
+def test_what_their_file_does_not_tell_of_a_detector(tmp_path: Path) -> None:
+    model = built("mask_rcnn")
+    published = weights.read(weights.save(model, tmp_path / "mine.safetensors"))
+    own = replace(published, config=replace(model.config, rpn=replace(model.config.rpn, anchor_scale=4.0)))
+    left = {}
+    for name, checkpoint in (("published", published), ("own", own)):
+        left[name] = weights.untold(checkpoint, weights.export(checkpoint, tmp_path / f"{name}.pth", "openmmlab"))
+    assert left["own"] == {**left["published"], "rpn.anchor_scale": 4.0}
+    assert "preprocessing.max_size" in left["published"]
+    assert "class_names" not in left["published"]

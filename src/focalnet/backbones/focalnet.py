@@ -92,6 +92,8 @@ class FocalNetConfig:
         for index in self.out_indices or ():
             if not 0 <= index < stages:
                 raise ConfigError(f"out_indices={self.out_indices} must be within 0..{stages - 1}")
+        if set(self.out_indices or ()) == set(range(stages)):  # the same shape is the same configuration
+            object.__setattr__(self, "out_indices", None)
 
     @classmethod
     def from_official(cls, mapping: Mapping[str, Any], *, source: official.Source = "classification") -> Self:

@@ -35,7 +35,7 @@ def convert(
     ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
 ) -> None:
-    """Converts a checkpoint, and prints what became of its tensors."""
+    """Converts a checkpoint; prints what became of its tensors, and which settings the new file does not tell."""
     import torch
 
     from focalnet import weights
@@ -57,3 +57,16 @@ def convert(
         value = getattr(checkpoint.backbone, name)
         typer.echo(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
     typer.echo(f"wrote {written} ({to})")
+    if left := weights.untold(checkpoint, written):
+        typer.echo(
+            "it does not tell these settings: give them to whatever reads it, or stay with our own format, which does",
+            err=True,
+        )
+        for name, value in left.items():
+            typer.echo(f"  {name}={_short(value)}", err=True)
+
+
+def _short(value: object) -> str:
+    """A value in a line: of a long one, what it begins with."""
+    text = str(value)
+    return text if len(text) <= 70 else f"{text[:66]} ..."

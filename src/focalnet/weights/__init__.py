@@ -1,7 +1,7 @@
 """Files and published names to (config, state dict), and back."""
 
 from focalnet.weights.catalogue import Entry, entries, list_weights
-from focalnet.weights.checkpoint import Checkpoint, UnsettledSetting, export, fetch, read, save
+from focalnet.weights.checkpoint import Checkpoint, UnsettledSetting, export, fetch, read, save, untold
 from focalnet.weights.download import cached
 from focalnet.weights.labels import class_names, cut_to_imagenet1k
 
@@ -18,4 +18,5 @@ __all__ = [
     "list_weights",
     "read",
     "save",
+    "untold",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ _KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig] | type[DenseConf
     "mask2former": Mask2FormerConfig,
 }
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
+_TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # rates, and a value that is only initial
 
 
 class UnsettledSetting(UserWarning):
@@ -101,6 +102,13 @@ class Checkpoint:
     def num_classes(self) -> int:
         """Outputs of the head; 0 where there is none."""
         return 0 if isinstance(self.config, FocalNetConfig) else self.config.num_classes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the network computes with, by dotted names, and how its images are prepared and its classes called."""
+        card = {"preprocessing": dataclasses.asdict(self.card.preprocessing), "class_names": self.card.class_names}
+        every = dict(_leaves({**dataclasses.asdict(self.config), **card}))
+        return {name: value for name, value in every.items() if name.rpartition(".")[2] not in _TRAINING_ONLY}
 
     def report(self) -> Report:
         """How the tensors fit the model they describe, without allocating it."""
@@ -205,6 +213,32 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     return write_safetensors(path, tensors, {}) if path.suffix == ".safetensors" else write_pickle(path, tensors)
 
 
+def untold(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
+    """Settings of a checkpoint that a file exported from it does not tell, so that its reader must be given them.
+
+    Found by reading the file as anybody would who has nothing else.
+
+    Args:
+        checkpoint: that was exported.
+        path: the file written.
+
+    Returns:
+        the checkpoint's value of each setting that comes back as another one, by its dotted name.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    missing: dict[str, Any] = {}
+    try:
+        back = read(path)
+    except CheckpointError:  # a shape that was never published does not even tell where its norms are
+        missing = {"post_norm": checkpoint.backbone.post_norm}
+        back = read(path, **missing)
+    told = back.settings
+    changed = {name: value for name, value in checkpoint.settings.items() if told.get(name) != value}
+    return {**missing, **changed}
+
+
 def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
     if network := openmmlab.unwrap(raw.tensors):
         return _read_dense(raw, *network, architecture, settings)
@@ -289,6 +323,18 @@ def _complete(checkpoint: Checkpoint) -> Checkpoint:
     if problem := checkpoint.report().problem:
         raise CheckpointError(problem)
     return checkpoint
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, and of sequences of them, by its dotted name."""
+    nested = value if isinstance(value, Mapping) else None
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        nested = dict(enumerate(value))
+    if nested is None:
+        yield prefix, value
+    else:
+        for name, item in nested.items():
+            yield from _leaves(item, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _backbone(config: Config) -> FocalNetConfig:

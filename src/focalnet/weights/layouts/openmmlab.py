@@ -186,7 +186,7 @@ def _sparse_rcnn(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> Spa
 
 def _upernet(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> UPerNetConfig:
     classes, channels = tensors["decode_head.conv_seg.weight"].shape[:2]
-    seen = [backbone.channels[i] for i in backbone.out_indices or ()]
+    seen = [backbone.channels[i] for i in backbone.out_indices or range(len(backbone.depths))]
     auxiliary_channels, auxiliary_input = tensors["auxiliary_head.convs.0.conv.weight"].shape[:2]
     return UPerNetConfig(
         backbone=backbone,
