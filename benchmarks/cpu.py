@@ -43,7 +43,7 @@ def inference() -> Iterator[Case]:
                 "timm, compiled": peers.compiled(_ready(peers.of_timm("srf"), dtype)),
                 "focalnet": _ready(peers.ours("srf"), dtype),
                 "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
-                "focalnet, compiled": peers.compiled(_ready(peers.ours("srf"), dtype)),
+                "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
                 "Swin-T, compiled": peers.compiled(_ready(timm.create_model("swin_tiny_patch4_window7_224"), dtype)),
                 "ConvNeXt-T, compiled": peers.compiled(_ready(timm.create_model("convnext_tiny"), dtype)),
                 **peers.runtimes(images),

@@ -77,8 +77,7 @@ def test_linear_of_equals_pytorch(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_without_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implementation, "CHUNK", 1)  # 1024 rows a chunk: three chunks, the last one short
+def test_mlp_without_gradients(dtype: torch.dtype) -> None:
     inputs = [x.detach() for x in tensors((43, 59, 8), *MLP[1:], dtype=dtype)]
     with torch.no_grad():
         torch.testing.assert_close(ops.mlp(*inputs), plain_mlp(*inputs), **CLOSE[dtype])
@@ -149,8 +148,9 @@ def test_compiles_to_one_graph() -> None:
 
 
 @needs_onednn
-def test_the_compiler_does_not_send_float32_to_mkl() -> None:
-    mlp, x, graphs = Mlp(8, 12), torch.randn(2, 3, 3, 8), []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiler_leaves_products_to_onednn_and_exporters_see_plain_ones(dtype: torch.dtype) -> None:
+    mlp, x, graphs = Mlp(8, 12).to(dtype), torch.randn(2, 3, 3, 8, dtype=dtype), []
 
     def note(graph: torch.fx.GraphModule, _: object) -> object:
         graphs.append(graph.code)
@@ -206,6 +206,25 @@ def test_packed_weights_give_the_same_and_are_dropped_when_the_weight_changes(dt
         )
     out = ops.linear(x, weight, bias, packed=packed)
     assert torch.autograd.grad(out.sum(), weight)[0].shape == weight.shape
+
+
+@needs_onednn
+def test_compiled_products_take_packed_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, taken = Linear(8, 12), torch.randn(5, 8), []
+    instead_of = ops.PackedWeight.instead_of
+
+    def note(packed: ops.PackedWeight, weight: torch.Tensor) -> torch.Tensor:
+        taken.append(instead_of(packed, weight) is not weight)
+        return instead_of(packed, weight)
+
+    monkeypatch.setattr(ops.PackedWeight, "instead_of", note)
+    layer.packed = ops.PackedWeight(layer.weight)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+        layer.weight.mul_(3)
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+    assert taken == [True, False]
 
 
 @needs_onednn

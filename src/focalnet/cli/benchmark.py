@@ -98,6 +98,6 @@ def _candidates(
         "optimized": lambda: optimized(images),
     }
     if compiled:
-        graph = torch.compile(build(), fullgraph=True)
+        graph = torch.compile(optimized, fullgraph=True)
         candidates["compiled"] = lambda: graph(images)
     return candidates

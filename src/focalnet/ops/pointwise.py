@@ -1,4 +1,4 @@
-"""Linear layers on the fastest matrix product this processor has, and the MLP without the memory it can do without.
+"""Linear layers on the fastest matrix product this processor has.
 
 On x86, PyTorch sends float32 linear layers to MKL, which runs below half speed on AMD processors; the same product
 through oneDNN does not. bfloat16 goes to oneDNN either way, but with one pass over the memory less when called by hand.
@@ -6,9 +6,11 @@ through oneDNN does not. bfloat16 goes to oneDNN either way, but with one pass o
 
 from __future__ import annotations
 
+import itertools
 import platform
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,6 @@ from focalnet.ops import backend
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-#: Hidden values of an MLP that each thread works on at once: they stay in its cache between the two products.
-CHUNK = 2**19
 
 
 class PackedWeight:
@@ -34,7 +34,12 @@ class PackedWeight:
         weight: ``(O, I)``, on the CPU, float32 or bfloat16.
     """
 
+    by_name: ClassVar[WeakValueDictionary[str, PackedWeight]] = WeakValueDictionary()
+    _names: ClassVar[Iterator[int]] = itertools.count()
+
     def __init__(self, weight: torch.Tensor) -> None:
+        self.name = str(next(self._names))
+        self.by_name[self.name] = self
         self._of = self._state(weight)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
@@ -82,7 +87,7 @@ def mlp(
 ) -> torch.Tensor:
     """Two linear layers with GELU (exact) between.
 
-    Without gradients, both run in chunks of rows on the CPU: hidden values are still in the cache when they are used.
+    Without gradients, GELU is a part of the first product where oneDNN makes it.
 
     Args:
         x: ``(..., I)``.
@@ -100,14 +105,8 @@ def mlp(
     x, weight1, bias1, weight2, bias2 = _autocast(x, weight1, bias1, weight2, bias2)
     if not _onednn(x, weight1):
         return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-    if torch.compiler.is_compiling():  # the number of threads, thus of chunks, is not known yet
-        return _product(_product(x, weight1, bias1, "gelu"), weight2, bias2)
-    done = []
-    for chunk in torch.split(x.flatten(0, -2), max(CHUNK * torch.get_num_threads() // len(weight1), 1024)):
-        hidden = _product(chunk, weight1, bias1, "gelu", packed=packed[0])
-        done.append(_product(hidden, weight2, bias2, packed=packed[1]))
-    out = done[0] if len(done) == 1 else torch.cat(done)
-    return out.view(*x.shape[:-1], len(weight2))
+    hidden = _product(x, weight1, bias1, "gelu", packed=packed[0])
+    return _product(hidden, weight2, bias2, packed=packed[1])
 
 
 def linear_of(
@@ -184,14 +183,10 @@ def _gradients(
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product may go to oneDNN by hand; exporters and sharded tensors choose for themselves.
-
-    So does the compiler for bfloat16, which it packs and fuses by itself; float32 it would send to MKL.
-    """
-    if torch.compiler.is_compiling() and (x.dtype != torch.float32 or torch.compiler.is_exporting()):
-        return False
+    """Whether a product may go to oneDNN by hand; exporters and sharded tensors choose for themselves."""
     return bool(
         x.device.type == "cpu"
+        and not torch.compiler.is_exporting()
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0
@@ -211,21 +206,24 @@ def _product(
     packed: PackedWeight | None = None,
 ) -> torch.Tensor:
     if torch.compiler.is_compiling():
-        out: torch.Tensor = _opaque_product(x, weight, bias, then)
-        return out
+        name = "" if packed is None else packed.name
+        opaque: torch.Tensor = _opaque_product(x, weight, bias, then, name)
+        return opaque
     weight = weight if packed is None else packed.instead_of(weight)
-    out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return out
 
 
 @torch.library.custom_op("focalnet::linear", mutates_args=(), device_types="cpu")
-def _opaque_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str) -> torch.Tensor:
-    """``_product`` for the compiler, which takes PyTorch's own operation only together with frozen weights."""
-    return _product(x, weight, bias, then)
+def _opaque_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, packed: str
+) -> torch.Tensor:
+    """``_product`` for the compiler, which cannot hold a packed weight and is given its name instead."""
+    return _product(x, weight, bias, then, packed=PackedWeight.by_name.get(packed))
 
 
 @_opaque_product.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str) -> torch.Tensor:
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, packed: str) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], len(weight)))
 
 
