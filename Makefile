@@ -24,7 +24,7 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
-	for study in cpu detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
+	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist runs out

@@ -45,6 +45,17 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def profile(report: dict[str, Any]) -> str:
+    """One row a kind of operation, one column an engine of each case: milliseconds."""
+    columns = [(case, engine) for case, engines in report["profile"].items() for engine in engines]
+    parts = [report["profile"][case][engine] for case, engine in columns]
+    lines = [f"| | {' | '.join(f'{case}: {engine}' for case, engine in columns)} |", f"|---|{'---|' * len(columns)}"]
+    for kind in parts[0]:
+        lines.append(f"| {kind} | {' | '.join(f'{1e3 * part[kind]:.1f}' for part in parts)} |")
+    lines.append(f"| all | {' | '.join(f'{1e3 * sum(part.values()):.1f}' for part in parts)} |")
+    return "\n".join(lines)
+
+
 def _cell(times: dict[str, list[float]], engine: str) -> str:
     if engine not in times:
         return ""
@@ -111,9 +122,18 @@ def main() -> None:
         if "copy_gb_per_s" in report:
             head += f" In this run memory was copied at {report['copy_gb_per_s']} GB/s, read and written together."
         body = f"{head}\n\n{table(report)}\n\n![{name}](images/speed_{name}.png)"
-        mark = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text = re.sub(mark, lambda m, body=body: m[1] + body + m[2], text, flags=re.DOTALL)
+        text = _between(text, name, body)
+    for path in sorted((HERE / "results").glob("*_profile.json")):
+        report = json.loads(path.read_text())
+        head = f"`{report['command']}`, {report['hardware']}, {report['date']}; milliseconds."
+        text = _between(text, path.stem, f"{head}\n\n{profile(report)}")
     page.write_text(text)
+
+
+def _between(text: str, name: str, body: str) -> str:
+    """The text with another body between the marks of that name."""
+    mark = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+    return re.sub(mark, lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

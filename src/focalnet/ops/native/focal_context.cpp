@@ -150,10 +150,18 @@ template <int K, int N> inline void convolve_run(const Plane& in, const vf* w, i
   for (int i = 0; i < N; ++i) out[i] = acc[i];
 }
 
+// A row in runs of N outputs; the last one reaches back over outputs that are there already instead of being shorter,
+// which would be slower than computing them twice.
+template <int K, int N> void convolve_runs(const Plane& in, const vf* w, int64_t y, int64_t W, vf* out) {
+  for (int64_t next = 0; next < W; next += N) {
+    const int64_t x = std::min(next, W - N);
+    convolve_run<K, N>(in, w, y, x, out + x);
+  }
+}
+
 template <int K> void convolve_row(const Plane& in, const vf* w, int64_t y, int64_t W, vf* out) {
-  int64_t x = 0;
-  for (; x + 8 <= W; x += 8) convolve_run<K, 8>(in, w, y, x, out + x);
-  for (; x < W; ++x) convolve_run<K, 1>(in, w, y, x, out + x);
+  const auto runs = W >= 8 ? convolve_runs<K, 8> : W >= 4 ? convolve_runs<K, 4> : convolve_runs<K, 1>;
+  runs(in, w, y, W, out);
 }
 
 // dw[ky][kx] += sum over x of da[x] in(y + ky - K / 2, x + kx - K / 2); row by row, so that rounding stays small.
