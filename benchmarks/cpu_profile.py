@@ -2,8 +2,9 @@
 
     python benchmarks/cpu_profile.py [--rounds 20]
 
-PyTorch's profiler adds up what each operation takes itself; what is left of the time measured without a profiler is
-Python, dispatch and waiting. Writes ``benchmarks/results/cpu_profile.json``, of which ``show.py`` makes a table.
+Engines take turns, and the table has medians. PyTorch's profiler adds up what each operation takes itself; what is left
+of the time that passed is Python, dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_profile.json``,
+of which ``show.py`` makes a table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-from functools import partial
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import focalnet
-from focalnet.inference.timing import in_turns
 from focalnet.ops import native
 from focalnet.ops.memory import keep_freed_memory
 
@@ -36,15 +37,15 @@ KINDS = (
     "depthwise convolutions, GELU, gates",
     "layer norms, with sums where fused",
     "other sums, products, copies",
-    "Python, dispatch, waiting",
+    "Python, dispatch, profiler",
 )
 
 
 def kind(name: str, shapes: list[list[int]]) -> str | None:
     """What an operation of the profiler is for; None for one that only calls others."""
     products, patches, context, norms, other, _ = KINDS
-    if "convolution" in name and len(shapes) > 1 and len(shapes[1]) == 4:
-        _, inputs, height, _ = shapes[1]
+    if "convolution" in name and len(maps := [shape for shape in shapes if len(shape) == 4]) > 1:
+        _, inputs, height, _ = maps[-1]  # the weight; before it the input, and what is added where that is fused
         return products if height == 1 else context if inputs == 1 else patches
     if name == KERNELS or "gelu" in name:
         return context
@@ -55,23 +56,34 @@ def kind(name: str, shapes: list[list[int]]) -> str | None:
     return other if name.startswith(("aten::", "graph_")) else None
 
 
-def parts(call: peers.Call, images: torch.Tensor, rounds: int, seconds: float) -> dict[str, float]:
-    """Seconds of a call by kind; they add up to ``seconds``, its time without a profiler."""
+def parts(call: peers.Call, images: torch.Tensor) -> dict[str, float]:
+    """Seconds of a call by kind; they add up to its time."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        for _ in range(rounds):
-            call(images)
+        start = time.perf_counter()
+        call(images)
+        seconds = time.perf_counter() - start
     found = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages(group_by_input_shape=True):
         if (of := kind(event.key, event.input_shapes)) is not None:
-            found[of] += event.self_cpu_time_total / 1e6 / rounds
+            found[of] += event.self_cpu_time_total / 1e6
     found[KINDS[-1]] = seconds - sum(found.values())
     return found
+
+
+def in_turns(calls: dict[str, peers.Call], images: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    """The parts of each engine, one call a round; medians of every part."""
+    for call in [*calls.values()] * 3:
+        call(images)
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in calls}
+    for _ in range(rounds):
+        for label, call in calls.items():
+            found[label].append(parts(call, images))
+    return {label: {k: statistics.median(one[k] for one in of) for k in KINDS} for label, of in found.items()}
 
 
 def engines(dtype: torch.dtype) -> dict[str, peers.Call]:
     """Each ready to be called."""
     return {
-        "official order": peers.official_order("srf").eval().to(dtype),
         "timm, compiled": peers.compiled(peers.of_timm("srf").eval().to(dtype)),
         "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
         "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
@@ -110,11 +122,8 @@ def main() -> None:
     with torch.no_grad():
         for name, dtype in DTYPES.items():
             images = torch.randn(BATCH, 3, 224, 224, dtype=dtype)
-            calls = engines(dtype)
-            timings = in_turns({label: partial(call, images) for label, call in calls.items()}, rounds)
-            for label, call in calls.items():
-                found = parts(call, images, rounds, timings[label].median)
-                report["profile"].setdefault(name, {})[label] = found
+            report["profile"][name] = in_turns(engines(dtype), images, rounds)
+            for label, found in report["profile"][name].items():
                 print(name, label, {part: round(1e3 * s, 1) for part, s in found.items()}, flush=True)
             torch._dynamo.reset()
     RESULT.parent.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 OURS = "#c2410c"
 THEIRS = "#94a3b8"
+MANY = 8  # cases
 
 
 def studies() -> list[tuple[str, dict[str, Any]]]:
@@ -26,13 +27,18 @@ def studies() -> list[tuple[str, dict[str, Any]]]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """One row an engine, one column a case: median, spread, and the ratio to the first engine's median."""
+    """One row an engine, one column a case: median, spread, and the ratio to the first engine's median.
+
+    Many cases are the rows instead.
+    """
     cases = report["seconds"]
     engines = list(dict.fromkeys(engine for times in cases.values() for engine in times))
-    lines = [f"| | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
-    for engine in engines:
-        cells = [_cell(times, engine) for times in cases.values()]
-        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    cells = [[_cell(times, engine) for times in cases.values()] for engine in engines]
+    across, down = list(cases), engines
+    if len(cases) > MANY:
+        across, down, cells = down, across, [list(row) for row in zip(*cells, strict=True)]
+    lines = [f"| | {' | '.join(across)} |", f"|---|{'---|' * len(across)}"]
+    lines += [f"| {name} | {' | '.join(row)} |" for name, row in zip(down, cells, strict=True)]
     kept = {case: more["saved_mib"] for case, more in report.get("more", {}).items() if "saved_mib" in more}
     if kept:
         lines += ["", "Kept for the backward pass, MiB:", "", f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
@@ -46,13 +52,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def profile(report: dict[str, Any]) -> str:
-    """One row a kind of operation, one column an engine of each case: milliseconds."""
-    columns = [(case, engine) for case, engines in report["profile"].items() for engine in engines]
-    parts = [report["profile"][case][engine] for case, engine in columns]
-    lines = [f"| | {' | '.join(f'{case}: {engine}' for case, engine in columns)} |", f"|---|{'---|' * len(columns)}"]
-    for kind in parts[0]:
-        lines.append(f"| {kind} | {' | '.join(f'{1e3 * part[kind]:.1f}' for part in parts)} |")
-    lines.append(f"| all | {' | '.join(f'{1e3 * sum(part.values()):.1f}' for part in parts)} |")
+    """One row an engine of each case, one column a kind of operation: milliseconds."""
+    rows = {f"{case}: {engine}": parts for case, of in report["profile"].items() for engine, parts in of.items()}
+    kinds = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(kinds)} | all |", f"|---|{'---|' * (len(kinds) + 1)}"]
+    for name, parts in rows.items():
+        cells = " | ".join(f"{1e3 * seconds:.1f}" for seconds in [*parts.values(), sum(parts.values())])
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
@@ -69,10 +75,15 @@ def _share(row: dict[str, float], engine: str) -> str:
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """Bars of the medians, one panel a case; ours stand out. Growing image sizes become lines instead."""
+    """Bars of the medians, one panel a case; ours stand out.
+
+    Growing image sizes become lines instead, and of many cases only the last engine's ratio to the first is shown.
+    """
     cases = report["seconds"]
     if all(case.isdigit() for case in cases):
         _lines(cases)
+    elif len(cases) > MANY:
+        _ratios(cases)
     else:
         _bars(cases)
     plt.gcf().savefig(path, dpi=140, bbox_inches="tight")
@@ -96,6 +107,19 @@ def _bars(cases: dict[str, dict[str, list[float]]]) -> None:
     for panel in list(panels.flat)[len(cases) :]:
         panel.axis("off")
     plt.tight_layout()
+
+
+def _ratios(cases: dict[str, dict[str, list[float]]]) -> None:
+    _, panel = plt.subplots(figsize=(7, 0.24 * len(cases) + 0.8))
+    engines = [[statistics.median(values) for values in times.values()] for times in cases.values()]
+    bars = panel.barh(list(cases), [medians[0] / medians[-1] for medians in engines], color=OURS)
+    panel.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    first, *_, last = next(iter(cases.values()))
+    panel.set_title(f"times as fast: {last} against {first}", fontsize=9)
+    panel.invert_yaxis()
+    panel.margins(x=0.1, y=0.01)
+    panel.tick_params(axis="y", labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _lines(cases: dict[str, dict[str, list[float]]]) -> None:
