@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from focalnet.errors import ConfigError, InputError, did_you_mean
 
 Backend = Literal["auto", "eager", "native", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _chosen: ContextVar[Backend | None] = ContextVar("focalnet_backend", default=None)
 
 
@@ -37,10 +38,9 @@ def use(backend: Backend) -> Iterator[None]:
 
 
 def _named(name: str) -> Backend:
-    known = get_args(Backend)
-    if name not in known:
-        raise ConfigError(f'no backend "{name}"{did_you_mean(name, known)}; there are {", ".join(known)}')
-    backend: Backend = name  # type: ignore[assignment]
+    if name not in BACKENDS:
+        raise ConfigError(f'no backend "{name}"{did_you_mean(name, BACKENDS)}; there are {", ".join(BACKENDS)}')
+    backend: Backend = name
     return backend
 
 

@@ -210,7 +210,7 @@ def _product(
         opaque: torch.Tensor = _opaque_product(x, weight, bias, then, name)
         return opaque
     weight = weight if packed is None else packed.instead_of(weight)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "none")
     return out
 
 
