@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
+import torch
+
 from focalnet.errors import ConfigError, InputError, did_you_mean
 
 Backend = Literal["auto", "eager", "native", "triton"]
@@ -18,9 +20,22 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _chosen: ContextVar[Backend | None] = ContextVar("focalnet_backend", default=None)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def current() -> Backend:
-    """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``."""
+    """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``.
+
+    A compiled model keeps the one of its compilation.
+    """
     return _chosen.get() or _named(os.environ.get("FOCALNET_BACKEND", "auto"))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def exporting() -> bool:
+    """Whether ``torch.export`` is looking, not ``torch.compile``.
+
+    Asked past the tracer: that of torch 2.10 takes every compilation for an export.
+    """
+    return torch.compiler.is_exporting()
 
 
 @contextmanager
@@ -46,8 +61,6 @@ def _named(name: str) -> Backend:
 
 def available() -> dict[str, str]:
     """For ``focalnet doctor``: what each backend is here, or why it is refused."""
-    import torch
-
     from focalnet.ops import native, triton
 
     def kernels() -> str:

@@ -42,7 +42,7 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
         InputError: shapes that do not fit together.
     """
     _check(values, shapes, locations, weights)
-    gather = values.device.type == "cpu" and not torch.compiler.is_exporting() and backend.current() != "eager"
+    gather = values.device.type == "cpu" and not backend.exporting() and backend.current() != "eager"
     compute = by_gathering if gather else by_sampling
     with without_autocast(values.device):
         dtype = torch.promote_types(torch.promote_types(values.dtype, locations.dtype), torch.float32)

@@ -33,7 +33,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     """
     reference.check(context, gates, weights)
     wanted = backend.current()
-    if wanted == "eager" or torch.compiler.is_exporting() or context.is_meta:
+    if wanted == "eager" or backend.exporting() or context.is_meta:
         return reference.focal_context(context, gates, weights)
     name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
     kernels = triton if name == "triton" else native

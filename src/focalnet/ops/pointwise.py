@@ -186,7 +186,7 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a product may go to oneDNN by hand; exporters and sharded tensors choose for themselves."""
     return bool(
         x.device.type == "cpu"
-        and not torch.compiler.is_exporting()
+        and not backend.exporting()
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0
