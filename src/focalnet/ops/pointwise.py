@@ -28,7 +28,7 @@ class PackedWeight:
 
     Worth its memory at small batches, where a product reads more weights than values. Once the weight has been
     changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed);
-    neither is it copied or saved with its layer.
+    neither is it copied or saved with its layer. A compiled graph cannot hold it and finds it by ``name`` at each call.
 
     Args:
         weight: ``(O, I)``, on the CPU, float32 or bfloat16.
