@@ -19,6 +19,12 @@ from focalnet.ops import pointwise as implementation
 needs_onednn = pytest.mark.skipif(not implementation.ONEDNN, reason="oneDNN products are called by hand on x86 only")
 
 
+@pytest.fixture(params=[False, True], ids=["mkl_is_fine", "mkl_is_slow"], autouse=True)
+def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file as on a processor where MKL is fine, and as on one where it is not."""
+    monkeypatch.setattr(implementation, "MKL_IS_SLOW", implementation.ONEDNN and request.param)
+
+
 def plain_mlp(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
     return F.linear(F.gelu(F.linear(x, *parameters[:2])), *parameters[2:])
 
@@ -133,11 +139,19 @@ def test_flops_are_counted(grad: bool) -> None:
 @needs_onednn
 def test_backend_eager_is_pytorch_alone() -> None:
     x, weight = tensors((3, 8), (12, 8))
-    with torch.profiler.profile(acc_events=True) as fast:
-        ops.linear(x, weight)
-    with torch.profiler.profile(acc_events=True) as eager, backend.use("eager"):
-        ops.linear(x, weight)
-    assert [any("mkldnn" in e.key for e in p.key_averages()) for p in (fast, eager)] == [True, False]
+
+    def goes_to_onednn() -> bool:
+        with torch.profiler.profile(acc_events=True) as profile:
+            ops.linear(x, weight)
+        return any("mkldnn" in event.key for event in profile.key_averages())
+
+    assert goes_to_onednn() == implementation.MKL_IS_SLOW  # with gradients
+    with torch.no_grad():
+        assert goes_to_onednn()
+        with backend.use("eager"):
+            assert not goes_to_onednn()
+    with backend.use("eager"):
+        assert not goes_to_onednn()
 
 
 def test_compiles_to_one_graph() -> None:

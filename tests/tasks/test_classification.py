@@ -13,6 +13,7 @@ from focalnet import weights
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
 from focalnet.models import Classifier
+from focalnet.ops import processor
 from focalnet.tasks import ClassificationTask, MixConfig
 from tests.tasks.toy import MIXED, TOY, weights_of
 
@@ -44,6 +45,13 @@ def test_metrics_have_a_row_for_each_epoch(finished):
     assert [row["updates"] for row in rows] == ["3", "6"]
     assert all(float(row["train_loss"]) > 0 and 0 <= float(row["top1"]) <= float(row["top5"]) <= 100 for row in rows)
     assert float(rows[0]["learning_rate"]) != float(rows[1]["learning_rate"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_in_bfloat16_that_the_processor_emulates_says_so(tmp_path, precision, monkeypatch, caplog):
+    monkeypatch.setattr(processor, "computes_bfloat16", lambda: False)
+    fit(DIGITS, output=tmp_path / "run", **{**TOY, "trainer.max_epochs": 1, "trainer.precision": precision})
+    assert any("--trainer.precision 32-true" in line for line in caplog.messages) == (precision == "bf16-mixed")
 
 
 def test_epochs_without_validation_have_no_accuracy(tmp_path):

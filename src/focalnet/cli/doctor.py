@@ -38,8 +38,11 @@ def _devices() -> dict[str, str]:
     import torch
 
     from focalnet.inference import devices
+    from focalnet.ops import processor
 
     cpu = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    if not processor.computes_bfloat16():
+        cpu += ", bfloat16 emulated (float32 is faster)"
     found = {"torch": torch.__version__, "cpu": cpu}
     for name in devices()[1:]:
         found[name] = torch.cuda.get_device_name(name) if name.startswith("cuda") else "available"

@@ -12,6 +12,7 @@ from torch import nn
 from focalnet import ops
 from focalnet.errors import ConfigError
 from focalnet.layers.linear import Linear, PointwiseConv
+from focalnet.ops import processor
 from focalnet.ops.memory import keep_freed_memory
 from focalnet.ops.pointwise import ONEDNN
 
@@ -115,6 +116,8 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
 
     if tensors:
         done._did(f"{len(tensors)} parameters are {str(dtype).removeprefix('torch.')}: give it inputs of that", reverse)
+    if dtype == torch.bfloat16 and tensors and tensors[0].device.type == "cpu" and not processor.computes_bfloat16():
+        done._did("this processor emulates bfloat16: float32 would be faster on it")
 
 
 # Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.

@@ -1,7 +1,8 @@
 """Linear layers on the fastest matrix product this processor has.
 
 On x86, PyTorch sends float32 linear layers to MKL, which runs below half speed on AMD processors; the same product
-through oneDNN does not. bfloat16 goes to oneDNN either way, but with one pass over the memory less when called by hand.
+through oneDNN does not. On Intel's, MKL is as good, and better at gradients. bfloat16 goes to oneDNN either way, but
+with one pass over the memory less when called by hand.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from focalnet.ops import backend
+from focalnet.ops import backend, processor
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+MKL_IS_SLOW = ONEDNN and not processor.is_intel()
 
 
 class PackedWeight:
@@ -69,8 +71,8 @@ def linear(
     if not torch.is_grad_enabled():
         x, weight, bias = _autocast(x, weight, bias)
         return _product(x, weight, bias, packed=packed) if _onednn(x, weight) else F.linear(x, weight, bias)
-    by_hand = x.dtype == torch.float32 and not torch.compiler.is_compiling() and _onednn(x, weight)
-    if not by_hand or torch.is_autocast_enabled(x.device.type):
+    by_hand = MKL_IS_SLOW and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if not (by_hand and _onednn(x, weight)) or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     out: torch.Tensor = _Linear.apply(x, weight, bias)
     return out
@@ -173,8 +175,8 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of a linear layer's input, weight and bias, each None unless wanted."""
     x, rows = x.flatten(0, -2), grad.flatten(0, -2)
-    # In bfloat16 PyTorch's own product goes to oneDNN too, and is the better one where both sides are transposed.
-    product = _product if x.dtype == torch.float32 and _onednn(x, weight) else F.linear
+    # PyTorch's own product is the better one where both sides are transposed, unless it is a slow one.
+    product = _product if MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight) else F.linear
     return (
         product(grad, weight.t()) if wanted[0] else None,
         product(rows.t(), x.t()) if wanted[1] else None,

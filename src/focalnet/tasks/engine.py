@@ -29,6 +29,7 @@ from focalnet.errors import ConfigError, TrainingError
 from focalnet.layers import FocalNetBlock
 from focalnet.models import Classifier
 from focalnet.models.base import DenseModel
+from focalnet.ops import processor
 from focalnet.ops.memory import keep_freed_memory
 from focalnet.tasks.base import Data, Task
 from focalnet.tasks.callbacks import HEADLINE, Inspector, Progress, StopAtNaN, headline
@@ -72,6 +73,7 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
     with explained(folder):
         resume = not force and folder.checkpoint.is_file()
         run = _build(options, folder, force=force)
+        _advise(run.trainer)
         if resume:
             log.info("going on from %s", folder.checkpoint)
         try:
@@ -169,6 +171,13 @@ def _build(options: Options, folder: RunFolder | None, *, force: bool = False) -
         return Run(task, data, pl.Trainer(**arguments))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _advise(trainer: pl.Trainer) -> None:
+    """Says aloud what makes a run far slower than it need be."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and trainer.precision.startswith("bf16") and not processor.computes_bfloat16():
+        log.warning("this processor emulates bfloat16: --trainer.precision 32-true is twice as fast on it, or more")
 
 
 def _sharded(task: Task) -> FSDPStrategy:
