@@ -72,10 +72,12 @@ class SemanticSample(TypedDict):
     """One image and the class of each of its pixels.
 
     ``image`` is ``(C, H, W)``; ``labels`` ``(H, W)``, int64, from 0, or ``IGNORED``: in training those of the image as
-    the network sees it, in evaluation ``(original height, original width)``.
+    the network sees it, in evaluation ``(original height, original width)``. ``others`` is the image at further sizes,
+    in evaluation at several.
     """
 
     image: Tensor
+    others: list[Tensor]
     labels: Tensor
     original_size: tuple[int, int]
     path: str
@@ -84,11 +86,13 @@ class SemanticSample(TypedDict):
 class SemanticBatch(TypedDict):
     """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before.
 
-    ``labels`` are one map for each image, see ``SemanticSample``; in training padded with ``IGNORED`` like the images.
+    ``others`` are further images of the same kind with their sizes, see ``SemanticSample``. ``labels`` are one map for
+    each image, see there; in training padded with ``IGNORED`` like the images.
     """
 
     images: Tensor
     sizes: list[tuple[int, int]]
+    others: list[tuple[Tensor, list[tuple[int, int]]]]
     labels: list[Tensor]
     original_sizes: list[tuple[int, int]]
     paths: list[str]

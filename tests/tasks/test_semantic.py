@@ -8,8 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.v2 import functional as to_pixels
 
 import focalnet
 from focalnet import weights, zoo
@@ -131,6 +135,48 @@ def test_sliding_windows_and_whole_pictures_are_options(finished, masks):
     assert any(whole[name] != small[name] for name in FIGURES)
 
 
+RATIOS = (0.75, 1.0, 1.5)
+
+
+def test_several_sizes_mirrored_too_are_one_mean_of_probabilities(finished, masks):
+    """Against the definition, picture by picture: every look resized to the picture, softmax, mean, best class."""
+    model = focalnet.load(finished / "model.safetensors").eval()
+    options = {**MEASURING, "data.root": str(masks), "data.ratios": list(RATIOS), "model.flip": True}
+    found = validate(RECIPE, finished / "model.safetensors", **options)
+    counts = torch.zeros(len(NAMES), len(NAMES))
+    prepared = model.card.preprocessing
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (prepared.mean, prepared.std))
+    for path in sorted((masks / "images" / "val").glob("*.png")):
+        picture = to_pixels.pil_to_tensor(Image.open(path).convert("RGB"))
+        labels = torch.from_numpy(np.array(Image.open(masks / "masks" / "val" / path.name))).long()
+        total = torch.zeros(len(NAMES), *labels.shape)
+        for ratio in RATIOS:
+            short, long = int(HEIGHT * ratio), int(WIDTH * ratio)
+            scale = min(short / min(labels.shape), long / max(labels.shape))
+            seen = to_pixels.resize(picture, [int(side * scale + 0.5) for side in labels.shape], antialias=False)
+            pixels = ((seen / 255 - mean) / std)[None]
+            for mirrored in (False, True):
+                with torch.no_grad():
+                    scores = model.class_scores(pixels.flip(-1) if mirrored else pixels)
+                scores = scores.flip(-1) if mirrored else scores
+                total += F.interpolate(scores, labels.shape, mode="bilinear")[0].softmax(0)
+        truth = labels != 255
+        pairs = labels[truth] * len(NAMES) + total.argmax(0)[truth]
+        counts += pairs.bincount(minlength=counts.numel()).view_as(counts)
+    there = (counts.sum(0) + counts.sum(1)) > 0
+    iou = counts.diag()[there] / (counts.sum(0) + counts.sum(1) - counts.diag())[there]
+    assert found["miou"] == pytest.approx(float(100 * iou.mean()), abs=0.05)
+    assert found["pixel_accuracy"] == pytest.approx(float(100 * counts.diag().sum() / counts.sum()), abs=0.05)
+
+
+def test_several_pictures_at_once_are_looked_at_as_one_by_one(finished, masks):
+    options = {**MEASURING, "data.root": str(masks), "data.ratios": list(RATIOS), "model.flip": True}
+    one, two = (
+        validate(RECIPE, finished / "model.safetensors", **{**options, "data.val_batch_size": size}) for size in (1, 2)
+    )
+    assert {name: two[name] for name in FIGURES} == pytest.approx({name: one[name] for name in FIGURES}, abs=0.5)
+
+
 def test_batches_are_padded_to_what_the_network_needs():
     images = torch.rand(2, 3, 33, 64)
     larger = padded(images, 32)
@@ -148,6 +194,8 @@ def test_batches_are_padded_to_what_the_network_needs():
         ({"model.slide": {"crop": 10, "stride": 20}}, ConfigError, "stride=20"),
         ({"model.schedule": {"kind": "poly", "power": 0.0}}, ConfigError, "power"),
         ({"data.augmentation.crop": [0, 1]}, ConfigError, "crop"),
+        ({"data.ratios": []}, ConfigError, "ratios"),
+        ({"data.ratios": [1.0, 0.0]}, ConfigError, "ratios"),
         ({"data.class_names": ["only"]}, DataError, "classes are 0 to 0"),
     ],
 )

@@ -52,6 +52,8 @@ class SemanticData(DenseData[SemanticDataset]):
         check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
         image_size: short side in pixels of the network's input, in evaluation.
         max_size: most pixels of the long side, in evaluation.
+        ratios: in evaluation each picture is seen at these sizes, as factors of ``image_size`` and ``max_size``, and
+            the mean of the probabilities counts; 0.5, 0.75, ..., 1.75 (with ``model.flip``) is the multi-scale test.
         augmentation: how training pictures are varied; the default is the official one of ADE20K.
         kwargs: those of ``DenseData``.
 
@@ -78,17 +80,20 @@ class SemanticData(DenseData[SemanticDataset]):
         check: bool = True,
         image_size: int = 512,
         max_size: int = 2048,
+        ratios: tuple[float, ...] = (1.0,),
         augmentation: SemanticAugmentation = SemanticAugmentation(),  # noqa: B008  # frozen
         **kwargs: Any,
     ) -> None:
         super().__init__(root, image_size=image_size, max_size=max_size, **kwargs)
         if holdout is not None and not 0 < holdout < 1:
             raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+        if not ratios or min(image_size * ratio for ratio in ratios) < 1:
+            raise ConfigError(f"data.ratios={list(ratios)} must be one factor or more that leaves a picture pixels")
         self.layouts = own_layout(images, masks, mask_suffix)
         self.splits: dict[Part, str | None] = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout, self.given_names, self.ignore_index = holdout, class_names, ignore_index
         self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
-        self.augmentation = augmentation
+        self.ratios, self.augmentation = tuple(ratios), augmentation
         self._class_names: tuple[str, ...] = ()
 
     def default_val_batch_size(self) -> int:
@@ -165,6 +170,7 @@ class SemanticData(DenseData[SemanticDataset]):
             self._class_names,
             self.preprocessing,
             augmentation=self.augmentation if part == "train" else None,
+            ratios=self.ratios,
             seed=self.seed,
             on_error=self.on_error,
         )

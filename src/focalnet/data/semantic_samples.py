@@ -26,6 +26,7 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         class_names: by label.
         preprocessing: short side, longest side and normalisation; ``max_size`` must be given.
         augmentation: how training pictures are varied; None for evaluation.
+        ratios: the sizes at which pictures are seen in evaluation, as factors of those of ``preprocessing``.
         seed: of the augmentation.
         on_error: as for ``Samples``.
     """
@@ -38,12 +39,13 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         preprocessing: Preprocessing,
         *,
         augmentation: SemanticAugmentation | None = None,
+        ratios: Sequence[float] = (1.0,),
         seed: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__(len(pairs), seed=seed, training=augmentation is not None, on_error=on_error)
         self.pairs, self.rule, self.preprocessing, self.augmentation = pairs, rule, preprocessing, augmentation
-        self._class_names = class_names
+        self.ratios, self._class_names = ratios, class_names
 
     @property
     def name(self) -> str:
@@ -66,14 +68,16 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         short, longest = self.preprocessing.image_size, self.preprocessing.max_size
         assert longest is not None
         if self.augmentation is None:
-            size = list(resized(read.size, short, longest))
-            image, labels = F.resize(read.image, size, antialias=False), read.labels
+            sizes = [resized(read.size, int(short * ratio), int(longest * ratio)) for ratio in self.ratios]
+            images, labels = [F.resize(read.image, list(size), antialias=False) for size in sizes], read.labels
         else:
             image, labels = self.augmentation(read, short, longest)
-        pixels, truth = normalise(image, self.preprocessing), labels.as_subclass(Tensor).long()
+            images = [image]
+        pixels, *others = (normalise(image, self.preprocessing) for image in images)
+        truth = labels.as_subclass(Tensor).long()
         if self.augmentation is not None:
             pixels, truth = pad_to(pixels, truth, self.augmentation.crop)
-        return SemanticSample(image=pixels, labels=truth, original_size=read.size, path=self.path(index))
+        return SemanticSample(image=pixels, others=others, labels=truth, original_size=read.size, path=self.path(index))
 
 
 def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[int, int]) -> None:
@@ -93,9 +97,14 @@ def collate(samples: Sequence[SemanticSample | None]) -> SemanticBatch:
         DataError: there is not one whole picture.
     """
     whole = only_whole(samples)
+    (images, sizes), *others = (
+        (pad(alike, multiple=1), [(image.shape[-2], image.shape[-1]) for image in alike])
+        for alike in zip(*([sample["image"], *sample["others"]] for sample in whole), strict=True)
+    )
     return SemanticBatch(
-        images=pad([sample["image"] for sample in whole], multiple=1),
-        sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
+        images=images,
+        sizes=sizes,
+        others=others,
         labels=[sample["labels"] for sample in whole],
         original_sizes=[sample["original_size"] for sample in whole],
         paths=[sample["path"] for sample in whole],

@@ -120,21 +120,12 @@ class Segmenting:
         return SemanticMap(labels.long(), self.class_names)
 
     def _mean(self, ways: Sequence[Look], scores: Iterator[Tensor]) -> Tensor:
-        """Scores of a part by the mean probability of all looks, ``(N, h, w)``; of a single look, as they are.
-
-        At the part's own size, or that of the largest look if smaller: there is no more to see.
-        """
+        """Scores of a part by the mean probability of all looks, ``(N, h, w)``; of a single look, as they are."""
         if len(ways) == 1:
             return next(scores)
         window = ways[0].window
-        largest = max((look.size for look in ways), key=math.prod)
-        size = min((window.height, window.width), largest, key=math.prod)
-        total: Tensor | float = 0.0
-        for _ in ways:
-            one = F.interpolate(next(scores)[None].float(), size, mode="bilinear")[0]
-            total = total + (one.softmax(0) if self.network.scores_are_logits else one)
-        assert isinstance(total, Tensor)
-        return total / len(ways)
+        size = meeting_size((window.height, window.width), [look.size for look in ways])
+        return mean_scores(islice(scores, len(ways)), size, logits=self.network.scores_are_logits)
 
     def _scores(self, every: Iterable[tuple[Image, Look]]) -> Iterator[Tensor]:
         """For each look the scores of its classes, ``(N, h, w)``, no longer mirrored."""
@@ -174,6 +165,32 @@ class Segmenting:
             seen.append(one.flip(-1) if window.mirrored else one)
         images = pad(seen, self.network.config.size_divisor)
         return images.to(next(self.network.parameters())).contiguous(memory_format=torch.channels_last)
+
+
+def meeting_size(part: Size, looks: Sequence[Size]) -> Size:
+    """Where the scores of several looks meet: at the part's own size, or that of the largest look if smaller.
+
+    There is no more to see.
+    """
+    return min(part, max(looks, key=math.prod), key=math.prod)
+
+
+def mean_scores(scores: Iterable[Tensor], size: Size, *, logits: bool) -> Tensor:
+    """What several looks at the same pixels say together, ``(N, *size)``: the mean of their probabilities.
+
+    Args:
+        scores: of each look, ``(N, h, w)``.
+        size: all are resized to it.
+        logits: whether they become probabilities by a softmax; otherwise they are taken as they are.
+    """
+    total: Tensor | float = 0.0
+    count = 0
+    for look in scores:
+        one = F.interpolate(look[None].float(), size, mode="bilinear")[0]
+        total = total + (one.softmax(0) if logits else one)
+        count += 1
+    assert isinstance(total, Tensor)
+    return total / count
 
 
 def slide(network: Segmenter[Any, Any, Any], images_BCHW: Tensor, crop: Size, stride: Size) -> Tensor:

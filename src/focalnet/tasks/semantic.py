@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from focalnet.data.detection_transforms import pad
 from focalnet.errors import ConfigError
-from focalnet.inference.segmenting import slide
+from focalnet.inference.segmenting import mean_scores, meeting_size, slide
 from focalnet.losses.segmentation import criterion
 from focalnet.metrics.semantic import SemanticMetric
 from focalnet.models import Mask2Former, Segmenter
@@ -46,6 +47,7 @@ class SemanticTask(DenseTask):
 
     Args:
         slide: in validation, look through a sliding window; null looks at whole pictures.
+        flip: in validation, also look at every picture mirrored; the mean of the probabilities counts.
         kwargs: those of ``DenseTask``.
     """
 
@@ -54,9 +56,9 @@ class SemanticTask(DenseTask):
     kind = "segmenter"
     inspector = SemanticPredictions
 
-    def __init__(self, *, slide: SlideConfig | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, slide: SlideConfig | None = None, flip: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.slide = slide
+        self.slide, self.flip = slide, flip
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -76,11 +78,13 @@ class SemanticTask(DenseTask):
 
     def validation_step(self, batch: SemanticBatch, batch_idx: int) -> dict[str, list[SemanticMap]]:
         """Returns the classes of each image's pixels, as ``found``."""
-        images = padded(batch["images"], self.trained.config.size_divisor)
-        if self.slide is None:
-            found: list[SemanticMap] = self.trained.segment(images, batch["sizes"], batch["original_sizes"])
-        else:
-            found = self._slid(images, batch["sizes"], batch["original_sizes"])
+        looks = [(batch["images"], batch["sizes"]), *batch["others"]]
+        ways = [(*look, mirrored) for look in looks for mirrored in ((False, True) if self.flip else (False,))]
+        scores = zip(*(self._scores(*way) for way in ways), strict=True)
+        found = [
+            SemanticMap(label_map(self._mean(of_one, original), original), self.trained.class_names)
+            for of_one, original in zip(scores, batch["original_sizes"], strict=True)
+        ]
         self.metric.update(found, batch["labels"])
         return {"found": found}
 
@@ -90,12 +94,24 @@ class SemanticTask(DenseTask):
         self.found = self.metric.compute()
         self.log_dict(self.found.summary(), sync_dist=False)
 
-    def _slid(self, images: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[SemanticMap]:
-        assert self.slide is not None
-        crop, stride = (self.slide.crop,) * 2, (self.slide.stride,) * 2
-        scores = slide(self.trained, images, crop, stride)
-        looked_at = zip(scores, sizes, original_sizes, strict=True)
-        return [SemanticMap(label_map(one[:, :h, :w], original)) for one, (h, w), original in looked_at]
+    def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:
+        """Of each image the scores of its classes, without padding and no longer mirrored."""
+        if mirrored:
+            images = pad([one[:, :h, :w].flip(-1) for one, (h, w) in zip(images, sizes, strict=True)], multiple=1)
+        images = padded(images, self.trained.config.size_divisor)
+        if self.slide is None:
+            scores = self.trained.class_scores(images)
+        else:
+            scores = slide(self.trained, images, (self.slide.crop,) * 2, (self.slide.stride,) * 2)
+        seen = [one[:, :h, :w] for one, (h, w) in zip(scores, sizes, strict=True)]
+        return [one.flip(-1) for one in seen] if mirrored else seen
+
+    def _mean(self, looks: Sequence[Tensor], original: Size) -> Tensor:
+        """The scores of an image from all looks at it; those of a single one as they are."""
+        if len(looks) == 1:
+            return looks[0]
+        size = meeting_size(original, [(one.shape[1], one.shape[2]) for one in looks])
+        return mean_scores(looks, size, logits=self.trained.scores_are_logits)
 
     def _targets(self, labels: Sequence[Tensor], images: Tensor) -> Any:
         """What the losses take: maps of the images' size, or for Mask2Former a mask for each class in an image."""
