@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import peers
+import studies
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,7 +26,6 @@ import focalnet
 from focalnet.inference.timing import in_turns
 from focalnet.ops.memory import keep_freed_memory
 
-RESULTS = Path(__file__).parent / "results"
 LIBRARIES = {"timm": peers.of_timm, "transformers": peers.official_order}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Calls = dict[str, Callable[[], object]]
@@ -83,16 +81,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--out", type=Path, default=RESULTS / "accelerate.json")
+    parser.add_argument("--out", type=Path, default=studies.RESULTS / "accelerate.json")
     arguments = parser.parse_args()
     keep_freed_memory()  # for both alike
     report: dict[str, Any] = {
-        "command": f"python benchmarks/accelerated.py --rounds {arguments.rounds} --side {arguments.side}",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{peers.processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "versions": {p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers")}
-        | {"focalnet": focalnet.__version__},
+        **studies.head(("torch", "timm", "transformers")),
         "seconds": {},
         "speedup": {},
     }

@@ -1,6 +1,6 @@
 """Measures FocalNet-T on the CPU against the same network elsewhere and its rivals, in turns inside one run.
 
-    python benchmarks/cpu.py [inference] [training] [detection] [size] [--rounds 15]
+    python benchmarks/cpu.py [inference] [training] [detection] [size] [--rounds 15] [--dtypes float32] [--tag intel]
 
 Every study times each engine once a round in rotating order, and writes all times to ``benchmarks/results``;
 ``benchmarks/show.py`` makes tables and pictures of them. Everything has random weights: they do not change the speed.
@@ -9,14 +9,14 @@ Every study times each engine once a round in rotating order, and writes all tim
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
+import itertools
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import peers
+import studies
 import timm
 import torch
 import torch.nn.functional as F
@@ -26,15 +26,15 @@ import focalnet
 from focalnet.inference.timing import in_turns
 from focalnet.ops.memory import keep_freed_memory
 
-RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FLOOR = "its matrix products alone"
 Case = tuple[str, dict[str, Callable[[], object]], dict[str, Any]]
 
 
-def inference() -> Iterator[Case]:
+def inference(dtypes: Sequence[str]) -> Iterator[Case]:
     """224 x 224, batch 1 and 8: every engine, and Swin-T and ConvNeXt-T of timm in their best setting."""
-    for name, dtype in DTYPES.items():
+    for name in dtypes:
+        dtype = DTYPES[name]
         for batch in (1, 8):
             images = torch.randn(batch, 3, 224, 224, dtype=dtype)
             calls: dict[str, peers.Call] = {
@@ -52,9 +52,10 @@ def inference() -> Iterator[Case]:
             yield f"{name}, batch {batch}", {label: _bound(call, images) for label, call in calls.items()}, {}
 
 
-def detection() -> Iterator[Case]:
+def detection(dtypes: Sequence[str]) -> Iterator[Case]:
     """One image of 800 x 1216 through the trunk with kernels 9, 11, 13, as detectors have it."""
-    for name, dtype in DTYPES.items():
+    for name in dtypes:
+        dtype = DTYPES[name]
         images = torch.randn(1, 3, 800, 1216, dtype=dtype)
         models = {
             "official order": _ready(peers.official_order("detection"), dtype),
@@ -67,27 +68,29 @@ def detection() -> Iterator[Case]:
         yield name, {label: _bound(call, images) for label, call in calls.items()}, {}
 
 
-def size() -> Iterator[Case]:
-    """One bfloat16 image of 224 to 1024 pixels: what a network costs as images grow."""
+def size(dtypes: Sequence[str]) -> Iterator[Case]:
+    """One image of 224 to 1024 pixels, of the last dtype: what a network costs as images grow."""
+    dtype = DTYPES[dtypes[-1]]
     for side in (224, 384, 512, 768, 1024):
-        images = torch.randn(1, 3, side, side, dtype=torch.bfloat16)
+        images = torch.randn(1, 3, side, side, dtype=dtype)
         models = {
-            "official order": _ready(peers.official_order("srf"), torch.bfloat16),
-            "focalnet, optimized": peers.optimized(peers.ours("srf"), torch.bfloat16),
-            "ConvNeXt-T": _ready(timm.create_model("convnext_tiny"), torch.bfloat16),
-            "ViT-S/16": _ready(timm.create_model("vit_small_patch16_224", img_size=side), torch.bfloat16),
+            "official order": _ready(peers.official_order("srf"), dtype),
+            "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
+            "ConvNeXt-T": _ready(timm.create_model("convnext_tiny"), dtype),
+            "ViT-S/16": _ready(timm.create_model("vit_small_patch16_224", img_size=side), dtype),
         }
         if side % 224 == 0 or side % 128 == 0:  # Swin's windows must tile the map
             window = 7 if side % 224 == 0 else 8
             swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=side, window_size=window)
-            models["Swin-T"] = _ready(swin, torch.bfloat16)
+            models["Swin-T"] = _ready(swin, dtype)
         yield str(side), {label: _bound(model, images) for label, model in models.items()}, {}
 
 
-def training() -> Iterator[Case]:
-    """A step (forward, loss, backward) of batch 16 under bfloat16 autocast, and the memory it keeps for backward."""
+def training(dtypes: Sequence[str]) -> Iterator[Case]:
+    """A step (forward, loss, backward) of batch 16, also under bfloat16 autocast, and the memory it keeps."""
     images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
-    for kind in ("srf", "lrf"):
+    for name, kind in itertools.product(dtypes, ("srf", "lrf")):
+        dtype = DTYPES[name]
         saving = peers.ours(kind)
         focalnet.optimize(saving, for_="training", save_memory=True)
         models = {
@@ -97,12 +100,12 @@ def training() -> Iterator[Case]:
             "focalnet, save_memory": saving,
             "Swin-T": timm.create_model("swin_tiny_patch4_window7_224"),
         }
-        steps = {label: _step(model.train(), images, labels) for label, model in models.items()}
-        saved = {label: _saved_mib(model, images, labels) for label, model in models.items()}
-        products = peers.matrix_products(_step(models["focalnet"], images, labels), torch.bfloat16)
+        steps = {label: _step(model.train(), images, labels, dtype) for label, model in models.items()}
+        saved = {label: _saved_mib(model, images, labels, dtype) for label, model in models.items()}
+        products = peers.matrix_products(steps["focalnet"], dtype)
         steps[FLOOR] = _bound(products, images)
-        steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels)
-        yield f"bfloat16 autocast, batch 16, {kind}", steps, {"saved_mib": saved}
+        steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels, dtype)
+        yield f"{name}{' autocast' * (name == 'bfloat16')}, batch 16, {kind}", steps, {"saved_mib": saved}
 
 
 def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -113,16 +116,20 @@ def _bound(call: peers.Call, images: torch.Tensor) -> Callable[[], object]:
     return lambda: call(images)
 
 
-def _step(model: peers.Call, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
+def _step(model: peers.Call, images: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with _precision(dtype):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
 
     return step
 
 
-def _saved_mib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def _precision(dtype: torch.dtype) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else nullcontext()
+
+
+def _saved_mib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> float:
     """What autograd keeps between forward and backward besides the parameters, each storage once."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, int] = {}
@@ -133,7 +140,7 @@ def _saved_mib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), _precision(dtype):
         loss = F.cross_entropy(model(images), labels)
     del loss
     return sum(storages.values()) / 2**20
@@ -142,29 +149,22 @@ def _saved_mib(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 STUDIES = {"inference": inference, "training": training, "detection": detection, "size": size}
 
 
-def run(study: str, rounds: int) -> None:
+def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None:
     """Measures one study and writes its file after every case, so that an interruption loses only the current one."""
     report: dict[str, Any] = {
         "study": STUDIES[study].__doc__,
-        "command": f"python benchmarks/cpu.py {study} --rounds {rounds}",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{peers.processor()}, {torch.get_num_threads()} threads",
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {
-            "focalnet": focalnet.__version__,
-            **{p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers")},
-        },
+        **studies.head(("torch", "timm", "transformers")),
         "copy_gb_per_s": round(peers.copy_bandwidth(), 1),
         "seconds": {},
         "more": {},
     }
+    path = studies.RESULTS / f"cpu_{study}{f'_{tag}' if tag else ''}.json"
     with torch.set_grad_enabled(study == "training"):
-        for name, calls, more in STUDIES[study]():
+        for name, calls, more in STUDIES[study](dtypes):
             timings = in_turns(calls, rounds)
             report["seconds"][name] = {label: timing.seconds for label, timing in timings.items()}
             report["more"][name] = more
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"cpu_{study}.json").write_text(json.dumps(report, indent=1) + "\n")
+            path.write_text(json.dumps(report, indent=1) + "\n")
             for label, timing in timings.items():
                 low, high = timing.quartiles
                 print(f"{name:34s} {label:22s} {1e3 * timing.median:9.1f} ms  ({1e3 * low:.1f} to {1e3 * high:.1f})")
@@ -176,10 +176,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
+    parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
     arguments = parser.parse_args()
     keep_freed_memory()  # for every engine alike
     for study in arguments.studies or STUDIES:
-        run(study, arguments.rounds)
+        run(study, arguments.rounds, arguments.dtypes, arguments.tag)
 
 
 if __name__ == "__main__":

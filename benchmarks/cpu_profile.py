@@ -1,34 +1,34 @@
-"""Where the time of a forward pass goes, by kind of operation: FocalNet-T in several engines, 224 x 224, batch 8.
+"""Where the time goes, by kind of operation: FocalNet-T in several engines, 224 x 224.
 
-    python benchmarks/cpu_profile.py [--rounds 20]
+    python benchmarks/cpu_profile.py [inference] [training] [--rounds 20] [--dtypes float32] [--tag intel]
 
-Engines take turns, and the table has medians. PyTorch's profiler adds up what each operation takes itself; what is left
-of the time that passed is Python, dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_profile.json``,
-of which ``show.py`` makes a table.
+Inference is a forward pass of batch 8, training a step (forward, loss, backward) of batch 16. Engines take turns, and
+the table has medians. PyTorch's profiler adds up what each operation takes itself; what is left of the time that passed
+is Python, dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_*_profile.json``, of which ``show.py``
+makes tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import peers
+import studies
 import torch
 import torch._inductor.config
+import torch.nn.functional as F
+from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import focalnet
 from focalnet.ops import native
 from focalnet.ops.memory import keep_freed_memory
 
-RESULT = Path(__file__).parent / "results" / "cpu_profile.json"
-BATCH = 8
+BATCH = {"inference": 8, "training": 16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KERNELS = "our CPU kernels"  # what ``_mark_kernels`` calls them
 KINDS = (
@@ -39,6 +39,7 @@ KINDS = (
     "other sums, products, copies",
     "Python, dispatch, profiler",
 )
+Engine = Callable[[torch.Tensor], object]
 
 
 def kind(name: str, shapes: list[list[int]]) -> str | None:
@@ -56,7 +57,7 @@ def kind(name: str, shapes: list[list[int]]) -> str | None:
     return other if name.startswith(("aten::", "graph_")) else None
 
 
-def parts(call: peers.Call, images: torch.Tensor) -> dict[str, float]:
+def parts(call: Engine, images: torch.Tensor) -> dict[str, float]:
     """Seconds of a call by kind; they add up to its time."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         start = time.perf_counter()
@@ -70,7 +71,7 @@ def parts(call: peers.Call, images: torch.Tensor) -> dict[str, float]:
     return found
 
 
-def in_turns(calls: dict[str, peers.Call], images: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
+def in_turns(calls: dict[str, Engine], images: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """The parts of each engine, one call a round; medians of every part."""
     for call in [*calls.values()] * 3:
         call(images)
@@ -81,13 +82,36 @@ def in_turns(calls: dict[str, peers.Call], images: torch.Tensor, rounds: int) ->
     return {label: {k: statistics.median(one[k] for one in of) for k in KINDS} for label, of in found.items()}
 
 
-def engines(dtype: torch.dtype) -> dict[str, peers.Call]:
+def inference(dtype: torch.dtype) -> dict[str, Engine]:
     """Each ready to be called."""
     return {
         "timm, compiled": peers.compiled(peers.of_timm("srf").eval().to(dtype)),
         "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
         "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
     }
+
+
+def training(dtype: torch.dtype) -> dict[str, Engine]:
+    """A step of each; bfloat16 is autocast."""
+
+    def step(model: nn.Module) -> Engine:
+        def call(images: torch.Tensor) -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = F.cross_entropy(model(images.float()), labels)
+            loss.backward()
+
+        return call
+
+    labels = torch.randint(1000, (BATCH["training"],))
+    models = {
+        "official order": peers.official_order("srf"),
+        "timm": peers.of_timm("srf"),
+        "focalnet": peers.ours("srf"),
+    }
+    return {label: step(model.train()) for label, model in models.items()}
+
+
+STUDIES = {"inference": inference, "training": training}
 
 
 def _mark_kernels() -> None:
@@ -101,33 +125,33 @@ def _mark_kernels() -> None:
     native.Library._run = marked  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    rounds: int = parser.parse_args().rounds
-    keep_freed_memory()
-    _mark_kernels()
-    torch._inductor.config.cpp.enable_kernel_profile = True
-    report: dict[str, Any] = {
-        "command": f"python benchmarks/cpu_profile.py --rounds {rounds}",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{peers.processor()}, {torch.get_num_threads()} threads",
-        "versions": {
-            "focalnet": focalnet.__version__,
-            **{p: importlib.metadata.version(p) for p in ("torch", "timm", "transformers")},
-        },
-        "profile": {},
-    }
-    with torch.no_grad():
-        for name, dtype in DTYPES.items():
-            images = torch.randn(BATCH, 3, 224, 224, dtype=dtype)
-            report["profile"][name] = in_turns(engines(dtype), images, rounds)
+def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None:
+    """Profiles the engines of one study."""
+    report: dict[str, Any] = {**studies.head(("torch", "timm", "transformers")), "profile": {}}
+    with torch.set_grad_enabled(study == "training"):
+        for name in dtypes:
+            images = torch.randn(BATCH[study], 3, 224, 224, dtype=DTYPES[name])
+            report["profile"][name] = in_turns(STUDIES[study](DTYPES[name]), images, rounds)
             for label, found in report["profile"][name].items():
                 print(name, label, {part: round(1e3 * s, 1) for part, s in found.items()}, flush=True)
             torch._dynamo.reset()
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+    path = studies.RESULTS / f"cpu_{study}{f'_{tag}' if tag else ''}_profile.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: both")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
+    parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    _mark_kernels()
+    torch._inductor.config.cpp.enable_kernel_profile = True
+    for study in arguments.studies or STUDIES:
+        run(study, arguments.rounds, arguments.dtypes, arguments.tag)
 
 
 if __name__ == "__main__":

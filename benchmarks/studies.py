@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,7 @@ def run(
     chosen = {name: studies[name] for name in arguments.studies or studies}
     keep_freed_memory()  # for every engine alike
     report: dict[str, Any] = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{peers.processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "versions": {"focalnet": focalnet.__version__} | {p: importlib.metadata.version(p) for p in packages},
+        **head(packages),
         "studies": {study: build.__doc__ for study, build in chosen.items()},
         "seconds": {},
         "times_ours": {},
@@ -75,6 +71,18 @@ def run(
         report[key] = measure(arguments.rounds)
         _write(report, arguments.out)
         print(json.dumps(report[key], indent=1))
+
+
+def head(packages: Iterable[str]) -> dict[str, Any]:
+    """What every result says of itself: command, date, machine, and the versions of these packages."""
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": (
+            f"{peers.processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        ),
+        "versions": {"focalnet": focalnet.__version__} | {p: importlib.metadata.version(p) for p in packages},
+    }
 
 
 def peaks(study: str, engines: list[str]) -> dict[str, float]:
