@@ -47,6 +47,20 @@ def test_any_number_of_maps(levels: int, maps: int) -> None:
 
 
 @torch.no_grad()
+def test_placed_values_tell_equal_things_apart() -> None:
+    """In the middle of a wallpaper, mask features repeat with it, unless values know their place."""
+    wallpaper = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).tile(12, 12)
+    differences = []
+    for placed in (False, True):
+        model = build(placed=placed)
+        _, features = model.panoptic_head.pixel_decoder(list(model.backbone(wallpaper).values()))
+        here, there = features[..., 40:48, 40:48], features[..., 48:56, 48:56]
+        differences.append(float((here - there).std() / features.std()))
+    assert differences[0] < 0.01
+    assert differences[1] > 0.1
+
+
+@torch.no_grad()
 def test_results_are_in_the_original_image() -> None:
     for segments, noun in (("semantic", SemanticMap), ("instance", Detections), ("panoptic", PanopticMap)):
         model = build(segments=segments)

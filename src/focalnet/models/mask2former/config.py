@@ -34,6 +34,8 @@ class Mask2FormerConfig(SegmenterConfig):
         norm_groups: of the group norms.
         levels: the coarsest maps that queries and deformable attention look at, at most; the finest map never is one.
         points: that deformable attention looks at, for each head and level.
+        placed: the pixel decoder's values know their place, too, not only its queries. Not in the paper; from few
+            images, masks learn far sooner to tell equal things apart.
         encoder_layers: of the pixel decoder.
         encoder_hidden: width of their MLPs.
         decoder_layers: of the queries; a prediction is made before the first and after each.
@@ -56,6 +58,7 @@ class Mask2FormerConfig(SegmenterConfig):
     norm_groups: int = 32
     levels: int = 3
     points: int = 4
+    placed: bool = False
     encoder_layers: int = 6
     encoder_hidden: int = 1024
     decoder_layers: int = 9

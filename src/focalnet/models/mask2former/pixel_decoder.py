@@ -57,7 +57,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: Mask2FormerConfig, maps: Sequence[FeatureInfo]) -> None:
         super().__init__()
         channels, groups = config.channels, config.norm_groups
-        self.levels = config.attended(len(maps))
+        self.levels, self.placed = config.attended(len(maps)), config.placed
         fine, coarse = maps[: -self.levels], maps[-self.levels :]
         self.input_convs = nn.ModuleList(
             _conv_norm(m.channels, channels, 1, groups, bias=True) for m in reversed(coarse)
@@ -97,6 +97,8 @@ class PixelDecoder(nn.Module):
                 for (h, w), number in zip(shapes, self.level_encoding.weight, strict=True)
             ]
         )
+        if self.placed:
+            x = x + positions
         centres = _centres(shapes, x.device)[None, :, None]
         for layer in self.encoder.layers:
             x = layer(x, positions, shapes, centres)
