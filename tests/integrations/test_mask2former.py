@@ -122,7 +122,8 @@ def test_loss_and_gradients_agree_on_the_same_points(
     """They take the last layer first: points are a function of how many are asked for, whenever that is."""
     (model, reference), batch = pair, images()
 
-    def draw(*shape: int, device: Any = None) -> torch.Tensor:
+    def draw(*size: Any, device: Any = None) -> torch.Tensor:
+        shape = torch.empty(*size).shape  # sizes may come as a list
         return torch.empty(shape).uniform_(generator=torch.Generator().manual_seed(sum(shape)))
 
     targets = [segments(3), segments(1)]
