@@ -67,6 +67,22 @@ def test_linear_equals_pytorch(shape: tuple[int, ...], bias: bool) -> None:
         assert_within_twice_eager(ops.linear, F.linear, inputs)
 
 
+@pytest.mark.parametrize("rows", [implementation._MANY_ROWS - 1, implementation._MANY_ROWS, 1500])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_many_rows(rows: int, bias: bool) -> None:
+    shapes = ((rows, 24), (40, 24), (40,))
+    assert_within_twice_eager(ops.linear, F.linear, tensors(*shapes[: 2 + bias]))
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_only_wanted_gradients_are_made(frozen: int) -> None:
+    inputs = tensors((implementation._MANY_ROWS, 24), (40, 24), (40,))
+    inputs[frozen].requires_grad_(False)
+    out = ops.linear(*inputs)
+    out.sum().backward()
+    assert [x.grad is None for x in inputs] == [i == frozen for i in range(3)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mlp_equals_pytorch(dtype: torch.dtype) -> None:
     assert_within_twice_eager(ops.mlp, plain_mlp, tensors(*MLP, dtype=dtype))

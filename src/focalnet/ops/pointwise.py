@@ -24,6 +24,8 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 MKL_IS_SLOW = ONEDNN and not processor.is_intel()
 
+_MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
+
 
 class PackedWeight:
     """A copy of a weight in the order oneDNN works in, which products without gradients then need not make.
@@ -176,12 +178,26 @@ def _gradients(
     """Gradients of a linear layer's input, weight and bias, each None unless wanted."""
     x, rows = x.flatten(0, -2), grad.flatten(0, -2)
     # PyTorch's own product is the better one where both sides are transposed, unless it is a slow one.
-    product = _product if MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight) else F.linear
-    return (
-        product(grad, weight.t()) if wanted[0] else None,
-        product(rows.t(), x.t()) if wanted[1] else None,
-        rows.sum(0) if wanted[2] else None,
+    onednn = MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight)
+    product = _product if onednn else F.linear
+    grad_weight = None
+    if wanted[1]:
+        by_convolution = onednn and len(rows) >= _MANY_ROWS
+        grad_weight = _as_convolution(rows, x, weight) if by_convolution else product(rows.t(), x.t())
+    return product(grad, weight.t()) if wanted[0] else None, grad_weight, rows.sum(0) if wanted[2] else None
+
+
+def _as_convolution(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A weight's gradient as that of a 1x1 convolution: oneDNN then needs no transposed copies."""
+    grad, x = (side[None, None].permute(0, 3, 1, 2) for side in (rows_MO, x_MI))  # (1, channels, 1, M), channels-last
+    stride = dilation = [1, 1]
+    padding, transposed, groups = [0, 0], False, 1
+    _, found, _ = torch.ops.aten.convolution_backward(
+        *(grad, x, weight[..., None, None], None),
+        *(stride, padding, dilation, transposed, padding, groups, [False, True, False]),
     )
+    out: torch.Tensor = found.flatten(1)
+    return out
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
