@@ -89,6 +89,10 @@ def test_two_processes_reach_the_loss_of_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."),
+    reason="torch 2.10 crashes when it gathers shards on a CPU, where only this test has them",
+)
 def test_sharding_changes_nothing_either(tmp_path):
     """Weight decay and clipping included: both need what a shard alone does not show."""
     strong = {**OPTIONS, "model.optimizer.weight_decay": 0.5, "trainer.gradient_clip_val": 0.1}
