@@ -1,9 +1,11 @@
 // The fused focal context, forward and backward, written once over a vector of VLEN floats (the vector
 // extensions of GCC and Clang). Each instruction set compiles this file with its own flags (see setup.py).
 //
-// A task is one image and one block of VLEN channels. Its planes stay in the cache of one core through all
-// levels: memory sees the input and the output only, no task waits for another, and every sum has a fixed
-// order. The backward pass keeps nothing from the forward pass but its inputs and computes the rest again.
+// A task is one image and one block of VLEN channels. What lies between its input and its output stays in the
+// caches of one core: memory sees these two only, no task waits for another, and every sum has a fixed order.
+// Most time goes into moving numbers, not into arithmetic; hence rings of rows, as few planes as can be, and
+// outputs that are asked for ahead of their time. The backward pass keeps nothing from the forward pass but its
+// inputs and computes the rest again.
 
 #include "focal_context.h"
 
@@ -18,10 +20,12 @@ typedef int32_t vi __attribute__((vector_size(4 * VLEN), aligned(4), may_alias))
 
 inline vf splat(float x) { return x - vf{}; }
 inline vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
-inline float sum(vf v) {
-  float total = 0;
-  for (int i = 0; i < VLEN; ++i) total += v[i];
-  return total;
+inline float sum(vf v) {  // by halves: a few steps instead of one for each number
+  float lane[VLEN];
+  std::memcpy(lane, &v, sizeof v);
+  for (int n = VLEN / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) lane[i] += lane[i + n];
+  return lane[0];
 }
 
 // ---- GELU ----
@@ -53,7 +57,8 @@ inline vf exp_negative(vf x) {
 
 inline vf normal_cdf(vf x) { return 0.5f + 0.5f * erf_(x * 0.70710678f); }
 inline vf gelu(vf x) { return x * normal_cdf(x); }
-inline vf gelu_slope(vf x) { return normal_cdf(x) + x * 0.39894228f * exp_negative(-0.5f * x * x); }
+// The slope of GELU, from Phi(x) where that is known already.
+inline vf gelu_slope(vf x, vf cdf) { return cdf + x * 0.39894228f * exp_negative(-0.5f * x * x); }
 
 // ---- memory: float or bfloat16 there, float here; the last block of channels may be narrower ----
 
@@ -101,10 +106,21 @@ struct Plane {
   vf* data;
   int64_t width;  // of a row, padding included
   int64_t pad;
-  vf* row(int64_t y) const { return data + (y + pad) * width + pad; }
+  int64_t mask = -1;  // a ring keeps the last mask + 1 rows, a power of two; -1 keeps all
+  vf* row(int64_t y) const { return data + ((y + pad) & mask) * width + pad; }
 };
 
 int64_t plane_size(int64_t H, int64_t W, int64_t pad) { return (H + 2 * pad) * (W + 2 * pad); }
+int64_t ring_rows(int64_t pad) {
+  int64_t rows = 1;
+  while (rows < 2 * pad + 1) rows *= 2;
+  return rows;
+}
+int64_t ring_size(int64_t W, int64_t pad) { return ring_rows(pad) * (W + 2 * pad); }
+
+void zero(vf* from, vf* to) {
+  if (from < to) std::memset(from, 0, (to - from) * sizeof(vf));
+}
 
 // One thread's memory, kept from call to call; taken piece by piece within a task.
 struct Scratch {
@@ -127,8 +143,16 @@ struct Scratch {
   Plane plane(int64_t H, int64_t W, int64_t pad) {
     const int64_t size = plane_size(H, W, pad);
     Plane plane{take(size), W + 2 * pad, pad};
-    if (pad) std::memset(plane.data, 0, size * sizeof(vf));
+    zero(plane.data, plane.row(0));
+    for (int64_t y = 0; y < H; ++y) zero(plane.row(y) + W, plane.row(y + 1));  // right of this row, left of the next
+    zero(plane.row(H), plane.data + size);
     return plane;
+  }
+  Plane ring(int64_t W, int64_t pad) {
+    const int64_t size = ring_size(W, pad);
+    Plane ring{take(size), W + 2 * pad, pad, ring_rows(pad) - 1};
+    zero(ring.data, ring.data + size);
+    return ring;
   }
 };
 
@@ -202,13 +226,14 @@ template <class T> struct Task {
   }
   T* out(int64_t y, int64_t x) const { return (T*)job.out + ((b * H + y) * W + x) * job.C + block * VLEN; }
 
+  void read_context_row(int64_t y, vf* row) const {
+    const int64_t* s = job.context_stride;
+    const T* from = (const T*)job.context + b * s[0] + y * s[1] + block * VLEN;
+    for (int64_t x = 0; x < W; ++x) row[x] = load(from + x * s[2], lanes);
+  }
   Plane read_context() {
     const Plane plane = scratch.plane(H, W, pad(0));
-    const int64_t* s = job.context_stride;
-    for (int64_t y = 0; y < H; ++y) {
-      const T* from = (const T*)job.context + b * s[0] + y * s[1] + block * VLEN;
-      for (int64_t x = 0; x < W; ++x) plane.row(y)[x] = load(from + x * s[2], lanes);
-    }
+    for (int64_t y = 0; y < H; ++y) read_context_row(y, plane.row(y));
     return plane;
   }
   // The level's kernel as vectors; turned by half a turn for the transposed convolution.
@@ -222,116 +247,167 @@ template <class T> struct Task {
     }
     return kernel;
   }
-  vf mean_of(const Plane& plane) const {
-    vf total = {};
-    for (int64_t y = 0; y < H; ++y) {
-      vf in_row = {};
-      for (int64_t x = 0; x < W; ++x) in_row += plane.row(y)[x];
-      total += in_row;
-    }
-    return total / (float)(H * W);
+  vf sum_of(const vf* row) const {
+    vf in_row = {};
+    for (int64_t x = 0; x < W; ++x) in_row += row[x];
+    return in_row;
   }
 
   static int64_t forward_vectors(const FocalContextJob& job) {
     int64_t vectors = plane_size(job.H, job.W, 0) + job.W;
     for (int l = 0; l < job.L; ++l)
-      vectors += plane_size(job.H, job.W, job.kernels[l] / 2) + (int64_t)job.kernels[l] * job.kernels[l];
-    return vectors + plane_size(job.H, job.W, 0);
+      vectors += ring_size(job.W, job.kernels[l] / 2) + (int64_t)job.kernels[l] * job.kernels[l];
+    return vectors;
   }
 
+  // All levels advance together, row by row: a row of a level is computed as soon as the rows that its kernel reaches
+  // are there. Only the gated sum is kept whole, until the mean is known; what lies between stays in the nearest cache.
   void forward() {
     const Plane total = scratch.plane(H, W, 0);
-    std::memset(total.data, 0, plane_size(H, W, 0) * sizeof(vf));
-    vf* row = scratch.take(W);
-    Plane z = read_context();
+    vf* row = scratch.take(W);     // the output of the last level
+    Plane z[FOCALNET_MAX_LEVELS];  // the input of each
+    const vf* kernel[FOCALNET_MAX_LEVELS];
+    int64_t behind = 0;  // rows that the last level is behind the input
     for (int l = 0; l < L; ++l) {
-      const vf* kernel = read_kernel(l, false);
-      const Plane next = scratch.plane(H, W, pad(l + 1));
-      for (int64_t y = 0; y < H; ++y) {
-        convolve[job.kernels[l] / 2](z, kernel, y, W, row);
-        for (int64_t x = 0; x < W; ++x) {
-          const vf value = gelu(row[x]);
-          next.row(y)[x] = value;
-          total.row(y)[x] += value * gate(y, x, l);
-        }
-      }
-      z = next;
+      z[l] = scratch.ring(W, pad(l));
+      kernel[l] = read_kernel(l, false);
+      behind += pad(l);
     }
-    const vf everywhere = gelu(mean_of(z));
+    vf everything = {};
+    for (int64_t newest = 0; newest < H + behind; ++newest) {
+      int64_t y = newest;
+      vf* next = L ? z[0].row(y) : row;
+      y < H ? read_context_row(y, next) : zero(next, next + W);
+      if (!L) {
+        zero(total.row(y), total.row(y + 1));
+        everything += sum_of(next);
+      }
+      for (int l = 0; l < L && (y -= pad(l)) >= 0; ++l) {
+        next = l + 1 < L ? z[l + 1].row(y) : row;
+        if (y >= H) {
+          zero(next, next + W);
+          continue;
+        }
+        convolve[job.kernels[l] / 2](z[l], kernel[l], y, W, next);
+        const vf in_row = gather(l, y, next, total.row(y));
+        if (l + 1 == L) everything += in_row;
+      }
+    }
+    const vf everywhere = gelu(everything / (float)(H * W));
     for (int64_t y = 0; y < H; ++y)
       for (int64_t x = 0; x < W; ++x) store(out(y, x), total.row(y)[x] + everywhere * gate(y, x, L), lanes);
   }
 
+  // GELU of a level's row, in place, and its gated sum; returns what the row adds up to.
+  vf gather(int l, int64_t y, vf* row, vf* total) const {
+    const int64_t step = job.gates_stride[2];
+    const T* gates = (const T*)job.gates + b * job.gates_stride[0] + y * job.gates_stride[1] + l;
+    const bool last = l + 1 == L;
+    vf in_row = {};
+    for (int64_t x = 0; x < W; ++x) {
+      const vf value = gelu(row[x]);
+      row[x] = value;
+      total[x] = (l ? total[x] : vf{}) + value * widen(gates[x * step]);
+      in_row += value;
+      if (last) __builtin_prefetch(out(y, x), 1);
+    }
+    return in_row;
+  }
+
   static int64_t backward_vectors(const FocalContextJob& job) {
-    int64_t vectors = 3 * plane_size(job.H, job.W, 0);  // the gradient, dz, and z of the last level
+    int64_t vectors = (job.L ? 2 : 3) * plane_size(job.H, job.W, 0);
     for (int l = 0; l < job.L; ++l) {
-      vectors += plane_size(job.H, job.W, 0) + 2 * plane_size(job.H, job.W, job.kernels[l] / 2);
-      vectors += 3 * (int64_t)job.kernels[l] * job.kernels[l];
+      const int64_t k = job.kernels[l];
+      vectors += 2 * plane_size(job.H, job.W, k / 2) + 3 * k * k;
     }
     return vectors;
   }
 
   void backward() {
-    Plane z[FOCALNET_MAX_LEVELS + 1];   // input of each level; the last: output of the last level
-    Plane pre[FOCALNET_MAX_LEVELS];     // before GELU
+    Plane z[FOCALNET_MAX_LEVELS];      // the input of each level
+    Plane slope[FOCALNET_MAX_LEVELS];  // of GELU
+    const Plane grad = read_grad(), dz = scratch.plane(H, W, 0);
     z[0] = read_context();
+    vf everything = {};
     for (int l = 0; l < L; ++l) {
       const vf* kernel = read_kernel(l, false);
-      pre[l] = scratch.plane(H, W, 0);
-      z[l + 1] = scratch.plane(H, W, pad(l + 1));
+      const bool last = l + 1 == L;
+      slope[l] = scratch.plane(H, W, pad(l));
+      if (!last) z[l + 1] = scratch.plane(H, W, pad(l + 1));
       for (int64_t y = 0; y < H; ++y) {
-        convolve[job.kernels[l] / 2](z[l], kernel, y, W, pre[l].row(y));
-        for (int64_t x = 0; x < W; ++x) z[l + 1].row(y)[x] = gelu(pre[l].row(y)[x]);
+        convolve[job.kernels[l] / 2](z[l], kernel, y, W, slope[l].row(y));
+        // Nobody asks for the output of the last level again, but for its mean.
+        vf* value = last ? dz.row(y) : z[l + 1].row(y);
+        activate(l, y, slope[l].row(y), value, grad.row(y));
+        if (last) everything += sum_of(value);
       }
     }
-    const Plane grad = scratch.plane(H, W, 0), dz = scratch.plane(H, W, 0);
-    backward_global(grad, dz, mean_of(z[L]));
-    for (int l = L - 1; l >= 0; --l) backward_level(l, z[l], pre[l], z[l + 1], grad, dz);
+    for (int64_t y = 0; !L && y < H; ++y) everything += sum_of(z[0].row(y));
+    backward_global(grad, dz, everything / (float)(H * W));
+    for (int l = L - 1; l >= 0; --l) backward_level(l, z[l], slope[l], grad, dz);
     for (int64_t y = 0; y < H; ++y)
       for (int64_t x = 0; x < W; ++x) store(out(y, x), dz.row(y)[x], lanes);
+  }
+
+  Plane read_grad() {
+    const Plane plane = scratch.plane(H, W, 0);
+    for (int64_t y = 0; y < H; ++y) {
+      const T* from = (const T*)job.grad + (b * H + y) * W * job.C + block * VLEN;
+      for (int64_t x = 0; x < W; ++x) plane.row(y)[x] = load(from + x * job.C, lanes);
+    }
+    return plane;
+  }
+
+  // A level's row goes through GELU into ``value``, leaves the slope behind, and what the gates' gradient needs of it.
+  void activate(int l, int64_t y, vf* row, vf* value, const vf* grad) const {
+    for (int64_t x = 0; x < W; ++x) {
+      const vf cdf = normal_cdf(row[x]);
+      value[x] = row[x] * cdf;
+      row[x] = gelu_slope(row[x], cdf);
+      grad_gates(y, x)[l] = sum(grad[x] * value[x]);
+    }
   }
 
   float* grad_gates(int64_t y, int64_t x) const {
     return job.grad_gates + (((block * job.B + b) * H + y) * W + x) * (L + 1);
   }
 
-  // Reads the gradient of the output; starts dz with what the mean sends back to every position.
-  void backward_global(const Plane& grad, const Plane& dz, vf mean) {
+  // Starts dz with what the mean sends back to every position.
+  void backward_global(const Plane& grad, const Plane& dz, vf mean) const {
     const vf everywhere = gelu(mean);
     vf total = {};
     for (int64_t y = 0; y < H; ++y) {
       vf in_row = {};
       for (int64_t x = 0; x < W; ++x) {
-        const vf g = load((const T*)job.grad + ((b * H + y) * W + x) * job.C + block * VLEN, lanes);
-        grad.row(y)[x] = g;
+        const vf g = grad.row(y)[x];
         grad_gates(y, x)[L] = sum(g * everywhere);
         in_row += g * gate(y, x, L);
       }
       total += in_row;
     }
-    const vf to_each = total * gelu_slope(mean) / (float)(H * W);
+    const vf to_each = total * gelu_slope(mean, normal_cdf(mean)) / (float)(H * W);
     for (int64_t i = 0; i < H * W; ++i) dz.data[i] = to_each;
   }
 
-  // In: dz of the level's output that comes from later levels. Out: dz of its input.
-  void backward_level(int l, const Plane& in, const Plane& pre, const Plane& value, const Plane& grad, const Plane& dz) {
+  // In: dz of the level's output that comes from later levels. Out: dz of its input. The gradient before GELU takes the
+  // place of the slope.
+  void backward_level(int l, const Plane& in, const Plane& slope, const Plane& grad, const Plane& dz) {
     const int k = job.kernels[l];
-    const Plane da = scratch.plane(H, W, k / 2);
     vf* dw = scratch.take((int64_t)k * k);
-    std::memset(dw, 0, (int64_t)k * k * sizeof(vf));
+    zero(dw, dw + k * k);
     for (int64_t y = 0; y < H; ++y) {
+      vf* da = slope.row(y);
       for (int64_t x = 0; x < W; ++x) {
-        const vf g = grad.row(y)[x];
-        grad_gates(y, x)[l] = sum(g * value.row(y)[x]);
-        da.row(y)[x] = (g * gate(y, x, l) + dz.row(y)[x]) * gelu_slope(pre.row(y)[x]);
+        da[x] *= grad.row(y)[x] * gate(y, x, l) + dz.row(y)[x];
+        if (!l) __builtin_prefetch(out(y, x), 1);
       }
-      kernel_gradient[k / 2](in, da.row(y), y, W, dw);
+      kernel_gradient[k / 2](in, da, y, W, dw);
     }
     for (int lane = 0; lane < lanes; ++lane)
       for (int64_t i = 0; i < (int64_t)k * k; ++i)
         job.grad_weights[l][((b * job.C + block * VLEN + lane) * k * k) + i] = dw[i][lane];
     const vf* kernel = read_kernel(l, true);
-    for (int64_t y = 0; y < H; ++y) convolve[k / 2](da, kernel, y, W, dz.row(y));
+    for (int64_t y = 0; y < H; ++y) convolve[k / 2](slope, kernel, y, W, dz.row(y));
   }
 };
 
@@ -339,10 +415,9 @@ template <class T> struct Task {
 template <class T> int run(const FocalContextJob& job, bool backward) {
   const int64_t blocks = (job.C + VLEN - 1) / VLEN, tasks = job.B * blocks;
   const int64_t vectors = backward ? Task<T>::backward_vectors(job) : Task<T>::forward_vectors(job);
-  // Blocks that share a cache line go to one thread: two would wait for each other at every write.
-  const int together = std::max<int>(1, 64 / (VLEN * sizeof(T)));
   int failed = 0;
-#pragma omp parallel for schedule(dynamic, together) num_threads(job.threads) reduction(| : failed)
+  // Each thread takes neighbours: blocks of an image, which share cache lines of input and output.
+#pragma omp parallel for schedule(static) num_threads(job.threads) reduction(| : failed)
   for (int64_t i = 0; i < tasks; ++i) {
     static thread_local Scratch scratch;
     if (!scratch.reset(vectors)) {
