@@ -156,8 +156,8 @@ def main() -> None:
 
 def _between(text: str, name: str, body: str) -> str:
     """The text with another body between the marks of that name."""
-    mark = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-    return re.sub(mark, lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
+    mark = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    return re.sub(mark, lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
