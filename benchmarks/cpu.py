@@ -88,24 +88,27 @@ def size(dtypes: Sequence[str]) -> Iterator[Case]:
 
 def training(dtypes: Sequence[str]) -> Iterator[Case]:
     """A step (forward, loss, backward) of batch 16, also under bfloat16 autocast, and the memory it keeps."""
-    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
     for name, kind in itertools.product(dtypes, ("srf", "lrf")):
-        dtype = DTYPES[name]
-        saving = peers.ours(kind)
-        focalnet.optimize(saving, for_="training", save_memory=True)
-        models = {
-            "official order": peers.official_order(kind),
-            "timm": peers.of_timm(kind),
-            "focalnet": peers.ours(kind),
-            "focalnet, save_memory": saving,
-            "Swin-T": timm.create_model("swin_tiny_patch4_window7_224"),
-        }
-        steps = {label: _step(model.train(), images, labels, dtype) for label, model in models.items()}
-        saved = {label: _saved_mib(model, images, labels, dtype) for label, model in models.items()}
-        products = peers.matrix_products(steps["focalnet"], dtype)
-        steps[FLOOR] = _bound(products, images)
-        steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels, dtype)
-        yield f"{name}{' autocast' * (name == 'bfloat16')}, batch 16, {kind}", steps, {"saved_mib": saved}
+        yield f"{name}{' autocast' * (name == 'bfloat16')}, batch 16, {kind}", *_training_steps(kind, DTYPES[name])
+
+
+def _training_steps(kind: str, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
+    saving = peers.ours(kind)
+    focalnet.optimize(saving, for_="training", save_memory=True)
+    models = {
+        "official order": peers.official_order(kind),
+        "timm": peers.of_timm(kind),
+        "focalnet": peers.ours(kind),
+        "focalnet, save_memory": saving,
+        "Swin-T": timm.create_model("swin_tiny_patch4_window7_224"),
+    }
+    steps = {label: _step(model.train(), images, labels, dtype) for label, model in models.items()}
+    saved = {label: _saved_mib(model, images, labels, dtype) for label, model in models.items()}
+    products = peers.matrix_products(steps["focalnet"], dtype)
+    steps[FLOOR] = _bound(products, images)
+    steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels, dtype)
+    return steps, {"saved_mib": saved}
 
 
 def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:
