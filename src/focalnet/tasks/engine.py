@@ -73,7 +73,6 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) ->
     with explained(folder):
         resume = not force and folder.checkpoint.is_file()
         run = _build(options, folder, force=force)
-        _advise(run.trainer)
         if resume:
             log.info("going on from %s", folder.checkpoint)
         try:
@@ -100,6 +99,7 @@ class _Opening(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
+            _advise(trainer)
             self.folder.clear() if self.force else self.folder.tidy()
             write(self.folder.config, self.options.to_yaml().encode())
             write(self.folder.versions, json.dumps(versions(), indent=2).encode())
