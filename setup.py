@@ -1,7 +1,7 @@
 """Builds the CPU kernels where a C++ compiler is found; where none is, the package installs without them.
 
-Everything else about the package is in pyproject.toml. The kernels are one source compiled once for each
-instruction set; the library links no OpenMP of its own, since it runs on the threads PyTorch has loaded.
+Everything else about the package is in pyproject.toml. Each source of kernels is compiled once for each instruction
+set; the library links no OpenMP of its own, since it runs on the threads PyTorch has loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-m
 FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
+KERNELS = ("focal_context", "rows")
 VARIANTS = {"generic": (4, [])} | ({"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)} if X86 else {})
 
 
@@ -38,12 +39,15 @@ class BuildKernels(build_ext):
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
-        objects = [folder / f"{name}.o" for name in ("dispatch", *VARIANTS)]
-        define = ["-DFOCALNET_X86"] if X86 else []
-        subprocess.run([compiler, *FLAGS, *define, "-c", NATIVE / "dispatch.cpp", "-o", objects[0]], check=True)
-        for (name, (lanes, flags)), target in zip(VARIANTS.items(), objects[1:], strict=True):
-            variant = [*flags, f"-DVLEN={lanes}", f"-DVARIANT=focal_context_{name}"]
-            subprocess.run([compiler, *FLAGS, *variant, "-c", NATIVE / "focal_context.cpp", "-o", target], check=True)
+
+        def compile(source: str, target: Path, *flags: str) -> Path:
+            subprocess.run([compiler, *FLAGS, *flags, "-c", NATIVE / f"{source}.cpp", "-o", target], check=True)
+            return target
+
+        objects = [compile("dispatch", folder / "dispatch.o", *["-DFOCALNET_X86"] * X86)]
+        for name, (lanes, flags) in VARIANTS.items():
+            variant = [*flags, f"-DVLEN={lanes}", f"-DVARIANT(kernels)=kernels##_{name}"]
+            objects += [compile(kernels, folder / f"{kernels}_{name}.o", *variant) for kernels in KERNELS]
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         subprocess.run([compiler, "-shared", *undefined, *objects, "-o", library], check=True)
 

@@ -133,18 +133,20 @@ def test_in_a_model_compiled_and_under_autocast() -> None:
     torch.manual_seed(0)
     model, images = create_model("focalnet_nano", depths=(1, 1, 1)).train(), torch.randn(2, 3, 32, 32)
 
-    def step(network: Callable[[torch.Tensor], torch.Tensor], name: backend.Backend) -> list[torch.Tensor]:
+    def step(
+        network: Callable[[torch.Tensor], torch.Tensor], name: backend.Backend, autocast: bool = True
+    ) -> list[torch.Tensor]:
         model.zero_grad()
-        with backend.use(name), torch.autocast("cpu", torch.bfloat16):
+        with backend.use(name), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             network(images).square().sum().backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    truth = step(model, "eager")
+    truth, eager = step(model, "eager", autocast=False), step(model, "eager")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for gradients in (step(model, "native"), step(compiled, "native")):
-        for mine, theirs in zip(gradients, truth, strict=True):
-            assert float((mine - theirs).norm()) <= 0.03 * float(theirs.norm()) + 1e-6
+        for mine, theirs, true in zip(gradients, eager, truth, strict=True):
+            assert float((mine - true).norm()) <= 1.5 * float((theirs - true).norm()) + 1e-3 * float(true.norm())
 
 
 def test_refusals() -> None:

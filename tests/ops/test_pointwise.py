@@ -53,7 +53,7 @@ def assert_within_twice_eager(
     eager = values_and_gradients(plain, inputs)
     for mine, theirs, true in zip(values_and_gradients(ours, inputs), eager, truth, strict=True):
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
-        floor = 4 * torch.finfo(mine.dtype).eps * float(true.abs().max())
+        floor = 8 * torch.finfo(mine.dtype).eps * float(true.abs().max())
         assert float((mine - true).abs().max()) <= max(2 * float((theirs - true).abs().max()), floor)
 
 
@@ -105,8 +105,40 @@ def test_mlp_without_gradients(dtype: torch.dtype) -> None:
         torch.testing.assert_close(ops.mlp(*inputs), plain_mlp(*inputs), **CLOSE[dtype])
 
 
-def recomputing_mlp(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-    return ops.linear_of(F.gelu, ops.linear(x, *parameters[:2]), weight=parameters[2], bias=parameters[3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_mlp_plus_another_map(dtype: torch.dtype, recompute: bool) -> None:
+    inputs = tensors((2, 5, 7, 6), *MLP, dtype=dtype)
+    assert_within_twice_eager(
+        lambda plus, *inputs: ops.mlp(*inputs, plus=plus, recompute=recompute),
+        lambda plus, *inputs: plus + plain_mlp(*inputs),
+        inputs,
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ops.mlp(*inputs[1:], plus=inputs[0]), inputs[0] + plain_mlp(*inputs[1:]), **CLOSE[dtype]
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("plus_dtype", [torch.float32, torch.bfloat16])
+def test_linear_plus_another_map(dtype: torch.dtype, plus_dtype: torch.dtype) -> None:
+    inputs = [*tensors((2, 5, 12), dtype=plus_dtype), *tensors((2, 5, 8), (12, 8), (12,), dtype=dtype)]
+
+    def recomputing(plus: torch.Tensor, x: torch.Tensor, *layer: torch.Tensor) -> torch.Tensor:
+        return ops.linear_of(torch.neg, -x, weight=layer[0], bias=layer[1], plus=plus)
+
+    def plain(plus: torch.Tensor, *layer: torch.Tensor) -> torch.Tensor:
+        return plus + F.linear(*layer)
+
+    for ours in (lambda plus, *layer: ops.linear(*layer, plus=plus), recomputing):
+        assert_within_twice_eager(ours, plain, inputs)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(*inputs), plain(*inputs), **CLOSE[dtype])
+
+
+def recomputing_mlp(*inputs: torch.Tensor) -> torch.Tensor:
+    return ops.mlp(*inputs, recompute=True)
 
 
 @pytest.mark.parametrize("mlp", [ops.mlp, recomputing_mlp])
@@ -128,7 +160,7 @@ def test_float16_autocast_without_gradients() -> None:
         torch.testing.assert_close(ops.mlp(*inputs), plain_mlp(*inputs))
 
 
-def test_linear_of_keeps_its_inputs_only() -> None:
+def test_an_mlp_that_recomputes_keeps_less() -> None:
     def kept(mlp: Callable[..., torch.Tensor]) -> int:
         inputs, sizes = tensors((1000, 8), *MLP[1:]), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
@@ -161,7 +193,7 @@ def test_backend_eager_is_pytorch_alone() -> None:
             ops.linear(x, weight)
         return any("mkldnn" in event.key for event in profile.key_averages())
 
-    assert goes_to_onednn() == implementation.MKL_IS_SLOW  # with gradients
+    assert goes_to_onednn()  # with gradients
     with torch.no_grad():
         assert goes_to_onednn()
         with backend.use("eager"):
@@ -192,6 +224,12 @@ def test_the_compiler_leaves_products_to_onednn_and_exporters_see_plain_ones(dty
         assert "focalnet.linear" in code
         exported = torch.export.export(mlp, (x,))
     assert {node.target.namespace for node in exported.graph.nodes if node.op == "call_function"} == {"aten"}
+
+
+def test_function_transforms_get_pytorchs_own() -> None:
+    x, *layer = tensors((5, 8), (12, 8), (12,))
+    found = torch.func.grad(lambda x: ops.linear(x, *layer).square().sum())(x)
+    torch.testing.assert_close(found, torch.autograd.grad(F.linear(x, *layer).square().sum(), x)[0])
 
 
 def test_hooks_and_adapters_inside_an_mlp_are_called() -> None:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from focalnet.backbones import official
 from focalnet.errors import ConfigError, InputError, did_you_mean
-from focalnet.layers import FocalModulation, FocalNetBlock, PatchEmbed
+from focalnet.layers import FocalModulation, FocalNetBlock, LayerNorm, PatchEmbed
 from focalnet.structures import ModelCard
 
 
@@ -276,7 +276,7 @@ class FocalNet(FocalNetTrunk):
         self.out_indices = tuple(sorted(set(wanted)))
         self.feature_info = tuple(self.feature_info[i] for i in self.out_indices)
         for i in self.out_indices if config.out_norms else ():
-            self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
+            self.add_module(f"norm{i}", LayerNorm(config.channels[i]))
         init_weights(self)
 
     def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -11,7 +11,9 @@ from torch import nn
 
 from focalnet import ops
 from focalnet.errors import ConfigError
+from focalnet.layers import FocalNetBlock, PatchEmbed
 from focalnet.layers.linear import Linear, PointwiseConv
+from focalnet.layers.straight import StraightBlock
 from focalnet.ops import processor
 from focalnet.ops.memory import keep_freed_memory
 from focalnet.ops.pointwise import ONEDNN
@@ -122,17 +124,27 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
 
 # Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.
 def _pack(model: nn.Module, done: Optimization) -> None:
-    layers = [m for m in model.modules() if isinstance(m, Linear | PointwiseConv)]
-    layers = [m for m in layers if ONEDNN and m.weight.dtype in (torch.float32, torch.bfloat16)]
+    here = (torch.float32, torch.bfloat16) if ONEDNN else ()
+    layers = [m for m in model.modules() if isinstance(m, Linear | PointwiseConv) and m.weight.dtype in here]
+    embeds = [m for m in model.modules() if isinstance(m, PatchEmbed) and m.proj.weight.dtype in here]
     for layer in layers:
         layer.packed = ops.PackedWeight(layer.weight.flatten(1))
+    for embed in embeds:
+        embed.packed = ops.PackedWeight(embed.proj.weight)
+    blocks = [m for m in model.modules() if isinstance(m, FocalNetBlock) and StraightBlock.fits(m)]
+    for block in blocks:
+        block.straight = StraightBlock(block)
 
     def reverse() -> None:
-        for layer in layers:
-            layer.packed = None
+        for part in (*layers, *embeds):
+            part.packed = None
+        for block in blocks:
+            block.straight = None
 
     if layers:
         done._did(f"weights of {len(layers)} linear layers also in oneDNN's own order", reverse)
+    if blocks:
+        done._did(f"{len(blocks)} blocks as a straight line of operations, without calling their modules")
 
 
 def _recompute(model: nn.Module, done: Optimization) -> None:

@@ -14,12 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def untouched(module: nn.Module) -> bool:
-    """Whether calling the module is calling its class's ``forward`` and nothing else."""
-    return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in _HOOKS)
+from focalnet.layers.untouched import untouched
 
 
 def kernels(levels: Iterable[nn.Module], final_act: nn.Module) -> list[torch.Tensor] | None:

@@ -2,6 +2,7 @@
 
 from focalnet.layers.block import FocalNetBlock
 from focalnet.layers.modulation import FocalModulation
+from focalnet.layers.norm import LayerNorm
 from focalnet.layers.patch import PatchEmbed
 
-__all__ = ["FocalModulation", "FocalNetBlock", "PatchEmbed"]
+__all__ = ["FocalModulation", "FocalNetBlock", "LayerNorm", "PatchEmbed"]

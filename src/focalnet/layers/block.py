@@ -7,6 +7,9 @@ from torch import nn
 
 from focalnet.layers.linear import Mlp
 from focalnet.layers.modulation import FocalModulation
+from focalnet.layers.norm import LayerNorm, fork_and_norm
+from focalnet.layers.straight import StraightBlock
+from focalnet.layers.untouched import untouched
 
 
 class DropPath(nn.Module):
@@ -46,20 +49,32 @@ class FocalNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.post_norm = post_norm
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.modulation = modulation
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
         scales = (None, None) if layer_scale is None else (torch.full((dim,), layer_scale) for _ in range(2))
+        self.straight: StraightBlock | None = None  # set by ``focalnet.optimize``
         self.gamma_1, self.gamma_2 = (None if s is None else nn.Parameter(s) for s in scales)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         x = x_BHWC
-        x = x + self._branch(x, self.norm1, self.modulation, self.gamma_1)
-        return x + self._branch(x, self.norm2, self.mlp, self.gamma_2)
+        if self.straight is not None and not self.training and self.straight.applies(x):
+            return self.straight(x)
+        x = self._add_branch(x, self.norm1, self.modulation, self.gamma_1)
+        return self._add_branch(x, self.norm2, self.mlp, self.gamma_2)
 
-    def _branch(self, x: torch.Tensor, norm: nn.Module, inner: nn.Module, gamma: nn.Parameter | None) -> torch.Tensor:
-        y = norm(inner(x)) if self.post_norm else inner(norm(x))
-        out: torch.Tensor = self.drop_path(y if gamma is None else gamma * y)
+    def _add_branch(
+        self, x: torch.Tensor, norm: nn.Module, inner: nn.Module, gamma: nn.Parameter | None
+    ) -> torch.Tensor:
+        if self.post_norm:
+            y = norm(inner(x))
+        else:
+            x, normed = fork_and_norm(norm, x)
+            dropping = self.training and self.drop_path.rate > 0
+            if isinstance(inner, FocalModulation | Mlp) and untouched(inner) and gamma is None and not dropping:
+                return inner.forward(normed, plus=x)  # the sum is a part of its last product
+            y = inner(normed)
+        out: torch.Tensor = x + self.drop_path(y if gamma is None else gamma * y)
         return out

@@ -1,4 +1,7 @@
-"""Linear layers of channels-last maps, on the fastest matrix product of this machine."""
+"""Linear layers of channels-last maps, on the fastest matrix product of this machine.
+
+The sum of a residual branch may be made a part of its last product: ``plus`` is what is added to.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from focalnet import ops
+from focalnet.layers.untouched import untouched
 
 
 class Linear(nn.Linear):
@@ -18,21 +22,30 @@ class Linear(nn.Linear):
     packed: ops.PackedWeight | None = None  # this and the next are set by ``focalnet.optimize``
     recompute = False
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return ops.linear(input, self.weight, self.bias, packed=self.packed)
+    def forward(self, input: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        return ops.linear(input, self.weight, self.bias, plus=plus, packed=self.packed)
 
 
-def linear_of(layer: nn.Module, make: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """``layer(make(*inputs))``; a layer that recomputes keeps only the inputs for the backward pass."""
+def add_to(plus: torch.Tensor | None, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``plus + layer(x)``, the sum as a part of the layer where nothing else happens in it."""
+    if _is_itself(layer):
+        return layer.forward(x, plus)
+    out: torch.Tensor = layer(x)
+    return out if plus is None else plus + out
+
+
+def linear_of(
+    layer: nn.Module, make: Callable[..., torch.Tensor], *inputs: torch.Tensor, plus: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``plus + layer(make(*inputs))``; a layer that recomputes keeps only the inputs for the backward pass."""
     if _is_itself(layer) and layer.recompute and torch.is_grad_enabled():
-        return ops.linear_of(make, *inputs, weight=layer.weight, bias=layer.bias)
-    out: torch.Tensor = layer(make(*inputs))
-    return out
+        return ops.linear_of(make, *inputs, weight=layer.weight, bias=layer.bias, plus=plus)
+    return add_to(plus, layer, make(*inputs))
 
 
 def _is_itself(layer: nn.Module) -> TypeGuard[Linear]:
     """Whether nothing else happens when it is called: no hook, no adapter in its place."""
-    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return type(layer) is Linear and untouched(layer)
 
 
 class PointwiseConv(nn.Module):
@@ -61,10 +74,12 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BHWC: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         fc1, fc2 = self.fc1, self.fc2
         if self.training and self.drop.p > 0:
-            return cast(torch.Tensor, self.drop(fc2(self.drop(F.gelu(fc1(x_BHWC))))))
-        if not torch.is_grad_enabled() and _is_itself(fc1) and _is_itself(fc2):
-            return ops.mlp(x_BHWC, fc1.weight, fc1.bias, fc2.weight, fc2.bias, packed=(fc1.packed, fc2.packed))
-        return linear_of(fc2, F.gelu, fc1(x_BHWC))
+            out = cast(torch.Tensor, self.drop(fc2(self.drop(F.gelu(fc1(x_BHWC))))))
+            return out if plus is None else plus + out
+        if _is_itself(fc1) and _is_itself(fc2):
+            weights = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+            return ops.mlp(x_BHWC, *weights, plus=plus, packed=(fc1.packed, fc2.packed), recompute=fc2.recompute)
+        return linear_of(fc2, F.gelu, fc1(x_BHWC), plus=plus)

@@ -9,7 +9,8 @@ from torch import nn
 
 from focalnet import ops
 from focalnet.errors import ConfigError
-from focalnet.layers.linear import Linear, PointwiseConv, linear_of
+from focalnet.layers.linear import Linear, PointwiseConv, add_to, linear_of
+from focalnet.layers.norm import LayerNorm
 
 
 class FocalModulation(nn.Module):
@@ -54,21 +55,30 @@ class FocalModulation(nn.Module):
             for k in range(window, window + 2 * levels, 2)
         )
         self.h = PointwiseConv(dim, dim)
-        self.ln = nn.LayerNorm(dim) if post_norm else None
+        self.ln = LayerNorm(dim) if post_norm else None
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 
-    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        """The depthwise convolution of each level."""
+        return [cast(nn.Conv2d, layer.get_submodule("0")) for layer in self.focal_layers]
+
+    def forward(self, x_BHWC: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns ``(B, H, W, C)``, with ``plus``, a map of that shape, added if given."""
         query, context, gates = self.f(x_BHWC).split((self.dim, self.dim, self.levels + 1), dim=-1)
-        convs = [cast(nn.Conv2d, layer.get_submodule("0")) for layer in self.focal_layers]
-        kernels = [conv.weight for conv in convs]  # not get_parameter: under FSDP they are plain tensors here
+        kernels = [conv.weight for conv in self.convs]  # not get_parameter: under FSDP they are plain tensors here
         aggregated = ops.focal_context(context, gates, kernels)  # equations 4 and 5
         if self.normalize:
             aggregated = aggregated / (self.levels + 1)
         modulator = self.h(aggregated)
+        dropping = self.training and self.proj_drop.p > 0
+        inside = None if dropping else plus
         if self.ln is None:
-            out = linear_of(self.proj, torch.mul, query, modulator)  # equation 6
+            out = linear_of(self.proj, torch.mul, query, modulator, plus=inside)  # equation 6
         else:
-            out = self.proj(self.ln(query * modulator))
-        dropped: torch.Tensor = self.proj_drop(out)
-        return dropped
+            out = add_to(inside, self.proj, self.ln(query * modulator))
+        if dropping:
+            out = self.proj_drop(out)
+            out = out if plus is None else plus + out
+        return out

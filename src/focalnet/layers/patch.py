@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from focalnet import ops
+from focalnet.layers.norm import LayerNorm
+from focalnet.layers.untouched import untouched
+
 
 class PatchEmbed(nn.Module):
     """A strided convolution and a layer norm, from ``(B, C, H, W)`` to ``(B, H / s, W / s, dim)``.
@@ -21,6 +25,8 @@ class PatchEmbed(nn.Module):
             backbones of the official release); otherwise odd rows and columns are dropped.
     """
 
+    packed: ops.PackedWeight | None = None  # set by ``focalnet.optimize``
+
     def __init__(
         self,
         in_chans: int,
@@ -35,17 +41,24 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.stride, self.pad_to_stride = stride, pad_to_stride
         self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding)
-        self.norm = nn.LayerNorm(dim) if norm else None
+        self.norm = LayerNorm(dim) if norm else None
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x = x_BCHW
         if self.pad_to_stride:
             x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
         # Channels-last in, channels-last out: the permutation below is then a view, not a copy.
-        y_BHWC: torch.Tensor = self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        y_BHWC = self._project(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         if self.norm is not None:
             y_BHWC = self.norm(y_BHWC)
         return y_BHWC
+
+    def _project(self, x: torch.Tensor) -> torch.Tensor:
+        proj = self.proj
+        if self.packed is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or not untouched(proj):
+            out: torch.Tensor = proj(x)
+            return out
+        return F.conv2d(x, self.packed.instead_of(proj.weight), proj.bias, self.stride, proj.padding)
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of the map that an input of ``height`` x ``width`` becomes."""

@@ -17,16 +17,17 @@ from focalnet.errors import ConfigError, InputError, did_you_mean
 
 Backend = Literal["auto", "eager", "native", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-_chosen: ContextVar[Backend | None] = ContextVar("focalnet_backend", default=None)
+_ENVIRONMENT = os.environ.get("FOCALNET_BACKEND", "auto")
+_chosen: ContextVar[str] = ContextVar("focalnet_backend", default=_ENVIRONMENT)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def current() -> Backend:
     """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``.
 
-    A compiled model keeps the one of its compilation.
+    The variable is read when the library is imported. A compiled model keeps the one of its compilation.
     """
-    return _chosen.get() or _named(os.environ.get("FOCALNET_BACKEND", "auto"))
+    return _named(_chosen.get())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -36,6 +37,17 @@ def exporting() -> bool:
     Asked past the tracer: that of torch 2.10 takes every compilation for an export.
     """
     return torch.compiler.is_exporting()
+
+
+def unobserved() -> bool:
+    """Whether nobody looks at single operations: no compiler, exporter, tracer, dispatch mode or function transform."""
+    return not (
+        torch.compiler.is_compiling()
+        or exporting()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Registered with ``torch.library``, so that autograd, autocast and ``torch.compil
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
 from focalnet.ops import backend, native, reference, triton
+from focalnet.ops.registered import KernelOp
 
 
 def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -61,24 +63,24 @@ def _missing(name: str, device: torch.device) -> str | None:
     return None
 
 
-@torch.library.custom_op("focalnet::focal_context", mutates_args=())
+@functools.partial(KernelOp, "focalnet::focal_context")
 def _focal_context(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
     return native.load().forward(context, gates, weights)
 
 
-@torch.library.custom_op("focalnet::focal_context_backward", mutates_args=())
+@functools.partial(KernelOp, "focalnet::focal_context_backward")
 def _focal_context_backward(
     grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     return native.load().backward(grad, context, gates, weights)
 
 
-@_focal_context.register_fake
+@_focal_context.op.register_fake
 def _(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
     return context.new_empty(context.shape)
 
 
-@_focal_context_backward.register_fake
+@_focal_context_backward.op.register_fake
 def _(
     grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -97,7 +99,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return gradients
 
 
-_focal_context.register_autograd(_differentiate, setup_context=_keep)
+_focal_context.op.register_autograd(_differentiate, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.focalnet.focal_context)

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from focalnet.ops import backend, processor
+from focalnet.ops.rows import column_sum, gelu_gradient
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -30,12 +31,13 @@ _MANY_ROWS = 1024  # of values, from which on transposing them is what a weight'
 class PackedWeight:
     """A copy of a weight in the order oneDNN works in, which products without gradients then need not make.
 
-    Worth its memory at small batches, where a product reads more weights than values. Once the weight has been
+    Worth its memory at small batches, where a product reads more weights than values. That of a convolution is
+    channels-last, as its maps are. Once the weight has been
     changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed);
     neither is it copied or saved with its layer. A compiled graph cannot hold it and finds it by ``name`` at each call.
 
     Args:
-        weight: ``(O, I)``, on the CPU, float32 or bfloat16.
+        weight: ``(O, I)``, or ``(O, I, k, k)`` of a convolution; on the CPU, float32 or bfloat16.
     """
 
     by_name: ClassVar[WeakValueDictionary[str, PackedWeight]] = WeakValueDictionary()
@@ -44,15 +46,19 @@ class PackedWeight:
     def __init__(self, weight: torch.Tensor) -> None:
         self.name = str(next(self._names))
         self.by_name[self.name] = self
-        self._of = self._state(weight)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self._of = self.state(weight)
+        if weight.ndim == 4:
+            self.packed = weight.detach().contiguous(memory_format=torch.channels_last)
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def instead_of(self, weight: torch.Tensor) -> torch.Tensor:
         """The copy of ``weight``, or ``weight`` itself where the copy is none."""
-        return self._packed if self._state(weight) == self._of else weight
+        return self.packed if self.state(weight) == self._of else weight
 
     @staticmethod
-    def _state(weight: torch.Tensor) -> tuple[Any, ...]:
+    def state(weight: torch.Tensor) -> tuple[Any, ...]:
+        """What changes when ``weight`` does."""
         return weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,23 +66,28 @@ class PackedWeight:
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packed: PackedWeight | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    plus: torch.Tensor | None = None,
+    packed: PackedWeight | None = None,
 ) -> torch.Tensor:
-    """``x @ weight.T + bias``, as ``torch.nn.functional.linear``.
+    """``x @ weight.T + bias``, as ``torch.nn.functional.linear``; then plus another map, as a part of the product.
 
     Args:
         x: ``(..., I)``.
         weight: ``(O, I)``.
         bias: ``(O,)`` or None.
+        plus: ``(..., O)`` that is added, or None.
         packed: of this weight; used without gradients.
     """
+    here, (x_, weight_, bias_) = _by_hand(x, weight, bias)
+    if not here:
+        return _sum(F.linear(x, weight, bias), plus)
     if not torch.is_grad_enabled():
-        x, weight, bias = _autocast(x, weight, bias)
-        return _product(x, weight, bias, packed=packed) if _onednn(x, weight) else F.linear(x, weight, bias)
-    by_hand = MKL_IS_SLOW and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    if not (by_hand and _onednn(x, weight)) or torch.is_autocast_enabled(x.device.type):
-        return F.linear(x, weight, bias)
-    out: torch.Tensor = _Linear.apply(x, weight, bias)
+        return _product(x_, weight_, bias_, plus=plus, packed=packed)
+    out: torch.Tensor = _Linear.apply(x_, weight_, bias_, plus)
     return out
 
 
@@ -87,9 +98,11 @@ def mlp(
     weight2: torch.Tensor,
     bias2: torch.Tensor,
     *,
+    plus: torch.Tensor | None = None,
     packed: tuple[PackedWeight | None, PackedWeight | None] = (None, None),
+    recompute: bool = False,
 ) -> torch.Tensor:
-    """Two linear layers with GELU (exact) between.
+    """Two linear layers with GELU (exact) between; then plus another map.
 
     Without gradients, GELU is a part of the first product where oneDNN makes it.
 
@@ -99,24 +112,35 @@ def mlp(
         bias1: ``(hidden,)``.
         weight2: ``(O, hidden)``.
         bias2: ``(O,)``.
+        plus: ``(..., O)`` that is added, or None.
         packed: of the two weights; used without gradients.
+        recompute: whether the backward pass computes GELU again instead of keeping it.
 
     Returns:
         ``(..., O)``.
     """
-    if torch.is_grad_enabled():
-        return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
-    x, weight1, bias1, weight2, bias2 = _autocast(x, weight1, bias1, weight2, bias2)
-    if not _onednn(x, weight1):
-        return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-    hidden = _product(x, weight1, bias1, "gelu", packed=packed[0])
-    return _product(hidden, weight2, bias2, packed=packed[1])
+    grad = torch.is_grad_enabled()
+    here, tensors = _by_hand(x, weight1, bias1, weight2, bias2)
+    if grad and (here or recompute):
+        if not here:
+            tensors = _autocast(*tensors)
+        out: torch.Tensor = _Mlp.apply(*tensors, plus, recompute)
+        return out
+    if here:
+        x, weight1, bias1, weight2, bias2 = tensors
+        hidden = _product(x, weight1, bias1, "gelu", packed=packed[0])
+        return _product(hidden, weight2, bias2, plus=plus, packed=packed[1])
+    return _sum(F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), plus)
 
 
 def linear_of(
-    make: Callable[..., torch.Tensor], *inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    make: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``linear(make(*inputs), weight, bias)`` that keeps ``inputs`` for the backward pass, not what they make.
+    """``linear(make(*inputs), weight, bias, plus=plus)`` that keeps ``inputs`` for the backward pass, not their result.
 
     Saves memory where ``make`` is cheap, since the backward pass calls it again.
 
@@ -125,8 +149,10 @@ def linear_of(
         inputs: floating point tensors.
         weight: ``(O, I)``.
         bias: ``(O,)`` or None.
+        plus: ``(..., O)`` that is added, or None.
     """
-    out: torch.Tensor = _LinearOf.apply(make, *_autocast(weight, bias, *inputs))
+    weight, bias, *inputs_ = _autocast(weight, bias, *inputs)
+    out: torch.Tensor = _LinearOf.apply(make, weight, bias, plus, *inputs_)
     return out
 
 
@@ -141,25 +167,35 @@ def _autocast(x: torch.Tensor, *others: Any) -> tuple[Any, ...]:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plus: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        ctx.plus_dtype = None if plus is None else plus.dtype
+        return _product(x, weight, bias, plus=plus)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return _gradients(grad, x, weight, ctx.needs_input_grad)
+        grad_plus = grad.to(ctx.plus_dtype) if ctx.needs_input_grad[3] else None
+        return *_gradients(grad.to(x.dtype), x, weight, ctx.needs_input_grad), grad_plus
 
 
 class _LinearOf(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, make: Any, weight: torch.Tensor, bias: torch.Tensor | None, *inputs: torch.Tensor
+        ctx: Any,
+        make: Any,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        plus: torch.Tensor | None,
+        *inputs: torch.Tensor,
     ) -> torch.Tensor:
         ctx.make = make
         ctx.save_for_backward(weight, *inputs)
-        return linear(make(*inputs), weight, bias)
+        ctx.plus_dtype = None if plus is None else plus.dtype
+        return linear(make(*inputs), weight, bias, plus=plus)
 
     @staticmethod
     @once_differentiable
@@ -168,23 +204,68 @@ class _LinearOf(torch.autograd.Function):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             x = ctx.make(*leaves)
-        grad_x, *others = _gradients(grad, x.detach(), weight, (True, *ctx.needs_input_grad[1:3]))
-        return None, *others, *torch.autograd.grad(x, leaves, grad_x)
+        grad_plus = grad.to(ctx.plus_dtype) if ctx.needs_input_grad[3] else None
+        grad_x, *others = _gradients(grad.to(x.dtype), x.detach(), weight, (True, *ctx.needs_input_grad[1:3]))
+        return None, *others, grad_plus, *torch.autograd.grad(x, leaves, grad_x)
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight1: torch.Tensor,
+        bias1: torch.Tensor,
+        weight2: torch.Tensor,
+        bias2: torch.Tensor,
+        plus: torch.Tensor | None,
+        recompute: bool,
+    ) -> torch.Tensor:
+        hidden = linear(x, weight1, bias1)
+        active = F.gelu(hidden)
+        ctx.save_for_backward(x, weight1, weight2, hidden, None if recompute else active)
+        ctx.plus_dtype = None if plus is None else plus.dtype
+        return linear(active, weight2, bias2, plus=plus)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight1, weight2, hidden, active = ctx.saved_tensors  # the last None where it is made again
+        wanted: tuple[bool, ...] = ctx.needs_input_grad
+        grad_plus = grad.to(ctx.plus_dtype) if wanted[5] else None
+        grad = grad.to(x.dtype)
+        grad_hidden, grad_bias1, again = gelu_gradient(_input_gradient(grad, weight2), hidden, again=active is None)
+        if again is not None:
+            active = again
+        second = _gradients(grad, active, weight2, (False, *wanted[3:5]))
+        first = _gradients(grad_hidden, x, weight1, (*wanted[:2], False))
+        return *first[:2], grad_bias1 if wanted[2] else None, *second[1:], grad_plus, None
 
 
 def _gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, wanted: tuple[bool, ...]
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of a linear layer's input, weight and bias, each None unless wanted."""
-    x, rows = x.flatten(0, -2), grad.flatten(0, -2)
-    # PyTorch's own product is the better one where both sides are transposed, unless it is a slow one.
-    onednn = MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight)
-    product = _product if onednn else F.linear
     grad_weight = None
     if wanted[1]:
-        by_convolution = onednn and len(rows) >= _MANY_ROWS
-        grad_weight = _as_convolution(rows, x, weight) if by_convolution else product(rows.t(), x.t())
-    return product(grad, weight.t()) if wanted[0] else None, grad_weight, rows.sum(0) if wanted[2] else None
+        x, rows = x.flatten(0, -2), grad.flatten(0, -2)
+        by_convolution = _by_onednn(x, weight) and len(rows) >= _MANY_ROWS
+        make = _as_convolution if by_convolution else _weight_gradient
+        grad_weight = make(rows, x, weight)
+    return _input_gradient(grad, weight) if wanted[0] else None, grad_weight, column_sum(grad) if wanted[2] else None
+
+
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether gradients are better made by oneDNN: PyTorch's own product is, where both sides are transposed."""
+    return MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight)
+
+
+def _input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (_product if _by_onednn(grad, weight) else F.linear)(grad, weight.t())
+
+
+def _weight_gradient(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (_product if _by_onednn(x_MI, weight) else F.linear)(rows_MO.t(), x_MI.t())
 
 
 def _as_convolution(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -198,6 +279,21 @@ def _as_convolution(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Ten
     )
     out: torch.Tensor = found.flatten(1)
     return out
+
+
+def _sum(out: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
+    return out if plus is None else plus + out
+
+
+def _by_hand(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[bool, tuple[Any, ...]]:
+    """Whether linear layers may go to oneDNN by hand, and the tensors as autocast would have them; a weight first.
+
+    With gradients not while somebody looks: the compiler chooses for itself, and others expect PyTorch's operations.
+    """
+    if x.device.type != "cpu" or (torch.is_grad_enabled() and not backend.unobserved()):
+        return False, (x, *others)
+    cast = _autocast(x, *others)
+    return _onednn(*cast[:2]), cast
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -221,32 +317,61 @@ def _product(
     bias: torch.Tensor | None = None,
     then: str = "none",
     *,
+    plus: torch.Tensor | None = None,
     packed: PackedWeight | None = None,
 ) -> torch.Tensor:
+    if plus is not None and (plus.dtype != x.dtype or plus.shape != (*x.shape[:-1], len(weight))):
+        return plus + _product(x, weight, bias, then, packed=packed)
     if torch.compiler.is_compiling():
         name = "" if packed is None else packed.name
-        opaque: torch.Tensor = _opaque_product(x, weight, bias, then, name)
+        opaque: torch.Tensor = _opaque_product(x, weight, bias, then, plus, name)
         return opaque
     weight = weight if packed is None else packed.instead_of(weight)
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "none")
+    return product(x, weight, bias, then, plus=plus)
+
+
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    then: str = "none",
+    *,
+    plus: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A linear layer by oneDNN, without gradients; ``then`` "gelu", or plus another map of the same shape and dtype.
+
+    Args:
+        x: ``(..., I)``.
+        weight: ``(O, I)``, or packed.
+        bias: ``(O,)`` or None.
+        then: "none" or "gelu".
+        plus: ``(..., O)`` that is added, or None; not after "gelu".
+    """
+    out: torch.Tensor
+    if plus is None:
+        out = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "none")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
     return out
 
 
 @torch.library.custom_op("focalnet::linear", mutates_args=(), device_types="cpu")
 def _opaque_product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, packed: str
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, plus: torch.Tensor | None, packed: str
 ) -> torch.Tensor:
     """``_product`` for the compiler, which cannot hold a packed weight and is given its name instead."""
-    return _product(x, weight, bias, then, packed=PackedWeight.by_name.get(packed))
+    return _product(x, weight, bias, then, plus=plus, packed=PackedWeight.by_name.get(packed))
 
 
 @_opaque_product.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, packed: str) -> torch.Tensor:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, plus: torch.Tensor | None, packed: str
+) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], len(weight)))
 
 
 if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * x_shape.numel() * weight_shape[0]
+    def _flops(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
+        return 2 * x_shape.numel() * out_shape[-1]

@@ -1,5 +1,7 @@
 """The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
 
+Two families: the focal context, and what happens to a map row by row (layer norm, gradients of GELU and biases).
+
 ``pip install`` builds it where a C++ compiler is found (``setup.py``); where none is, ``load`` says so
 and everything runs eagerly. The library uses the OpenMP threads PyTorch already has, as many as
 ``torch.get_num_threads()``.
@@ -19,6 +21,8 @@ from focalnet.errors import InputError
 MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
 DTYPES = (torch.float32, torch.bfloat16)
+ROWS_OF_A_PART = 64  # FOCALNET_ROWS_OF_A_PART of rows.h
+_COLUMN_SUM, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(4)  # RowsKernel of rows.h
 
 
 class _Job(ctypes.Structure):
@@ -37,6 +41,26 @@ class _Job(ctypes.Structure):
         ("shape", ctypes.c_int64 * 4),
         ("kernels", ctypes.c_int32 * MAX_LEVELS),
         ("L", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class _RowsJob(ctypes.Structure):
+    """``RowsJob`` of rows.h, field by field."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("beside", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("again", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("moments", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("eps", ctypes.c_float),
         ("threads", ctypes.c_int32),
     )
 
@@ -65,7 +89,7 @@ class Library:
         """See ``ops.focal_context``; context and gates of one dtype of ``DTYPES``."""
         context, gates, kernels = _dense(context), _dense(gates), _plain(weights)
         out = torch.empty(context.shape, dtype=context.dtype)
-        self._run(_job(context, gates, kernels, out), context.dtype, backward=False)
+        self._run("focal_context", _job(context, gates, kernels, out), context.dtype == torch.bfloat16, False)
         return out
 
     def backward(
@@ -81,14 +105,79 @@ class Library:
         job = _job(context, gates, kernels, grad_context)
         job.grad, job.grad_gates = grad.data_ptr(), gate_parts.data_ptr()
         job.grad_weights[: len(kernels)] = [part.data_ptr() for part in weight_parts]
-        self._run(job, context.dtype, backward=True)
+        self._run("focal_context", job, context.dtype == torch.bfloat16, True)
         grad_weights = [p.sum(0).to(w.dtype).view(w.shape) for p, w in zip(weight_parts, weights, strict=True)]
         return grad_context, gate_parts.sum(0).to(gates.dtype), grad_weights
 
-    def _run(self, job: _Job, dtype: torch.dtype, *, backward: bool) -> None:
-        bf16 = dtype == torch.bfloat16
-        if self._library.focalnet_run(self._index, ctypes.byref(job), int(bf16), int(backward)):
-            raise MemoryError(f"not enough memory for the planes of a map of {tuple(job.shape)}")
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layer norm over the last axis of ``x``, of a dtype of ``DTYPES``.
+
+        Returns:
+            The normed values; and, for ``layer_norm_backward``, mean and 1 / deviation of each row, ``(rows, 2)``.
+        """
+        x = x.contiguous()
+        out, moments = torch.empty_like(x), torch.empty(_rows(x), 2)
+        self._rows(_NORM_FORWARD, x, out=out, weight=_float(weight), bias=_float(bias), moments=moments, eps=eps)
+        return out, moments
+
+    def layer_norm_backward(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        moments: torch.Tensor,
+        beside: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of x; those of weight and bias, ``(2, C)``, in float32; every sum has a fixed order.
+
+        Args:
+            grad: of the normed values, as ``x``.
+            x: what was normed.
+            weight: ``(C,)``.
+            moments: from ``layer_norm``.
+            beside: a gradient that reaches x another way and is added, as ``x``.
+        """
+        x, out, sums = x.contiguous(), torch.empty(x.shape, dtype=x.dtype), _parts(x, 2)
+        beside = None if beside is None else beside.contiguous()
+        grad, weight = grad.contiguous(), _float(weight)
+        self._rows(_NORM_BACKWARD, x, grad=grad, beside=beside, out=out, weight=weight, moments=moments, sums=sums)
+        return out, sums.sum(0)
+
+    def gelu_backward(
+        self, grad: torch.Tensor, x: torch.Tensor, *, again: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradient of GELU's input, its sum over all rows in float32, and the output of GELU.
+
+        Args:
+            grad: of the output, as ``x``.
+            x: ``(..., C)``, of a dtype of ``DTYPES``.
+            again: whether the output is wanted; empty if not.
+        """
+        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        output = x.new_empty(x.shape if again else 0)
+        sums = _parts(x, 1)
+        self._rows(_GELU_BACKWARD, x, grad=grad.contiguous(), out=out, again=output if again else None, sums=sums)
+        return out, sums.sum(0)[0], output
+
+    def column_sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of ``x``, of a dtype of ``DTYPES``, over all axes but the last, in float32."""
+        x = x.contiguous()
+        sums = _parts(x, 1)
+        self._rows(_COLUMN_SUM, x, sums=sums)
+        return sums.sum(0)[0]
+
+    def _rows(self, kernel: int, x: torch.Tensor, *, eps: float = 0.0, **tensors: torch.Tensor | None) -> None:
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+        job = _RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], eps=eps, **pointers)
+        job.threads = torch.get_num_threads()
+        self._run("rows", job, kernel, x.dtype == torch.bfloat16)
+
+    def _run(self, kernels: str, job: ctypes.Structure, *options: int) -> None:
+        run = getattr(self._library, f"focalnet_{kernels}")
+        if run(self._index, ctypes.byref(job), *map(int, options)):
+            raise MemoryError(f"not enough memory for what the CPU kernels of {kernels} keep beside their tensors")
 
 
 def find() -> Path:
@@ -115,6 +204,16 @@ def load() -> Library:
         return Library(path)
     except OSError as error:
         raise InputError(f"the CPU kernels do not load: {error}") from error
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def built() -> bool:
+    """Whether there is a library to ``load``."""
+    try:
+        load()
+    except InputError:
+        return False
+    return True
 
 
 def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> str | None:
@@ -148,4 +247,17 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def _plain(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [weight.detach().float().contiguous() for weight in weights]
+    return [_float(weight) for weight in weights]
+
+
+def _float(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().float().contiguous()
+
+
+def _rows(x: torch.Tensor) -> int:
+    return x.shape[:-1].numel()
+
+
+def _parts(x: torch.Tensor, sums: int) -> torch.Tensor:
+    """Room for so many sums over the rows of ``x``, in parts."""
+    return torch.empty(-(-_rows(x) // ROWS_OF_A_PART), sums, x.shape[-1])

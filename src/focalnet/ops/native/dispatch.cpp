@@ -1,27 +1,34 @@
 // Picks the kernels for the processor this runs on, once.
 
 #include "focal_context.h"
+#include "rows.h"
 
-int focal_context_generic(const FocalContextJob*, int, int);
+#define KERNELS_OF(VARIANT)                                      \
+  int focal_context_##VARIANT(const FocalContextJob*, int, int); \
+  int rows_##VARIANT(const RowsJob*, int, int);
+#define CHOICE(VARIANT, LANES) {focal_context_##VARIANT, rows_##VARIANT, #VARIANT, LANES}
+
+KERNELS_OF(generic)
 #ifdef FOCALNET_X86
-int focal_context_avx2(const FocalContextJob*, int, int);
-int focal_context_avx512(const FocalContextJob*, int, int);
+KERNELS_OF(avx2)
+KERNELS_OF(avx512)
 #endif
 
 namespace {
 
 struct Choice {
-  FocalContextRun run;
+  FocalContextRun focal_context;
+  RowsRun rows;
   const char* name;
   int lanes;
 };
 
 const Choice choices[] = {
 #ifdef FOCALNET_X86
-    {focal_context_avx512, "avx512", 16},
-    {focal_context_avx2, "avx2", 8},
+    CHOICE(avx512, 16),
+    CHOICE(avx2, 8),
 #endif
-    {focal_context_generic, "generic", 4},
+    CHOICE(generic, 4),
 };
 
 bool supported(int i) {
@@ -45,9 +52,10 @@ int focalnet_variant_supported(int i) { return supported(i); }
 const char* focalnet_variant_name(int i) { return choices[i].name; }
 // Channels a task takes at once: how many parts the gradient of the gates comes in depends on it.
 int focalnet_variant_lanes(int i) { return choices[i].lanes; }
-int focalnet_run(int i, const FocalContextJob* job, int bf16, int backward) {
-  return choices[i].run(job, bf16, backward);
+int focalnet_focal_context(int i, const FocalContextJob* job, int bf16, int backward) {
+  return choices[i].focal_context(job, bf16, backward);
 }
+int focalnet_rows(int i, const RowsJob* job, int kernel, int bf16) { return choices[i].rows(job, kernel, bf16); }
 
 }
 #pragma GCC visibility pop

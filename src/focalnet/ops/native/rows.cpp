@@ -1,0 +1,188 @@
+// What a network does row by row, its matrix products aside: layer norm, and gradients of GELU and of biases. All this
+// moves more than it computes, so each tensor is read and written once, and gradients that are sums over all rows are
+// added up on the way. Norms take rows in groups, step by step: the next step of a row has to wait for the sum before
+// it, that of another row does not.
+
+#include "rows.h"
+#include "scratch.h"
+#include "vector.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace {
+
+// Rows of a group; fewer where rows are long, since the values of a group must stay in the nearest cache.
+const int GROUP = 4, GROUP_VECTORS = 48;
+
+// Sums over n vectors, in four strands: each then need not wait for the one before it.
+template <class Term> inline vf total(int64_t n, Term term) {
+  vf strands[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int s = 0; s < 4; ++s) strands[s] += term(i + s);
+  for (; i < n; ++i) strands[0] += term(i);
+  return (strands[0] + strands[1]) + (strands[2] + strands[3]);
+}
+
+template <class T> struct Rows {
+  const RowsJob& job;
+  const int64_t C, n;  // vectors of a row
+  const int last;      // lanes of the last one
+  const float share;   // of each in a mean
+  vf *const weight, *const bias, *const sum0, *const sum1, *const values, *const grads;
+
+  static int64_t vectors(const RowsJob& job) { return (4 + 2 * GROUP) * ((job.C + VLEN - 1) / VLEN); }
+
+  Rows(const RowsJob& job, Scratch& scratch)
+      : job(job), C(job.C), n((C + VLEN - 1) / VLEN), last((int)(C - (n - 1) * VLEN)), share(1.0f / (float)C),
+        weight(scratch.take(n)), bias(scratch.take(n)), sum0(scratch.take(n)), sum1(scratch.take(n)),
+        values(scratch.take(GROUP * n)), grads(scratch.take(GROUP * n)) {
+    if (job.weight) read(job.weight, weight);
+    if (job.bias) read(job.bias, bias);
+  }
+  template <class S> void read(const S* from, vf* to) const {
+    const int64_t n = this->n;
+    for (int64_t i = 0; i + 1 < n; ++i) to[i] = load(from + i * VLEN);
+    to[n - 1] = load(from + (n - 1) * VLEN, last);
+  }
+  template <class S, class Value> void write(S* to, Value value) const {
+    const int64_t n = this->n;
+    for (int64_t i = 0; i + 1 < n; ++i) store(to + i * VLEN, value(i));
+    store(to + (n - 1) * VLEN, value(n - 1), last);
+  }
+  const T* at(const void* tensor, int64_t row) const { return (const T*)tensor + row * C; }
+  T* at(void* tensor, int64_t row) const { return (T*)tensor + row * C; }
+
+  // Calls with each vector of a row and how many lanes it has.
+  template <class Step> void each(Step step) const {
+    const int64_t n = this->n;
+    for (int64_t i = 0; i + 1 < n; ++i) step(i, VLEN);
+    step(n - 1, last);
+  }
+
+  void column_sum(int64_t first, int count) {
+    vf* const into = sum0;
+    for (int64_t row = first; row < first + count; ++row) {
+      const T* const x = at(job.x, row);
+      each([=](int64_t i, int lanes) { into[i] += load(x + i * VLEN, lanes); });
+    }
+  }
+
+  void gelu_backward(int64_t first, int count) {
+    vf* const into = sum0;
+    for (int64_t row = first; row < first + count; ++row) {
+      const T *const x = at(job.x, row), *const grad = at(job.grad, row);
+      T *const out = at(job.out, row), *const again = job.again ? at(job.again, row) : nullptr;
+      each([=](int64_t i, int lanes) {
+        const vf value = load(x + i * VLEN, lanes), cdf = normal_cdf(value);
+        const vf dx = load(grad + i * VLEN, lanes) * gelu_slope(value, cdf);
+        into[i] += dx;
+        store(out + i * VLEN, dx, lanes);
+        if (again) store(again + i * VLEN, value * cdf, lanes);
+      });
+    }
+  }
+
+  void norm_forward(int64_t first, int count) {
+    const int64_t n = this->n;
+    const vf *const weight = this->weight, *const bias = this->bias;
+    float mean[GROUP], scale[GROUP];
+    for (int r = 0; r < count; ++r) read(at(job.x, first + r), values + r * n);
+    for (int r = 0; r < count; ++r) {
+      vf* const value = values + r * n;
+      mean[r] = sum(total(n, [=](int64_t i) { return value[i]; })) * share;
+      for (int i = last; i < VLEN; ++i) value[n - 1][i] = mean[r];  // so that these do not count
+    }
+    for (int r = 0; r < count; ++r) {
+      const vf *const value = values + r * n, m = splat(mean[r]);
+      scale[r] = sum(total(n, [=](int64_t i) {
+        const vf d = value[i] - m;
+        return d * d;
+      })) * share;
+    }
+    for (int r = 0; r < count; ++r) scale[r] = 1.0f / std::sqrt(scale[r] + job.eps);
+    for (int r = 0; r < count; ++r) {
+      const vf *const value = values + r * n, m = splat(mean[r]), s = splat(scale[r]);
+      write(at(job.out, first + r), [=](int64_t i) { return (value[i] - m) * s * weight[i] + bias[i]; });
+    }
+    for (int r = 0; job.moments && r < count; ++r) {
+      job.moments[2 * (first + r)] = mean[r];
+      job.moments[2 * (first + r) + 1] = scale[r];
+    }
+  }
+
+  void norm_backward(int64_t first, int count) {
+    const int64_t n = this->n;
+    vf *const dw = sum0, *const db = sum1, *const beside = bias;
+    const vf* const weight = this->weight;
+    float along_one[GROUP], along_x[GROUP];
+    for (int r = 0; r < count; ++r) {
+      read(at(job.x, first + r), values + r * n);
+      read(at(job.grad, first + r), grads + r * n);
+    }
+    for (int r = 0; r < count; ++r) {
+      vf *const value = values + r * n, *const grad = grads + r * n;
+      const vf mean = splat(job.moments[2 * (first + r)]), scale = splat(job.moments[2 * (first + r) + 1]);
+      along_one[r] = sum(total(n, [=](int64_t i) {
+        const vf normed = (value[i] - mean) * scale, g = grad[i];
+        dw[i] += g * normed;
+        db[i] += g;
+        value[i] = normed;
+        return grad[i] = g * weight[i];
+      })) * share;
+    }
+    for (int r = 0; r < count; ++r) {
+      const vf *const value = values + r * n, *const grad = grads + r * n;
+      along_x[r] = sum(total(n, [=](int64_t i) { return grad[i] * value[i]; })) * share;
+    }
+    for (int r = 0; r < count; ++r) {
+      const vf *const value = values + r * n, *const grad = grads + r * n;
+      const vf one = splat(along_one[r]), x = splat(along_x[r]), scale = splat(job.moments[2 * (first + r) + 1]);
+      if (job.beside) {
+        read(at(job.beside, first + r), beside);
+        write(at(job.out, first + r), [=](int64_t i) { return (grad[i] - one - value[i] * x) * scale + beside[i]; });
+      } else
+        write(at(job.out, first + r), [=](int64_t i) { return (grad[i] - one - value[i] * x) * scale; });
+    }
+  }
+};
+
+// Returns 0, or 1 when there was not enough memory.
+template <class T, void (Rows<T>::*kernel)(int64_t, int)> int by_parts(const RowsJob& job, int sums) {
+  const int64_t part = FOCALNET_ROWS_OF_A_PART, parts = (job.rows + part - 1) / part;
+  int failed = 0;
+#pragma omp parallel for schedule(static) num_threads(job.threads) reduction(| : failed)
+  for (int64_t p = 0; p < parts; ++p) {
+    static thread_local Scratch scratch;
+    if (!scratch.reset(Rows<T>::vectors(job))) {
+      failed = 1;
+      continue;
+    }
+    Rows<T> rows(job, scratch);
+    std::fill(rows.sum0, rows.sum0 + rows.n, vf{});
+    std::fill(rows.sum1, rows.sum1 + rows.n, vf{});
+    const int64_t end = std::min((p + 1) * part, job.rows);
+    const int64_t group = std::max<int64_t>(1, std::min<int64_t>(GROUP, GROUP_VECTORS / rows.n));
+    for (int64_t row = p * part; row < end; row += group) (rows.*kernel)(row, (int)std::min(group, end - row));
+    const vf* found[] = {rows.sum0, rows.sum1};
+    for (int i = 0; i < sums; ++i)
+      rows.write(job.sums + (p * sums + i) * job.C, [=](int64_t at) { return found[i][at]; });
+  }
+  return failed;
+}
+
+template <class T> int run(const RowsJob& job, int kernel) {
+  switch (kernel) {
+    case COLUMN_SUM: return by_parts<T, &Rows<T>::column_sum>(job, 1);
+    case GELU_BACKWARD: return by_parts<T, &Rows<T>::gelu_backward>(job, 1);
+    case NORM_FORWARD: return by_parts<T, &Rows<T>::norm_forward>(job, 0);
+    default: return by_parts<T, &Rows<T>::norm_backward>(job, 2);
+  }
+}
+
+}  // namespace
+
+int VARIANT(rows)(const RowsJob* job, int kernel, int bf16) {
+  return bf16 ? run<bfloat16>(*job, kernel) : run<float>(*job, kernel);
+}

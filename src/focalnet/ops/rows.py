@@ -1,0 +1,151 @@
+"""What happens to a map row by row, on the CPU kernels where they can: layer norm, gradients of GELU and of biases.
+
+PyTorch's own are slower in bfloat16, in the backward pass most, and sum the gradients of a norm's parameters in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from focalnet.ops import backend, native
+from focalnet.ops.registered import KernelOp
+
+_LARGE = 2**20  # numbers, from which on the kernels of short operations save more than calling them costs
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm over the last axis, as ``torch.nn.functional.layer_norm``.
+
+    Args:
+        x: ``(..., C)``.
+        weight: ``(C,)``, of the dtype of x or float32.
+        bias: ``(C,)``, as weight.
+        eps: added to the variance.
+    """
+    return fork_and_norm(x, weight, bias, eps)[1]
+
+
+def fork_and_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x`` and its layer norm, for a residual branch: what comes back through both is added in the norm's own pass.
+
+    Takes what ``layer_norm`` takes. Compilers, tracers and other observers of single operations see PyTorch's norm.
+    """
+    grad = torch.is_grad_enabled()
+    worth_it = grad or (x.dtype == torch.bfloat16 and x.numel() >= _LARGE)
+    if not (worth_it and weight.dtype in (x.dtype, torch.float32) and backend.unobserved() and by_kernels(x)):
+        return x, F.layer_norm(x, weight.shape, weight, bias, eps)
+    if not grad:
+        return x, _layer_norm(x, weight, bias, eps)[0]
+    fork, normed = _ForkAndNorm.apply(x, weight, bias, eps)
+    return fork, normed
+
+
+def gelu_gradient(
+    grad: torch.Tensor, x: torch.Tensor, *, again: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The gradient of GELU's input, its sum over all rows, and the output of GELU if wanted ``again``.
+
+    Args:
+        grad: of the output, as x.
+        x: ``(..., C)``.
+        again: whether the output is wanted.
+    """
+    if by_kernels(x) and grad.dtype == x.dtype:
+        grad_x, total, output = _gelu_backward(grad, x, again)
+        return grad_x, total.to(x.dtype), output if again else None
+    grad_x = torch.ops.aten.gelu_backward(grad, x)
+    return grad_x, grad_x.flatten(0, -2).sum(0), F.gelu(x) if again else None
+
+
+def column_sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum of ``(..., C)`` over all axes but the last."""
+    large = x.numel() >= _LARGE
+    return _column_sum(x).to(x.dtype) if large and by_kernels(x) else x.flatten(0, -2).sum(0)
+
+
+def by_kernels(x: torch.Tensor) -> bool:
+    """Whether the CPU kernels take this tensor."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in native.DTYPES
+        and x.numel() > 0
+        and type(x) in (torch.Tensor, torch.nn.Parameter)
+        and not backend.exporting()
+        and backend.current() in ("auto", "native")
+        and native.built()
+    )
+
+
+class _ForkAndNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        normed, moments = _layer_norm(x, weight, bias, eps)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, moments)
+        ctx.bias_dtype = bias.dtype
+        return x, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_fork: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return grad_fork, None, None, None
+        x, weight, moments = ctx.saved_tensors
+        grad_x, (grad_weight, grad_bias) = _layer_norm_backward(grad, x, weight, moments, grad_fork)
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None
+
+
+@functools.partial(KernelOp, "focalnet::layer_norm")
+def _layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return native.load().layer_norm(x, weight, bias, eps)
+
+
+@_layer_norm.op.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty((x.shape[:-1].numel(), 2), dtype=torch.float32)
+
+
+@functools.partial(KernelOp, "focalnet::layer_norm_backward")
+def _layer_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, beside: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return native.load().layer_norm_backward(grad, x, weight, moments, beside)
+
+
+@_layer_norm_backward.op.register_fake
+def _(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, beside: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty((2, x.shape[-1]), dtype=torch.float32)
+
+
+@functools.partial(KernelOp, "focalnet::gelu_backward")
+def _gelu_backward(grad: torch.Tensor, x: torch.Tensor, again: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return native.load().gelu_backward(grad, x, again=again)
+
+
+@_gelu_backward.op.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor, again: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    total = x.new_empty(x.shape[-1:], dtype=torch.float32)
+    return x.new_empty(x.shape), total, x.new_empty(x.shape if again else 0)
+
+
+@functools.partial(KernelOp, "focalnet::column_sum")
+def _column_sum(x: torch.Tensor) -> torch.Tensor:
+    return native.load().column_sum(x)
+
+
+@_column_sum.op.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[-1:], dtype=torch.float32)
