@@ -1,0 +1,184 @@
+"""Blocks as a straight line of operations: the same outputs, and never behind the back of their modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+import focalnet
+from focalnet.layers import FocalNetBlock
+from focalnet.layers.linear import Linear
+from focalnet.layers.straight import StraightBlock
+from focalnet.ops import backend, native
+from focalnet.ops.pointwise import ONEDNN
+
+pytestmark = pytest.mark.skipif(not (ONEDNN and native.built()), reason="needs oneDNN's products and our CPU kernels")
+
+MAP = torch.linspace(-1, 1, 2 * 5 * 7 * 32).view(2, 5, 7, 32).sin()
+
+
+def block_of(model: nn.Module) -> FocalNetBlock:
+    return next(m for m in model.modules() if isinstance(m, FocalNetBlock))
+
+
+def optimized(dtype: torch.dtype | None = None, **options: object) -> FocalNetBlock:
+    torch.manual_seed(0)
+    model = focalnet.create_model("focalnet_tiny_lrf", depths=(1, 1, 1, 1), embed_dim=32, **options)
+    focalnet.optimize(model, dtype=dtype)
+    return block_of(model)
+
+
+def through_modules(block: FocalNetBlock, x: torch.Tensor) -> torch.Tensor:
+    straight, block.straight = block.straight, None
+    out: torch.Tensor = block(x)
+    block.straight = straight
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_gives_the_bits_of_the_modules(dtype: torch.dtype) -> None:
+    block, x = optimized(dtype), MAP.to(dtype)
+    assert block.straight is not None
+    assert block.straight.applies(x)
+    assert torch.equal(block(x), through_modules(block, x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"post_norm": True}, {"layer_scale": 0.1}, {"post_norm_in_modulation": True}, {"normalize_modulator": True}],
+)
+def test_only_plain_blocks(options: dict[str, object]) -> None:
+    assert optimized(**options).straight is None
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # said by the switch of oneDNN, on any machine
+def test_not_for_other_dtypes_gradients_training_autocast_or_backends() -> None:
+    block = optimized()
+    straight = block.straight
+    assert straight is not None
+    with torch.no_grad():
+        assert straight.applies(MAP)
+        assert not straight.applies(MAP.double())
+        assert not straight.applies(MAP[:0])
+        with torch.autocast("cpu"):
+            assert not straight.applies(MAP)
+        with backend.use("eager"):
+            assert not straight.applies(MAP)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not straight.applies(MAP)
+        with FlopCounterMode(display=False) as counter:
+            assert not straight.applies(MAP)
+            block(MAP)
+        assert counter.get_total_flops() > 0
+    assert not straight.applies(MAP)  # gradients
+
+    def fail(_: torch.Tensor) -> bool:
+        raise AssertionError("asked in training")
+
+    block.train()
+    straight.applies = fail  # type: ignore[method-assign]
+    with torch.no_grad():
+        block(MAP)
+
+
+class Doubled(Linear):
+    def forward(self, input: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+        return 2 * super().forward(input) + (0 if plus is None else plus)
+
+
+class Half(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def double_in_place(block: FocalNetBlock) -> None:
+    with torch.no_grad():
+        block.modulation.f.weight.mul_(2)
+
+
+def new_data(block: FocalNetBlock) -> None:
+    block.modulation.h.weight.data = block.modulation.h.weight.data.flip(0).contiguous()
+
+
+def new_bias(block: FocalNetBlock) -> None:
+    block.mlp.fc2.bias = nn.Parameter(torch.ones(32))
+
+
+def new_kernel(block: FocalNetBlock) -> None:
+    conv = block.modulation.convs[0]
+    conv.weight = nn.Parameter(torch.ones_like(conv.weight))
+
+
+def new_layer(block: FocalNetBlock) -> None:
+    block.mlp.fc1 = Linear(32, 128)
+
+
+def new_class(block: FocalNetBlock) -> None:
+    block.mlp.fc2.__class__ = Doubled
+
+
+def new_norm(block: FocalNetBlock) -> None:
+    block.norm2 = nn.Identity()  # type: ignore[assignment]
+
+
+def parametrized(block: FocalNetBlock) -> None:
+    parametrize.register_parametrization(block.modulation.proj, "weight", Half())
+
+
+def hooked(block: FocalNetBlock) -> None:
+    block.modulation.register_forward_hook(lambda _module, _inputs, output: 3 * output)
+
+
+CHANGES = [double_in_place, new_data, new_bias, new_kernel, new_layer, new_class, new_norm, parametrized, hooked]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_goes_back_to_the_modules_once_they_change(change: Callable[[FocalNetBlock], None]) -> None:
+    block = optimized()
+    with torch.no_grad():
+        before = block(MAP)
+        change(block)
+        after = block(MAP)
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, through_modules(block, MAP))
+
+
+def test_explanations_see_an_optimized_model() -> None:
+    from focalnet.explanations import record
+
+    torch.manual_seed(0)
+    model = focalnet.create_model("focalnet_nano").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad(), record(model) as plain:
+        model(images)
+    focalnet.optimize(model)
+    with torch.no_grad(), record(model) as through:
+        model(images)
+    assert plain.keys() == through.keys()
+    for name, seen in plain.items():
+        torch.testing.assert_close(through[name].modulator, seen.modulator, rtol=1e-4, atol=1e-5)
+
+
+def test_is_neither_copied_nor_saved() -> None:
+    block = optimized()
+    assert isinstance(block.straight, StraightBlock)
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert twin.straight is None
+        with torch.no_grad():
+            torch.testing.assert_close(twin(MAP), block(MAP))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+def test_a_trace_runs_on_other_inputs() -> None:
+    block = optimized()
+    with torch.no_grad():
+        traced = torch.jit.trace(block, MAP)
+        torch.testing.assert_close(traced(2 * MAP), block(2 * MAP))
