@@ -176,7 +176,7 @@ def test_is_neither_copied_nor_saved() -> None:
             torch.testing.assert_close(twin(MAP), block(MAP))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_a_trace_runs_on_other_inputs() -> None:
     block = optimized()
     with torch.no_grad():

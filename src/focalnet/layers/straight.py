@@ -63,12 +63,12 @@ class StraightBlock:
         """Whether it does for ``x`` and now what the block would."""
         return bool(
             not torch.is_grad_enabled()
+            and backend.unobserved()
             and type(x) is Tensor
             and x.dtype == self._dtype
             and x.device.type == "cpu"
             and x.numel() > 0
             and backend.current() != "eager"
-            and backend.unobserved()
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.enabled
             and not any(self._hooks)
