@@ -32,11 +32,11 @@ def current() -> Backend:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def exporting() -> bool:
-    """Whether ``torch.export`` is looking, not ``torch.compile``.
+    """Whether ``torch.export`` or ``torch.jit.trace`` is looking, not ``torch.compile``: their graphs run without us.
 
     Asked past the tracer: that of torch 2.10 takes every compilation for an export.
     """
-    return torch.compiler.is_exporting()
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def unobserved() -> bool:
@@ -44,7 +44,6 @@ def unobserved() -> bool:
     return not (
         torch.compiler.is_compiling()
         or exporting()
-        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
     )
