@@ -9,10 +9,12 @@ Every study times each engine once a round in rotating order, and writes all tim
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import peers
@@ -23,39 +25,41 @@ import torch.nn.functional as F
 from torch import nn
 
 import focalnet
-from focalnet.inference.timing import in_turns
+from focalnet.inference.timing import Timing, in_turns
 from focalnet.ops.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FLOOR = "its matrix products alone"
-Case = tuple[str, dict[str, Callable[[], object]], dict[str, Any]]
+Engines = dict[str, Callable[[], object]]
+Case = Callable[[], tuple[Engines, dict[str, Any]]]  # builds what is timed, and finds out what else there is to say
 
 
-def inference(dtypes: Sequence[str]) -> Iterator[Case]:
+def inference(dtypes: Sequence[str]) -> dict[str, Case]:
     """224 x 224, batch 1 and 8: every engine, and Swin-T and ConvNeXt-T of timm in their best setting."""
-    for name in dtypes:
-        dtype = DTYPES[name]
-        for batch in (1, 8):
-            images = torch.randn(batch, 3, 224, 224, dtype=dtype)
-            calls: dict[str, peers.Call] = {
-                "official order": _ready(peers.official_order("srf"), dtype),
-                "timm": _ready(peers.of_timm("srf"), dtype),
-                "timm, compiled": peers.compiled(_ready(peers.of_timm("srf"), dtype)),
-                "focalnet": _ready(peers.ours("srf"), dtype),
-                "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
-                "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
-                "Swin-T, compiled": peers.compiled(_ready(timm.create_model("swin_tiny_patch4_window7_224"), dtype)),
-                "ConvNeXt-T, compiled": peers.compiled(_ready(timm.create_model("convnext_tiny"), dtype)),
-                **peers.runtimes(images),
-                FLOOR: peers.matrix_products(_bound(peers.optimized(peers.ours("srf"), dtype), images), dtype),
-            }
-            yield f"{name}, batch {batch}", {label: _bound(call, images) for label, call in calls.items()}, {}
+
+    def build(dtype: torch.dtype, batch: int) -> tuple[Engines, dict[str, Any]]:
+        images = torch.randn(batch, 3, 224, 224, dtype=dtype)
+        calls: dict[str, peers.Call] = {
+            "official order": _ready(peers.official_order("srf"), dtype),
+            "timm": _ready(peers.of_timm("srf"), dtype),
+            "timm, compiled": peers.compiled(_ready(peers.of_timm("srf"), dtype)),
+            "focalnet": _ready(peers.ours("srf"), dtype),
+            "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
+            "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
+            "Swin-T, compiled": peers.compiled(_ready(timm.create_model("swin_tiny_patch4_window7_224"), dtype)),
+            "ConvNeXt-T, compiled": peers.compiled(_ready(timm.create_model("convnext_tiny"), dtype)),
+            **peers.runtimes(images),
+            FLOOR: peers.matrix_products(_bound(peers.optimized(peers.ours("srf"), dtype), images), dtype),
+        }
+        return {label: _bound(call, images) for label, call in calls.items()}, {}
+
+    return {f"{name}, batch {batch}": partial(build, DTYPES[name], batch) for name in dtypes for batch in (1, 8)}
 
 
-def detection(dtypes: Sequence[str]) -> Iterator[Case]:
+def detection(dtypes: Sequence[str]) -> dict[str, Case]:
     """One image of 800 x 1216 through the trunk with kernels 9, 11, 13, as detectors have it."""
-    for name in dtypes:
-        dtype = DTYPES[name]
+
+    def build(dtype: torch.dtype) -> tuple[Engines, dict[str, Any]]:
         images = torch.randn(1, 3, 800, 1216, dtype=dtype)
         models = {
             "official order": _ready(peers.official_order("detection"), dtype),
@@ -65,13 +69,16 @@ def detection(dtypes: Sequence[str]) -> Iterator[Case]:
         }
         calls: dict[str, peers.Call] = {**models}
         calls[FLOOR] = peers.matrix_products(_bound(models["focalnet, optimized"], images), dtype)
-        yield name, {label: _bound(call, images) for label, call in calls.items()}, {}
+        return {label: _bound(call, images) for label, call in calls.items()}, {}
+
+    return {name: partial(build, DTYPES[name]) for name in dtypes}
 
 
-def size(dtypes: Sequence[str]) -> Iterator[Case]:
+def size(dtypes: Sequence[str]) -> dict[str, Case]:
     """One image of 224 to 1024 pixels, of the last dtype: what a network costs as images grow."""
     dtype = DTYPES[dtypes[-1]]
-    for side in (224, 384, 512, 768, 1024):
+
+    def build(side: int) -> tuple[Engines, dict[str, Any]]:
         images = torch.randn(1, 3, side, side, dtype=dtype)
         models = {
             "official order": _ready(peers.official_order("srf"), dtype),
@@ -83,32 +90,36 @@ def size(dtypes: Sequence[str]) -> Iterator[Case]:
             window = 7 if side % 224 == 0 else 8
             swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=side, window_size=window)
             models["Swin-T"] = _ready(swin, dtype)
-        yield str(side), {label: _bound(model, images) for label, model in models.items()}, {}
+        return {label: _bound(model, images) for label, model in models.items()}, {}
+
+    return {str(side): partial(build, side) for side in (224, 384, 512, 768, 1024)}
 
 
-def training(dtypes: Sequence[str]) -> Iterator[Case]:
+def training(dtypes: Sequence[str]) -> dict[str, Case]:
     """A step (forward, loss, backward) of batch 16, also under bfloat16 autocast, and the memory it keeps."""
-    for name, kind in itertools.product(dtypes, ("srf", "lrf")):
-        yield f"{name}{' autocast' * (name == 'bfloat16')}, batch 16, {kind}", *_training_steps(kind, DTYPES[name])
 
+    def build(dtype: torch.dtype, kind: str) -> tuple[Engines, dict[str, Any]]:
+        images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
+        saving = peers.ours(kind)
+        focalnet.optimize(saving, for_="training", save_memory=True)
+        models = {
+            "official order": peers.official_order(kind),
+            "timm": peers.of_timm(kind),
+            "focalnet": peers.ours(kind),
+            "focalnet, save_memory": saving,
+            "Swin-T": timm.create_model("swin_tiny_patch4_window7_224"),
+        }
+        steps = {label: _step(model.train(), images, labels, dtype) for label, model in models.items()}
+        saved = {label: _saved_mib(model, images, labels, dtype) for label, model in models.items()}
+        products = peers.matrix_products(steps["focalnet"], dtype)
+        steps[FLOOR] = _bound(products, images)
+        steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels, dtype)
+        return steps, {"saved_mib": saved}
 
-def _training_steps(kind: str, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
-    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
-    saving = peers.ours(kind)
-    focalnet.optimize(saving, for_="training", save_memory=True)
-    models = {
-        "official order": peers.official_order(kind),
-        "timm": peers.of_timm(kind),
-        "focalnet": peers.ours(kind),
-        "focalnet, save_memory": saving,
-        "Swin-T": timm.create_model("swin_tiny_patch4_window7_224"),
-    }
-    steps = {label: _step(model.train(), images, labels, dtype) for label, model in models.items()}
-    saved = {label: _saved_mib(model, images, labels, dtype) for label, model in models.items()}
-    products = peers.matrix_products(steps["focalnet"], dtype)
-    steps[FLOOR] = _bound(products, images)
-    steps["timm, compiled"] = _step(peers.compiled(peers.of_timm(kind).train()), images, labels, dtype)
-    return steps, {"saved_mib": saved}
+    def title(name: str, kind: str) -> str:
+        return f"{name}{' autocast' * (name == 'bfloat16')}, batch 16, {kind}"
+
+    return {title(name, kind): partial(build, DTYPES[name], kind) for name in dtypes for kind in ("srf", "lrf")}
 
 
 def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -162,16 +173,27 @@ def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None
         "more": {},
     }
     path = studies.RESULTS / f"cpu_{study}{f'_{tag}' if tag else ''}.json"
+    for name in STUDIES[study](dtypes):
+        # Each in a process of its own: freed memory is kept for the next tensors, and would add up.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            timings, more = process.submit(measure, study, name, rounds, dtypes).result()
+        report["seconds"][name] = {label: timing.seconds for label, timing in timings.items()}
+        report["more"][name] = more
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        for label, timing in timings.items():
+            low, high = timing.quartiles
+            print(
+                f"{name:34s} {label:30s} {1e3 * timing.median:9.1f} ms  ({1e3 * low:.1f} to {1e3 * high:.1f})",
+                flush=True,
+            )
+
+
+def measure(study: str, name: str, rounds: int, dtypes: Sequence[str]) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Times one case."""
+    keep_freed_memory()  # for every engine alike
     with torch.set_grad_enabled(study == "training"):
-        for name, calls, more in STUDIES[study](dtypes):
-            timings = in_turns(calls, rounds)
-            report["seconds"][name] = {label: timing.seconds for label, timing in timings.items()}
-            report["more"][name] = more
-            path.write_text(json.dumps(report, indent=1) + "\n")
-            for label, timing in timings.items():
-                low, high = timing.quartiles
-                print(f"{name:34s} {label:22s} {1e3 * timing.median:9.1f} ms  ({1e3 * low:.1f} to {1e3 * high:.1f})")
-            torch._dynamo.reset()
+        calls, more = STUDIES[study](dtypes)[name]()
+        return in_turns(calls, rounds), more
 
 
 def main() -> None:
@@ -182,7 +204,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
     parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
     arguments = parser.parse_args()
-    keep_freed_memory()  # for every engine alike
     for study in arguments.studies or STUDIES:
         run(study, arguments.rounds, arguments.dtypes, arguments.tag)
 

@@ -138,8 +138,10 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.mkldnn._linear_pointwise.default:
-            self.sizes.append((args[0].shape[:-1].numel(), args[0].shape[-1], args[1].shape[0]))
+        linear = torch.ops.mkldnn._linear_pointwise
+        if func in (linear.default, linear.binary):
+            x, weight = args[0], args[1 if func is linear.default else 2]
+            self.sizes.append((x.shape[:-1].numel(), x.shape[-1], weight.shape[0]))
         elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             a, b = args[-2:]
             self.sizes.append((*a.shape, b.shape[1]))

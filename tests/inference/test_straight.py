@@ -13,9 +13,9 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import focalnet
-from focalnet.layers import FocalNetBlock
+from focalnet.backbones.focalnet import Stage
+from focalnet.layers import FocalNetBlock, StraightBlocks
 from focalnet.layers.linear import Linear
-from focalnet.layers.straight import StraightBlock
 from focalnet.ops import backend, native
 from focalnet.ops.pointwise import ONEDNN
 
@@ -24,31 +24,28 @@ pytestmark = pytest.mark.skipif(not (ONEDNN and native.built()), reason="needs o
 MAP = torch.linspace(-1, 1, 2 * 5 * 7 * 32).view(2, 5, 7, 32).sin()
 
 
-def block_of(model: nn.Module) -> FocalNetBlock:
-    return next(m for m in model.modules() if isinstance(m, FocalNetBlock))
-
-
-def optimized(dtype: torch.dtype | None = None, **options: object) -> FocalNetBlock:
+def optimized(dtype: torch.dtype | None = None, **options: object) -> Stage:
+    """The first stage of a small model, two blocks."""
     torch.manual_seed(0)
-    model = focalnet.create_model("focalnet_tiny_lrf", depths=(1, 1, 1, 1), embed_dim=32, **options)
+    model = focalnet.create_model("focalnet_tiny_lrf", depths=(2, 1, 1, 1), embed_dim=32, **options)
     focalnet.optimize(model, dtype=dtype)
-    return block_of(model)
+    return next(m for m in model.modules() if isinstance(m, Stage))
 
 
-def through_modules(block: FocalNetBlock, x: torch.Tensor) -> torch.Tensor:
-    straight, block.straight = block.straight, None
-    out: torch.Tensor = block(x)
-    block.straight = straight
+def through_modules(stage: Stage, x: torch.Tensor) -> torch.Tensor:
+    straight, stage.straight = stage.straight, None
+    out: torch.Tensor = stage(x)
+    stage.straight = straight
     return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_gives_the_bits_of_the_modules(dtype: torch.dtype) -> None:
-    block, x = optimized(dtype), MAP.to(dtype)
-    assert block.straight is not None
-    assert block.straight.applies(x)
-    assert torch.equal(block(x), through_modules(block, x))
+    stage, x = optimized(dtype), MAP.to(dtype)
+    assert stage.straight is not None
+    assert stage.straight.applies(x)
+    assert torch.equal(stage(x), through_modules(stage, x))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +58,8 @@ def test_only_plain_blocks(options: dict[str, object]) -> None:
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # said by the switch of oneDNN, on any machine
 def test_not_for_other_dtypes_gradients_training_autocast_or_backends() -> None:
-    block = optimized()
-    straight = block.straight
+    stage = optimized()
+    straight = stage.straight
     assert straight is not None
     with torch.no_grad():
         assert straight.applies(MAP)
@@ -76,17 +73,17 @@ def test_not_for_other_dtypes_gradients_training_autocast_or_backends() -> None:
             assert not straight.applies(MAP)
         with FlopCounterMode(display=False) as counter:
             assert not straight.applies(MAP)
-            block(MAP)
+            stage(MAP)
         assert counter.get_total_flops() > 0
     assert not straight.applies(MAP)  # gradients
 
     def fail(_: torch.Tensor) -> bool:
         raise AssertionError("asked in training")
 
-    block.train()
+    stage.train()
     straight.applies = fail  # type: ignore[method-assign]
     with torch.no_grad():
-        block(MAP)
+        stage(MAP)
 
 
 class Doubled(Linear):
@@ -142,13 +139,35 @@ CHANGES = [double_in_place, new_data, new_bias, new_kernel, new_layer, new_class
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_goes_back_to_the_modules_once_they_change(change: Callable[[FocalNetBlock], None]) -> None:
-    block = optimized()
+    stage = optimized()
     with torch.no_grad():
-        before = block(MAP)
-        change(block)
-        after = block(MAP)
+        before = stage(MAP)
+        change(stage.blocks[1])
+        after = stage(MAP)
         assert not torch.allclose(after, before)
-        torch.testing.assert_close(after, through_modules(block, MAP))
+        torch.testing.assert_close(after, through_modules(stage, MAP))
+
+
+def other_blocks(stage: Stage) -> None:
+    stage.blocks = optimized(drop_path_rate=0.1).blocks
+
+
+def fewer_blocks(stage: Stage) -> None:
+    del stage.blocks[-1]
+
+
+def other_block(stage: Stage) -> None:
+    stage.blocks[0] = copy.deepcopy(stage.blocks[1])
+
+
+@pytest.mark.parametrize("change", [other_blocks, fewer_blocks, other_block])
+def test_goes_back_once_there_are_other_blocks(change: Callable[[Stage], None]) -> None:
+    stage = optimized()
+    assert stage.straight is not None
+    change(stage)
+    with torch.no_grad():
+        assert not stage.straight.applies(MAP)
+        torch.testing.assert_close(stage(MAP), through_modules(stage, MAP))
 
 
 def test_explanations_see_an_optimized_model() -> None:
@@ -168,18 +187,18 @@ def test_explanations_see_an_optimized_model() -> None:
 
 
 def test_is_neither_copied_nor_saved() -> None:
-    block = optimized()
-    assert isinstance(block.straight, StraightBlock)
-    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+    stage = optimized()
+    assert isinstance(stage.straight, StraightBlocks)
+    for twin in (copy.deepcopy(stage), pickle.loads(pickle.dumps(stage))):
         assert twin.straight is None
         with torch.no_grad():
-            torch.testing.assert_close(twin(MAP), block(MAP))
+            torch.testing.assert_close(twin(MAP), stage(MAP))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_a_trace_runs_without_this_library() -> None:
-    block = optimized()
+    stage = optimized()
     with torch.no_grad():
-        traced = torch.jit.trace(block, MAP)
-        torch.testing.assert_close(traced(2 * MAP), block(2 * MAP))
+        traced = torch.jit.trace(stage, MAP)
+        torch.testing.assert_close(traced(2 * MAP), stage(2 * MAP))
     assert {node.kind().partition("::")[0] for node in traced.inlined_graph.nodes()} <= {"aten", "prim"}

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from focalnet.backbones import official
 from focalnet.errors import ConfigError, InputError, did_you_mean
-from focalnet.layers import FocalModulation, FocalNetBlock, LayerNorm, PatchEmbed
+from focalnet.layers import FocalModulation, FocalNetBlock, LayerNorm, PatchEmbed, StraightBlocks
 from focalnet.structures import ModelCard
 
 
@@ -152,10 +152,13 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
         self.grad_checkpointing = False
+        self.straight: StraightBlocks | None = None  # set by ``focalnet.optimize``
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         """Runs the blocks; the down-sampling is left to the trunk, since heads want the map before it."""
         x = x_BHWC
+        if self.straight is not None and not self.training and self.straight.applies(x):
+            return self.straight(x)
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from focalnet import ops
+from focalnet.backbones.focalnet import Stage
 from focalnet.errors import ConfigError
-from focalnet.layers import FocalNetBlock, PatchEmbed
+from focalnet.layers import PatchEmbed, StraightBlocks
 from focalnet.layers.linear import Linear, PointwiseConv
-from focalnet.layers.straight import StraightBlock
 from focalnet.ops import processor
 from focalnet.ops.memory import keep_freed_memory
 from focalnet.ops.pointwise import ONEDNN
@@ -131,20 +131,20 @@ def _pack(model: nn.Module, done: Optimization) -> None:
         layer.packed = ops.PackedWeight(layer.weight.flatten(1))
     for embed in embeds:
         embed.packed = ops.PackedWeight(embed.proj.weight)
-    blocks = [m for m in model.modules() if isinstance(m, FocalNetBlock) and StraightBlock.fits(m)]
-    for block in blocks:
-        block.straight = StraightBlock(block)
+    stages = [m for m in model.modules() if isinstance(m, Stage) and StraightBlocks.fits(m)]
+    for stage in stages:
+        stage.straight = StraightBlocks(stage)
 
     def reverse() -> None:
         for part in (*layers, *embeds):
             part.packed = None
-        for block in blocks:
-            block.straight = None
+        for stage in stages:
+            stage.straight = None
 
     if layers:
         done._did(f"weights of {len(layers)} linear layers also in oneDNN's own order", reverse)
-    if blocks:
-        done._did(f"{len(blocks)} blocks as a straight line of operations, without calling their modules")
+    if stages:
+        done._did(f"blocks of {len(stages)} stages as a straight line of operations, without calling their modules")
 
 
 def _recompute(model: nn.Module, done: Optimization) -> None:

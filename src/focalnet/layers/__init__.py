@@ -4,5 +4,6 @@ from focalnet.layers.block import FocalNetBlock
 from focalnet.layers.modulation import FocalModulation
 from focalnet.layers.norm import LayerNorm
 from focalnet.layers.patch import PatchEmbed
+from focalnet.layers.straight import StraightBlocks
 
-__all__ = ["FocalModulation", "FocalNetBlock", "LayerNorm", "PatchEmbed"]
+__all__ = ["FocalModulation", "FocalNetBlock", "LayerNorm", "PatchEmbed", "StraightBlocks"]

@@ -8,7 +8,6 @@ from torch import nn
 from focalnet.layers.linear import Mlp
 from focalnet.layers.modulation import FocalModulation
 from focalnet.layers.norm import LayerNorm, fork_and_norm
-from focalnet.layers.straight import StraightBlock
 from focalnet.layers.untouched import untouched
 
 
@@ -55,13 +54,10 @@ class FocalNetBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
         scales = (None, None) if layer_scale is None else (torch.full((dim,), layer_scale) for _ in range(2))
-        self.straight: StraightBlock | None = None  # set by ``focalnet.optimize``
         self.gamma_1, self.gamma_2 = (None if s is None else nn.Parameter(s) for s in scales)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         x = x_BHWC
-        if self.straight is not None and not self.training and self.straight.applies(x):
-            return self.straight(x)
         x = self._add_branch(x, self.norm1, self.modulation, self.gamma_1)
         return self._add_branch(x, self.norm2, self.mlp, self.gamma_2)
 
@@ -73,8 +69,9 @@ class FocalNetBlock(nn.Module):
         else:
             x, normed = fork_and_norm(norm, x)
             dropping = self.training and self.drop_path.rate > 0
-            if isinstance(inner, FocalModulation | Mlp) and untouched(inner) and gamma is None and not dropping:
-                return inner.forward(normed, plus=x)  # the sum is a part of its last product
+            if type(inner) in (FocalModulation, Mlp) and untouched(inner) and gamma is None and not dropping:
+                summed: torch.Tensor = inner.forward(normed, plus=x)  # the sum is a part of its last product
+                return summed
             y = inner(normed)
         out: torch.Tensor = x + self.drop_path(y if gamma is None else gamma * y)
         return out
