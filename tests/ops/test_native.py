@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet import create_model
+from focalnet import create_model, ops
 from focalnet.errors import ConfigError, InputError
 from focalnet.ops import backend, focal_context, native, reference
 
@@ -147,6 +147,26 @@ def test_in_a_model_compiled_and_under_autocast() -> None:
     for gradients in (step(model, "native"), step(compiled, "native")):
         for mine, theirs, true in zip(gradients, eager, truth, strict=True):
             assert float((mine - true).norm()) <= 1.5 * float((theirs - true).norm()) + 1e-3 * float(true.norm())
+
+
+def test_defaults_of_dtype_and_device_are_not_those_of_the_kernels() -> None:
+    tensors = [
+        torch.randn(shape) for shape in ((1, 7, 9, 20), (1, 7, 9, 3), (20, 1, 3, 3), (20, 1, 5, 5), (20,), (20,))
+    ]
+    context, gates, *kernels, weight, bias = (t.requires_grad_() for t in tensors)
+
+    def run() -> list[torch.Tensor]:
+        out = ops.layer_norm(focal_context(context, gates, kernels), weight, bias, 1e-5)
+        return [out, *torch.autograd.grad(out.square().sum(), tensors)]
+
+    expected, before = run(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            found = run()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_refusals() -> None:

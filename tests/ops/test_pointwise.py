@@ -57,7 +57,7 @@ def assert_within_twice_eager(
         assert float((mine - true).abs().max()) <= max(2 * float((theirs - true).abs().max()), floor)
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (3, 8), (2, 5, 7, 8), (0, 8)])
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (3, 8), (2, 5, 7, 8), (0, 8)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_pytorch(shape: tuple[int, ...], bias: bool) -> None:
     inputs = tensors(shape, (12, 8), (12,)) if bias else tensors(shape, (12, 8))

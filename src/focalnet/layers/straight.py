@@ -34,7 +34,6 @@ class StraightBlocks:
     def __init__(self, stage: nn.Module) -> None:
         blocks = _blocks(stage)
         self._blocks = [_Straight(block) for block in blocks]
-        self._focal_context: Callable[..., Tensor] = native.load().forward
         # What must not change, in lists that are compared in one go: looking at it piece by piece would cost as much as
         # the calls that are saved.
         layers = [layer for block in blocks for layer in _layers(block)]
@@ -77,13 +76,9 @@ class StraightBlocks:
 
     def __call__(self, x_BHWC: Tensor) -> Tensor:
         """Returns ``(B, H, W, C)``."""
-        x, focal_context = x_BHWC, self._focal_context
+        x = x_BHWC
         for block in self._blocks:
-            query, context, gates = product(ops.layer_norm(x, *block.norm1), *block.f).split_with_sizes(block.split, -1)
-            modulator = product(focal_context(context, gates, block.kernels), *block.h)
-            x = product(query * modulator, *block.proj, plus=x)
-            hidden = product(ops.layer_norm(x, *block.norm2), *block.fc1, "gelu")
-            x = product(hidden, *block.fc2, plus=x)
+            x = block(x)
         return x
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,7 +86,7 @@ class StraightBlocks:
 
 
 class _Straight:
-    """What the operations of one block take besides its map."""
+    """The operations of one block."""
 
     def __init__(self, block: FocalNetBlock) -> None:
         modulation = block.modulation
@@ -99,6 +94,14 @@ class _Straight:
         self.f, self.h, self.proj, self.fc1, self.fc2 = ((layer.packed.packed, layer.bias) for layer in _layers(block))
         self.kernels = [conv.weight for conv in modulation.convs]
         self.split = (modulation.dim, modulation.dim, modulation.levels + 1)
+        self.focal_context: Callable[..., Tensor] = native.load().forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        query, context, gates = product(ops.layer_norm(x, *self.norm1), *self.f).split_with_sizes(self.split, -1)
+        modulator = product(self.focal_context(context, gates, self.kernels), *self.h)
+        x = product(query * modulator, *self.proj, plus=x)
+        hidden = product(ops.layer_norm(x, *self.norm2), *self.fc1, "gelu")
+        return product(hidden, *self.fc2, plus=x)
 
 
 def _is_plain(block: FocalNetBlock) -> bool:

@@ -303,6 +303,7 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and not backend.exporting()
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
+        and x.ndim > 1
         and x.numel() > 0
         and type(weight) in (torch.Tensor, torch.nn.Parameter)
         and ONEDNN

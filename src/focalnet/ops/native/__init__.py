@@ -88,7 +88,7 @@ class Library:
     def forward(self, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """See ``ops.focal_context``; context and gates of one dtype of ``DTYPES``."""
         context, gates, kernels = _dense(context), _dense(gates), _plain(weights)
-        out = torch.empty(context.shape, dtype=context.dtype)
+        out = context.new_empty(context.shape)
         self._run("focal_context", _job(context, gates, kernels, out), context.dtype == torch.bfloat16, False)
         return out
 
@@ -98,10 +98,10 @@ class Library:
         """Gradients of context, gates and weights, in their dtypes; every sum has a fixed order."""
         context, gates, kernels, grad = _dense(context), _dense(gates), _plain(weights), grad.contiguous()
         batch, height, width, channels = context.shape
-        grad_context = torch.empty(context.shape, dtype=context.dtype)
+        grad_context = context.new_empty(context.shape)
         blocks = -(-channels // self._lanes)
-        gate_parts = torch.empty(blocks, batch, height, width, gates.shape[3])
-        weight_parts = [torch.empty(batch, *kernel.shape) for kernel in kernels]
+        gate_parts = _floats(blocks, batch, height, width, gates.shape[3])
+        weight_parts = [_floats(batch, *kernel.shape) for kernel in kernels]
         job = _job(context, gates, kernels, grad_context)
         job.grad, job.grad_gates = grad.data_ptr(), gate_parts.data_ptr()
         job.grad_weights[: len(kernels)] = [part.data_ptr() for part in weight_parts]
@@ -118,7 +118,7 @@ class Library:
             The normed values; and, for ``layer_norm_backward``, mean and 1 / deviation of each row, ``(rows, 2)``.
         """
         x = x.contiguous()
-        out, moments = torch.empty_like(x), torch.empty(_rows(x), 2)
+        out, moments = x.new_empty(x.shape), _floats(_rows(x), 2)
         self._rows(_NORM_FORWARD, x, out=out, weight=_float(weight), bias=_float(bias), moments=moments, eps=eps)
         return out, moments
 
@@ -139,7 +139,7 @@ class Library:
             moments: from ``layer_norm``.
             beside: a gradient that reaches x another way and is added, as ``x``.
         """
-        x, out, sums = x.contiguous(), torch.empty(x.shape, dtype=x.dtype), _parts(x, 2)
+        x, out, sums = x.contiguous(), x.new_empty(x.shape), _parts(x, 2)
         beside = None if beside is None else beside.contiguous()
         grad, weight = grad.contiguous(), _float(weight)
         self._rows(_NORM_BACKWARD, x, grad=grad, beside=beside, out=out, weight=weight, moments=moments, sums=sums)
@@ -155,7 +155,7 @@ class Library:
             x: ``(..., C)``, of a dtype of ``DTYPES``.
             again: whether the output is wanted; empty if not.
         """
-        x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        x, out = x.contiguous(), x.new_empty(x.shape)
         output = x.new_empty(x.shape if again else 0)
         sums = _parts(x, 1)
         self._rows(_GELU_BACKWARD, x, grad=grad.contiguous(), out=out, again=output if again else None, sums=sums)
@@ -260,4 +260,9 @@ def _rows(x: torch.Tensor) -> int:
 
 def _parts(x: torch.Tensor, sums: int) -> torch.Tensor:
     """Room for so many sums over the rows of ``x``, in parts."""
-    return torch.empty(-(-_rows(x) // ROWS_OF_A_PART), sums, x.shape[-1])
+    return _floats(-(-_rows(x) // ROWS_OF_A_PART), sums, x.shape[-1])
+
+
+def _floats(*shape: int) -> torch.Tensor:
+    """Of the dtype and on the device that the kernels write, whatever the defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
