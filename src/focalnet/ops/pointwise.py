@@ -25,6 +25,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 MKL_IS_SLOW = ONEDNN and not processor.is_intel()
 
+if ONEDNN:
+    _alone, _plus = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
+
 _MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
 
 
@@ -348,11 +351,9 @@ def product(
         then: "none" or "gelu".
         plus: ``(..., O)`` that is added, or None; not after "gelu".
     """
-    out: torch.Tensor
-    if plus is None:
-        out = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, then, [], "none")
-    else:
-        out = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+    out: torch.Tensor = (
+        _alone(x, weight, bias, then, [], "none") if plus is None else _plus(x, plus, weight, bias, "add")
+    )
     return out
 
 

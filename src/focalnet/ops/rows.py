@@ -27,7 +27,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         bias: ``(C,)``, as weight.
         eps: added to the variance.
     """
-    if torch.is_grad_enabled() or x.dtype == torch.bfloat16:
+    if torch.is_grad_enabled() or (x.dtype == torch.bfloat16 and x.numel() >= _LARGE):
         return fork_and_norm(x, weight, bias, eps)[1]
     return torch.layer_norm(x, weight.shape, weight, bias, eps)
 

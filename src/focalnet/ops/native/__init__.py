@@ -251,7 +251,8 @@ def _plain(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _float(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().float().contiguous()
+    there = weight.dtype == torch.float32 and weight.is_contiguous()
+    return weight if there else weight.detach().float().contiguous()
 
 
 def _rows(x: torch.Tensor) -> int:
