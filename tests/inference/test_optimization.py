@@ -61,6 +61,18 @@ def test_new_weights_after_optimize_are_used(model: torch.nn.Module) -> None:
         torch.testing.assert_close(model(IMAGES), other(IMAGES))
 
 
+def test_training_compiles_to_one_graph(model: torch.nn.Module) -> None:
+    focalnet.optimize(model, for_="training", save_memory=True)
+    torch._dynamo.reset()
+    gradients = []
+    for network in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        network(IMAGES).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_training_keeps_gradients(model: torch.nn.Module) -> None:
     twin = copy.deepcopy(model)
     done = focalnet.optimize(model, for_="training", save_memory=True)

@@ -89,10 +89,10 @@ def test_mlp_equals_pytorch(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_of_equals_pytorch(dtype: torch.dtype) -> None:
+def test_linear_of_a_product_equals_pytorch(dtype: torch.dtype) -> None:
     inputs = tensors((2, 5, 8), (2, 5, 8), (12, 8), (12,), dtype=dtype)
     assert_within_twice_eager(
-        lambda a, b, w, c: ops.linear_of(torch.mul, a, b, weight=w, bias=c),
+        ops.linear_of_product,
         lambda a, b, w, c: F.linear(a * b, w, c),
         inputs,
     )
@@ -126,7 +126,7 @@ def test_linear_plus_another_map(dtype: torch.dtype, plus_dtype: torch.dtype) ->
     inputs = [*tensors((2, 5, 12), dtype=plus_dtype), *tensors((2, 5, 8), (12, 8), (12,), dtype=dtype)]
 
     def recomputing(plus: torch.Tensor, x: torch.Tensor, *layer: torch.Tensor) -> torch.Tensor:
-        return ops.linear_of(torch.neg, -x, weight=layer[0], bias=layer[1], plus=plus)
+        return ops.linear_of_product(x, torch.ones_like(x), *layer, plus=plus)
 
     def plain(plus: torch.Tensor, *layer: torch.Tensor) -> torch.Tensor:
         return plus + F.linear(*layer)

@@ -5,7 +5,6 @@ The sum of a residual branch may be made a part of its last product: ``plus`` is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeGuard, cast
 
 import torch
@@ -34,13 +33,13 @@ def add_to(plus: torch.Tensor | None, layer: nn.Module, x: torch.Tensor) -> torc
     return out if plus is None else plus + out
 
 
-def linear_of(
-    layer: nn.Module, make: Callable[..., torch.Tensor], *inputs: torch.Tensor, plus: torch.Tensor | None = None
+def linear_of_product(
+    layer: nn.Module, a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``plus + layer(make(*inputs))``; a layer that recomputes keeps only the inputs for the backward pass."""
+    """``plus + layer(a * b)``; a layer that recomputes keeps only the two for the backward pass."""
     if _is_itself(layer) and layer.recompute and torch.is_grad_enabled():
-        return ops.linear_of(make, *inputs, weight=layer.weight, bias=layer.bias, plus=plus)
-    return add_to(plus, layer, make(*inputs))
+        return ops.linear_of_product(a, b, layer.weight, layer.bias, plus=plus)
+    return add_to(plus, layer, a * b)
 
 
 def _is_itself(layer: nn.Module) -> TypeGuard[Linear]:
@@ -82,4 +81,4 @@ class Mlp(nn.Module):
         if _is_itself(fc1) and _is_itself(fc2):
             weights = fc1.weight, fc1.bias, fc2.weight, fc2.bias
             return ops.mlp(x_BHWC, *weights, plus=plus, packed=(fc1.packed, fc2.packed), recompute=fc2.recompute)
-        return linear_of(fc2, F.gelu, fc1(x_BHWC), plus=plus)
+        return add_to(plus, fc2, F.gelu(fc1(x_BHWC)))

@@ -9,7 +9,7 @@ from torch import nn
 
 from focalnet import ops
 from focalnet.errors import ConfigError
-from focalnet.layers.linear import Linear, PointwiseConv, add_to, linear_of
+from focalnet.layers.linear import Linear, PointwiseConv, add_to, linear_of_product
 from focalnet.layers.norm import LayerNorm
 
 
@@ -75,7 +75,7 @@ class FocalModulation(nn.Module):
         dropping = self.training and self.proj_drop.p > 0
         inside = None if dropping else plus
         if self.ln is None:
-            out = linear_of(self.proj, torch.mul, query, modulator, plus=inside)  # equation 6
+            out = linear_of_product(self.proj, query, modulator, plus=inside)  # equation 6
         else:
             out = add_to(inside, self.proj, self.ln(query * modulator))
         if dropping:

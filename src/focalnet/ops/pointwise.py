@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -117,14 +117,13 @@ def mlp(
         bias2: ``(O,)``.
         plus: ``(..., O)`` that is added, or None.
         packed: of the two weights; used without gradients.
-        recompute: whether the backward pass computes GELU again instead of keeping it.
+        recompute: whether the backward pass computes GELU again instead of keeping it; compilers choose for themselves.
 
     Returns:
         ``(..., O)``.
     """
-    grad = torch.is_grad_enabled()
     here, tensors = _by_hand(x, weight1, bias1, weight2, bias2)
-    if grad and (here or recompute):
+    if torch.is_grad_enabled() and (here or (recompute and backend.unobserved())):
         if not here:
             tensors = _autocast(*tensors)
         out: torch.Tensor = _Mlp.apply(*tensors, plus, recompute)
@@ -136,26 +135,29 @@ def mlp(
     return _sum(F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), plus)
 
 
-def linear_of(
-    make: Callable[..., torch.Tensor],
-    *inputs: torch.Tensor,
+def linear_of_product(
+    a: torch.Tensor,
+    b: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
+    *,
     plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``linear(make(*inputs), weight, bias, plus=plus)`` that keeps ``inputs`` for the backward pass, not their result.
+    """``linear(a * b, weight, bias, plus=plus)`` that keeps ``a`` and ``b`` for the backward pass, not their product.
 
-    Saves memory where ``make`` is cheap, since the backward pass calls it again.
+    Saves memory where something else keeps both anyway. Compilers see the plain operations and keep what they choose.
 
     Args:
-        make: a function without randomness and without parameters of its own.
-        inputs: floating point tensors.
+        a: ``(..., I)``.
+        b: ``(..., I)``.
         weight: ``(O, I)``.
         bias: ``(O,)`` or None.
         plus: ``(..., O)`` that is added, or None.
     """
-    weight, bias, *inputs_ = _autocast(weight, bias, *inputs)
-    out: torch.Tensor = _LinearOf.apply(make, weight, bias, plus, *inputs_)
+    if not backend.unobserved():
+        return linear(a * b, weight, bias, plus=plus)
+    a, b, weight, bias = _autocast(a, b, weight, bias)
+    out: torch.Tensor = _LinearOfProduct.apply(a, b, weight, bias, plus)
     return out
 
 
@@ -185,31 +187,29 @@ class _Linear(torch.autograd.Function):
         return *_gradients(grad.to(x.dtype), x, weight, ctx.needs_input_grad), grad_plus
 
 
-class _LinearOf(torch.autograd.Function):
+class _LinearOfProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        make: Any,
+        a: torch.Tensor,
+        b: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         plus: torch.Tensor | None,
-        *inputs: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.make = make
-        ctx.save_for_backward(weight, *inputs)
+        ctx.save_for_backward(a, b, weight)
         ctx.plus_dtype = None if plus is None else plus.dtype
-        return linear(make(*inputs), weight, bias, plus=plus)
+        return linear(a * b, weight, bias, plus=plus)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, *inputs = ctx.saved_tensors
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        with torch.enable_grad():
-            x = ctx.make(*leaves)
-        grad_plus = grad.to(ctx.plus_dtype) if ctx.needs_input_grad[3] else None
-        grad_x, *others = _gradients(grad.to(x.dtype), x.detach(), weight, (True, *ctx.needs_input_grad[1:3]))
-        return None, *others, grad_plus, *torch.autograd.grad(x, leaves, grad_x)
+        a, b, weight = ctx.saved_tensors
+        wanted_a, wanted_b, *others, wanted_plus = ctx.needs_input_grad
+        grad_plus = grad.to(ctx.plus_dtype) if wanted_plus else None
+        grad_product, *rest = _gradients(grad.to(a.dtype), a * b, weight, (wanted_a or wanted_b, *others))
+        grad_a, grad_b = (grad_product * x if wanted else None for wanted, x in ((wanted_a, b), (wanted_b, a)))
+        return grad_a, grad_b, *rest, grad_plus
 
 
 class _Mlp(torch.autograd.Function):
