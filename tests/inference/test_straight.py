@@ -170,6 +170,24 @@ def test_goes_back_once_there_are_other_blocks(change: Callable[[Stage], None]) 
         torch.testing.assert_close(stage(MAP), through_modules(stage, MAP))
 
 
+@pytest.mark.parametrize("hook", [False, True])
+def test_patch_embeddings_follow_their_weights(hook: bool) -> None:
+    torch.manual_seed(0)
+    model = focalnet.create_model("focalnet_nano")
+    focalnet.optimize(model)
+    embed, images = model.patch_embed, torch.randn(1, 3, 32, 32)
+    assert embed.packed is not None
+    with torch.no_grad():
+        before = embed(images)
+        if hook:
+            embed.proj.register_forward_hook(lambda _module, _inputs, output: output.flip(1))
+        else:
+            embed.proj.weight.copy_(embed.proj.weight.flip(0))
+            embed.proj.bias.copy_(embed.proj.bias.flip(0))
+        torch.testing.assert_close(embed(images), embed.norm(embed.proj(images).permute(0, 2, 3, 1)))
+        assert not torch.allclose(embed(images), before)
+
+
 def test_explanations_see_an_optimized_model() -> None:
     from focalnet.explanations import record
 

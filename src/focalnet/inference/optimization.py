@@ -53,8 +53,8 @@ def optimize(
 ) -> Optimization:
     """Applies what is best for ``model`` on the machine it is on.
 
-    Inference: evaluation mode and ``dtype``; on the CPU, weights of linear layers also in oneDNN's own order; on a
-    GPU, compilation to one graph. Training: ``save_memory`` computes cheap values again in the backward pass
+    Inference: evaluation mode and ``dtype``; on the CPU, weights also in the order oneDNN works in and blocks as a
+    straight line of operations; on a GPU, compilation to one graph. Training: ``save_memory`` computes cheap values again in the backward pass
     instead of keeping them. On the CPU the process keeps freed memory for its next tensors.
 
     Args:
@@ -142,7 +142,8 @@ def _pack(model: nn.Module, done: Optimization) -> None:
             stage.straight = None
 
     if layers:
-        done._did(f"weights of {len(layers)} linear layers also in oneDNN's own order", reverse)
+        kinds = f"{len(layers)} linear layers and {len(embeds)} patch embeddings"
+        done._did(f"weights of {kinds} also in the order oneDNN works in", reverse)
     if stages:
         done._did(f"blocks of {len(stages)} stages as a straight line of operations, without calling their modules")
 

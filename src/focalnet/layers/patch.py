@@ -55,7 +55,8 @@ class PatchEmbed(nn.Module):
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         proj = self.proj
-        if self.packed is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or not untouched(proj):
+        own = type(proj) is nn.Conv2d and untouched(proj)
+        if self.packed is None or not own or torch.is_grad_enabled() or torch.compiler.is_compiling():
             out: torch.Tensor = proj(x)
             return out
         return F.conv2d(x, self.packed.instead_of(proj.weight), proj.bias, self.stride, proj.padding)
