@@ -25,6 +25,8 @@ template <class Term> inline vf total(int64_t n, Term term) {
   return (strands[0] + strands[1]) + (strands[2] + strands[3]);
 }
 
+// The kernels have their members and buffers in variables of their own where it matters: a store to a tensor may, as far
+// as the compiler knows, change any member.
 template <class T> struct Rows {
   const RowsJob& job;
   const int64_t C, n;  // vectors of a row
@@ -41,6 +43,7 @@ template <class T> struct Rows {
     if (job.weight) read(job.weight, weight);
     if (job.bias) read(job.bias, bias);
   }
+  // A row as vectors, the last of which may be narrower in memory: there it is filled up with zeros.
   template <class S> void read(const S* from, vf* to) const {
     const int64_t n = this->n;
     for (int64_t i = 0; i + 1 < n; ++i) to[i] = load(from + i * VLEN);
@@ -112,6 +115,7 @@ template <class T> struct Rows {
     }
   }
 
+  // x^ is the normed row and g the gradient times the weight: dx = scale (g - mean(g) - x^ mean(g x^)).
   void norm_backward(int64_t first, int count) {
     const int64_t n = this->n;
     vf *const dw = sum0, *const db = sum1, *const beside = bias;
