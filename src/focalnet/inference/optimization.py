@@ -54,8 +54,8 @@ def optimize(
     """Applies what is best for ``model`` on the machine it is on.
 
     Inference: evaluation mode and ``dtype``; on the CPU, weights also in the order oneDNN works in and blocks as a
-    straight line of operations; on a GPU, compilation to one graph. Training: ``save_memory`` computes cheap values again in the backward pass
-    instead of keeping them. On the CPU the process keeps freed memory for its next tensors.
+    straight line of operations; on a GPU, compilation to one graph. Training: ``save_memory`` computes cheap values
+    again in the backward pass instead of keeping them. On the CPU the process keeps freed memory for its next tensors.
 
     Args:
         model: any model of this library, or one that holds its blocks.
