@@ -213,6 +213,7 @@ def test_is_neither_copied_nor_saved() -> None:
             torch.testing.assert_close(twin(MAP), stage(MAP))
 
 
+# Both are said of any trace: that there are newer ways, and that questions about shapes are answered once.
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_a_trace_runs_without_this_library() -> None:
     stage = optimized()

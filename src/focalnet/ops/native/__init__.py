@@ -21,7 +21,7 @@ from focalnet.errors import InputError
 MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
 DTYPES = (torch.float32, torch.bfloat16)
-ROWS_OF_A_PART = 64  # FOCALNET_ROWS_OF_A_PART of rows.h
+ROWS_OF_A_PART = 32  # FOCALNET_ROWS_OF_A_PART of rows.h
 _COLUMN_SUM, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(4)  # RowsKernel of rows.h
 
 

@@ -3,8 +3,8 @@
 #include <cstdint>
 
 // Sums over all rows come in parts, one for so many rows each; adding them is left to the caller. The result is thus
-// the same for any number of threads.
-enum { FOCALNET_ROWS_OF_A_PART = 64 };
+// the same for any number of threads, and rounding does not grow with the number of rows.
+enum { FOCALNET_ROWS_OF_A_PART = 32 };
 
 enum RowsKernel { COLUMN_SUM, GELU_BACKWARD, NORM_FORWARD, NORM_BACKWARD };
 
