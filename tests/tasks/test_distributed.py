@@ -72,8 +72,8 @@ def assert_same_tensors(expected: dict[str, torch.Tensor], found: dict[str, torc
     """But for rounding: that of the largest numbers of a tensor is what the smallest are left with."""
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        largest = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(found[name], value, atol=1e-5 * largest, rtol=1e-4, msg=name)
+        atol = max(1e-5, 4e-6 * float(value.abs().max()))
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=1e-4, msg=name)
 
 
 def assert_same_figures(found: dict[str, Any], expected: dict[str, Any], *names: str) -> None:
