@@ -13,8 +13,8 @@ from focalnet.ops import backend
 class KernelOp:
     """An operation registered with ``torch.library``, so that compilers, exporters, tracers and modes see one node.
 
-    Where none of them looks and no gradient is asked for, the kernel is called past the dispatcher: that costs more
-    than a small kernel takes, 40 microseconds in the middle of a network.
+    Where none of them looks and no gradient is asked for, the kernel is called directly: the way through PyTorch's
+    dispatcher takes some 40 microseconds in the middle of a network, which is more than a small kernel does.
 
     Args:
         name: ``"focalnet::..."``.
