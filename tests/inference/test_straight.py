@@ -16,10 +16,18 @@ import focalnet
 from focalnet.backbones.focalnet import Stage
 from focalnet.layers import FocalNetBlock, StraightBlocks
 from focalnet.layers.linear import Linear
-from focalnet.ops import backend, native
-from focalnet.ops.pointwise import ONEDNN
+from focalnet.layers.straight import _opaque_blocks
+from focalnet.ops import backend, native, pointwise
+from focalnet.ops.pointwise import DTYPES
 
-pytestmark = pytest.mark.skipif(not (ONEDNN and native.built()), reason="needs oneDNN's products and our CPU kernels")
+pytestmark = pytest.mark.skipif(not (DTYPES and native.built()), reason="needs oneDNN's products and our CPU kernels")
+
+
+@pytest.fixture(params=[True, False], ids=["avx512", "without_avx512"], autouse=True)
+def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file as with AVX-512 and without: products come another way there."""
+    monkeypatch.setattr(pointwise, "AVX512", request.param)
+
 
 MAP = torch.linspace(-1, 1, 2 * 5 * 7 * 32).view(2, 5, 7, 32).sin()
 
@@ -39,13 +47,14 @@ def through_modules(stage: Stage, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
 def test_gives_the_bits_of_the_modules(dtype: torch.dtype) -> None:
     stage, x = optimized(dtype), MAP.to(dtype)
     assert stage.straight is not None
     assert stage.straight.applies(x)
     assert torch.equal(stage(x), through_modules(stage, x))
+    assert torch.equal(x, MAP.to(dtype))  # others may look at it
 
 
 @pytest.mark.parametrize(
@@ -146,6 +155,52 @@ def test_goes_back_to_the_modules_once_they_change(change: Callable[[FocalNetBlo
         after = stage(MAP)
         assert not torch.allclose(after, before)
         torch.testing.assert_close(after, through_modules(stage, MAP))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_compiled_it_is_one_operation_until_the_modules_change(change: Callable[[FocalNetBlock], None]) -> None:
+    torch._dynamo.reset()  # it counts how often the same code was compiled
+    stage, graphs = optimized(), []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    compiled = torch.compile(stage, fullgraph=True, backend=note)
+    with torch.no_grad():
+        before = compiled(MAP)
+        torch.testing.assert_close(before, through_modules(stage, MAP))
+        change(stage.blocks[1])
+        after = compiled(MAP)
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, through_modules(stage, MAP))
+    assert [len(graph) for graph in graphs] == [1]
+
+
+def test_compiled_it_is_taken_back_by_undo() -> None:
+    torch.manual_seed(0)
+    model = focalnet.create_model("focalnet_nano")
+    done = focalnet.optimize(model)
+    compiled, images = torch.compile(model, fullgraph=True, backend="aot_eager"), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images))
+        done.undo()
+        model.eval()
+        torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_is_registered_as_it_behaves() -> None:
+    straight = optimized().straight
+    assert straight is not None
+    torch.library.opcheck(_opaque_blocks, (MAP, straight.name))
+
+
+def test_an_export_has_plain_operations_only() -> None:
+    with torch.no_grad():
+        exported = torch.export.export(optimized(), (MAP,))
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert "aten.linear.default" in called
+    assert not any("focalnet" in target or "mkldnn" in target for target in called)
 
 
 def other_blocks(stage: Stage) -> None:

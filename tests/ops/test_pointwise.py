@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from focalnet import ops
 from focalnet.layers.linear import Linear, Mlp
-from focalnet.ops import backend
+from focalnet.ops import backend, processor
 from focalnet.ops import pointwise as implementation
 
 needs_onednn = pytest.mark.skipif(not implementation.ONEDNN, reason="oneDNN products are called by hand on x86 only")
 
+# What is set on each kind of processor. One without AVX-512 can be played anywhere, one with a slow MKL only with it:
+# without, oneDNN adds up less exactly.
+PROCESSORS = {
+    "intel": {"MKL_IS_SLOW": False, "AVX512": True},
+    "amd": {"MKL_IS_SLOW": True, "AVX512": True},
+    "without_avx512": {"MKL_IS_SLOW": False, "AVX512": False},
+}
+if not (implementation.ONEDNN and processor.has_avx512()):
+    del PROCESSORS["amd"]
 
-@pytest.fixture(params=[False, True], ids=["mkl_is_fine", "mkl_is_slow"], autouse=True)
-def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test of this file as on a processor where MKL is fine, and as on one where it is not."""
-    monkeypatch.setattr(implementation, "MKL_IS_SLOW", implementation.ONEDNN and request.param)
+
+@pytest.fixture(params=PROCESSORS, autouse=True)
+def every_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file as on each kind of processor."""
+    for name, value in PROCESSORS[request.param].items():
+        monkeypatch.setattr(implementation, name, value)
 
 
 def plain_mlp(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
@@ -210,7 +224,7 @@ def test_compiles_to_one_graph() -> None:
 
 
 @needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", implementation.DTYPES)
 def test_the_compiler_leaves_products_to_onednn_and_exporters_see_plain_ones(dtype: torch.dtype) -> None:
     mlp, x, graphs = Mlp(8, 12).to(dtype), torch.randn(2, 3, 3, 8, dtype=dtype), []
 
@@ -258,9 +272,12 @@ def test_dropout_inside_an_mlp_acts_in_training() -> None:
 
 
 @needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weights_give_the_same_and_are_dropped_when_the_weight_changes(dtype: torch.dtype) -> None:
-    x, weight, bias = tensors((5, 8), (12, 8), (12,), dtype=dtype)
+@pytest.mark.parametrize("dtype", implementation.DTYPES)
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (2, 3, 5, 8), (1, 1, 1, 8)])
+def test_packed_weights_give_the_same_and_are_dropped_when_the_weight_changes(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x, weight, bias = tensors(shape, (12, 8), (12,), dtype=dtype)
     packed = ops.PackedWeight(weight)
     with torch.no_grad():
         for _ in range(2):
@@ -277,8 +294,53 @@ def test_packed_weights_give_the_same_and_are_dropped_when_the_weight_changes(dt
 
 
 @needs_onednn
+@given(shape=st.tuples(*[st.integers(1, 4)] * 4), columns=st.integers(1, 20), order=st.permutations(range(4)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_packed_weights_with_maps_of_any_layout(shape: tuple[int, ...], columns: int, order: list[int]) -> None:
+    def laid_out(shape: tuple[int, ...]) -> torch.Tensor:
+        (values,) = tensors(tuple(shape[i] for i in order))
+        return values.detach().permute(*map(order.index, range(4)))
+
+    x, plus = laid_out(shape), laid_out((*shape[:3], columns))
+    weight, bias = (t.detach() for t in tensors((columns, shape[-1]), (columns,)))
+    packed = ops.PackedWeight(weight)
+    with torch.no_grad():
+        expected = F.linear(x, weight, bias)
+        torch.testing.assert_close(ops.linear(x, weight, bias, packed=packed), expected, **CLOSE[x.dtype])
+        added = ops.linear(x, weight, bias, plus=plus, packed=packed)
+        torch.testing.assert_close(added, plus + expected, **CLOSE[x.dtype])
+        identity = torch.eye(columns), torch.zeros(columns)
+        found = ops.mlp(x, weight, bias, *identity, packed=(packed, None))
+        torch.testing.assert_close(found, F.gelu(expected), **CLOSE[x.dtype])
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", implementation.DTYPES)
+@pytest.mark.parametrize(("stride", "padding"), [(4, 0), (2, 1)])
+def test_patches(stride: int, padding: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (t.detach() for t in tensors((2, 3, 12, 20), (8, 3, 4, 4), (8,), dtype=dtype))
+    x = x.contiguous(memory_format=torch.channels_last)
+    packed = ops.PackedWeight(weight, stride=stride, padding=padding)
+    patches = functools.partial(ops.patches, x, weight, bias, stride=stride, padding=padding, packed=packed)
+    with torch.no_grad():
+        for _ in range(2):
+            expected = F.conv2d(x, weight, bias, stride, padding)
+            torch.testing.assert_close(patches(), expected, **CLOSE[dtype])
+            assert patches().is_contiguous(memory_format=torch.channels_last)
+            weight.mul_(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert patches().dtype == torch.bfloat16
+        counts = []
+        for function in (patches, lambda: F.conv2d(x, weight, bias, stride, padding)):
+            with FlopCounterMode(display=False) as counter:
+                function()
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > 0
+
+
+@needs_onednn
 def test_compiled_products_take_packed_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x, taken = Linear(8, 12), torch.randn(5, 8), []
+    layer, x, taken = Linear(8, 12), torch.randn(2, 3, 5, 8), []
     instead_of = ops.PackedWeight.instead_of
 
     def note(packed: ops.PackedWeight, weight: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,12 @@ def test_processors(
     assert processor.computes_bfloat16() == computes_bfloat16
 
 
+@pytest.mark.parametrize(("capability", "has"), [("DEFAULT", False), ("AVX2", False), ("AVX512", True)])
+def test_avx512(capability: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert processor.has_avx512() == has
+
+
 def test_a_pytorch_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not processor.is_intel()

@@ -111,6 +111,18 @@ def test_gradient_of_gelu(shape: tuple[int, ...], dtype: torch.dtype, again: boo
 
 
 @pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_gelu_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    (x,) = random(shape)
+    x = (4 * x).to(dtype)
+    eager, exact = F.gelu(x), F.gelu(x.double())
+    found = native.load().gelu_(x)
+    assert found is x
+    assert_within_twice_eager([found], [eager], [exact], torch.finfo(dtype).eps)
+
+
+@pytest.mark.usefixtures("variant")
 @DTYPES
 def test_column_sum(dtype: torch.dtype) -> None:
     (x,) = random((3, 700, 513))

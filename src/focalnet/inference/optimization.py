@@ -16,7 +16,7 @@ from focalnet.layers import PatchEmbed, StraightBlocks
 from focalnet.layers.linear import Linear, PointwiseConv
 from focalnet.ops import processor
 from focalnet.ops.memory import keep_freed_memory
-from focalnet.ops.pointwise import ONEDNN
+from focalnet.ops.pointwise import DTYPES
 
 
 @dataclass
@@ -124,13 +124,12 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
 
 # Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.
 def _pack(model: nn.Module, done: Optimization) -> None:
-    here = (torch.float32, torch.bfloat16) if ONEDNN else ()
-    layers = [m for m in model.modules() if isinstance(m, Linear | PointwiseConv) and m.weight.dtype in here]
-    embeds = [m for m in model.modules() if isinstance(m, PatchEmbed) and m.proj.weight.dtype in here]
+    layers = [m for m in model.modules() if isinstance(m, Linear | PointwiseConv) and m.weight.dtype in DTYPES]
+    embeds = [m for m in model.modules() if isinstance(m, PatchEmbed) and m.proj.weight.dtype in DTYPES]
     for layer in layers:
         layer.packed = ops.PackedWeight(layer.weight.flatten(1))
     for embed in embeds:
-        embed.packed = ops.PackedWeight(embed.proj.weight)
+        embed.packed = ops.PackedWeight(embed.proj.weight, stride=embed.stride, padding=int(embed.proj.padding[0]))
     stages = [m for m in model.modules() if isinstance(m, Stage) and StraightBlocks.fits(m)]
     for stage in stages:
         stage.straight = StraightBlocks(stage)

@@ -59,7 +59,8 @@ class PatchEmbed(nn.Module):
         if self.packed is None or not own or torch.is_grad_enabled() or torch.compiler.is_compiling():
             out: torch.Tensor = proj(x)
             return out
-        return F.conv2d(x, self.packed.instead_of(proj.weight), proj.bias, self.stride, proj.padding)
+        padding = int(proj.padding[0])
+        return ops.patches(x, proj.weight, proj.bias, stride=self.stride, padding=padding, packed=self.packed)
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of the map that an input of ``height`` x ``width`` becomes."""

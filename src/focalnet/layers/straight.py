@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_
@@ -18,26 +19,31 @@ from focalnet.layers.norm import LayerNorm
 from focalnet.layers.untouched import untouched
 from focalnet.ops import backend, native
 from focalnet.ops.pointwise import product
+from focalnet.ops.registered import Named
 
 
-class StraightBlocks:
+class StraightBlocks(Named):
     """What blocks do one after the other without gradients, without the modules in between.
 
     With one image at a time, a tenth of a small network's time is Python: calling modules, finding parameters, asking
     each layer which product it may take. Here that is settled beforehand. It no longer ``applies`` as soon as anything
-    about the blocks has changed: a weight, a hook, a layer that was replaced. It is neither copied nor saved.
+    about the blocks has changed: a weight, a hook, a layer that was replaced. In a compiled graph it is one operation,
+    for which the same is asked at each call.
 
     Args:
         stage: a module whose ``blocks`` are such that it ``fits``.
     """
 
     def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self._stage = weakref.ref(stage)
         blocks = _blocks(stage)
-        self._blocks = [_Straight(block) for block in blocks]
+        self._straight = [_Straight(block) for block in blocks]
         # What must not change, in lists that are compared in one go: looking at it piece by piece would cost as much as
         # the calls that are saved.
         layers = [layer for block in blocks for layer in _layers(block)]
         self._weights: list[Tensor] = [layer.weight for layer in layers]
+        self._dtype = self._weights[0].dtype
         self._versions = self._versions_now()
         parts = [part for block in blocks for part in (block, block.norm1, block.norm2, block.modulation, block.mlp)]
         self._parts = parts + layers + [conv for block in blocks for conv in block.modulation.convs]
@@ -57,18 +63,24 @@ class StraightBlocks:
         return native.built() and all(type(block) is FocalNetBlock and _is_plain(block) for block in _blocks(stage))
 
     def applies(self, x: Tensor) -> bool:
-        """Whether it does for ``x`` and now what the blocks would."""
+        """Whether it does for ``x`` what the blocks would now; to a compiler, whether it takes what is like ``x``."""
+        compiling = torch.compiler.is_compiling() and not backend.exporting()
+        return self._takes(x) and (compiling or (backend.unobserved() and type(x) is Tensor and self._as_it_was()))
+
+    def _takes(self, x: Tensor) -> bool:
         return bool(
             not torch.is_grad_enabled()
-            and backend.unobserved()
-            and type(x) is Tensor
-            and x.dtype == self._weights[0].dtype
+            and x.dtype == self._dtype
             and x.device.type == "cpu"
             and x.numel() > 0
             and backend.current() != "eager"
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.enabled
-            and not any(self._hooks)
+        )
+
+    def _as_it_was(self) -> bool:
+        return bool(
+            not any(self._hooks)
             and all(map(is_, map(type, self._parts), self._classes))
             and all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._members))
             and self._versions_now() == self._versions
@@ -76,13 +88,32 @@ class StraightBlocks:
 
     def __call__(self, x_BHWC: Tensor) -> Tensor:
         """Returns ``(B, H, W, C)``."""
+        if torch.compiler.is_compiling():
+            opaque: Tensor = _opaque_blocks(x_BHWC, self.name)
+            return opaque
         x = x_BHWC
-        for block in self._blocks:
+        for block in self._straight:
+            x = block(x, mine=x is not x_BHWC)
+        return x
+
+    def now(self, x: Tensor) -> Tensor:
+        """What the blocks do now: straight, or by themselves where something about them has changed."""
+        if self._as_it_was():
+            return self(x)
+        for block in _blocks(cast(nn.Module, self._stage())):
             x = block(x)
         return x
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
+
+@torch.library.custom_op("focalnet::blocks", mutates_args=(), device_types="cpu")
+def _opaque_blocks(x: Tensor, name: str) -> Tensor:
+    straight: StraightBlocks = StraightBlocks.find(name)
+    return straight.now(x)
+
+
+@_opaque_blocks.register_fake
+def _(x: Tensor, name: str) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 class _Straight:
@@ -96,12 +127,13 @@ class _Straight:
         self.split = (modulation.dim, modulation.dim, modulation.levels + 1)
         self.focal_context: Callable[..., Tensor] = native.load().forward
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, mine: bool) -> Tensor:
+        """Returns ``(B, H, W, C)``; ``mine`` says that ``x`` may be overwritten."""
         query, context, gates = product(ops.layer_norm(x, *self.norm1), *self.f).split_with_sizes(self.split, -1)
         modulator = product(self.focal_context(context, gates, self.kernels), *self.h)
-        x = product(query * modulator, *self.proj, plus=x)
+        x = product(query * modulator, *self.proj, plus=x, over=mine)
         hidden = product(ops.layer_norm(x, *self.norm2), *self.fc1, "gelu")
-        return product(hidden, *self.fc2, plus=x)
+        return product(hidden, *self.fc2, plus=x, over=True)
 
 
 def _is_plain(block: FocalNetBlock) -> bool:

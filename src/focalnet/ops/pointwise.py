@@ -1,59 +1,71 @@
 """Linear layers on the fastest matrix product this processor has.
 
-On x86, PyTorch sends float32 linear layers to MKL, which runs below half speed on AMD processors; the same product
-through oneDNN does not. On Intel's, MKL is as good, and better at gradients. bfloat16 goes to oneDNN either way, but
-with one pass over the memory less when called by hand.
+On x86, PyTorch sends float32 linear layers to MKL, which runs below half speed on AMD processors with AVX-512; the same
+product through oneDNN does not. On others MKL is as good, and better at gradients. bfloat16 goes to oneDNN either way,
+but with one pass over the memory less when called by hand.
+
+Without AVX-512, oneDNN makes a product faster as a 1x1 convolution, and GELU slower inside it than a pass of our own.
 """
 
 from __future__ import annotations
 
-import itertools
 import platform
-from collections.abc import Iterator
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from focalnet.ops import backend, processor
+from focalnet.ops import backend, native, processor
+from focalnet.ops.registered import Named
 from focalnet.ops.rows import column_sum, gelu_gradient
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-MKL_IS_SLOW = ONEDNN and not processor.is_intel()
+AVX512 = processor.has_avx512()
+MKL_IS_SLOW = ONEDNN and not processor.is_intel() and AVX512
+DTYPES: tuple[torch.dtype, ...] = ()  # that oneDNN takes on this processor
 
 if ONEDNN:
     _alone, _plus = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
+    _map_alone = torch.ops.mkldnn._convolution_pointwise.default
+    _map_plus = torch.ops.mkldnn._convolution_pointwise.binary
+    _map_over = torch.ops.mkldnn._convolution_pointwise_.binary
+    DTYPES = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 _MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
 
 
-class PackedWeight:
+def _steps(stride: int = 1, padding: int = 0) -> tuple[list[int], list[int], list[int], int]:
+    """A convolution's padding, stride, dilation and groups, as oneDNN wants them."""
+    return [padding] * 2, [stride] * 2, [1, 1], 1
+
+
+class PackedWeight(Named):
     """A copy of a weight in the order oneDNN works in, which products without gradients then need not make.
 
-    Worth its memory at small batches, where a product reads more weights than values. That of a convolution is
-    channels-last, as its maps are. Once the weight has been
-    changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed);
-    neither is it copied or saved with its layer. A compiled graph cannot hold it and finds it by ``name`` at each call.
+    Worth its memory at small batches, where more weights than values are read. With AVX-512 a convolution's is only
+    channels-last, as its maps are; without, a linear layer's is that of a 1x1 convolution. Once the weight has been
+    changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed).
 
     Args:
-        weight: ``(O, I)``, or ``(O, I, k, k)`` of a convolution; on the CPU, float32 or bfloat16.
+        weight: ``(O, I)``, or ``(O, I, k, k)`` of a convolution; on the CPU, of one of ``DTYPES``.
+        stride: of the convolution.
+        padding: of the convolution.
     """
 
-    by_name: ClassVar[WeakValueDictionary[str, PackedWeight]] = WeakValueDictionary()
-    _names: ClassVar[Iterator[int]] = itertools.count()
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.name = str(next(self._names))
-        self.by_name[self.name] = self
+    def __init__(self, weight: torch.Tensor, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
         self._of = self.state(weight)
-        if weight.ndim == 4:
-            self.packed = weight.detach().contiguous(memory_format=torch.channels_last)
+        weight = weight.detach()
+        if not AVX512 and weight.dtype == torch.float32:
+            kernel = weight if weight.ndim == 4 else weight[..., None, None]
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *_steps(stride, padding))
+        elif weight.ndim == 4:
+            self.packed = weight.contiguous(memory_format=torch.channels_last)
         else:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def instead_of(self, weight: torch.Tensor) -> torch.Tensor:
         """The copy of ``weight``, or ``weight`` itself where the copy is none."""
@@ -63,9 +75,6 @@ class PackedWeight:
     def state(weight: torch.Tensor) -> tuple[Any, ...]:
         """What changes when ``weight`` does."""
         return weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
 
 
 def linear(
@@ -158,6 +167,34 @@ def linear_of_product(
         return linear(a * b, weight, bias, plus=plus)
     a, b, weight, bias = _autocast(a, b, weight, bias)
     out: torch.Tensor = _LinearOfProduct.apply(a, b, weight, bias, plus)
+    return out
+
+
+def patches(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    stride: int,
+    padding: int,
+    packed: PackedWeight,
+) -> torch.Tensor:
+    """A convolution without gradients, with its packed weight where that is of use.
+
+    Args:
+        x: ``(B, I, H, W)``, channels-last.
+        weight: ``(O, I, k, k)``.
+        bias: ``(O,)`` or None.
+        stride: of the convolution.
+        padding: zeros at each side.
+        packed: of this weight, stride and padding.
+    """
+    here, (x, weight, bias) = _by_hand(x, weight, bias)
+    if here:
+        weight = packed.instead_of(weight)
+    if not weight.is_mkldnn:
+        return F.conv2d(x, weight, bias, stride, padding)
+    out: torch.Tensor = _map_alone(x, weight, bias, *_steps(stride, padding), "none", [], "none")
     return out
 
 
@@ -305,11 +342,10 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         x.device.type == "cpu"
         and not backend.exporting()
         and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in DTYPES
         and x.ndim > 1
         and x.numel() > 0
         and type(weight) in (torch.Tensor, torch.nn.Parameter)
-        and ONEDNN
         and torch.backends.mkldnn.enabled
         and backend.current() != "eager"
     )
@@ -330,7 +366,8 @@ def _product(
         name = "" if packed is None else packed.name
         opaque: torch.Tensor = _opaque_product(x, weight, bias, then, plus, name)
         return opaque
-    weight = weight if packed is None else packed.instead_of(weight)
+    if packed is not None and (x.ndim == 4 or AVX512):
+        weight = packed.instead_of(weight)
     return product(x, weight, bias, then, plus=plus)
 
 
@@ -341,20 +378,32 @@ def product(
     then: str = "none",
     *,
     plus: torch.Tensor | None = None,
+    over: bool = False,
 ) -> torch.Tensor:
     """A linear layer by oneDNN, without gradients; ``then`` "gelu", or plus another map of the same shape and dtype.
 
     Args:
         x: ``(..., I)``.
-        weight: ``(O, I)``, or packed.
+        weight: ``(O, I)``, or packed; as a convolution's, ``(O, I, 1, 1)``, for maps ``(B, H, W, I)`` only.
         bias: ``(O,)`` or None.
         then: "none" or "gelu".
         plus: ``(..., O)`` that is added, or None; not after "gelu".
+        over: whether the result may be written over ``plus``, which saves a tensor where oneDNN can.
     """
-    out: torch.Tensor = (
-        _alone(x, weight, bias, then, [], "none") if plus is None else _plus(x, plus, weight, bias, "add")
-    )
-    return out
+    if then == "gelu" and not AVX512 and native.built() and backend.unobserved():
+        return native.load().gelu_(product(x, weight, bias))
+    out: torch.Tensor
+    if weight.ndim == 2:
+        out = _alone(x, weight, bias, then, [], "none") if plus is None else _plus(x, plus, weight, bias, "add")
+        return out
+    x_BIHW = x.permute(0, 3, 1, 2)
+    if plus is None:
+        out = _map_alone(x_BIHW, weight, bias, *_steps(), then, [], "none")
+    else:
+        plus_BOHW = plus.permute(0, 3, 1, 2)
+        add, sides = (_map_over, (plus_BOHW, x_BIHW)) if over else (_map_plus, (x_BIHW, plus_BOHW))
+        out = add(*sides, weight, bias, *_steps(), "add", 1.0, None, [], None)
+    return out.permute(0, 2, 3, 1)
 
 
 @torch.library.custom_op("focalnet::linear", mutates_args=(), device_types="cpu")
@@ -362,7 +411,7 @@ def _opaque_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, plus: torch.Tensor | None, packed: str
 ) -> torch.Tensor:
     """``_product`` for the compiler, which cannot hold a packed weight and is given its name instead."""
-    return _product(x, weight, bias, then, plus=plus, packed=PackedWeight.by_name.get(packed))
+    return _product(x, weight, bias, then, plus=plus, packed=PackedWeight.find(packed))
 
 
 @_opaque_product.register_fake
@@ -377,3 +426,12 @@ if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
         return 2 * x_shape.numel() * out_shape[-1]
+
+
+if ONEDNN and torch.ops.mkldnn._convolution_pointwise not in flop_registry:
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _flops_of_convolution(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
+        weight = next(shape for shape in shapes[1::-1] if shape is not None and len(shape) == 4)  # a map that is added is first
+        count: int = 2 * out_shape.numel() * weight[1:].numel()
+        return count

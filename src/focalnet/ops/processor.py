@@ -20,6 +20,11 @@ def is_intel() -> bool:
     return str(capabilities().get("cpu_name", "")).startswith("Intel")
 
 
+def has_avx512() -> bool:
+    """Whether it has vectors of 512 bits that PyTorch uses."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 def computes_bfloat16() -> bool:
     """Whether it multiplies bfloat16 itself; others emulate that at a third of the speed of float32, and less.
 

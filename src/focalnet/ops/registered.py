@@ -1,9 +1,11 @@
-"""Operations of our kernels that are registered with ``torch.library``."""
+"""Operations of our kernels that are registered with ``torch.library``, and what such operations are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -28,3 +30,25 @@ class KernelOp:
     def __call__(self, x: torch.Tensor, *others: Any) -> Any:
         direct = type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.is_grad_enabled() and backend.unobserved()
         return self.kernel(x, *others) if direct else self.op(x, *others)
+
+
+class Named:
+    """What stands beside a module's parameters and a compiled graph cannot hold: it asks for its ``name`` at each call.
+
+    It is neither copied nor saved with its module; the copy has None instead.
+    """
+
+    _by_name: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()
+    _names: ClassVar[Iterator[str]] = map(str, itertools.count())
+
+    def __init__(self) -> None:
+        self.name = next(self._names)
+        self._by_name[self.name] = self
+
+    @classmethod
+    def find(cls, name: str) -> Any:
+        """The one of this name; None for the empty name, and where it is gone."""
+        return cls._by_name.get(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()

@@ -22,7 +22,7 @@ MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS_OF_A_PART = 32  # FOCALNET_ROWS_OF_A_PART of rows.h
-_COLUMN_SUM, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(4)  # RowsKernel of rows.h
+_COLUMN_SUM, _GELU, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(5)  # RowsKernel of rows.h
 
 
 class _Job(ctypes.Structure):
@@ -144,6 +144,11 @@ class Library:
         grad, weight = grad.contiguous(), _float(weight)
         self._rows(_NORM_BACKWARD, x, grad=grad, beside=beside, out=out, weight=weight, moments=moments, sums=sums)
         return out, sums.sum(0)
+
+    def gelu_(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU (exact) in place of ``x``, ``(..., C)`` dense, of a dtype of ``DTYPES``."""
+        self._rows(_GELU, x, out=x)
+        return x
 
     def gelu_backward(
         self, grad: torch.Tensor, x: torch.Tensor, *, again: bool

@@ -72,6 +72,14 @@ template <class T> struct Rows {
     }
   }
 
+  void gelu(int64_t first, int count) {
+    for (int64_t row = first; row < first + count; ++row) {
+      const T* const x = at(job.x, row);
+      T* const out = at(job.out, row);
+      each([=](int64_t i, int lanes) { store(out + i * VLEN, ::gelu(load(x + i * VLEN, lanes)), lanes); });
+    }
+  }
+
   void gelu_backward(int64_t first, int count) {
     vf* const into = sum0;
     for (int64_t row = first; row < first + count; ++row) {
@@ -179,6 +187,7 @@ template <class T, void (Rows<T>::*kernel)(int64_t, int)> int by_parts(const Row
 template <class T> int run(const RowsJob& job, int kernel) {
   switch (kernel) {
     case COLUMN_SUM: return by_parts<T, &Rows<T>::column_sum>(job, 1);
+    case GELU: return by_parts<T, &Rows<T>::gelu>(job, 0);
     case GELU_BACKWARD: return by_parts<T, &Rows<T>::gelu_backward>(job, 1);
     case NORM_FORWARD: return by_parts<T, &Rows<T>::norm_forward>(job, 0);
     default: return by_parts<T, &Rows<T>::norm_backward>(job, 2);

@@ -6,13 +6,13 @@
 // the same for any number of threads, and rounding does not grow with the number of rows.
 enum { FOCALNET_ROWS_OF_A_PART = 32 };
 
-enum RowsKernel { COLUMN_SUM, GELU_BACKWARD, NORM_FORWARD, NORM_BACKWARD };
+enum RowsKernel { COLUMN_SUM, GELU, GELU_BACKWARD, NORM_FORWARD, NORM_BACKWARD };
 
 struct RowsJob {
   const void* x;        // (rows, C) dense: the input of the forward pass
   const void* grad;     // (rows, C) dense: gradient of its output; backward only
   const void* beside;   // (rows, C) dense or null: gradient that reaches x another way; NORM_BACKWARD adds it
-  void* out;            // (rows, C) dense: the output, or the gradient of x
+  void* out;            // (rows, C) dense: the output, or the gradient of x; GELU may overwrite x
   void* again;          // (rows, C) dense or null: GELU_BACKWARD puts the output of GELU there
   const float* weight;  // (C): norms
   const float* bias;    // (C): NORM_FORWARD
