@@ -130,7 +130,7 @@ def matrix_products(run: Callable[[], object], dtype: torch.dtype) -> Call:
 
 def _fastest_product(shape: tuple[int, ...], columns: int, dtype: torch.dtype) -> Callable[[], object]:
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(columns, shape[-1], dtype=dtype)
-    packed = pointwise.PackedWeight(weight).packed if len(shape) == 4 or pointwise.AVX512 else weight
+    packed = pointwise.PackedWeight(weight).unchanged(weight, x)
     ways = (lambda: F.linear(x, weight), lambda: pointwise.product(x, packed, None))
 
     def seconds(way: Callable[[], object]) -> float:

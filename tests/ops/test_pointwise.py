@@ -343,9 +343,9 @@ def test_compiled_products_take_packed_weights_too(monkeypatch: pytest.MonkeyPat
     layer, x, taken = Linear(8, 12), torch.randn(2, 3, 5, 8), []
     instead_of = ops.PackedWeight.instead_of
 
-    def note(packed: ops.PackedWeight, weight: torch.Tensor) -> torch.Tensor:
-        taken.append(instead_of(packed, weight) is not weight)
-        return instead_of(packed, weight)
+    def note(packed: ops.PackedWeight, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        taken.append(instead_of(packed, weight, x) is not weight)
+        return instead_of(packed, weight, x)
 
     monkeypatch.setattr(ops.PackedWeight, "instead_of", note)
     layer.packed = ops.PackedWeight(layer.weight)

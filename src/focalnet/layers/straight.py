@@ -122,18 +122,27 @@ class _Straight:
     def __init__(self, block: FocalNetBlock) -> None:
         modulation = block.modulation
         self.norm1, self.norm2 = ((norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
-        self.f, self.h, self.proj, self.fc1, self.fc2 = ((layer.packed.packed, layer.bias) for layer in _layers(block))
+        self.f, self.h, self.proj, self.fc1, self.fc2 = map(_product, _layers(block))
         self.kernels = [conv.weight for conv in modulation.convs]
         self.split = (modulation.dim, modulation.dim, modulation.levels + 1)
         self.focal_context: Callable[..., Tensor] = native.load().forward
 
     def __call__(self, x: Tensor, *, mine: bool) -> Tensor:
         """Returns ``(B, H, W, C)``; ``mine`` says that ``x`` may be overwritten."""
-        query, context, gates = product(ops.layer_norm(x, *self.norm1), *self.f).split_with_sizes(self.split, -1)
-        modulator = product(self.focal_context(context, gates, self.kernels), *self.h)
-        x = product(query * modulator, *self.proj, plus=x, over=mine)
-        hidden = product(ops.layer_norm(x, *self.norm2), *self.fc1, "gelu")
-        return product(hidden, *self.fc2, plus=x, over=True)
+        query, context, gates = self.f(ops.layer_norm(x, *self.norm1)).split_with_sizes(self.split, -1)
+        modulator = self.h(self.focal_context(context, gates, self.kernels))
+        x = self.proj(query * modulator, plus=x, over=mine)
+        hidden = self.fc1(ops.layer_norm(x, *self.norm2), then="gelu")
+        return self.fc2(hidden, plus=x, over=True)
+
+
+def _product(layer: Linear | PointwiseConv) -> Callable[..., Tensor]:
+    weight, bias, packed = layer.weight.detach().flatten(1), layer.bias, cast(ops.PackedWeight, layer.packed)
+
+    def call(x: Tensor, **then: Any) -> Tensor:
+        return product(x, packed.unchanged(weight, x), bias, **then)
+
+    return call
 
 
 def _is_plain(block: FocalNetBlock) -> bool:

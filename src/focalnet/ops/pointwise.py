@@ -37,17 +37,13 @@ if ONEDNN:
 _MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
 
 
-def _steps(stride: int = 1, padding: int = 0) -> tuple[list[int], list[int], list[int], int]:
-    """A convolution's padding, stride, dilation and groups, as oneDNN wants them."""
-    return [padding] * 2, [stride] * 2, [1, 1], 1
-
-
 class PackedWeight(Named):
     """A copy of a weight in the order oneDNN works in, which products without gradients then need not make.
 
     Worth its memory at small batches, where more weights than values are read. With AVX-512 a convolution's is only
-    channels-last, as its maps are; without, a linear layer's is that of a 1x1 convolution. Once the weight has been
-    changed or moved the copy is not used any more (changes through ``weight.data`` leave no trace and go unnoticed).
+    channels-last, as its maps are. Without, a linear layer's is that of a 1x1 convolution; each size of the map may
+    have an order of its own, so there is one for the size seen last. Once the weight has been changed or moved the copy
+    is not used any more (changes through ``weight.data`` leave no trace and go unnoticed).
 
     Args:
         weight: ``(O, I)``, or ``(O, I, k, k)`` of a convolution; on the CPU, of one of ``DTYPES``.
@@ -58,23 +54,42 @@ class PackedWeight(Named):
     def __init__(self, weight: torch.Tensor, *, stride: int = 1, padding: int = 0) -> None:
         super().__init__()
         self._of = self.state(weight)
-        weight = weight.detach()
-        if not AVX512 and weight.dtype == torch.float32:
-            kernel = weight if weight.ndim == 4 else weight[..., None, None]
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *_steps(stride, padding))
-        elif weight.ndim == 4:
-            self.packed = weight.contiguous(memory_format=torch.channels_last)
-        else:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._steps = _steps(stride, padding)
+        self._size: torch.Size | None = None  # of the input, where there is an order for each
+        self._packed: torch.Tensor | None = None
+        if AVX512 or weight.dtype != torch.float32:
+            weight = weight.detach()
+            if weight.ndim == 4:
+                self._packed = weight.contiguous(memory_format=torch.channels_last)
+            else:
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
-    def instead_of(self, weight: torch.Tensor) -> torch.Tensor:
-        """The copy of ``weight``, or ``weight`` itself where the copy is none."""
-        return self.packed if self.state(weight) == self._of else weight
+    def instead_of(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The copy of ``weight`` for an input like ``x``, or ``weight`` itself where there is none."""
+        return self.unchanged(weight, x) if self.state(weight) == self._of else weight
+
+    def unchanged(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``instead_of`` a weight that is known not to have changed."""
+        size, there = self._size, self._packed
+        if there is not None and (size is None or size == x.shape):
+            return there
+        if x.ndim != 4:
+            return weight
+        kernel, maps = (weight, x) if weight.ndim == 4 else (weight[..., None, None], x.permute(0, 3, 1, 2))
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        packed: torch.Tensor = reorder(kernel.detach(), *self._steps, list(maps.shape))
+        self._size, self._packed = x.shape, packed
+        return packed
 
     @staticmethod
     def state(weight: torch.Tensor) -> tuple[Any, ...]:
         """What changes when ``weight`` does."""
         return weight.data_ptr(), weight.dtype, None if weight.is_inference() else weight._version
+
+
+def _steps(stride: int = 1, padding: int = 0) -> tuple[list[int], list[int], list[int], int]:
+    """A convolution's padding, stride, dilation and groups, as oneDNN wants them."""
+    return [padding] * 2, [stride] * 2, [1, 1], 1
 
 
 def linear(
@@ -191,7 +206,7 @@ def patches(
     """
     here, (x, weight, bias) = _by_hand(x, weight, bias)
     if here:
-        weight = packed.instead_of(weight)
+        weight = packed.instead_of(weight, x)
     if not weight.is_mkldnn:
         return F.conv2d(x, weight, bias, stride, padding)
     out: torch.Tensor = _map_alone(x, weight, bias, *_steps(stride, padding), "none", [], "none")
@@ -366,8 +381,7 @@ def _product(
         name = "" if packed is None else packed.name
         opaque: torch.Tensor = _opaque_product(x, weight, bias, then, plus, name)
         return opaque
-    if packed is not None and (x.ndim == 4 or AVX512):
-        weight = packed.instead_of(weight)
+    weight = weight if packed is None else packed.instead_of(weight, x)
     return product(x, weight, bias, then, plus=plus)
 
 
@@ -432,6 +446,6 @@ if ONEDNN and torch.ops.mkldnn._convolution_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
     def _flops_of_convolution(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
-        weight = next(shape for shape in shapes[1::-1] if shape is not None and len(shape) == 4)  # a map that is added is first
+        weight = next(shape for shape in shapes[1::-1] if shape is not None and len(shape) == 4)  # not a map to add
         count: int = 2 * out_shape.numel() * weight[1:].numel()
         return count
