@@ -44,12 +44,13 @@ Engine = Callable[[torch.Tensor], object]
 def kind(name: str, shapes: list[list[int]]) -> str | None:
     """What an operation of the profiler is for; None for one that only calls others.
 
-    The MLP's GELU is inside a product in all engines without gradients, or a pass of ours after it: counted there.
+    Without gradients the MLP's GELU counts as a part of its product: without AVX-512 it is a pass of ours after it.
     """
     products, patches, context, norms, other, _ = KINDS
     if name.startswith("ours: "):  # see _mark_kernels
-        own = {norms: "norm", other: "sum", products: "gelu_ "}
-        return next((of for of, part in own.items() if part in f"{name} "), context)
+        if name.endswith(" gelu_"):
+            return products
+        return norms if "norm" in name else other if "sum" in name else context
     if "convolution" in name and len(maps := [shape for shape in shapes if len(shape) == 4]) > 1:
         _, inputs, height, _ = maps[-1]  # the weight; before it the input, and what is added where that is fused
         return products if height == 1 else context if inputs == 1 else patches

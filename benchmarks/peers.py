@@ -155,12 +155,15 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        linear, convolution = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._convolution_pointwise
-        if func in (linear.default, linear.binary, convolution.default, convolution.binary):
-            x, weight = args[0], args[1 if func in (linear.default, convolution.default) else 2]
-            if func in (linear.default, linear.binary):
-                self.sizes.append((tuple(x.shape), len(weight)))
-            elif weight.shape[2:].numel() == 1:
+        ops = torch.ops.mkldnn  # below: where x and the weight are
+        linears = {ops._linear_pointwise.default: (0, 1), ops._linear_pointwise.binary: (0, 2)}
+        convolutions = {ops._convolution_pointwise.default: (0, 1), ops._convolution_pointwise_.binary: (1, 2)}
+        if func in linears:
+            x, weight = (args[i] for i in linears[func])
+            self.sizes.append((tuple(x.shape), len(weight)))
+        elif func in convolutions:
+            x, weight = (args[i] for i in convolutions[func])
+            if weight.shape[2:].numel() == 1:
                 self.sizes.append((tuple(x.permute(0, 2, 3, 1).shape), len(weight)))
         elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
             a, b = args[-2:]

@@ -199,6 +199,16 @@ def test_flops_are_counted(grad: bool) -> None:
 
 
 @needs_onednn
+def test_flops_of_packed_weights_are_counted() -> None:
+    x, weight, bias, plus = (t.detach() for t in tensors((2, 3, 5, 8), (12, 8), (12,), (2, 3, 5, 12)))
+    packed = ops.PackedWeight(weight)
+    for more in ({}, {"plus": plus}):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            ops.linear(x, weight, bias, packed=packed, **more)
+        assert counter.get_total_flops() == 2 * 30 * 8 * 12
+
+
+@needs_onednn
 def test_backend_eager_is_pytorch_alone() -> None:
     x, weight = tensors((3, 8), (12, 8))
 

@@ -30,8 +30,7 @@ DTYPES: tuple[torch.dtype, ...] = ()  # that oneDNN takes on this processor
 if ONEDNN:
     _alone, _plus = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
     _map_alone = torch.ops.mkldnn._convolution_pointwise.default
-    _map_plus = torch.ops.mkldnn._convolution_pointwise.binary
-    _map_over = torch.ops.mkldnn._convolution_pointwise_.binary
+    _map_plus = torch.ops.mkldnn._convolution_pointwise_.binary  # writes over what it is added to
     DTYPES = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 _MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
@@ -414,9 +413,8 @@ def product(
     if plus is None:
         out = _map_alone(x_BIHW, weight, bias, *_steps(), then, [], "none")
     else:
-        plus_BOHW = plus.permute(0, 3, 1, 2)
-        add, sides = (_map_over, (plus_BOHW, x_BIHW)) if over else (_map_plus, (x_BIHW, plus_BOHW))
-        out = add(*sides, weight, bias, *_steps(), "add", 1.0, None, [], None)
+        sum_BOHW = (plus if over else plus.clone(memory_format=torch.contiguous_format)).permute(0, 3, 1, 2)
+        out = _map_plus(sum_BOHW, x_BIHW, weight, bias, *_steps(), "add", 1.0, None, [], None)
     return out.permute(0, 2, 3, 1)
 
 
@@ -445,7 +443,9 @@ if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 if ONEDNN and torch.ops.mkldnn._convolution_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
-    def _flops_of_convolution(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
-        weight = next(shape for shape in shapes[1::-1] if shape is not None and len(shape) == 4)  # not a map to add
-        count: int = 2 * out_shape.numel() * weight[1:].numel()
-        return count
+    def _map_flops(x_shape: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+        return 2 * out_shape.numel() * weight[1:].numel()
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise_)
+    def _map_plus_flops(plus: torch.Size, x_shape: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * plus.numel() * weight[1:].numel()
