@@ -439,9 +439,6 @@ if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
     def _flops(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
         return 2 * x_shape.numel() * out_shape[-1]
 
-
-if ONEDNN and torch.ops.mkldnn._convolution_pointwise not in flop_registry:
-
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
     def _map_flops(x_shape: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
         return 2 * out_shape.numel() * weight[1:].numel()

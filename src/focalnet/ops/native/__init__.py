@@ -1,6 +1,6 @@
 """The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
 
-Two families: the focal context, and what happens to a map row by row (layer norm, gradients of GELU and biases).
+Two families: the focal context, and what happens to a map row by row (layer norm, GELU, gradients of biases).
 
 ``pip install`` builds it where a C++ compiler is found (``setup.py``); where none is, ``load`` says so
 and everything runs eagerly. The library uses the OpenMP threads PyTorch already has, as many as

@@ -1,4 +1,4 @@
-// What a network does row by row, its matrix products aside: layer norm, and gradients of GELU and of biases. All this
+// What a network does row by row, its matrix products aside: layer norm, GELU, and gradients of biases. All this
 // moves more than it computes, so each tensor is read and written once, and gradients that are sums over all rows are
 // added up on the way. Norms take rows in groups, step by step: the next step of a row has to wait for the sum before
 // it, that of another row does not.
