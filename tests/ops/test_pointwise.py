@@ -81,16 +81,18 @@ def test_linear_equals_pytorch(shape: tuple[int, ...], bias: bool) -> None:
         assert_within_twice_eager(ops.linear, F.linear, inputs)
 
 
-@pytest.mark.parametrize("rows", [implementation._MANY_ROWS - 1, implementation._MANY_ROWS, 1500])
+@pytest.mark.parametrize(("dtype", "many"), implementation._MANY_ROWS.items())
+@pytest.mark.parametrize("more", [-1, 0, 476])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_many_rows(rows: int, bias: bool) -> None:
-    shapes = ((rows, 24), (40, 24), (40,))
-    assert_within_twice_eager(ops.linear, F.linear, tensors(*shapes[: 2 + bias]))
+def test_gradients_of_many_rows(dtype: torch.dtype, many: int, more: int, bias: bool) -> None:
+    shapes = ((many + more, 24), (40, 24), (40,))
+    assert_within_twice_eager(ops.linear, F.linear, tensors(*shapes[: 2 + bias], dtype=dtype))
 
 
+@pytest.mark.parametrize(("dtype", "many"), implementation._MANY_ROWS.items())
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_only_wanted_gradients_are_made(frozen: int) -> None:
-    inputs = tensors((implementation._MANY_ROWS, 24), (40, 24), (40,))
+def test_only_wanted_gradients_are_made(dtype: torch.dtype, many: int, frozen: int) -> None:
+    inputs = tensors((many, 24), (40, 24), (40,), dtype=dtype)
     inputs[frozen].requires_grad_(False)
     out = ops.linear(*inputs)
     out.sum().backward()

@@ -1,6 +1,6 @@
 """Linear layers on the fastest matrix product this processor has.
 
-On x86, PyTorch sends float32 linear layers to MKL, which runs below half speed on AMD processors with AVX-512; the same
+On x86, PyTorch sends float32 linear layers to MKL, which does without AVX-512 on AMD processors that have it; the same
 product through oneDNN does not. On others MKL is as good, and better at gradients. bfloat16 goes to oneDNN either way,
 but with one pass over the memory less when called by hand.
 
@@ -33,7 +33,8 @@ if ONEDNN:
     _map_plus = torch.ops.mkldnn._convolution_pointwise_.binary  # writes over what it is added to
     DTYPES = (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
-_MANY_ROWS = 1024  # of values, from which on transposing them is what a weight's gradient takes longest for
+# Rows of values from which on transposing them is what a weight's gradient takes longest for.
+_MANY_ROWS = {torch.float32: 1024, torch.bfloat16: 8192}
 
 
 class PackedWeight(Named):
@@ -303,8 +304,7 @@ def _gradients(
     grad_weight = None
     if wanted[1]:
         x, rows = x.flatten(0, -2), grad.flatten(0, -2)
-        by_convolution = _by_onednn(x, weight) and len(rows) >= _MANY_ROWS
-        make = _as_convolution if by_convolution else _weight_gradient
+        make = _as_convolution if _by_convolution(x, weight) else _weight_gradient
         grad_weight = make(rows, x, weight)
     return _input_gradient(grad, weight) if wanted[0] else None, grad_weight, column_sum(grad) if wanted[2] else None
 
@@ -312,6 +312,12 @@ def _gradients(
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether gradients are better made by oneDNN: PyTorch's own product is, where both sides are transposed."""
     return MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight)
+
+
+def _by_convolution(x_MI: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a weight's gradient is better made as a convolution's."""
+    better = _by_onednn(x_MI, weight) or (x_MI.dtype == torch.bfloat16 and _onednn(x_MI, weight))
+    return better and len(x_MI) >= _MANY_ROWS[x_MI.dtype]
 
 
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -111,24 +111,28 @@ const KernelGradient kernel_gradient[] = BY_SIZE(kernel_gradient_row);
 template <class T> struct Task {
   const FocalContextJob& job;
   Planes& scratch;
-  const int64_t b, block, H, W;
+  const int64_t b, block, H, W, C;
+  const int64_t step;  // from the gates of a pixel to those of the next
   const int L, lanes;
 
   Task(const FocalContextJob& job, Planes& scratch, int64_t b, int64_t block)
-      : job(job), scratch(scratch), b(b), block(block), H(job.H), W(job.W), L(job.L),
-        lanes((int)std::min<int64_t>(VLEN, job.C - block * VLEN)) {}
+      : job(job), scratch(scratch), b(b), block(block), H(job.H), W(job.W), C(job.C), step(job.gates_stride[2]),
+        L(job.L), lanes((int)std::min<int64_t>(VLEN, job.C - block * VLEN)) {}
 
   int64_t pad(int level) const { return level < L ? job.kernels[level] / 2 : 0; }  // of the input of a level
-  float gate(int64_t y, int64_t x, int level) const {
-    const int64_t* s = job.gates_stride;
-    return widen(((const T*)job.gates)[b * s[0] + y * s[1] + x * s[2] + level]);
+  const T* gates_row(int64_t y, int level) const {
+    return (const T*)job.gates + b * job.gates_stride[0] + y * job.gates_stride[1] + level;
   }
-  T* out(int64_t y, int64_t x) const { return (T*)job.out + ((b * H + y) * W + x) * job.C + block * VLEN; }
+  T* out_row(int64_t y) const { return (T*)job.out + (b * H + y) * W * C + block * VLEN; }
 
   void read_context_row(int64_t y, vf* row) const {
     const int64_t* s = job.context_stride;
     const T* from = (const T*)job.context + b * s[0] + y * s[1] + block * VLEN;
-    for (int64_t x = 0; x < W; ++x) row[x] = load(from + x * s[2], lanes);
+    for (int64_t x = 0; x < W; ++x) {  // the next row is asked for ahead of its time: a vector may lie in two lines
+      __builtin_prefetch(from + x * s[2] + s[1]);
+      __builtin_prefetch(from + x * s[2] + s[1] + VLEN - 1);
+      row[x] = load(from + x * s[2], lanes);
+    }
   }
   Plane read_context() {
     const Plane plane = scratch.plane(H, W, pad(0));
@@ -139,10 +143,10 @@ template <class T> struct Task {
   vf* read_kernel(int level, bool turned) {
     const int64_t k2 = (int64_t)job.kernels[level] * job.kernels[level];
     vf* kernel = scratch.take(k2);
-    for (int64_t i = 0; i < k2; ++i) {
-      vf v = {};
-      for (int lane = 0; lane < lanes; ++lane) v[lane] = job.weights[level][(block * VLEN + lane) * k2 + i];
-      kernel[turned ? k2 - 1 - i : i] = v;
+    zero(kernel, kernel + k2);
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float* from = job.weights[level] + (block * VLEN + lane) * k2;
+      for (int64_t i = 0; i < k2; ++i) ((float*)kernel)[(turned ? k2 - 1 - i : i) * VLEN + lane] = from[i];
     }
     return kernel;
   }
@@ -193,14 +197,18 @@ template <class T> struct Task {
       }
     }
     const vf everywhere = gelu(everything / (float)(H * W));
-    for (int64_t y = 0; y < H; ++y)
-      for (int64_t x = 0; x < W; ++x) store(out(y, x), total.row(y)[x] + everywhere * gate(y, x, L), lanes);
+    for (int64_t y = 0; y < H; ++y) {
+      const vf* levels = total.row(y);
+      const T* gates = gates_row(y, L);
+      T* out = out_row(y);
+      for (int64_t x = 0; x < W; ++x) store(out + x * C, levels[x] + everywhere * widen(gates[x * step]), lanes);
+    }
   }
 
   // GELU of a level's row, in place, and its gated sum; returns what the row adds up to.
   vf gather(int l, int64_t y, vf* row, vf* total) const {
-    const int64_t step = job.gates_stride[2];
-    const T* gates = (const T*)job.gates + b * job.gates_stride[0] + y * job.gates_stride[1] + l;
+    const T* gates = gates_row(y, l);
+    T* out = out_row(y);
     const bool last = l + 1 == L;
     vf in_row = {};
     for (int64_t x = 0; x < W; ++x) {
@@ -208,7 +216,7 @@ template <class T> struct Task {
       row[x] = value;
       total[x] = (l ? total[x] : vf{}) + value * widen(gates[x * step]);
       in_row += value;
-      if (last) __builtin_prefetch(out(y, x), 1);
+      if (last) __builtin_prefetch(out + x * C, 1);
     }
     return in_row;
   }
@@ -244,15 +252,17 @@ template <class T> struct Task {
     for (int64_t y = 0; !L && y < H; ++y) everything += sum_of(z[0].row(y));
     backward_global(grad, dz, everything / (float)(H * W));
     for (int l = L - 1; l >= 0; --l) backward_level(l, z[l], slope[l], grad, dz);
-    for (int64_t y = 0; y < H; ++y)
-      for (int64_t x = 0; x < W; ++x) store(out(y, x), dz.row(y)[x], lanes);
+    for (int64_t y = 0; y < H; ++y) {
+      T* out = out_row(y);
+      for (int64_t x = 0; x < W; ++x) store(out + x * C, dz.row(y)[x], lanes);
+    }
   }
 
   Plane read_grad() {
     const Plane plane = scratch.plane(H, W, 0);
     for (int64_t y = 0; y < H; ++y) {
-      const T* from = (const T*)job.grad + (b * H + y) * W * job.C + block * VLEN;
-      for (int64_t x = 0; x < W; ++x) plane.row(y)[x] = load(from + x * job.C, lanes);
+      const T* from = (const T*)job.grad + (b * H + y) * W * C + block * VLEN;
+      for (int64_t x = 0; x < W; ++x) plane.row(y)[x] = load(from + x * C, lanes);
     }
     return plane;
   }
@@ -276,11 +286,12 @@ template <class T> struct Task {
     const vf everywhere = gelu(mean);
     vf total = {};
     for (int64_t y = 0; y < H; ++y) {
+      const T* gates = gates_row(y, L);
       vf in_row = {};
       for (int64_t x = 0; x < W; ++x) {
         const vf g = grad.row(y)[x];
         grad_gates(y, x)[L] = sum(g * everywhere);
-        in_row += g * gate(y, x, L);
+        in_row += g * widen(gates[x * step]);
       }
       total += in_row;
     }
@@ -296,9 +307,12 @@ template <class T> struct Task {
     zero(dw, dw + k * k);
     for (int64_t y = 0; y < H; ++y) {
       vf* da = slope.row(y);
+      const vf *g = grad.row(y), *after = dz.row(y);
+      const T* gates = gates_row(y, l);
+      T* out = out_row(y);
       for (int64_t x = 0; x < W; ++x) {
-        da[x] *= grad.row(y)[x] * gate(y, x, l) + dz.row(y)[x];
-        if (!l) __builtin_prefetch(out(y, x), 1);
+        da[x] *= g[x] * widen(gates[x * step]) + after[x];
+        if (!l) __builtin_prefetch(out + x * C, 1);
       }
       kernel_gradient[k / 2](in, da, y, W, dw);
     }

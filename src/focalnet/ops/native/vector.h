@@ -12,7 +12,6 @@ typedef float vf __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
 
 inline vf splat(float x) { return x - vf{}; }
-inline vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
 template <int N> struct Lanes {
   typedef float type __attribute__((vector_size(4 * N)));
@@ -31,23 +30,25 @@ inline float sum(vf v) { return sum<VLEN>((typename Lanes<VLEN>::type)v); }
 
 // ---- GELU ----
 
-// erf(u) = u P(u^2) / Q(u^2) for |u| <= 3.95, beyond which erf is 1 in float. A rational minimax fit, relative
-// error 2e-8; benchmarks/fit_erf.py found the coefficients.
-inline vf erf_(vf u) {
-  const vf limit = splat(3.95f);
-  u = select(u > limit, limit, select(u < -limit, -limit, u));
-  const vf t = u * u;
-  const vf p = ((((2.026232458e-6f * t + 2.846390662e-4f) * t + 3.806122971e-3f) * t + 5.286914591e-2f) * t +
-                0.1915032063f) * t + 1.128379144f;
-  const vf q = ((((3.783261877e-5f * t + 1.170226211e-3f) * t + 1.505100958e-2f) * t + 0.1145400873f) * t +
-                0.5030479838f) * t + 1.0f;
-  return u * p / q;
+// The normal distribution function, Phi(x) = 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.6, beyond which it is 0 or 1 in float.
+// A rational minimax fit, relative error of the second term 2e-8; benchmarks/fit_cdf.py found the coefficients. NaN is
+// on neither side of a bound and stays NaN.
+inline vf normal_cdf(vf x) {
+  const vf limit = splat(5.6f);
+  x = limit < x ? limit : x;
+  x = -limit > x ? -limit : x;
+  const vf t = x * x;
+  const vf p = ((((2.230077252e-8f * t + 6.28867842e-6f) * t + 1.688396667e-4f) * t + 4.676796377e-3f) * t +
+                3.392078164e-2f) * t + 0.398942272f;
+  const vf q = ((((1.179674139e-6f * t + 7.33129903e-5f) * t + 1.884984986e-3f) * t + 2.867271272e-2f) * t +
+                0.2516931224f) * t + 1.0f;
+  return 0.5f + x * (p / q);
 }
 
 // exp(x) for x <= 0: x = n ln 2 + r, and the Taylor series of exp(r) on |r| <= ln 2 / 2.
 inline vf exp_negative(vf x) {
   const vf least = splat(-87.0f);
-  x = select(x < least, least, x);
+  x = least > x ? least : x;
   const vi n = __builtin_convertvector(x * 1.44269504f - 0.5f, vi);
   const vf whole = __builtin_convertvector(n, vf);
   const vf r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
@@ -56,7 +57,6 @@ inline vf exp_negative(vf x) {
   return p * (vf)((n + 127) << 23);
 }
 
-inline vf normal_cdf(vf x) { return 0.5f + 0.5f * erf_(x * 0.70710678f); }
 inline vf gelu(vf x) { return x * normal_cdf(x); }
 // The slope of GELU, from Phi(x) where that is known already.
 inline vf gelu_slope(vf x, vf cdf) { return cdf + x * 0.39894228f * exp_negative(-0.5f * x * x); }

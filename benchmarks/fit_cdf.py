@@ -1,23 +1,24 @@
-"""Finds the coefficients of erf in ops/native/focal_context.cpp: a rational minimax fit in high precision.
+"""Finds the normal distribution function of ops/native/vector.h: a rational minimax fit in high precision.
 
-erf(u) = u P(u^2) / Q(u^2) on |u| <= 3.95, P and Q of degree 5, relative error about 2e-8. Linearised least squares
-for numerator and denominator (Sanathanan and Koerner 1963), reweighted towards the largest errors (Lawson 1961).
+Phi(x) = 1/2 + x P(x^2) / Q(x^2) on |x| <= 5.6, P and Q of degree 5, relative error of the second term about 2e-8.
+Linearised least squares for numerator and denominator (Sanathanan and Koerner 1963), reweighted towards the largest
+errors (Lawson 1961).
 
-    python benchmarks/fit_erf.py
+    python benchmarks/fit_cdf.py
 """
 
 from __future__ import annotations
 
 import mpmath as mp
 
-LIMIT, DEGREE, NODES, ROUNDS = mp.mpf("3.95"), 5, 120, 12
+LIMIT, DEGREE, NODES, ROUNDS = mp.mpf("5.6"), 5, 120, 12
 
 
 def fit() -> tuple[mp.mpf, list[mp.mpf], list[mp.mpf]]:
     """Returns the largest relative error at the nodes, and the coefficients of P and Q, constant first."""
     half = LIMIT**2 / 2
     nodes = [half * (1 + mp.cos(mp.pi * (2 * i + 1) / (2 * NODES))) for i in range(NODES)]
-    target = [mp.erf(mp.sqrt(t)) / mp.sqrt(t) for t in nodes]
+    target = [(mp.ncdf(mp.sqrt(t)) - 0.5) / mp.sqrt(t) for t in nodes]
     weights, denominator = [1 / f for f in target], [mp.mpf(1)] * NODES
     best = (mp.inf, [], [])
     for _ in range(ROUNDS):
