@@ -21,7 +21,10 @@ FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
 KERNELS = ("focal_context", "rows")
-VARIANTS = {"generic": (4, [])} | ({"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)} if X86 else {})
+VARIANTS: dict[str, tuple[int, list[str]]] = {"generic": (4, [])}  # lanes, flags
+if X86:
+    VARIANTS |= {"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)}
+    VARIANTS["avx512bf16"] = (16, [*AVX512, "-mavx512bf16"])
 
 
 class BuildKernels(build_ext):

@@ -12,6 +12,7 @@ KERNELS_OF(generic)
 #ifdef FOCALNET_X86
 KERNELS_OF(avx2)
 KERNELS_OF(avx512)
+KERNELS_OF(avx512bf16)
 #endif
 
 namespace {
@@ -25,6 +26,7 @@ struct Choice {
 
 const Choice choices[] = {
 #ifdef FOCALNET_X86
+    CHOICE(avx512bf16, 16),
     CHOICE(avx512, 16),
     CHOICE(avx2, 8),
 #endif
@@ -34,9 +36,11 @@ const Choice choices[] = {
 bool supported(int i) {
 #ifdef FOCALNET_X86
   __builtin_cpu_init();
-  if (i == 0) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (i == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (i == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (i == 1) return avx512;
+  if (i == 2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return true;
 }

@@ -59,7 +59,9 @@ struct Planes : Scratch {
 
 // N neighbouring outputs: each input of a row is loaded once and used by every output it reaches.
 template <int K, int N> inline void convolve_run(const Plane& in, const vf* w, int64_t y, int64_t x, vf* out) {
-  vf acc[N] = {};
+  vf acc[N];
+#pragma GCC unroll 16  // or GCC takes them for memory to be filled, for more time than the smallest kernels take
+  for (int i = 0; i < N; ++i) acc[i] = vf{};
   for (int ky = 0; ky < K; ++ky) {
     const vf* row = in.row(y + ky - K / 2) + x - K / 2;
     vf wk[K];
@@ -270,9 +272,8 @@ template <class T> struct Task {
   // A level's row goes through GELU into ``value``, leaves the slope behind, and what the gates' gradient needs of it.
   void activate(int l, int64_t y, vf* row, vf* value, const vf* grad) const {
     for (int64_t x = 0; x < W; ++x) {
-      const vf cdf = normal_cdf(row[x]);
-      value[x] = row[x] * cdf;
-      row[x] = gelu_slope(row[x], cdf);
+      value[x] = gelu(row[x]);
+      row[x] = gelu_slope(row[x]);
       grad_gates(y, x)[l] = sum(grad[x] * value[x]);
     }
   }
@@ -295,7 +296,7 @@ template <class T> struct Task {
       }
       total += in_row;
     }
-    const vf to_each = total * gelu_slope(mean, normal_cdf(mean)) / (float)(H * W);
+    const vf to_each = total * gelu_slope(mean) / (float)(H * W);
     for (int64_t i = 0; i < H * W; ++i) dz.data[i] = to_each;
   }
 

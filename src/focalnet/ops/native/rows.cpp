@@ -86,11 +86,11 @@ template <class T> struct Rows {
       const T *const x = at(job.x, row), *const grad = at(job.grad, row);
       T *const out = at(job.out, row), *const again = job.again ? at(job.again, row) : nullptr;
       each([=](int64_t i, int lanes) {
-        const vf value = load(x + i * VLEN, lanes), cdf = normal_cdf(value);
-        const vf dx = load(grad + i * VLEN, lanes) * gelu_slope(value, cdf);
+        const vf value = load(x + i * VLEN, lanes);
+        const vf dx = load(grad + i * VLEN, lanes) * gelu_slope(value);
         into[i] += dx;
         store(out + i * VLEN, dx, lanes);
-        if (again) store(again + i * VLEN, value * cdf, lanes);
+        if (again) store(again + i * VLEN, ::gelu(value), lanes);
       });
     }
   }
@@ -172,8 +172,7 @@ template <class T, void (Rows<T>::*kernel)(int64_t, int)> int by_parts(const Row
       continue;
     }
     Rows<T> rows(job, scratch);
-    std::fill(rows.sum0, rows.sum0 + rows.n, vf{});
-    std::fill(rows.sum1, rows.sum1 + rows.n, vf{});
+    for (vf* into : {rows.sum0, rows.sum1}) std::memset(into, 0, rows.n * sizeof(vf));
     const int64_t end = std::min((p + 1) * part, job.rows);
     const int64_t group = std::max<int64_t>(1, std::min<int64_t>(GROUP, GROUP_VECTORS / rows.n));
     for (int64_t row = p * part; row < end; row += group) (rows.*kernel)(row, (int)std::min(group, end - row));

@@ -4,12 +4,13 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
+#if VLEN > 4
+#include <immintrin.h>
+#endif
 
 namespace {
 
 typedef float vf __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
 
 inline vf splat(float x) { return x - vf{}; }
 
@@ -29,37 +30,49 @@ template <int N> inline float sum(typename Lanes<N>::type v) {
 inline float sum(vf v) { return sum<VLEN>((typename Lanes<VLEN>::type)v); }
 
 // ---- GELU ----
+//
+// The normal distribution function Phi and the slope of GELU as 1/2 + x P(x^2) / Q(x^2), up to a bound beyond which they are
+// 0 or 1 in float. Rational minimax fits, relative error of the second term 2e-8; benchmarks/fit_gelu.py found them.
 
-// The normal distribution function, Phi(x) = 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.6, beyond which it is 0 or 1 in float.
-// A rational minimax fit, relative error of the second term 2e-8; benchmarks/fit_cdf.py found the coefficients. NaN is
-// on neither side of a bound and stays NaN.
+template <class... Others> inline vf polynomial(vf t, float highest, Others... others) {
+  vf p = splat(highest);
+  ((p = p * t + others), ...);
+  return p;
+}
+
+// NaN stays NaN. One instruction for each bound, of which GCC makes comparisons and masks if left to itself.
+inline vf bounded(vf x, float limit) {
+  const vf most = splat(limit);
+#if VLEN == 16
+  return (vf)_mm512_max_ps((__m512)(-most), _mm512_min_ps((__m512)most, (__m512)x));
+#elif VLEN == 8
+  return (vf)_mm256_max_ps((__m256)(-most), _mm256_min_ps((__m256)most, (__m256)x));
+#else
+  x = most < x ? most : x;
+  return -most > x ? -most : x;
+#endif
+}
+
 inline vf normal_cdf(vf x) {
-  const vf limit = splat(5.6f);
-  x = limit < x ? limit : x;
-  x = -limit > x ? -limit : x;
+  x = bounded(x, 5.6f);
   const vf t = x * x;
-  const vf p = ((((2.230077252e-8f * t + 6.28867842e-6f) * t + 1.688396667e-4f) * t + 4.676796377e-3f) * t +
-                3.392078164e-2f) * t + 0.398942272f;
-  const vf q = ((((1.179674139e-6f * t + 7.33129903e-5f) * t + 1.884984986e-3f) * t + 2.867271272e-2f) * t +
-                0.2516931224f) * t + 1.0f;
+  const vf p = polynomial(t, 2.230077252e-8f, 6.28867842e-6f, 1.688396667e-4f, 4.676796377e-3f, 3.392078164e-2f,
+                          0.398942272f);
+  const vf q = polynomial(t, 1.179674139e-6f, 7.33129903e-5f, 1.884984986e-3f, 2.867271272e-2f, 0.2516931224f, 1.0f);
   return 0.5f + x * (p / q);
 }
 
-// exp(x) for x <= 0: x = n ln 2 + r, and the Taylor series of exp(r) on |r| <= ln 2 / 2.
-inline vf exp_negative(vf x) {
-  const vf least = splat(-87.0f);
-  x = least > x ? least : x;
-  const vi n = __builtin_convertvector(x * 1.44269504f - 0.5f, vi);
-  const vf whole = __builtin_convertvector(n, vf);
-  const vf r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  vf p = splat(1.0f / 720);
-  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  return p * (vf)((n + 127) << 23);
-}
-
 inline vf gelu(vf x) { return x * normal_cdf(x); }
-// The slope of GELU, from Phi(x) where that is known already.
-inline vf gelu_slope(vf x, vf cdf) { return cdf + x * 0.39894228f * exp_negative(-0.5f * x * x); }
+
+inline vf gelu_slope(vf x) {
+  x = bounded(x, 6.2f);
+  const vf t = x * x;
+  const vf p = polynomial(t, 1.839620314e-8f, 1.099329211e-6f, 3.419242302e-5f, 2.686207469e-4f, 1.371868816e-2f,
+                          -1.871247531e-2f, 0.797884551f);
+  const vf q = polynomial(t, 1.356676344e-9f, 3.875136217e-7f, 1.120323547e-5f, 2.620026715e-4f, 4.161583725e-3f,
+                          4.548836476e-2f, 0.3098804448f, 1.0f);
+  return 0.5f + x * (p / q);
+}
 
 // ---- memory: float or bfloat16 there, float here; the last block of channels may be narrower ----
 
@@ -85,11 +98,15 @@ typedef uint32_t vu __attribute__((vector_size(4 * VLEN), aligned(4), may_alias)
 inline vf load(const float* from) { return *(const vf*)from; }
 inline vf load(const bfloat16* from) { return (vf)(__builtin_convertvector(*(const vh*)from, vu) << 16); }
 inline void store(float* to, vf v) { *(vf*)to = v; }
+#ifdef __AVX512BF16__
+inline void store(bfloat16* to, vf v) { *(vh*)to = (vh)_mm512_cvtneps_pbh((__m512)v); }
+#else
 inline void store(bfloat16* to, vf v) {
   const vu bits = (vu)v, nan = (vu)(v != v);
   const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
   *(vh*)to = __builtin_convertvector((rounded & ~nan) | (quiet & nan), vh);
 }
+#endif
 template <class T> inline vf load(const T* from, int lanes) {
   if (lanes == VLEN) return load(from);
   vf v = {};
