@@ -82,7 +82,7 @@ def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype, pair: tuple[Call
 
 @DTYPES
 def test_layer_norm_of_a_large_map_without_gradients(dtype: torch.dtype) -> None:
-    x, weight, bias = random((rows._LARGE // 64, 64), (64,), (64,))
+    x, weight, bias = random((rows._LARGE_NORM // 64, 64), (64,), (64,))
     x = x.to(dtype)
     with torch.no_grad():
         ours, eager = ops.layer_norm(x, weight, bias, EPS), F.layer_norm(x, (64,), weight, bias, EPS)
@@ -127,7 +127,7 @@ def test_gelu_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_column_sum(dtype: torch.dtype) -> None:
     (x,) = random((3, 700, 513))
     x = x.to(dtype)
-    assert x.numel() >= rows._LARGE
+    assert x.numel() >= rows._LARGE_SUM
     exact = x.double().sum((0, 1))
     found = rows.column_sum(x)
     assert found.dtype == dtype

@@ -4,7 +4,8 @@ On x86, PyTorch sends float32 linear layers to MKL, which does without AVX-512 o
 product through oneDNN does not. On others MKL is as good, and better at gradients. bfloat16 goes to oneDNN either way,
 but with one pass over the memory less when called by hand.
 
-Without AVX-512, oneDNN makes a product faster as a 1x1 convolution, and GELU slower inside it than a pass of our own.
+Without AVX-512, oneDNN makes a product faster as a 1x1 convolution. GELU is faster in a pass of our own than inside the
+product, but on Intel processors with AVX-512.
 """
 
 from __future__ import annotations
@@ -409,7 +410,7 @@ def product(
         plus: ``(..., O)`` that is added, or None; not after "gelu".
         over: whether the result may be written over ``plus``, which saves a tensor where oneDNN can.
     """
-    if then == "gelu" and not AVX512 and native.built() and backend.unobserved():
+    if then == "gelu" and (MKL_IS_SLOW or not AVX512) and native.built() and backend.unobserved():
         return native.load().gelu_(product(x, weight, bias))
     out: torch.Tensor
     if weight.ndim == 2:

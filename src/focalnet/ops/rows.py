@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from focalnet.ops import backend, native
 from focalnet.ops.registered import KernelOp
 
-_LARGE = 2**20  # numbers, from which on the kernels of short operations save more than calling them costs
+# Numbers from which on the kernels of short operations save more than calling them costs.
+_LARGE_NORM, _LARGE_SUM = 2**17, 2**20
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
@@ -27,7 +28,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         bias: ``(C,)``, as weight.
         eps: added to the variance.
     """
-    if torch.is_grad_enabled() or (x.dtype == torch.bfloat16 and x.numel() >= _LARGE):
+    if torch.is_grad_enabled() or x.numel() >= _LARGE_NORM:
         return fork_and_norm(x, weight, bias, eps)[1]
     return torch.layer_norm(x, weight.shape, weight, bias, eps)
 
@@ -40,7 +41,7 @@ def fork_and_norm(
     Takes what ``layer_norm`` takes. Compilers, tracers and other observers of single operations see PyTorch's norm.
     """
     grad = torch.is_grad_enabled()
-    worth_it = grad or (x.dtype == torch.bfloat16 and x.numel() >= _LARGE)
+    worth_it = grad or x.numel() >= _LARGE_NORM
     if not (worth_it and weight.dtype in (x.dtype, torch.float32) and backend.unobserved() and by_kernels(x)):
         return x, F.layer_norm(x, weight.shape, weight, bias, eps)
     if not grad:
@@ -68,7 +69,7 @@ def gelu_gradient(
 
 def column_sum(x: torch.Tensor) -> torch.Tensor:
     """The sum of ``(..., C)`` over all axes but the last."""
-    large = x.numel() >= _LARGE
+    large = x.numel() >= _LARGE_SUM
     return _column_sum(x).to(x.dtype) if large and by_kernels(x) else x.flatten(0, -2).sum(0)
 
 
