@@ -1,11 +1,12 @@
-"""Where the time goes, by kind of operation: FocalNet-T in several engines, 224 x 224.
+"""Where the time goes, by kind of operation: FocalNet-T in several engines.
 
-    python benchmarks/cpu_profile.py [inference] [training] [--rounds 20] [--dtypes float32] [--tag intel]
+    python benchmarks/cpu_profile.py [inference] [training] [detection] [--rounds 20] [--dtypes float32] [--tag intel]
 
-Inference is a forward pass of batch 8, training a step (forward, loss, backward) of batch 16. Engines take turns, and
-the table has medians. PyTorch's profiler adds up what each operation takes itself; what is left of the time that passed
-is Python, dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_*_profile.json``, of which ``show.py``
-makes tables.
+Inference is a forward pass of batch 8, training a step (forward, loss, backward) of batch 16, both 224 x 224;
+detection is one image of 800 x 1216 through the trunk with kernels 9, 11, 13. Engines take turns, and the table has
+medians. PyTorch's profiler adds up what each operation takes itself; what is left of the time that passed is Python,
+dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_*_profile.json``, of which ``show.py`` makes
+tables.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from focalnet.ops import native
 from focalnet.ops.memory import keep_freed_memory
 
-BATCH = {"inference": 8, "training": 16}
+SHAPE = {"inference": (8, 3, 224, 224), "training": (16, 3, 224, 224), "detection": (1, 3, 800, 1216)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KINDS = (
     "matrix products",
@@ -91,6 +92,7 @@ def in_turns(calls: dict[str, Engine], images: torch.Tensor, rounds: int) -> dic
 def inference(dtype: torch.dtype) -> dict[str, Engine]:
     """Each ready to be called."""
     return {
+        "official order": peers.official_order("srf").eval().to(dtype),
         "timm, compiled": peers.compiled(peers.of_timm("srf").eval().to(dtype)),
         "focalnet, optimized": peers.optimized(peers.ours("srf"), dtype),
         "focalnet, optimized, compiled": peers.compiled(peers.optimized(peers.ours("srf"), dtype)),
@@ -108,7 +110,7 @@ def training(dtype: torch.dtype) -> dict[str, Engine]:
 
         return call
 
-    labels = torch.randint(1000, (BATCH["training"],))
+    labels = torch.randint(1000, SHAPE["training"][:1])
     models = {
         "official order": peers.official_order("srf"),
         "timm": peers.of_timm("srf"),
@@ -117,7 +119,16 @@ def training(dtype: torch.dtype) -> dict[str, Engine]:
     return {label: step(model.train()) for label, model in models.items()}
 
 
-STUDIES = {"inference": inference, "training": training}
+def detection(dtype: torch.dtype) -> dict[str, Engine]:
+    """Each ready to be called."""
+    return {
+        "official order": peers.official_order("detection").eval().to(dtype),
+        "timm": peers.of_timm("detection").eval().to(dtype),
+        "focalnet, optimized": peers.optimized(peers.ours("detection"), dtype),
+    }
+
+
+STUDIES = {"inference": inference, "training": training, "detection": detection}
 
 
 def _mark_kernels() -> None:
@@ -139,7 +150,7 @@ def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None
     report: dict[str, Any] = {**studies.head(("torch", "timm", "transformers")), "profile": {}}
     with torch.set_grad_enabled(study == "training"):
         for name in dtypes:
-            images = torch.randn(BATCH[study], 3, 224, 224, dtype=DTYPES[name])
+            images = torch.randn(SHAPE[study], dtype=DTYPES[name])
             report["profile"][name] = in_turns(STUDIES[study](DTYPES[name]), images, rounds)
             for label, found in report["profile"][name].items():
                 print(name, label, {part: round(1e3 * s, 1) for part, s in found.items()}, flush=True)
@@ -151,7 +162,7 @@ def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: both")
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
     parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
