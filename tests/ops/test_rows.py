@@ -124,6 +124,16 @@ def test_gelu_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("variant")
 @DTYPES
+def test_gelu_far_out(dtype: torch.dtype) -> None:
+    x = torch.tensor([-1e30, -30, -7, 7, 30, 1e30, torch.nan], dtype=dtype).repeat(5)
+    slope, *_ = rows.gelu_gradient(torch.ones_like(x), x, again=False)
+    near = {"rtol": 1e-6, "atol": 1e-7, "equal_nan": True}
+    torch.testing.assert_close(slope, torch.where(x.isnan(), x, (x > 0).to(dtype)), **near)
+    torch.testing.assert_close(native.load().gelu_(x.clone()), F.relu(x), **near)
+
+
+@pytest.mark.usefixtures("variant")
+@DTYPES
 def test_column_sum(dtype: torch.dtype) -> None:
     (x,) = random((3, 700, 513))
     x = x.to(dtype)

@@ -5,7 +5,7 @@ product through oneDNN does not. On others MKL is as good, and better at gradien
 but with one pass over the memory less when called by hand.
 
 Without AVX-512, oneDNN makes a product faster as a 1x1 convolution. GELU is faster in a pass of our own than inside the
-product, but on Intel processors with AVX-512.
+product, except on Intel processors with AVX-512.
 """
 
 from __future__ import annotations

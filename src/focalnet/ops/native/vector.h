@@ -54,24 +54,22 @@ inline vf bounded(vf x, float limit) {
 }
 
 inline vf normal_cdf(vf x) {
-  x = bounded(x, 5.6f);
-  const vf t = x * x;
+  const vf u = bounded(x, 5.6f), t = u * u;
   const vf p = polynomial(t, 2.230077252e-8f, 6.28867842e-6f, 1.688396667e-4f, 4.676796377e-3f, 3.392078164e-2f,
                           0.398942272f);
   const vf q = polynomial(t, 1.179674139e-6f, 7.33129903e-5f, 1.884984986e-3f, 2.867271272e-2f, 0.2516931224f, 1.0f);
-  return 0.5f + x * (p / q);
+  return x < -5.6f ? vf{} : 0.5f + u * (p / q);  // without what rounding leaves of 0, which GELU multiplies by x
 }
 
 inline vf gelu(vf x) { return x * normal_cdf(x); }
 
 inline vf gelu_slope(vf x) {
-  x = bounded(x, 6.2f);
-  const vf t = x * x;
+  const vf u = bounded(x, 6.2f), t = u * u;
   const vf p = polynomial(t, 1.839620314e-8f, 1.099329211e-6f, 3.419242302e-5f, 2.686207469e-4f, 1.371868816e-2f,
                           -1.871247531e-2f, 0.797884551f);
   const vf q = polynomial(t, 1.356676344e-9f, 3.875136217e-7f, 1.120323547e-5f, 2.620026715e-4f, 4.161583725e-3f,
                           4.548836476e-2f, 0.3098804448f, 1.0f);
-  return 0.5f + x * (p / q);
+  return 0.5f + u * (p / q);
 }
 
 // ---- memory: float or bfloat16 there, float here; the last block of channels may be narrower ----
