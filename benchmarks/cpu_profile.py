@@ -45,7 +45,7 @@ Engine = Callable[[torch.Tensor], object]
 def kind(name: str, shapes: list[list[int]]) -> str | None:
     """What an operation of the profiler is for; None for one that only calls others.
 
-    Without gradients the MLP's GELU counts as a part of its product: without AVX-512 it is a pass of ours after it.
+    Without gradients the MLP's GELU counts as a part of its product, also where it is a pass of ours after it.
     """
     products, patches, context, norms, other, _ = KINDS
     if name.startswith("ours: "):  # see _mark_kernels

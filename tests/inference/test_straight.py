@@ -23,10 +23,11 @@ from focalnet.ops.pointwise import DTYPES
 pytestmark = pytest.mark.skipif(not (DTYPES and native.built()), reason="needs oneDNN's products and our CPU kernels")
 
 
-@pytest.fixture(params=[True, False], ids=["avx512", "without_avx512"], autouse=True)
-def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test of this file as with AVX-512 and without: products come another way there."""
-    monkeypatch.setattr(pointwise, "AVX512", request.param)
+@pytest.fixture(params=[(True, True), (True, False), (False, False)], ids=["intel", "amd", "avx2"], autouse=True)
+def every_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file as on each kind of processor: products come another way, GELU inside them or after."""
+    for name, value in zip(("AVX512", "GELU_INSIDE"), request.param, strict=True):
+        monkeypatch.setattr(pointwise, name, value)
 
 
 MAP = torch.linspace(-1, 1, 2 * 5 * 7 * 32).view(2, 5, 7, 32).sin()

@@ -24,9 +24,9 @@ needs_onednn = pytest.mark.skipif(not implementation.ONEDNN, reason="oneDNN prod
 # What is set on each kind of processor. One without AVX-512 can be played anywhere, one with a slow MKL only with it:
 # without, oneDNN adds up less exactly.
 PROCESSORS = {
-    "intel": {"MKL_IS_SLOW": False, "AVX512": True},
-    "amd": {"MKL_IS_SLOW": True, "AVX512": True},
-    "without_avx512": {"MKL_IS_SLOW": False, "AVX512": False},
+    "intel": {"MKL_IS_SLOW": False, "AVX512": True, "GELU_INSIDE": True},
+    "amd": {"MKL_IS_SLOW": True, "AVX512": True, "GELU_INSIDE": False},
+    "without_avx512": {"MKL_IS_SLOW": False, "AVX512": False, "GELU_INSIDE": False},
 }
 if not (implementation.ONEDNN and processor.has_avx512()):
     del PROCESSORS["amd"]

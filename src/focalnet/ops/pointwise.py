@@ -26,6 +26,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 ONEDNN = X86 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 AVX512 = processor.has_avx512()
 MKL_IS_SLOW = ONEDNN and not processor.is_intel() and AVX512
+GELU_INSIDE = AVX512 and processor.is_intel()  # whether oneDNN's product makes it faster than a pass of ours after it
 DTYPES: tuple[torch.dtype, ...] = ()  # that oneDNN takes on this processor
 
 if ONEDNN:
@@ -302,11 +303,7 @@ def _gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, wanted: tuple[bool, ...]
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of a linear layer's input, weight and bias, each None unless wanted."""
-    grad_weight = None
-    if wanted[1]:
-        x, rows = x.flatten(0, -2), grad.flatten(0, -2)
-        make = _as_convolution if _by_convolution(x, weight) else _weight_gradient
-        grad_weight = make(rows, x, weight)
+    grad_weight = _weight_gradient(grad.flatten(0, -2), x.flatten(0, -2), weight) if wanted[1] else None
     return _input_gradient(grad, weight) if wanted[0] else None, grad_weight, column_sum(grad) if wanted[2] else None
 
 
@@ -315,17 +312,14 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return MKL_IS_SLOW and x.dtype == torch.float32 and _onednn(x, weight)
 
 
-def _by_convolution(x_MI: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a weight's gradient is better made as a convolution's."""
-    better = _by_onednn(x_MI, weight) or (x_MI.dtype == torch.bfloat16 and _onednn(x_MI, weight))
-    return better and len(x_MI) >= _MANY_ROWS[x_MI.dtype]
-
-
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (_product if _by_onednn(grad, weight) else F.linear)(grad, weight.t())
 
 
 def _weight_gradient(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    better = MKL_IS_SLOW or x_MI.dtype == torch.bfloat16  # which PyTorch sends to oneDNN anyway
+    if better and _onednn(x_MI, weight) and len(x_MI) >= _MANY_ROWS[x_MI.dtype]:
+        return _as_convolution(rows_MO, x_MI, weight)
     return (_product if _by_onednn(x_MI, weight) else F.linear)(rows_MO.t(), x_MI.t())
 
 
@@ -410,7 +404,7 @@ def product(
         plus: ``(..., O)`` that is added, or None; not after "gelu".
         over: whether the result may be written over ``plus``, which saves a tensor where oneDNN can.
     """
-    if then == "gelu" and (MKL_IS_SLOW or not AVX512) and native.built() and backend.unobserved():
+    if then == "gelu" and not GELU_INSIDE and native.built() and backend.unobserved():
         return native.load().gelu_(product(x, weight, bias))
     out: torch.Tensor
     if weight.ndim == 2:
