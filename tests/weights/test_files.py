@@ -262,6 +262,13 @@ def test_a_damaged_file_gives_our_error_or_a_whole_checkpoint(
     assert fine
 
 
+@pytest.mark.parametrize("key", [3, ("norm", "bias")], ids=["number", "tuple"])
+def test_names_that_are_no_text_are_refused(tmp_path: Path, key: Any) -> None:
+    torch.save({"model": {"norm.weight": torch.ones(2), key: torch.ones(2)}}, path := tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: a tensor is named by a \w+, not by a text"):
+        weights.read(path)
+
+
 def test_the_unchanged_files_are_readable(tmp_path: Path) -> None:
     for name, content in CONTENTS.items():
         (tmp_path / name).write_bytes(content)

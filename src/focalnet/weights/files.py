@@ -167,7 +167,9 @@ def _section(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
         names.append(name)
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict, neither by itself nor under {', '.join(SECTIONS)}")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for kind in {type(key) for key in tensors} - {str}:
+        raise CheckpointError(f"{path}: a tensor is named by a {kind.__name__}, not by a text; copy the file again")
     return tensors, ".".join(names) or None
 
 
