@@ -16,12 +16,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/focalnet/ops/native")
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes"]
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes", "-Xpreprocessor", "-fopenmp"]  # Apple's clang wants both
+MACHINE = platform.machine().lower()
+X86, ARM = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
 KERNELS = ("focal_context", "rows")
-VARIANTS: dict[str, tuple[int, list[str]]] = {"generic": (4, [])}  # lanes, flags
+VARIANTS: dict[str, tuple[int, list[str]]] = {"neon" if ARM else "generic": (4, [])}  # lanes, flags
 if X86:
     VARIANTS |= {"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)}
     VARIANTS["avx512bf16"] = (16, [*AVX512, "-mavx512bf16"])
@@ -47,7 +48,7 @@ class BuildKernels(build_ext):
             subprocess.run([compiler, *FLAGS, *flags, "-c", NATIVE / f"{source}.cpp", "-o", target], check=True)
             return target
 
-        objects = [compile("dispatch", folder / "dispatch.o", *["-DFOCALNET_X86"] * X86)]
+        objects = [compile("dispatch", folder / "dispatch.o", *["-DFOCALNET_X86"] * X86, *["-DFOCALNET_ARM"] * ARM)]
         for name, (lanes, flags) in VARIANTS.items():
             variant = [*flags, f"-DVLEN={lanes}", f"-DVARIANT(kernels)=kernels##_{name}"]
             objects += [compile(kernels, folder / f"{kernels}_{name}.o", *variant) for kernels in KERNELS]

@@ -191,6 +191,21 @@ def test_environment_variable() -> None:
     assert done.stdout.strip() == "eager"
 
 
+def test_finds_the_openmp_runtime_of_pytorch_builds_that_hide_it() -> None:
+    code = """
+import ctypes
+plain = ctypes.CDLL
+ctypes.CDLL = lambda name, mode=0, **options: plain(name, ctypes.RTLD_LOCAL, **options)
+import torch  # as its wheels for ARM are: what they bring is visible to their own libraries only
+ctypes.CDLL = plain
+from focalnet.ops import native
+print(native.load().variant)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert LIBRARY
+    assert done.stdout.strip() == LIBRARY.variant
+
+
 def test_flops_are_counted_as_those_of_the_plain_operations() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

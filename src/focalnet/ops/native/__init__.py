@@ -9,8 +9,10 @@ and everything runs eagerly. The library uses the OpenMP threads PyTorch already
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -205,10 +207,21 @@ def load() -> Library:
         InputError: it was not built, or does not load; the message says which and why.
     """
     path = find()
+    _share_openmp()
     try:
         return Library(path)
     except OSError as error:
         raise InputError(f"the CPU kernels do not load: {error}") from error
+
+
+def _share_openmp() -> None:
+    """Lets the library find the OpenMP runtime that PyTorch has loaded, under the names it has in its builds.
+
+    PyTorch's wheels for x86 show it to every library, those for ARM and macOS to their own only.
+    """
+    for name in ("libgomp.so.1", "libomp.so", "libiomp5.so", Path(torch.__file__).parent / "lib" / "libomp.dylib"):
+        with contextlib.suppress(OSError):  # not among those loaded
+            ctypes.CDLL(str(name), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

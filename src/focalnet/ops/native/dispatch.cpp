@@ -8,7 +8,11 @@
   int rows_##VARIANT(const RowsJob*, int, int);
 #define CHOICE(VARIANT, LANES) {focal_context_##VARIANT, rows_##VARIANT, #VARIANT, LANES}
 
+#ifdef FOCALNET_ARM
+KERNELS_OF(neon)
+#else
 KERNELS_OF(generic)
+#endif
 #ifdef FOCALNET_X86
 KERNELS_OF(avx2)
 KERNELS_OF(avx512)
@@ -30,7 +34,11 @@ const Choice choices[] = {
     CHOICE(avx512, 16),
     CHOICE(avx2, 8),
 #endif
+#ifdef FOCALNET_ARM
+    CHOICE(neon, 4),
+#else
     CHOICE(generic, 4),
+#endif
 };
 
 bool supported(int i) {
