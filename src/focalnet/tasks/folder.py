@@ -108,7 +108,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write(Path(path), buffer.getbuffer())
+        with buffer.getbuffer() as content:  # given back where writing fails, or Python warns later
+            write(Path(path), content)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
