@@ -101,6 +101,13 @@ def test_a_workers_death(tmp_path, monkeypatch, whole):
     first_epoch_is_kept_and_the_run_goes_on(tmp_path / "run", whole, **options)
 
 
+def test_a_worker_that_sigterm_stops_did_not_die_for_want_of_memory():
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")  # both in PyTorch's words
+    error.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    with pytest.raises(TrainingError, match="stopped by SIGTERM; nothing was written"), explained():
+        raise error
+
+
 def test_a_run_that_fails_in_its_first_epoch_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(self, batch, batch_idx):
         raise OSError(errno.ENOSPC, "No space left on device")

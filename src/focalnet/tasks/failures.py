@@ -58,7 +58,7 @@ def _reason(error: BaseException | None) -> str | None:
     """What went wrong, if it is not a mistake in the options or in the library."""
     if isinstance(error, TrainingError):
         return str(error)
-    if isinstance(error, SIGTERMException):
+    if isinstance(error, SIGTERMException) or _worker_got_sigterm(error):
         return "stopped by SIGTERM"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left on the disk: make room"
@@ -67,6 +67,13 @@ def _reason(error: BaseException | None) -> str | None:
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return "a data loading worker died, most often for want of memory: lower --data.num_workers"
     return _reason(error.__cause__) if isinstance(error, FocalNetError) else None
+
+
+def _worker_got_sigterm(error: BaseException | None) -> bool:
+    """Whether a loader worker was stopped by SIGTERM, as when a scheduler sends it to every process of a job."""
+    while error and "killed by signal: Terminated" not in str(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _kept(folder: RunFolder | None) -> str:
