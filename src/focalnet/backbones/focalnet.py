@@ -257,6 +257,12 @@ class FocalNetTrunk(nn.Module):
             yield from (self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages])
 
     def _check(self, images: torch.Tensor) -> None:
+        embeds = [self.patch_embed, *(stage.downsample for stage in self.stages if stage.downsample is not None)]
+        if not images.is_meta and any(embed.proj.weight.is_meta for embed in embeds):  # PyTorch would give zeros
+            raise InputError(
+                "this FocalNet's weights are on meta, where a tensor has no values: give it some by "
+                "load_state_dict(..., assign=True), or by to_empty(device=...) and load_state_dict(...)"
+            )
         if images.ndim != 4 or images.shape[1] != self.config.in_chans:
             raise InputError(
                 f"this FocalNet takes images (batch, {self.config.in_chans}, height, width), got "

@@ -47,8 +47,10 @@ class PatchEmbed(nn.Module):
         x = x_BCHW
         if self.pad_to_stride:
             x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
-        # Channels-last in, channels-last out: the permutation below is then a view, not a copy.
-        y_BHWC = self._project(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        # Channels-last in, channels-last out: the permutation below is then a view, not a copy. (vmap does not know
+        # the memory format of that name.)
+        channels_last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        y_BHWC = self._project(channels_last).permute(0, 2, 3, 1)
         if self.norm is not None:
             y_BHWC = self.norm(y_BHWC)
         return y_BHWC

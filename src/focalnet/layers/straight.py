@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from operator import is_
 from typing import Any, cast
@@ -19,7 +20,7 @@ from focalnet.layers.norm import LayerNorm
 from focalnet.layers.untouched import untouched
 from focalnet.ops import backend, native
 from focalnet.ops.pointwise import product
-from focalnet.ops.registered import Named
+from focalnet.ops.registered import Named, registered
 
 
 class StraightBlocks(Named):
@@ -105,7 +106,7 @@ class StraightBlocks(Named):
         return x
 
 
-@torch.library.custom_op("focalnet::blocks", mutates_args=(), device_types="cpu")
+@partial(registered, "focalnet::blocks")
 def _opaque_blocks(x: Tensor, name: str) -> Tensor:
     straight: StraightBlocks = StraightBlocks.find(name)
     return straight.now(x)

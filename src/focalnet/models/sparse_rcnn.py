@@ -21,6 +21,7 @@ from focalnet.models import official
 from focalnet.models.base import Detector, DetectorConfig, Method, Size, check_sizes
 from focalnet.necks import FPNConfig
 from focalnet.ops import boxes, rois
+from focalnet.ops.derivatives import attention_of_any_order
 from focalnet.structures import Detections, Target
 
 GRID = 7  # side of the grid that regions are pooled to
@@ -149,7 +150,8 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BPC: Tensor) -> Tensor:
-        attended, _ = self.attn(x_BPC, x_BPC, x_BPC, need_weights=False)
+        with attention_of_any_order():
+            attended, _ = self.attn(x_BPC, x_BPC, x_BPC, need_weights=False)
         out: Tensor = x_BPC + self.dropout(attended)
         return out
 

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Literal, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 from focalnet.errors import ConfigError, InputError, did_you_mean
 
@@ -39,14 +40,27 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def transformed() -> bool:
+    """Whether ``torch.func`` transforms operations (vmap, jvp, grad, ...) or forward-mode AD differentiates them.
+
+    Both follow PyTorch's own operations only: an operation of ours would lose the tangents without a word. All of ours
+    therefore run as PyTorch's operations there.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether these are ordinary tensors in the memory of the CPU: no subclass, no mask over another, nothing sparse."""
+    return all(
+        type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.layout is torch.strided
+        for t in tensors
+    )
+
+
 def unobserved() -> bool:
     """Whether nobody looks at single operations: no compiler, exporter, tracer, dispatch mode or function transform."""
-    return not (
-        torch.compiler.is_compiling()
-        or exporting()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
+    return not (torch.compiler.is_compiling() or exporting() or torch._C._len_torch_dispatch_stack() or transformed())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor
 from focalnet.errors import InputError
 from focalnet.ops import backend
 from focalnet.ops.precision import without_autocast
+from focalnet.ops.weighted_rows import weighted_rows
 
 Shapes = Sequence[tuple[int, int]]  # height and width of each level
 
@@ -25,8 +25,8 @@ _FRAME = 2  # cells of zeros around each level
 def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
-    On a CPU the points are gathered (``by_gathering``), elsewhere and for export sampled (``by_sampling``); both give
-    the same numbers. It computes in float32 at least, also within autocast.
+    On a CPU, and where derivatives are transformed, the points are gathered (``by_gathering``), elsewhere and for export
+    sampled (``by_sampling``); both give the same numbers. It computes in float32 at least, also within autocast.
 
     Args:
         values: ``(B, S, H, D)``, the levels one after the other, each row by row.
@@ -42,7 +42,8 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
         InputError: shapes that do not fit together.
     """
     _check(values, shapes, locations, weights)
-    gather = values.device.type == "cpu" and not backend.exporting() and backend.current() != "eager"
+    on_cpu = values.device.type == "cpu" and backend.current() != "eager"
+    gather = (on_cpu or backend.transformed()) and not backend.exporting()
     compute = by_gathering if gather else by_sampling
     with without_autocast(values.device):
         dtype = torch.promote_types(torch.promote_types(values.dtype, locations.dtype), torch.float32)
@@ -85,40 +86,9 @@ def by_gathering(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     rows = torch.stack([(1 - below) * weights, below * weights], -1)
     share = rows[..., None] * torch.stack([1 - right, right], -1)[..., None, :]  # (B, Q, H, L, P, 2, 2)
     words = _words(corner, shapes, table.shape)
-    bags = _weighted_rows(table.flatten(0, 2), words.flatten(0, 2), share.flatten(3).flatten(0, 2))
+    starts = torch.arange(0, words.numel(), words.shape[-1], dtype=words.dtype, device=words.device)
+    bags = weighted_rows(table.flatten(0, 2), words.flatten(), share.flatten(), starts)
     return bags.view(len(values), -1, heads * values.shape[3])
-
-
-def _weighted_rows(table_RD: Tensor, words_NK: Tensor, share_NK: Tensor) -> Tensor:
-    """For each of N bags the sum of its K rows of the table, each times its share: ``(N, D)``."""
-    bags = F.embedding_bag(words_NK, table_RD.detach(), per_sample_weights=share_NK, mode="sum")
-    out: Tensor = _TableGradient.apply(bags, table_RD, words_NK, share_NK.detach())
-    return out
-
-
-class _TableGradient(torch.autograd.Function):
-    """Leaves the bags as they are, and in the backward pass gives the table its gradient.
-
-    That is a weighted sum of bags for each row of the table: an embedding bag again, with rows and bags exchanged.
-    PyTorch's own gradient of the operation is slower.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, bags: Tensor, table: Tensor, words: Tensor, share: Tensor) -> Tensor:
-        ctx.save_for_backward(words, share)
-        ctx.rows = len(table)
-        return bags.view_as(bags)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        if not ctx.needs_input_grad[1]:
-            return grad, None, None, None
-        words, share = ctx.saved_tensors
-        by_row = words.flatten().sort(stable=True)
-        starts = torch.searchsorted(by_row.values, torch.arange(ctx.rows, dtype=words.dtype, device=words.device))
-        bag = by_row.indices.div(words.shape[1], rounding_mode="floor")
-        shares = share.flatten()[by_row.indices]
-        return grad, F.embedding_bag(bag, grad, starts, per_sample_weights=shares, mode="sum"), None, None
 
 
 def _words(corner: Tensor, shapes: Shapes, table: torch.Size) -> Tensor:

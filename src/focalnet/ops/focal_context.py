@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
-from focalnet.ops import backend, native, reference, triton
+from focalnet.ops import backend, derivatives, native, reference, triton
 from focalnet.ops.registered import KernelOp
 
 
@@ -35,7 +35,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     """
     reference.check(context, gates, weights)
     wanted = backend.current()
-    if wanted == "eager" or backend.exporting() or context.is_meta:
+    if wanted == "eager" or backend.exporting() or backend.transformed() or context.is_meta:
         return reference.focal_context(context, gates, weights)
     name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
     kernels = triton if name == "triton" else native
@@ -92,11 +92,19 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(context, gates, *weights)
 
 
-def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[Any, Any, list[Any]]:
     context, gates, *weights = ctx.saved_tensors
+    if derivatives.wanted(grad):
+        inputs = (context, gates, *weights)
+        grad_context, grad_gates, *grad_weights = derivatives.gradients(_by_reference, inputs, [grad])
+        return grad_context, grad_gates, grad_weights
     gradients: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
     gradients = _focal_context_backward(grad, context, gates, weights)
     return gradients
+
+
+def _by_reference(context: torch.Tensor, gates: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    return reference.focal_context(context, gates, [weight.to(context.dtype) for weight in weights])
 
 
 _focal_context.op.register_autograd(_differentiate, setup_context=_keep)

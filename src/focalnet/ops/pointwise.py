@@ -10,16 +10,17 @@ product, except on Intel processors with AVX-512.
 
 from __future__ import annotations
 
+import functools
 import platform
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from focalnet.ops import backend, native, processor
-from focalnet.ops.registered import Named
+from focalnet.errors import InputError
+from focalnet.ops import backend, derivatives, native, processor
+from focalnet.ops.registered import Named, registered
 from focalnet.ops.rows import column_sum, gelu_gradient
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -158,7 +159,7 @@ def mlp(
         x, weight1, bias1, weight2, bias2 = tensors
         hidden = _product(x, weight1, bias1, "gelu", packed=packed[0])
         return _product(hidden, weight2, bias2, plus=plus, packed=packed[1])
-    return _sum(F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), plus)
+    return _sum(_plain_mlp(x, weight1, bias1, weight2, bias2), plus)
 
 
 def linear_of_product(
@@ -229,16 +230,18 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plus: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         ctx.plus_dtype = None if plus is None else plus.dtype
         return _product(x, weight, bias, plus=plus)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
         grad_plus = grad.to(ctx.plus_dtype) if ctx.needs_input_grad[3] else None
-        return *_gradients(grad.to(x.dtype), x, weight, ctx.needs_input_grad), grad_plus
+        grad = grad.to(x.dtype)
+        if derivatives.wanted(grad):
+            return *derivatives.gradients(F.linear, ctx.saved_tensors, [grad]), grad_plus
+        return *_gradients(grad, x, weight, ctx.needs_input_grad), grad_plus
 
 
 class _LinearOfProduct(torch.autograd.Function):
@@ -251,17 +254,19 @@ class _LinearOfProduct(torch.autograd.Function):
         bias: torch.Tensor | None,
         plus: torch.Tensor | None,
     ) -> torch.Tensor:
-        ctx.save_for_backward(a, b, weight)
+        ctx.save_for_backward(a, b, weight, bias)
         ctx.plus_dtype = None if plus is None else plus.dtype
         return linear(a * b, weight, bias, plus=plus)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        a, b, weight = ctx.saved_tensors
+        a, b, weight, _ = ctx.saved_tensors
         wanted_a, wanted_b, *others, wanted_plus = ctx.needs_input_grad
         grad_plus = grad.to(ctx.plus_dtype) if wanted_plus else None
-        grad_product, *rest = _gradients(grad.to(a.dtype), a * b, weight, (wanted_a or wanted_b, *others))
+        grad = grad.to(a.dtype)
+        if derivatives.wanted(grad):
+            return *derivatives.gradients(_plain_linear_of_product, ctx.saved_tensors, [grad]), grad_plus
+        grad_product, *rest = _gradients(grad, a * b, weight, (wanted_a or wanted_b, *others))
         grad_a, grad_b = (grad_product * x if wanted else None for wanted, x in ((wanted_a, b), (wanted_b, a)))
         return grad_a, grad_b, *rest, grad_plus
 
@@ -280,17 +285,19 @@ class _Mlp(torch.autograd.Function):
     ) -> torch.Tensor:
         hidden = linear(x, weight1, bias1)
         active = F.gelu(hidden)
-        ctx.save_for_backward(x, weight1, weight2, hidden, None if recompute else active)
+        ctx.save_for_backward(x, weight1, bias1, weight2, bias2, hidden, None if recompute else active)
         ctx.plus_dtype = None if plus is None else plus.dtype
         return linear(active, weight2, bias2, plus=plus)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight1, weight2, hidden, active = ctx.saved_tensors  # the last None where it is made again
+        *inputs, hidden, active = ctx.saved_tensors  # the last None where it is made again
+        x, weight1, _, weight2, _ = inputs
         wanted: tuple[bool, ...] = ctx.needs_input_grad
         grad_plus = grad.to(ctx.plus_dtype) if wanted[5] else None
         grad = grad.to(x.dtype)
+        if derivatives.wanted(grad):
+            return *derivatives.gradients(_plain_mlp, inputs, [grad]), grad_plus, None
         grad_hidden, grad_bias1, again = gelu_gradient(_input_gradient(grad, weight2), hidden, again=active is None)
         if again is not None:
             active = again
@@ -336,6 +343,17 @@ def _as_convolution(rows_MO: torch.Tensor, x_MI: torch.Tensor, weight: torch.Ten
     return out
 
 
+def _plain_mlp(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    weight1, bias1, weight2, bias2 = weights
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+
+
+def _plain_linear_of_product(
+    a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return F.linear(a * b, weight, bias)
+
+
 def _sum(out: torch.Tensor, plus: torch.Tensor | None) -> torch.Tensor:
     return out if plus is None else plus + out
 
@@ -345,10 +363,13 @@ def _by_hand(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[bool, tuple
 
     With gradients not while somebody looks: the compiler chooses for itself, and others expect PyTorch's operations.
     """
+    if any(t is not None and t.device != x.device for t in others):  # for weights on meta PyTorch makes up numbers
+        elsewhere = sorted({str(t.device) for t in others if t is not None and t.device != x.device})
+        raise InputError(f"a linear layer has weights on {', '.join(elsewhere)} and an input on {x.device}")
     if x.device.type != "cpu" or (torch.is_grad_enabled() and not backend.unobserved()):
         return False, (x, *others)
     cast = _autocast(x, *others)
-    return _onednn(*cast[:2]), cast
+    return _onednn(*cast[:2]) and backend.on_cpu(*(t for t in cast if t is not None)), cast
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -356,11 +377,11 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return bool(
         x.device.type == "cpu"
         and not backend.exporting()
+        and not backend.transformed()
         and x.dtype == weight.dtype
         and x.dtype in DTYPES
         and x.ndim > 1
         and x.numel() > 0
-        and type(weight) in (torch.Tensor, torch.nn.Parameter)
         and torch.backends.mkldnn.enabled
         and backend.current() != "eager"
     )
@@ -419,7 +440,7 @@ def product(
     return out.permute(0, 2, 3, 1)
 
 
-@torch.library.custom_op("focalnet::linear", mutates_args=(), device_types="cpu")
+@functools.partial(registered, "focalnet::linear")
 def _opaque_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str, plus: torch.Tensor | None, packed: str
 ) -> torch.Tensor:

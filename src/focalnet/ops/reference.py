@@ -29,7 +29,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         ``(B, H, W, C)``: the aggregated context, before the projection ``h``.
 
     Raises:
-        InputError: shapes that do not fit together.
+        InputError: shapes or devices that do not fit together.
     """
     check(context, gates, weights)
     z, gated = context, []
@@ -42,7 +42,10 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
 
 
 def check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
-    """Raises InputError for shapes that do not fit together: the same words on every backend."""
+    """Raises InputError for shapes and devices that do not fit together: the same words on every backend."""
+    if any(tensor.device != context.device for tensor in (gates, *weights)):  # with weights on meta PyTorch gives zeros
+        devices = ", ".join(str(tensor.device) for tensor in (gates, *weights))
+        raise InputError(f"context is on {context.device}, gates and kernels are on {devices}")
     if context.ndim != 4 or gates.ndim != 4 or context.shape[:3] != gates.shape[:3]:
         raise InputError(
             f"context {tuple(context.shape)} and gates {tuple(gates.shape)} must be (B, H, W, C) and (B, H, W, L + 1)"

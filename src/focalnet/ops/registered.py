@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
+from torch.autograd import forward_ad
 
+from focalnet.errors import InputError
 from focalnet.ops import backend
+
+
+def registered(name: str, kernel: Callable[..., Any]) -> Any:
+    """``torch.library.custom_op`` of a kernel for the CPU that changes none of its arguments.
+
+    Called by name while forward-mode AD is on, it raises ``InputError``: PyTorch would lose the tangent without a word.
+    """
+
+    @functools.wraps(kernel)
+    def refusing(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            raise InputError(f"{name} has no forward-mode derivative: call what focalnet.ops offers, which has")
+        return kernel(*arguments)
+
+    return torch.library.custom_op(name, refusing, mutates_args=(), device_types="cpu")
 
 
 class KernelOp:
@@ -25,7 +43,7 @@ class KernelOp:
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
         self.kernel = kernel
-        self.op = torch.library.custom_op(name, kernel, mutates_args=(), device_types="cpu")
+        self.op = registered(name, kernel)
 
     def __call__(self, x: torch.Tensor, *others: Any) -> Any:
         direct = type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.is_grad_enabled() and backend.unobserved()

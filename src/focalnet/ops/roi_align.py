@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
+
+from focalnet.ops import backend
+from focalnet.ops.weighted_rows import weighted_rows
 
 
 def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: int = 0) -> Tensor:
@@ -30,7 +32,9 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
         ``(K, C, size, size)``. A sample more than a cell outside the map is 0; so is a region without height or width
         where ``samples`` is 0.
     """
-    if features.device.type != "cpu" or not len(rois):
+    if not len(rois):
+        return features[:0, :, :1, :1].expand(-1, -1, size, size)
+    if features.device.type != "cpu" and not backend.transformed():
         pooled: Tensor = torchvision.ops.roi_align(features, rois, size, scale, samples, aligned=True)
         return pooled
     count, (_, channels, height, width) = len(rois), features.shape
@@ -43,8 +47,8 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
     # bins lie end to end.
     taps = (y.cells * x.cells).repeat_interleave(size * size)
     start = taps.cumsum(0) - taps
-    bin_ = torch.arange(len(taps)).repeat_interleave(taps)
-    place = torch.arange(len(bin_)) - start[bin_]
+    bin_ = torch.arange(len(taps), device=rois.device).repeat_interleave(taps)
+    place = torch.arange(len(bin_), device=rois.device) - start[bin_]
     region, row, column = bin_ // (size * size), bin_ // size % size, bin_ % size
     i, j = place // x.cells[region], place % x.cells[region]
     weight = y.weight[region, row, i] * x.weight[region, column, j]
@@ -52,7 +56,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
     cell = line * width + (x.first[region, column] + j).clamp(max=width - 1)
 
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    bins = F.embedding_bag(cell, rows, start, mode="sum", per_sample_weights=weight)
+    bins = weighted_rows(rows, cell, weight, start)
     return bins.view(count, size, size, channels).permute(0, 3, 1, 2)
 
 
@@ -75,8 +79,8 @@ def _taps(low: Tensor, high: Tensor, size: int, length: int, samples: int) -> _T
     extent = (high - low).clamp(min=0) / size  # of a bin
     per_bin = torch.full_like(extent, samples) if samples else extent.ceil()
     step = extent / per_bin.clamp(min=1)
-    sample = torch.arange(int(per_bin.max()))
-    bins = low[:, None] + extent[:, None] * torch.arange(size)
+    sample = torch.arange(int(per_bin.max()), device=low.device)
+    bins = low[:, None] + extent[:, None] * torch.arange(size, device=low.device)
     at = bins[..., None] + step[:, None, None] * (sample + 0.5)  # (K, size, samples)
     counts = (sample < per_bin[:, None, None]) & (at >= -1) & (at <= length)
     share = counts / per_bin.clamp(min=1)[:, None, None]
@@ -84,6 +88,6 @@ def _taps(low: Tensor, high: Tensor, size: int, length: int, samples: int) -> _T
     at = at.clamp(0, length - 1)
     first = (bins + step[:, None] / 2).clamp(0, length - 1).floor()
     count = (step * (per_bin - 1)).clamp(min=0).ceil().long() + 2  # from the first sample's cell to beyond the last's
-    cell = first[..., None] + torch.arange(int(count.max()))  # (K, size, taps)
+    cell = first[..., None] + torch.arange(int(count.max()), device=low.device)  # (K, size, taps)
     near = (1 - (at[..., None, :] - cell[..., None]).abs()).clamp(min=0)  # (K, size, taps, samples)
     return _Taps(first.long(), count, (near * share[..., None, :]).sum(-1))

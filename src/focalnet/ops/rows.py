@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from focalnet.ops import backend, native
+from focalnet.ops import backend, derivatives, native
 from focalnet.ops.registered import KernelOp
 
 # Numbers from which on the kernels of short operations save more than calling them costs.
@@ -42,7 +41,8 @@ def fork_and_norm(
     """
     grad = torch.is_grad_enabled()
     worth_it = grad or x.numel() >= _LARGE_NORM
-    if not (worth_it and weight.dtype in (x.dtype, torch.float32) and backend.unobserved() and by_kernels(x)):
+    fits = weight.shape == bias.shape == x.shape[-1:] and weight.dtype in (x.dtype, torch.float32)
+    if not (worth_it and fits and backend.unobserved() and by_kernels(x, weight, bias)):
         return x, F.layer_norm(x, weight.shape, weight, bias, eps)
     if not grad:
         return x, _layer_norm(x, weight, bias, eps)[0]
@@ -60,7 +60,7 @@ def gelu_gradient(
         x: ``(..., C)``.
         again: whether the output is wanted.
     """
-    if by_kernels(x) and grad.dtype == x.dtype:
+    if by_kernels(x, grad) and grad.dtype == x.dtype:
         grad_x, total, output = _gelu_backward(grad, x, again)
         return grad_x, total.to(x.dtype), output if again else None
     grad_x = torch.ops.aten.gelu_backward(grad, x)
@@ -73,14 +73,14 @@ def column_sum(x: torch.Tensor) -> torch.Tensor:
     return _column_sum(x).to(x.dtype) if large and by_kernels(x) else x.flatten(0, -2).sum(0)
 
 
-def by_kernels(x: torch.Tensor) -> bool:
-    """Whether the CPU kernels take this tensor."""
+def by_kernels(x: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether the CPU kernels take these tensors, ``x`` of a dtype of theirs."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in native.DTYPES
+        x.dtype in native.DTYPES
         and x.numel() > 0
-        and type(x) in (torch.Tensor, torch.nn.Parameter)
+        and backend.on_cpu(x, *others)
         and not backend.exporting()
+        and not backend.transformed()
         and backend.current() in ("auto", "native")
         and native.built()
     )
@@ -93,18 +93,23 @@ class _ForkAndNorm(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         normed, moments = _layer_norm(x, weight, bias, eps)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, moments)
-        ctx.bias_dtype = bias.dtype
+        ctx.save_for_backward(x, weight, bias, moments)
+        ctx.eps = eps
         return x, normed
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_fork: torch.Tensor | None, grad: torch.Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return grad_fork, None, None, None
-        x, weight, moments = ctx.saved_tensors
+        x, weight, bias, moments = ctx.saved_tensors
+        if derivatives.wanted(grad, grad_fork):
+            norm = functools.partial(torch.layer_norm, normalized_shape=weight.shape, eps=ctx.eps)
+            grad_x, *others = derivatives.gradients(
+                lambda x, w, b: norm(x, weight=w, bias=b), (x, weight, bias), [grad]
+            )
+            return grad_x if grad_x is None or grad_fork is None else grad_x + grad_fork, *others, None
         grad_x, (grad_weight, grad_bias) = _layer_norm_backward(grad, x, weight, moments, grad_fork)
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None
 
 
 @functools.partial(KernelOp, "focalnet::layer_norm")

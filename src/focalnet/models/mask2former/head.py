@@ -16,6 +16,7 @@ from focalnet.backbones.focalnet import FeatureInfo
 from focalnet.layers.feed_forward import FeedForward
 from focalnet.layers.positions import sine_positions
 from focalnet.models.mask2former.pixel_decoder import PixelDecoder
+from focalnet.ops.derivatives import attention_of_any_order
 
 if TYPE_CHECKING:
     from focalnet.models.mask2former.config import Mask2FormerConfig
@@ -39,7 +40,8 @@ class Attention(nn.Module):
             torch.unflatten(F.linear(x, weight, bias), -1, (self.attn.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         )
-        seen = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
+        with attention_of_any_order():
+            seen = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None])
         out: Tensor = self.attn.out_proj(seen.transpose(1, 2).flatten(2))
         return out
 

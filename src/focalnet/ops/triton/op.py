@@ -7,6 +7,7 @@ between them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ import triton
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
+from focalnet.ops import derivatives, reference
 from focalnet.ops.triton import gradients, kernels, tiling
 from focalnet.ops.triton.tiling import Tile
 
@@ -205,7 +207,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     context, gates, taps, z, totals = ctx.saved_tensors
+    if derivatives.wanted(grad):
+        by_reference = functools.partial(_by_reference, ctx.sizes)
+        return *derivatives.gradients(by_reference, (context, gates, taps), [grad]), None, None
     return *focal_context_backward(grad, context, gates, taps, ctx.sizes, z, totals), None, None
+
+
+def _by_reference(sizes: list[int], context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    parts = taps.to(context.dtype).split([k * k for k in sizes])
+    weights = [part.t().reshape(-1, 1, k, k) for part, k in zip(parts, sizes, strict=True)]
+    return reference.focal_context(context, gates, weights)
 
 
 focal_context.register_autograd(_differentiate, setup_context=_keep)
