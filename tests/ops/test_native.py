@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from focalnet import create_model, ops
 from focalnet.errors import ConfigError, InputError
 from focalnet.ops import backend, focal_context, native, reference
+from focalnet.ops.native import library_file
 
 try:
     LIBRARY: native.Library | None = native.load()
@@ -34,7 +35,7 @@ Context = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tenso
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs the native backend with the kernels of one instruction set."""
-    library = native.Library(native.find(), request.param)
+    library = native.Library(next(library_file.candidates()), request.param)
     monkeypatch.setattr(native, "load", lambda: library)
     with backend.use("native"):
         yield

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from focalnet import ops
 from focalnet.errors import InputError
 from focalnet.ops import backend, native, rows
+from focalnet.ops.native import library_file
 
 pytestmark = pytest.mark.skipif(not native.built(), reason="needs the CPU kernels: they are built where a compiler is")
 VARIANTS = list(native.load().variants) if native.built() else []
@@ -28,7 +29,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the kernels of one instruction set."""
-    library = native.Library(native.find(), request.param)
+    library = native.Library(next(library_file.candidates()), request.param)
     monkeypatch.setattr(native, "load", lambda: library)
 
 

@@ -171,7 +171,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
             focal_context(context, gates, [torch.randn(8, 1, 17, 17, device=DEVICE)])
         with pytest.raises(InputError, match="empty map"):
             focal_context(context[:0], gates[:0], weights)
-        with pytest.raises(InputError, match="different devices"):
+        with pytest.raises(InputError, match="kernels are on"):
             focal_context(context, gates, [weights[0].to("meta")])
     with pytest.raises(InputError, match="32 bits"):
         raise InputError(str(triton.why_not(*_huge())))

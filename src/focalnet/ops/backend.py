@@ -51,7 +51,7 @@ def transformed() -> bool:
 
 
 def on_cpu(*tensors: torch.Tensor) -> bool:
-    """Whether these are ordinary tensors in the memory of the CPU: no subclass, no mask over another, nothing sparse."""
+    """Whether these are ordinary tensors in the memory of the CPU: no subclass, nothing sparse."""
     return all(
         type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.layout is torch.strided
         for t in tensors

@@ -25,8 +25,9 @@ _FRAME = 2  # cells of zeros around each level
 def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
-    On a CPU, and where derivatives are transformed, the points are gathered (``by_gathering``), elsewhere and for export
-    sampled (``by_sampling``); both give the same numbers. It computes in float32 at least, also within autocast.
+    On a CPU, and under ``torch.func`` and forward-mode AD, the points are gathered (``by_gathering``), elsewhere and
+    for export sampled (``by_sampling``); both give the same numbers. It computes in float32 at least, also within
+    autocast.
 
     Args:
         values: ``(B, S, H, D)``, the levels one after the other, each row by row.

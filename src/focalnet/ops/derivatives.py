@@ -33,8 +33,8 @@ def wanted(*grads: Tensor | None) -> bool:
 def attention_of_any_order() -> AbstractContextManager[object]:
     """Within the ``with`` block, PyTorch's attention is one that ``torch.func`` and forward-mode AD can follow.
 
-    Its fast ones are not, and say so. The same is wanted for ``loss.backward(create_graph=True)``, of which nobody knows
-    in the forward pass: there PyTorch asks for ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around it.
+    Its fast ones raise an error there. So they do when a gradient is differentiated again, which is not known in the
+    forward pass: wrap that in ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
     return _plain_attention() if backend.transformed() else nullcontext()
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
+from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
 from focalnet.errors import InputError
 from focalnet.ops import backend
 
 
-def registered(name: str, kernel: Callable[..., Any]) -> Any:
+def registered(name: str, kernel: Callable[..., Any]) -> CustomOpDef:
     """``torch.library.custom_op`` of a kernel for the CPU that changes none of its arguments.
 
     Called by name while forward-mode AD is on, it raises ``InputError``: PyTorch would lose the tangent without a word.
@@ -27,7 +28,8 @@ def registered(name: str, kernel: Callable[..., Any]) -> Any:
             raise InputError(f"{name} has no forward-mode derivative: call what focalnet.ops offers, which has")
         return kernel(*arguments)
 
-    return torch.library.custom_op(name, refusing, mutates_args=(), device_types="cpu")
+    schema = torch.library.infer_schema(kernel, mutates_args=())
+    return torch.library.custom_op(name, refusing, mutates_args=(), device_types="cpu", schema=schema)
 
 
 class KernelOp:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from focalnet.ops import backend, derivatives, native
+from focalnet.ops.native import arguments
 from focalnet.ops.registered import KernelOp
 
 # Numbers from which on the kernels of short operations save more than calling them costs.
@@ -76,7 +77,7 @@ def column_sum(x: torch.Tensor) -> torch.Tensor:
 def by_kernels(x: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the CPU kernels take these tensors, ``x`` of a dtype of theirs."""
     return (
-        x.dtype in native.DTYPES
+        x.dtype in arguments.DTYPES
         and x.numel() > 0
         and backend.on_cpu(x, *others)
         and not backend.exporting()

@@ -3,6 +3,8 @@
 #include "focal_context.h"
 #include "rows.h"
 
+enum { FOCALNET_ABI = 2 };
+
 #define KERNELS_OF(VARIANT)                                      \
   int focal_context_##VARIANT(const FocalContextJob*, int, int); \
   int rows_##VARIANT(const RowsJob*, int, int);
@@ -58,6 +60,10 @@ bool supported(int i) {
 #pragma GCC visibility push(default)
 extern "C" {
 
+// What Python must agree with before it fills in a job: the version of what a job means, and how large it is.
+int focalnet_abi() { return FOCALNET_ABI; }
+int64_t focalnet_focal_context_job_size() { return sizeof(FocalContextJob); }
+int64_t focalnet_rows_job_size() { return sizeof(RowsJob); }
 // The number of variants compiled in, best first.
 int focalnet_variants() { return sizeof choices / sizeof *choices; }
 int focalnet_variant_supported(int i) { return supported(i); }

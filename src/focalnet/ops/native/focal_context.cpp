@@ -330,8 +330,9 @@ template <class T> int run(const FocalContextJob& job, bool backward) {
   const int64_t blocks = (job.C + VLEN - 1) / VLEN, tasks = job.B * blocks;
   const int64_t vectors = backward ? Task<T>::backward_vectors(job) : Task<T>::forward_vectors(job);
   int failed = 0;
+  const int threads = (int)std::max<int64_t>(1, std::min<int64_t>(job.threads, tasks));
   // Each thread takes neighbours: blocks of an image, which share cache lines of input and output.
-#pragma omp parallel for schedule(static) num_threads(job.threads) reduction(| : failed)
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : failed)
   for (int64_t i = 0; i < tasks; ++i) {
     static thread_local Planes scratch;
     if (!scratch.reset(vectors)) {

@@ -164,7 +164,8 @@ template <class T> struct Rows {
 template <class T, void (Rows<T>::*kernel)(int64_t, int)> int by_parts(const RowsJob& job, int sums) {
   const int64_t part = FOCALNET_ROWS_OF_A_PART, parts = (job.rows + part - 1) / part;
   int failed = 0;
-#pragma omp parallel for schedule(static) num_threads(job.threads) reduction(| : failed)
+  const int threads = (int)std::max<int64_t>(1, std::min<int64_t>(job.threads, parts));
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : failed)
   for (int64_t p = 0; p < parts; ++p) {
     static thread_local Scratch scratch;
     if (!scratch.reset(Rows<T>::vectors(job))) {

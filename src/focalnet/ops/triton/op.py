@@ -214,7 +214,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 def _by_reference(sizes: list[int], context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    parts = taps.to(context.dtype).split([k * k for k in sizes])
+    parts = torch.split(taps.to(context.dtype), [k * k for k in sizes])
     weights = [part.t().reshape(-1, 1, k, k) for part, k in zip(parts, sizes, strict=True)]
     return reference.focal_context(context, gates, weights)
 

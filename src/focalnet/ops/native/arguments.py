@@ -1,0 +1,69 @@
+"""What the kernels must know of a tensor before they take its address. They believe every number they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from focalnet.errors import InputError
+
+DTYPES = (torch.float32, torch.bfloat16)
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
+
+def check(name: str, x: torch.Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None) -> None:
+    """Raises InputError unless ``x`` lies in the memory of the CPU, whole, as what it says it is.
+
+    Args:
+        name: what the message calls it.
+        x: any strides.
+        dtype: that it must have; None for one of ``DTYPES``.
+        shape: that it must have.
+    """
+    ordinary = type(x) in _ORDINARY and x.is_cpu and x.layout is torch.strided
+    fits = (x.dtype is dtype or (dtype is None and x.dtype in DTYPES)) and (shape is None or x.shape == shape)
+    if not (ordinary and fits and x.data_ptr() and not x.is_neg() and _within_storage(x)):
+        raise InputError(_what_is_wrong(name, x, dtype, shape))
+
+
+def values(name: str, x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """``x``, contiguous, of a dtype of the kernels; ``like`` another tensor in dtype and shape if one is given."""
+    check(name, x, *(() if like is None else (like.dtype, like.shape)))
+    return x.contiguous()
+
+
+def floats(name: str, weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A parameter of any floating dtype as the kernels read it: float32 and contiguous."""
+    if weight.dtype is not torch.float32 and weight.is_floating_point():
+        weight = weight.detach().float()
+    check(name, weight, torch.float32, shape)
+    return weight if weight.is_contiguous() else weight.detach().contiguous()
+
+
+def _within_storage(x: torch.Tensor) -> bool:
+    """Whether it is all there: storages can be freed or made smaller under a tensor."""
+    end = x.storage_offset() + 1
+    if x.is_contiguous():
+        end += x.numel() - 1
+    else:
+        for n, step in zip(x.shape, x.stride(), strict=True):
+            end += (n - 1) * step
+    return x.numel() > 0 and x.untyped_storage().nbytes() >= end * x.itemsize
+
+
+def _what_is_wrong(name: str, x: torch.Tensor, dtype: torch.dtype | None, shape: Sequence[int] | None) -> str:
+    if type(x) not in _ORDINARY:
+        return f"{name} is a {type(x).__name__}; the CPU kernels take ordinary tensors"
+    if not x.is_cpu or x.layout is not torch.strided:
+        return f"{name} is a {x.layout} tensor on {x.device}; the CPU kernels take dense tensors on the CPU"
+    if shape is not None and x.shape != shape:
+        return f"{name} has the shape {tuple(x.shape)}, expected {tuple(shape)}"
+    if x.numel() == 0:
+        return f"{name} of shape {tuple(x.shape)} is empty: the CPU kernels have nothing to do"
+    if x.dtype is not dtype and (dtype is not None or x.dtype not in DTYPES):
+        wanted = "float32 or bfloat16" if dtype is None else str(dtype).removeprefix("torch.")
+        return f"{name} is {str(x.dtype).removeprefix('torch.')}; the CPU kernels need {wanted}"
+    if x.is_neg():
+        return f"{name} is the negative of its memory, by a view: call resolve_neg() first"
+    return f"{name} of shape {tuple(x.shape)} has no memory: its storage was freed or resized"
