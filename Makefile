@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint asan bench clean
 
 # Installed once per change of pyproject.toml.
 $(VENV)/.installed: pyproject.toml
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+asan: $(VENV)/.installed  ## the tests of the CPU kernels with every access to memory checked (a few minutes)
+	bash tests/asan.sh $(BIN)/python
 
 bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
 	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
