@@ -16,11 +16,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-NATIVE = Path("src/focalnet/ops/native")
+NATIVE = Path("src/focalnet/kernels/cpu")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fvisibility=hidden", "-Wno-ignored-attributes", "-Xpreprocessor", "-fopenmp"]  # Apple's clang wants both
 FLAGS += os.environ.get("CXXFLAGS", "").split()
-SEAL = b"focalnet kernels"  # after a library's content and its SHA-256, for focalnet/ops/native/library_file.py
+SEAL = b"focalnet kernels"  # after a library's content and its SHA-256, for focalnet/kernels/cpu/library_file.py
 MACHINE = platform.machine().lower()
 X86, ARM = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
@@ -63,6 +63,6 @@ class BuildKernels(build_ext):
 
 
 setup(
-    ext_modules=[Extension("focalnet.ops.native._kernels", sources=[], optional=True)],
+    ext_modules=[Extension("focalnet.kernels.cpu._kernels", sources=[], optional=True)],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -24,7 +24,7 @@ from torch import nn
 
 import focalnet
 from focalnet.inference.timing import in_turns
-from focalnet.ops.memory import keep_freed_memory
+from focalnet.kernels.memory import keep_freed_memory
 
 LIBRARIES = {"timm": peers.of_timm, "transformers": peers.official_order}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

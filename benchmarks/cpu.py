@@ -26,7 +26,7 @@ from torch import nn
 
 import focalnet
 from focalnet.inference.timing import Timing, in_turns
-from focalnet.ops.memory import keep_freed_memory
+from focalnet.kernels.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FLOOR = "its matrix products alone"

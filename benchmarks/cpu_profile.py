@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from focalnet.ops import native
-from focalnet.ops.memory import keep_freed_memory
+from focalnet.kernels import cpu
+from focalnet.kernels.memory import keep_freed_memory
 
 SHAPE = {"inference": (8, 3, 224, 224), "training": (16, 3, 224, 224), "detection": (1, 3, 800, 1216)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -134,7 +134,7 @@ STUDIES = {"inference": inference, "training": training, "detection": detection}
 def _mark_kernels() -> None:
     """Lets the profiler see the kernels that are called past PyTorch."""
     for name in ("forward", "backward", "layer_norm", "layer_norm_backward", "gelu_", "gelu_backward", "column_sum"):
-        setattr(native.Library, name, _marked(f"ours: {name}", getattr(native.Library, name)))
+        setattr(cpu.Library, name, _marked(f"ours: {name}", getattr(cpu.Library, name)))
 
 
 def _marked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,7 +40,7 @@ for kernels in srf lrf 9-11-13; do
   timeout --kill-after=5 200 "$PYTHON" benchmarks/gpu/models.py --warm --kernels "$kernels" >"$OUT/warm-$kernels.log" 2>&1 &
 done
 step doctor 30 "$PYTHON" -c "from focalnet.ops import backend; print(backend.available())"
-step tests 170 "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops/test_triton.py
+step tests 170 "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels/test_triton.py
 wait
 
 step kernels 70 "$PYTHON" benchmarks/gpu/kernels.py

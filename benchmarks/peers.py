@@ -23,7 +23,7 @@ from transformers import FocalNetConfig as TheirConfig
 from transformers import FocalNetForImageClassification
 
 import focalnet
-from focalnet.ops import backend, pointwise
+from focalnet.kernels import backend, matmul
 
 Call = Callable[[torch.Tensor], object]
 LEVELS = {"srf": (2, 3), "lrf": (3, 3), "detection": (3, 9)}  # focal levels, first window
@@ -130,8 +130,8 @@ def matrix_products(run: Callable[[], object], dtype: torch.dtype) -> Call:
 
 def _fastest_product(shape: tuple[int, ...], columns: int, dtype: torch.dtype) -> Callable[[], object]:
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(columns, shape[-1], dtype=dtype)
-    packed = pointwise.PackedWeight(weight).unchanged(weight, x)
-    ways = (lambda: F.linear(x, weight), lambda: pointwise.product(x, packed, None))
+    packed = matmul.PackedWeight(weight).unchanged(weight, x)
+    ways = (lambda: F.linear(x, weight), lambda: matmul.product(x, packed, None))
 
     def seconds(way: Callable[[], object]) -> float:
         times = []

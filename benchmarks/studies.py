@@ -17,7 +17,7 @@ import torch
 
 import focalnet
 from focalnet.inference.timing import Timing, in_turns
-from focalnet.ops.memory import keep_freed_memory
+from focalnet.kernels.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 Call = Callable[[], object]

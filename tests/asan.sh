@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r src setup.py pyproject.toml README.md LICENSE "$copy"
-rm -f "$copy"/src/focalnet/ops/native/_kernels*
+rm -f "$copy"/src/focalnet/kernels/cpu/_kernels*
 (cd "$copy" && CXXFLAGS="-fsanitize=address -fno-omit-frame-pointer -g" "$python" setup.py -q build_ext --inplace)
 
 # Python and PyTorch keep memory until they end, which is no leak of ours; the tests catch MemoryError themselves.
@@ -17,4 +17,4 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1
 export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"
 export PYTHONPATH="$copy/src"
 "$python" -c "import focalnet, sys; from focalnet.ops import native; print(native.load().variant, focalnet.__file__)"
-"$python" -m pytest tests/ops/test_native.py tests/ops/test_native_safety.py tests/ops/test_rows.py "$@"
+"$python" -m pytest tests/kernels/test_native.py tests/kernels/test_native_safety.py tests/kernels/test_rows.py "$@"

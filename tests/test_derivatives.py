@@ -18,12 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import focalnet
 from focalnet.backbones import FocalNetConfig
+from focalnet.errors import FrozenError
+from focalnet.kernels import backend, cpu
 from focalnet.losses import detection, segmentation
 from focalnet.models import ClassifierConfig, DetectorConfig
-from focalnet.ops import backend, native
 from tests.models import small
 
-pytestmark = pytest.mark.skipif(not native.built(), reason="without the CPU kernels everything is PyTorch's own")
+pytestmark = pytest.mark.skipif(not cpu.built(), reason="without the CPU kernels everything is PyTorch's own")
 
 
 def trunk(**options: Any) -> FocalNetConfig:
@@ -133,13 +134,14 @@ def compare(way: Callable[..., Any], model: nn.Module, shape: tuple[int, ...]) -
         truth = way(copy.deepcopy(model).double(), x.clone(), v)
     ours = way(model, x.float(), v.float())
     pairs = list(zip(*(map(torch.utils._pytree.tree_leaves, (ours, truth))), strict=True))
+    pairs = [(a, None if b is None else b.detach()) for a, b in pairs]
     assert pairs
     largest = max(float(b.norm()) for _, b in pairs if b is not None)
     assert largest > 0
     for a, b in pairs:
         assert (a is None) == (b is None)
         if b is not None:
-            assert (a.double() - b).norm() <= 1e-5 * max(float(b.norm()), 1e-2 * largest)
+            assert (a.detach().double() - b).norm() <= 1e-5 * max(float(b.norm()), 1e-2 * largest)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -158,12 +160,12 @@ def test_in_training(way: str, save_memory: bool) -> None:
     compare(WAYS[way], model, (2, 3, 24, 32))
 
 
-@pytest.mark.parametrize("way", ["jvp, no_grad", "dual numbers, no_grad", "vmap, no_grad", "hvp"])
-def test_optimized(way: str) -> None:
-    torch.manual_seed(0)
-    model = classifier()
+@pytest.mark.parametrize("way", ["jvp, no_grad", "dual numbers, no_grad", "vmap, no_grad", "hvp", "gradient penalty"])
+def test_a_frozen_model_refuses(way: str) -> None:
+    model, x = classifier(), torch.randn(2, 3, 24, 32)
     focalnet.optimize(model)
-    compare(WAYS[way], model, (2, 3, 24, 32))
+    with pytest.raises(FrozenError, match=r"undo\(\)"):
+        WAYS[way](model, x, x.cos())
 
 
 def losses(model: Any, images: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def test_losses_of_dense_networks(way: str, name: str) -> None:
     with backend.use("eager"):
         truth = OF_LOSSES[way](lambda x: losses(model, x), images, v)
     ours = OF_LOSSES[way](lambda x: losses(model, x), images, v)
-    tolerance = 5e-5 if way == "hvp" else 1e-5  # rounding of two passes in float32
+    tolerance = 2e-4 if way == "hvp" else 1e-5  # rounding of two passes in float32
     for a, b in zip(*(map(torch.utils._pytree.tree_leaves, (ours, truth))), strict=True):
         assert b.norm() > 0
         assert (a - b).norm() <= tolerance * b.norm()
@@ -246,7 +248,7 @@ def test_outputs_of_dense_networks(way: str, name: str) -> None:
         truth = compute(outputs, images, v)
     for a, b in zip(*(map(torch.utils._pytree.tree_leaves, (compute(outputs, images, v), truth))), strict=True):
         assert b.norm() > 0
-        assert (a - b).norm() <= (5e-5 if way == "hvp" else 1e-5) * b.norm()
+        assert (a - b).norm() <= (2e-4 if way == "hvp" else 1e-5) * b.norm()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -18,7 +18,8 @@ PACKAGE = Path(focalnet.__file__).parent
 ORDER = [
     {"errors", "files", "structures"},
     {"ops"},
-    {"layers"},
+    {"nn"},
+    {"kernels"},
     {"backbones"},
     {"necks"},
     {"models"},

@@ -1,4 +1,4 @@
-"""Finds the polynomial of ``ops/triton/kernels.py``: log2 of the normal distribution function's lower tail.
+"""Finds the polynomial of ``kernels/triton/kernels.py``: log2 of the normal distribution function's lower tail.
 
     python benchmarks/gpu/fit_gelu.py
 

@@ -18,7 +18,7 @@ import measuring
 import torch
 import torch.nn.functional as F
 
-from focalnet.ops import backend, focal_context
+from focalnet.kernels import backend, focal_context
 
 KERNELS = {"srf": (3, 5), "lrf": (3, 5, 7), "9-11-13": (9, 11, 13)}
 STAGES = ((56, 56, 96), (28, 28, 192), (14, 14, 384), (7, 7, 768))  # FocalNet-T at 224 pixels

@@ -25,7 +25,7 @@ _WHERE = {
     "fit": "cli.train",
     "list_models": "zoo",
     "load": "zoo",
-    "optimize": "inference.optimization",
+    "optimize": "kernels.optimize",
 }
 __all__ = ["__version__", *_WHERE]
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from focalnet.errors import FocalNetError as FocalNetError
     from focalnet.explanations import explain as explain
     from focalnet.inference import Predictor as Predictor
-    from focalnet.inference.optimization import optimize as optimize
     from focalnet.integrations import accelerate as accelerate
+    from focalnet.kernels.optimize import optimize as optimize
     from focalnet.models import Classifier as Classifier
     from focalnet.models import ClassifierConfig as ClassifierConfig
     from focalnet.structures import Classification as Classification

@@ -36,6 +36,10 @@ class ImageError(FocalNetError):
     """A file that cannot be decoded as an image; the message names the file and what is wrong with it."""
 
 
+class FrozenError(FocalNetError):
+    """A model that ``focalnet.optimize`` has frozen was to be changed; the message says how, and names undo()."""
+
+
 class DataError(FocalNetError):
     """A data set that cannot be used as it is; the message names the folder or file."""
 

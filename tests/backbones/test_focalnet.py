@@ -111,7 +111,7 @@ def test_config_goes_through_plain_dicts() -> None:
 
 
 def test_drop_path_keeps_the_mean() -> None:
-    from focalnet.layers.block import DropPath
+    from focalnet.nn.block import DropPath
 
     torch.manual_seed(0)
     x = torch.ones(20_000, 1, 1, 1)

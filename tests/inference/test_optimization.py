@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from focalnet.nn.linear import Linear
 
 import focalnet
 from focalnet.errors import ConfigError
-from focalnet.layers.linear import Linear
-from focalnet.ops.pointwise import DTYPES
+from focalnet.kernels.matmul import DTYPES
 
 
 @pytest.fixture

@@ -8,26 +8,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from focalnet.nn.linear import Linear
+from focalnet.nn.straight import _opaque_blocks
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import focalnet
 from focalnet.backbones.focalnet import Stage
-from focalnet.layers import FocalNetBlock, StraightBlocks
-from focalnet.layers.linear import Linear
-from focalnet.layers.straight import _opaque_blocks
-from focalnet.ops import backend, native, pointwise
-from focalnet.ops.pointwise import DTYPES
+from focalnet.kernels import backend, cpu
+from focalnet.kernels.matmul import DTYPES
+from focalnet.nn import FocalNetBlock, StraightBlocks
 
-pytestmark = pytest.mark.skipif(not (DTYPES and native.built()), reason="needs oneDNN's products and our CPU kernels")
+pytestmark = pytest.mark.skipif(not (DTYPES and cpu.built()), reason="needs oneDNN's products and our CPU kernels")
 
 
 @pytest.fixture(params=[(True, True), (True, False), (False, False)], ids=["intel", "amd", "avx2"], autouse=True)
 def every_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test of this file as on each kind of processor: products come another way, GELU inside them or after."""
     for name, value in zip(("AVX512", "GELU_INSIDE"), request.param, strict=True):
-        monkeypatch.setattr(pointwise, name, value)
+        monkeypatch.setattr(matmul, name, value)
 
 
 MAP = torch.linspace(-1, 1, 2 * 5 * 7 * 32).view(2, 5, 7, 32).sin()

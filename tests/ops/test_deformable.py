@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention as by_transformers
 
 from focalnet.errors import InputError
-from focalnet.layers.deformable import DeformableAttention
-from focalnet.ops import backend
+from focalnet.kernels import backend
+from focalnet.nn.deformable import DeformableAttention
 from focalnet.ops.deformable import by_gathering, by_sampling, multi_scale_deformable_attention
 
 SHAPES = [(4, 5), (2, 3), (1, 1)]

@@ -12,8 +12,8 @@ import focalnet
 from focalnet import weights
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
+from focalnet.kernels import processor
 from focalnet.models import Classifier
-from focalnet.ops import processor
 from focalnet.tasks import ClassificationTask, MixConfig
 from tests.tasks.toy import MIXED, TOY, weights_of
 

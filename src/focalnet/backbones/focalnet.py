@@ -19,7 +19,8 @@ from typing_extensions import Self
 
 from focalnet.backbones import official
 from focalnet.errors import ConfigError, InputError, did_you_mean
-from focalnet.layers import FocalModulation, FocalNetBlock, LayerNorm, PatchEmbed, StraightBlocks
+from focalnet.kernels.fuse import fuse
+from focalnet.nn import FocalModulation, FocalNetBlock, PatchEmbed
 from focalnet.structures import ModelCard
 
 
@@ -131,8 +132,8 @@ class FocalNetConfig:
         return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
 
     def build(self) -> FocalNet:
-        """Builds the backbone with random weights."""
-        return FocalNet(self)
+        """Builds the backbone with random weights, its operations fused (``FocalNet(config)`` is the plain one)."""
+        return fuse(FocalNet(self))
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,10 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
         self.grad_checkpointing = False
-        self.straight: StraightBlocks | None = None  # set by ``focalnet.optimize``
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         """Runs the blocks; the down-sampling is left to the trunk, since heads want the map before it."""
         x = x_BHWC
-        if self.straight is not None and not self.training and self.straight.applies(x):
-            return self.straight(x)
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -211,11 +209,15 @@ class FocalNetTrunk(nn.Module):
         """
         total = 0
         downsamples = [stage.downsample for stage in self.stages if stage.downsample is not None]
-        for embed, stage in zip([self.patch_embed, *downsamples], self.stages, strict=True):
+        config, channels_in = self.config, self.config.in_chans
+        for i, embed in enumerate([self.patch_embed, *downsamples]):
             height, width = embed.map_size(height, width)
-            # Every weight of the embedding and of the blocks is used exactly once at each position of the map.
-            weights = [embed.proj.weight, *(p for p in stage.blocks.parameters() if p.ndim > 1)]
-            total += height * width * sum(weight.numel() for weight in weights)
+            dim, levels, window = config.channels[i], config.focal_levels[i], config.focal_windows[i]
+            modulation = dim * (2 * dim + levels + 1) + 2 * dim**2  # f, h and proj
+            modulation += dim * sum((window + 2 * level) ** 2 for level in range(levels))
+            block = modulation + 2 * dim * int(dim * config.mlp_ratio)
+            total += height * width * (channels_in * dim * embed.kernel**2 + config.depths[i] * block)
+            channels_in = dim
         return total
 
     def freeze(self, stages: int) -> Self:
@@ -258,7 +260,7 @@ class FocalNetTrunk(nn.Module):
 
     def _check(self, images: torch.Tensor) -> None:
         embeds = [self.patch_embed, *(stage.downsample for stage in self.stages if stage.downsample is not None)]
-        if not images.is_meta and any(embed.proj.weight.is_meta for embed in embeds):  # PyTorch would give zeros
+        if not images.is_meta and any(embed.on_meta for embed in embeds):  # PyTorch would give zeros
             raise InputError(
                 "this FocalNet's weights are on meta, where a tensor has no values: give it some by "
                 "load_state_dict(..., assign=True), or by to_empty(device=...) and load_state_dict(...)"
@@ -285,7 +287,7 @@ class FocalNet(FocalNetTrunk):
         self.out_indices = tuple(sorted(set(wanted)))
         self.feature_info = tuple(self.feature_info[i] for i in self.out_indices)
         for i in self.out_indices if config.out_norms else ():
-            self.add_module(f"norm{i}", LayerNorm(config.channels[i]))
+            self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
         init_weights(self)
 
     def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:

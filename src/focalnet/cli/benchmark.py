@@ -82,8 +82,8 @@ def _candidates(
     """The same model in every way it can run here; weights do not matter for speed and are random."""
     import torch
 
-    from focalnet.inference.optimization import optimize
-    from focalnet.ops import backend
+    from focalnet.kernels import backend
+    from focalnet.kernels.optimize import optimize
 
     plain, optimized = build(), build()
     optimize(optimized, dtype=images.dtype)

@@ -14,7 +14,7 @@ import focalnet
 
 def doctor() -> None:
     """Shows what is installed and usable here."""
-    from focalnet.ops import backend
+    from focalnet.kernels import backend
 
     sections = {"here": _here(), "devices": _devices(), "backends": backend.available(), **_packages()}
     width = max(len(key) for section in sections.values() for key in section)
@@ -38,7 +38,7 @@ def _devices() -> dict[str, str]:
     import torch
 
     from focalnet.inference import devices
-    from focalnet.ops import processor
+    from focalnet.kernels import processor
 
     cpu = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     if not processor.computes_bfloat16():

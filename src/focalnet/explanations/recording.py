@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError, did_you_mean
-from focalnet.layers import FocalModulation, FocalNetBlock
+from focalnet.nn import FocalModulation, FocalNetBlock
 
 if TYPE_CHECKING:
     import numpy as np

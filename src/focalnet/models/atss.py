@@ -16,11 +16,11 @@ from typing_extensions import Self
 
 from focalnet.backbones import FeatureInfo
 from focalnet.errors import ConfigError
-from focalnet.layers.conv import ConvNorm
 from focalnet.models import official
 from focalnet.models.anchors import AnchorGrid
 from focalnet.models.base import Detector, DetectorConfig, Method, Size, check_sizes
 from focalnet.necks import FPNConfig
+from focalnet.nn.conv import ConvNorm
 from focalnet.ops import anchors, boxes
 from focalnet.structures import Detections, Target
 

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from focalnet.backbones import FocalNetConfig, FocalNetTrunk
 from focalnet.backbones.focalnet import init_weights
 from focalnet.errors import ConfigError
-from focalnet.layers import LayerNorm
+from focalnet.kernels.fuse import fuse
 from focalnet.structures import Classification
 
 
@@ -45,8 +45,8 @@ class ClassifierConfig:
         return dataclasses.asdict(self)
 
     def build(self) -> Classifier:
-        """Builds the classifier with random weights."""
-        return Classifier(self)
+        """Builds the classifier with random weights, its operations fused (``Classifier(config)`` is the plain one)."""
+        return fuse(Classifier(self))
 
 
 class Classifier(FocalNetTrunk):
@@ -56,7 +56,7 @@ class Classifier(FocalNetTrunk):
         super().__init__(config.backbone)
         self.num_classes = config.num_classes
         self.num_features = config.backbone.channels[-1]
-        self.norm = LayerNorm(self.num_features)
+        self.norm = nn.LayerNorm(self.num_features)
         self.head = self._new_head()
         init_weights(self)
 

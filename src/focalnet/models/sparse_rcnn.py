@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
-from focalnet.layers.feed_forward import FeedForward
 from focalnet.models import official
 from focalnet.models.base import Detector, DetectorConfig, Method, Size, check_sizes
 from focalnet.necks import FPNConfig
+from focalnet.nn.feed_forward import FeedForward
 from focalnet.ops import boxes, rois
 from focalnet.ops.derivatives import attention_of_any_order
 from focalnet.structures import Detections, Target

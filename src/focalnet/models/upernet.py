@@ -15,12 +15,12 @@ from typing_extensions import Self
 
 from focalnet.backbones import FeatureInfo
 from focalnet.errors import ConfigError, InputError
-from focalnet.layers.conv import ConvNorm
+from focalnet.kernels.resized_conv import resized_conv
 from focalnet.models import official
 from focalnet.models.base import Method, Segmenter, SegmenterConfig, Size
 from focalnet.necks import PyramidPooling
+from focalnet.nn.conv import ConvNorm
 from focalnet.ops.label_maps import label_map
-from focalnet.ops.resized_conv import resized_conv
 from focalnet.structures import SemanticMap
 
 

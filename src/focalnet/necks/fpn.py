@@ -12,7 +12,7 @@ from torch import nn
 
 from focalnet.backbones import FeatureInfo
 from focalnet.errors import ConfigError
-from focalnet.layers.conv import ConvNorm
+from focalnet.nn.conv import ConvNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from focalnet.layers.conv import ConvNorm
+from focalnet.nn.conv import ConvNorm
 
 
 class PyramidPooling(nn.ModuleList):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from focalnet.errors import require
-from focalnet.ops import backend
+from focalnet.ops import modes
 from focalnet.ops.boxes import cover
 
 _INSIDE = 0.01  # pixels by which a centre must be within an object (ATSS)
@@ -106,7 +106,7 @@ def one_to_one(cost: Tensor) -> Tensor:
     solve = require("scipy.optimize", "train").linear_sum_assignment
     values = cost.detach().float().cpu()
     # torch.func wraps tensors; of those only the numbers are to be had.
-    matrix = np.reshape(values.tolist(), values.shape) if backend.transformed() else values.numpy()
+    matrix = np.reshape(values.tolist(), values.shape) if modes.transformed() else values.numpy()
     rows, columns = solve(matrix)
     assigned = cost.new_zeros((len(cost),), dtype=torch.long)
     assigned[torch.as_tensor(rows, device=cost.device)] = torch.as_tensor(columns, device=cost.device) + 1

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import InputError
-from focalnet.ops import backend
+from focalnet.ops import modes
 from focalnet.ops.precision import without_autocast
 from focalnet.ops.weighted_rows import weighted_rows
 
@@ -43,8 +43,7 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
         InputError: shapes that do not fit together.
     """
     _check(values, shapes, locations, weights)
-    on_cpu = values.device.type == "cpu" and backend.current() != "eager"
-    gather = (on_cpu or backend.transformed()) and not backend.exporting()
+    gather = (values.device.type == "cpu" or modes.transformed()) and not modes.exporting()
     compute = by_gathering if gather else by_sampling
     with without_autocast(values.device):
         dtype = torch.promote_types(torch.promote_types(values.dtype, locations.dtype), torch.float32)

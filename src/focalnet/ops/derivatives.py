@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from focalnet.ops import backend
+from focalnet.ops import modes
 from focalnet.ops.precision import without_autocast
 
 
@@ -27,7 +27,7 @@ def wanted(*grads: Tensor | None) -> bool:
     if torch.compiler.is_compiling():  # compiled graphs refuse to be differentiated twice
         return False
     batched = any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
-    return torch.is_grad_enabled() or backend.transformed() or batched
+    return torch.is_grad_enabled() or modes.transformed() or batched
 
 
 def attention_of_any_order() -> AbstractContextManager[object]:
@@ -36,7 +36,7 @@ def attention_of_any_order() -> AbstractContextManager[object]:
     Its fast ones raise an error there. So they do when a gradient is differentiated again, which is not known in the
     forward pass: wrap that in ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
-    return _plain_attention() if backend.transformed() else nullcontext()
+    return _plain_attention() if modes.transformed() else nullcontext()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from focalnet.ops import backend
+from focalnet.ops import modes
 from focalnet.ops.weighted_rows import weighted_rows
 
 
@@ -34,7 +34,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
     """
     if not len(rois):
         return features[:0, :, :1, :1].expand(-1, -1, size, size)
-    if features.device.type != "cpu" and not backend.transformed():
+    if features.device.type != "cpu" and not modes.transformed():
         pooled: Tensor = torchvision.ops.roi_align(features, rois, size, scale, samples, aligned=True)
         return pooled
     count, (_, channels, height, width) = len(rois), features.shape

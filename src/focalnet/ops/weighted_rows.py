@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.ops import backend, derivatives
+from focalnet.ops import derivatives, modes
 
 
 def weighted_rows(table_RD: Tensor, rows_K: Tensor, share_K: Tensor, starts_N: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def weighted_rows(table_RD: Tensor, rows_K: Tensor, share_K: Tensor, starts_N: T
         share_K: of each, floating point.
         starts_N: where each bag starts in ``rows_K``, ascending, the first 0, of the dtype of ``rows_K``.
     """
-    if backend.transformed():
+    if modes.transformed():
         return _plain(table_RD, share_K, rows_K, starts_N)
     out: Tensor = _WeightedRows.apply(table_RD, share_K, rows_K, starts_N)
     return out

@@ -26,11 +26,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 import focalnet
 from focalnet import weights
 from focalnet.errors import ConfigError, TrainingError
-from focalnet.layers import FocalNetBlock
+from focalnet.kernels import processor
+from focalnet.kernels.memory import keep_freed_memory
 from focalnet.models import Classifier
 from focalnet.models.base import DenseModel
-from focalnet.ops import processor
-from focalnet.ops.memory import keep_freed_memory
+from focalnet.nn import FocalNetBlock
 from focalnet.tasks.base import Data, Task
 from focalnet.tasks.callbacks import HEADLINE, Inspector, Progress, StopAtNaN, headline
 from focalnet.tasks.failures import explained

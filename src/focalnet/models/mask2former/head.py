@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalnet.backbones.focalnet import FeatureInfo
-from focalnet.layers.feed_forward import FeedForward
-from focalnet.layers.positions import sine_positions
 from focalnet.models.mask2former.pixel_decoder import PixelDecoder
+from focalnet.nn.feed_forward import FeedForward
+from focalnet.nn.positions import sine_positions
 from focalnet.ops.derivatives import attention_of_any_order
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalnet.backbones.focalnet import FeatureInfo
-from focalnet.layers.deformable import DeformableAttention
-from focalnet.layers.feed_forward import FeedForward
-from focalnet.layers.positions import sine_positions
+from focalnet.nn.deformable import DeformableAttention
+from focalnet.nn.feed_forward import FeedForward
+from focalnet.nn.positions import sine_positions
 from focalnet.ops.deformable import Shapes
 from focalnet.ops.precision import without_autocast
 

@@ -7,9 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from focalnet.layers.conv import ConvNorm
-from focalnet.layers.linear import Linear
 from focalnet.models.rcnn.config import StageConfig
+from focalnet.nn.conv import ConvNorm
 
 BOX_GRID, MASK_GRID = 7, 14  # sides of the grids that regions are pooled to
 
@@ -22,9 +21,9 @@ class BoxHead(nn.Module):
         channels = [in_channels] + [config.conv_channels] * config.convs
         widths = [channels[-1] * BOX_GRID**2] + [config.fc_channels] * config.fcs
         self.shared_convs = nn.ModuleList(ConvNorm(a, b, 3, norm="bn", relu=True) for a, b in pairwise(channels))
-        self.shared_fcs = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
-        self.fc_cls = Linear(widths[-1], num_classes + 1)
-        self.fc_reg = Linear(widths[-1], 4 if config.class_agnostic else 4 * num_classes)
+        self.shared_fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.fc_cls = nn.Linear(widths[-1], num_classes + 1)
+        self.fc_reg = nn.Linear(widths[-1], 4 if config.class_agnostic else 4 * num_classes)
         for linear in self.shared_fcs:
             nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]

@@ -1,0 +1,69 @@
+"""Which implementation of an operation runs: ``auto``, ``eager``, ``native`` (CPU) or ``triton`` (CUDA).
+
+``auto`` takes the fastest that can; asked for by name, a backend that cannot run is an error that says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
+
+import torch
+
+from focalnet.errors import ConfigError, InputError, did_you_mean
+
+Backend = Literal["auto", "eager", "native", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+_ENVIRONMENT = os.environ.get("FOCALNET_BACKEND", "auto")
+_chosen: ContextVar[str] = ContextVar("focalnet_backend", default=_ENVIRONMENT)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def current() -> Backend:
+    """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``.
+
+    The variable is read when the library is imported. A compiled model keeps the one of its compilation.
+    """
+    return _named(_chosen.get())
+
+
+@contextmanager
+def use(backend: Backend) -> Iterator[None]:
+    """Within the ``with`` block, operations run on this backend.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    token = _chosen.set(_named(backend))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _named(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise ConfigError(f'no backend "{name}"{did_you_mean(name, BACKENDS)}; there are {", ".join(BACKENDS)}')
+    backend: Backend = name
+    return backend
+
+
+def available() -> dict[str, str]:
+    """For ``focalnet doctor``: what each backend is here, or why it is refused."""
+    from focalnet.kernels import cpu, triton
+
+    def kernels() -> str:
+        library = cpu.load()
+        return f"{library.variant} kernels (has {', '.join(library.variants)})"
+
+    return {"eager": "yes", "native": _state(kernels), "triton": _state(lambda: triton.load(torch.device("cuda")))}
+
+
+def _state(load: Callable[[], str]) -> str:
+    try:
+        return f"yes, {load()}"
+    except InputError as error:
+        return f"no: {error}"

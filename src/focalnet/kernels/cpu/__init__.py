@@ -1,0 +1,343 @@
+"""The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
+
+Two families: the focal context, and what happens to a map row by row (layer norm, GELU, gradients of biases).
+
+``pip install`` builds it where a C++ compiler is found (``setup.py``). Where none is, or where the library is damaged,
+older than this package or wrong in what it computes, ``load`` says so and everything runs on PyTorch's operations. The
+library uses the OpenMP threads PyTorch already has, as many as ``torch.get_num_threads()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from focalnet.errors import InputError
+from focalnet.kernels.cpu import arguments, library_file, proof
+from focalnet.kernels.cpu.arguments import DTYPES
+
+MAX_LEVELS = 16
+KERNELS = range(1, 16, 2)
+_ABI = 2  # FOCALNET_ABI of dispatch.cpp
+ROWS_OF_A_PART = 32  # FOCALNET_ROWS_OF_A_PART of rows.h
+_MAX_THREADS = 1024
+_COLUMN_SUM, _GELU, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(5)  # RowsKernel of rows.h
+
+
+class _Job(ctypes.Structure):
+    """``FocalContextJob`` of focal_context.h, field by field."""
+
+    _fields_ = (
+        ("context", ctypes.c_void_p),
+        ("gates", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * MAX_LEVELS),
+        ("grad_weights", ctypes.c_void_p * MAX_LEVELS),
+        ("grad_gates", ctypes.c_void_p),
+        ("context_stride", ctypes.c_int64 * 3),
+        ("gates_stride", ctypes.c_int64 * 3),
+        ("shape", ctypes.c_int64 * 4),
+        ("kernels", ctypes.c_int32 * MAX_LEVELS),
+        ("L", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class _RowsJob(ctypes.Structure):
+    """``RowsJob`` of rows.h, field by field."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("beside", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("again", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("moments", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class Library:
+    """The loaded library, with one of the variants it holds.
+
+    Every method checks its tensors before the kernels see them, and raises ``InputError`` for what they cannot take.
+
+    Args:
+        path: the shared library.
+        variant: an instruction set's name; default: the best this processor has.
+
+    Raises:
+        InputError: it is no library of this version of the package, or does not load.
+    """
+
+    def __init__(self, path: Path, variant: str | None = None) -> None:
+        library_file.check(path)
+        try:
+            self._library = ctypes.CDLL(str(path))
+            self._check_version(path)
+            self._library.focalnet_variant_name.restype = ctypes.c_char_p
+            self.variants = {
+                self._library.focalnet_variant_name(i).decode(): i
+                for i in range(self._library.focalnet_variants())
+                if self._library.focalnet_variant_supported(i)
+            }
+        except (OSError, AttributeError) as error:
+            raise InputError(f"the CPU kernels do not load: {error}") from error
+        self.variant = variant or next(iter(self.variants))
+        self._index = self.variants[self.variant]
+        self._lanes = self._library.focalnet_variant_lanes(self._index)
+
+    def _check_version(self, path: Path) -> None:
+        library = self._library
+        sizes = library.focalnet_focal_context_job_size(), library.focalnet_rows_job_size()
+        if (library.focalnet_abi(), *sizes) != (_ABI, ctypes.sizeof(_Job), ctypes.sizeof(_RowsJob)):
+            raise InputError(f"the CPU kernels in {path} are of another version of focalnet: install focalnet again")
+
+    def forward(self, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See ``ops.focal_context``; context and gates of one dtype of ``DTYPES``."""
+        context, gates, kernels = _context(context, gates, weights)
+        out = context.new_empty(context.shape)
+        self._run("focal_context", _job(context, gates, kernels, out), context.dtype == torch.bfloat16, False)
+        return out
+
+    def backward(
+        self, grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Gradients of context, gates and weights, in their dtypes; every sum has a fixed order."""
+        context, gates, kernels = _context(context, gates, weights)
+        grad = arguments.values("the gradient", grad, like=context)
+        batch, height, width, channels = context.shape
+        grad_context = context.new_empty(context.shape)
+        blocks = -(-channels // self._lanes)
+        gate_parts = _floats(blocks, batch, height, width, gates.shape[3])
+        weight_parts = [_floats(batch, *kernel.shape) for kernel in kernels]
+        job = _job(context, gates, kernels, grad_context)
+        job.grad, job.grad_gates = grad.data_ptr(), gate_parts.data_ptr()
+        job.grad_weights[: len(kernels)] = [part.data_ptr() for part in weight_parts]
+        self._run("focal_context", job, context.dtype == torch.bfloat16, True)
+        grad_weights = [p.sum(0).to(w.dtype).view(w.shape) for p, w in zip(weight_parts, weights, strict=True)]
+        return grad_context, gate_parts.sum(0).to(gates.dtype), grad_weights
+
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layer norm over the last axis of ``x``, of a dtype of ``DTYPES``.
+
+        Args:
+            x: ``(..., C)``.
+            weight: ``(C,)``, floating.
+            bias: ``(C,)``, floating.
+            eps: added to the variance.
+
+        Returns:
+            The normed values; and, for ``layer_norm_backward``, mean and 1 / deviation of each row, ``(rows, 2)``.
+        """
+        x = _with_columns(x)
+        columns = x.shape[-1:]
+        weight, bias = arguments.floats("weight", weight, columns), arguments.floats("bias", bias, columns)
+        out, moments = x.new_empty(x.shape), _floats(_rows(x), 2)
+        self._rows(_NORM_FORWARD, x, out=out, weight=weight, bias=bias, moments=moments, eps=eps)
+        return out, moments
+
+    def layer_norm_backward(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        moments: torch.Tensor,
+        beside: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of x; those of weight and bias, ``(2, C)``, in float32; every sum has a fixed order.
+
+        Args:
+            grad: of the normed values, as ``x``.
+            x: what was normed.
+            weight: ``(C,)``.
+            moments: from ``layer_norm``.
+            beside: a gradient that reaches x another way and is added, as ``x``.
+        """
+        x = _with_columns(x)
+        grad, weight = arguments.values("the gradient", grad, like=x), arguments.floats("weight", weight, x.shape[-1:])
+        moments = arguments.floats("moments", moments, torch.Size((_rows(x), 2)))
+        beside = None if beside is None else arguments.values("the gradient beside", beside, like=x)
+        out, sums = x.new_empty(x.shape), _parts(x, 2)
+        self._rows(_NORM_BACKWARD, x, grad=grad, beside=beside, out=out, weight=weight, moments=moments, sums=sums)
+        return out, sums.sum(0)
+
+    def gelu_(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU (exact) in place of ``x``, ``(..., C)`` dense, of a dtype of ``DTYPES``."""
+        if _with_columns(x) is not x:
+            raise InputError(
+                f"x of shape {tuple(x.shape)} and strides {x.stride()} must be contiguous: it is overwritten"
+            )
+        self._rows(_GELU, x, out=x)
+        return x
+
+    def gelu_backward(
+        self, grad: torch.Tensor, x: torch.Tensor, *, again: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradient of GELU's input, its sum over all rows in float32, and the output of GELU.
+
+        Args:
+            grad: of the output, as ``x``.
+            x: ``(..., C)``, of a dtype of ``DTYPES``.
+            again: whether the output is wanted; empty if not.
+        """
+        x = _with_columns(x)
+        grad = arguments.values("the gradient", grad, like=x)
+        out, output, sums = x.new_empty(x.shape), x.new_empty(x.shape if again else 0), _parts(x, 1)
+        self._rows(_GELU_BACKWARD, x, grad=grad, out=out, again=output if again else None, sums=sums)
+        return out, sums.sum(0)[0], output
+
+    def column_sum(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of ``x``, of a dtype of ``DTYPES``, over all axes but the last, in float32."""
+        x = _with_columns(x)
+        sums = _parts(x, 1)
+        self._rows(_COLUMN_SUM, x, sums=sums)
+        return sums.sum(0)[0]
+
+    def _rows(self, kernel: int, x: torch.Tensor, *, eps: float = 0.0, **tensors: torch.Tensor | None) -> None:
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+        job = _RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], eps=eps, **pointers)
+        self._run("rows", job, kernel, x.dtype == torch.bfloat16)
+
+    def _run(self, kernels: str, job: _Job | _RowsJob, *options: int) -> None:
+        job.threads = min(torch.get_num_threads(), _MAX_THREADS)
+        run = getattr(self._library, f"focalnet_{kernels}")
+        if run(self._index, ctypes.byref(job), *map(int, options)):
+            raise MemoryError(f"not enough memory for what the CPU kernels of {kernels} keep beside their tensors")
+
+
+def load() -> Library:
+    """The library for this processor, which has proven itself.
+
+    Raises:
+        InputError: it was not built, does not load, or computes something wrong; the message says which and why.
+    """
+    library = _loaded()
+    if isinstance(library, str):
+        raise InputError(library)
+    return library
+
+
+@functools.cache
+def _loaded() -> Library | str:
+    """The library, or why there is none; asked for once."""
+    _share_openmp()
+    reason = ""
+    try:
+        for path in library_file.candidates():
+            try:
+                library = Library(path)
+            except InputError as error:
+                reason = reason or str(error)
+                continue
+            wrong = proof.disagreement(library)
+            if wrong is None:
+                return library
+            reason = f"the CPU kernels ({library.variant}) are wrong on this machine: {wrong}"
+            warnings.warn(f"{reason}; models run on PyTorch's operations", RuntimeWarning, stacklevel=2)
+            return reason
+    except InputError as error:
+        return str(error)
+    return reason
+
+
+def _share_openmp() -> None:
+    """Lets the library find the OpenMP runtime that PyTorch has loaded, under the names it has in its builds.
+
+    PyTorch's wheels for x86 show it to every library, those for ARM and macOS to their own only.
+    """
+    for name in ("libgomp.so.1", "libomp.so", "libiomp5.so", Path(torch.__file__).parent / "lib" / "libomp.dylib"):
+        with contextlib.suppress(OSError):  # not among those loaded
+            ctypes.CDLL(str(name), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def built() -> bool:
+    """Whether there is a library to ``load``."""
+    try:
+        load()
+    except InputError:
+        return False
+    return True
+
+
+def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> str | None:
+    """The reason why these tensors cannot go through the CPU kernels, or None."""
+    tensors = (context, gates, *weights)
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "native runs on the CPU only"
+    if context.dtype not in DTYPES or gates.dtype != context.dtype:
+        return f"native takes float32 or bfloat16, got context {context.dtype} and gates {gates.dtype}"
+    if context.numel() == 0:
+        return "native has nothing to do for an empty map"
+    if any(not weight.is_floating_point() for weight in weights):
+        return f"native takes kernels of floating point, got {[str(weight.dtype) for weight in weights]}"
+    if len(weights) > MAX_LEVELS or any(w.shape[-1] not in KERNELS for w in weights):
+        return f"native has kernels of 1 to 15 and at most {MAX_LEVELS} levels"
+    return None
+
+
+def _job(context: torch.Tensor, gates: torch.Tensor, kernels: Sequence[torch.Tensor], out: torch.Tensor) -> _Job:
+    job = _Job(context=context.data_ptr(), gates=gates.data_ptr(), out=out.data_ptr())
+    job.weights[: len(kernels)] = [kernel.data_ptr() for kernel in kernels]
+    job.context_stride[:] = context.stride()[:3]
+    job.gates_stride[:] = gates.stride()[:3]
+    job.shape[:] = context.shape
+    job.kernels[: len(kernels)] = [kernel.shape[-1] for kernel in kernels]
+    job.L = len(kernels)
+    return job
+
+
+def _context(
+    context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Checked; channels side by side, the other axes with any strides, as slices of one projection have."""
+    if context.ndim != 4 or len(weights) > MAX_LEVELS:
+        raise InputError(f"context {tuple(context.shape)} must be (B, H, W, C), with at most {MAX_LEVELS} levels")
+    arguments.check("context", context)
+    arguments.check("gates", gates, context.dtype, (*context.shape[:3], len(weights) + 1))
+    kernels = [arguments.floats("a kernel", weight, _kernel_shape(weight, context.shape[3])) for weight in weights]
+    dense = [x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in (context, gates)]
+    return dense[0], dense[1], kernels
+
+
+def _kernel_shape(weight: torch.Tensor, channels: int) -> tuple[int, ...]:
+    k = weight.shape[-1] if weight.ndim else 0
+    return channels, 1, k, k if k in KERNELS else KERNELS[0]
+
+
+def _with_columns(x: torch.Tensor) -> torch.Tensor:
+    """Checked, and contiguous: rows of columns."""
+    if x.ndim == 0:
+        raise InputError("x has no axis: the CPU kernels take (..., C)")
+    return arguments.values("x", x)
+
+
+def _rows(x: torch.Tensor) -> int:
+    return x.shape[:-1].numel()
+
+
+def _parts(x: torch.Tensor, sums: int) -> torch.Tensor:
+    """Memory for so many sums over the rows of ``x``, in parts."""
+    return _floats(-(-_rows(x) // ROWS_OF_A_PART), sums, x.shape[-1])
+
+
+def _floats(*shape: int) -> torch.Tensor:
+    """Of the dtype and on the device that the kernels write, whatever the defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

@@ -1,0 +1,124 @@
+"""The one operation of the paper, on the fastest backend that can run it.
+
+Registered with ``torch.library``, so that autograd, autocast and ``torch.compile`` see one operation;
+``torch.export`` sees the reference's plain operations instead, which every runtime knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from focalnet.errors import InputError
+from focalnet.kernels import backend, cpu, reference, triton
+from focalnet.kernels.registered import KernelOp
+from focalnet.ops import derivatives, modes
+
+
+def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Hierarchical contexts, gated sum and global level in one call; see ``reference.focal_context``.
+
+    Args:
+        context: ``(B, H, W, C)``, any strides.
+        gates: ``(B, H, W, L + 1)``, raw values; the last is the gate of the global level.
+        weights: L depthwise kernels ``(C, 1, k, k)``, k odd.
+
+    Returns:
+        ``(B, H, W, C)`` in the dtype of ``context``: the aggregated context.
+
+    Raises:
+        InputError: shapes that do not fit together, or a backend asked for by name that cannot run.
+    """
+    reference.check(context, gates, weights)
+    wanted = backend.current()
+    if wanted == "eager" or modes.exporting() or modes.transformed() or context.is_meta:
+        return reference.focal_context(context, gates, weights)
+    name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
+    kernels = triton if name == "triton" else cpu
+    reason = kernels.why_not(context, gates, weights) or _missing(name, context.device)
+    if reason is not None:
+        if wanted == "auto":
+            return reference.focal_context(context, gates, weights)
+        raise InputError(f"backend {name} was asked for but cannot run: {reason}")
+    if name == "triton":
+        return triton.focal_context(context, gates, weights)
+    out: torch.Tensor = by_native(context, gates, list(weights))
+    return out
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _missing(name: str, device: torch.device) -> str | None:
+    """Why this backend is not there, or None; the answer does not change while a program runs."""
+    try:
+        if name == "triton":
+            triton.load(device)
+        else:
+            cpu.load()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@functools.partial(KernelOp, "focalnet::focal_context")
+def by_native(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    """``focal_context`` by the CPU kernels, for tensors that nothing in ``cpu.why_not`` is against."""
+    return cpu.load().forward(context, gates, weights)
+
+
+@functools.partial(KernelOp, "focalnet::focal_context_backward")
+def _focal_context_backward(
+    grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    return cpu.load().backward(grad, context, gates, weights)
+
+
+@by_native.op.register_fake
+def _(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    return context.new_empty(context.shape)
+
+
+@_focal_context_backward.op.register_fake
+def _(
+    grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    return context.new_empty(context.shape), gates.new_empty(gates.shape), [w.new_empty(w.shape) for w in weights]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    context, gates, weights = inputs
+    ctx.save_for_backward(context, gates, *weights)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[Any, Any, list[Any]]:
+    context, gates, *weights = ctx.saved_tensors
+    if derivatives.wanted(grad):
+        inputs = (context, gates, *weights)
+        grad_context, grad_gates, *grad_weights = derivatives.gradients(_by_reference, inputs, [grad])
+        return grad_context, grad_gates, grad_weights
+    gradients: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
+    gradients = _focal_context_backward(grad, context, gates, weights)
+    return gradients
+
+
+def _by_reference(context: torch.Tensor, gates: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    return reference.focal_context(context, gates, [weight.to(context.dtype) for weight in weights])
+
+
+by_native.op.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context)
+def _flops(context_shape: torch.Size, gates_shape: torch.Size, weight_shapes: list[torch.Size], **_: Any) -> int:
+    """What the convolutions cost, two for each multiply-accumulate, as PyTorch counts its own."""
+    return 2 * math.prod(context_shape[:3]) * sum(math.prod(shape) for shape in weight_shapes)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context_backward)
+def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Three convolutions for each of the forward pass: that one again, and two gradients."""
+    return 3 * _flops(*shapes)

@@ -1,0 +1,349 @@
+"""Blocks and patch embeddings that are frozen for inference: packed weights, and nothing that could change unseen.
+
+A frozen module computes with its weights in the order oneDNN works in, without looking at anything in a pass. It shows
+the original parameters under their names, read-only: whatever would write into one raises ``FrozenError``, also through
+a reference from before, an optimizer or a view. Its parts are out of reach. So after any operation a frozen module is
+what the plain one would be after the same, or there was an error that names the way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from focalnet.errors import FrozenError, InputError
+from focalnet.kernels import cpu, direct, matmul, parts
+from focalnet.kernels.fused import FusedFocalNetBlock, FusedPatchEmbed, block_weights
+from focalnet.kernels.matmul import PackedWeight
+from focalnet.kernels.registered import Named, registered
+from focalnet.kernels.rows import layer_norm
+from focalnet.kernels.weights import BlockWeights, Linear, Norm
+from focalnet.ops import modes
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises FrozenError."""
+    raise FrozenError(
+        f"{what}: focalnet.optimize has frozen this model for inference; call undo() of what it returned first, and "
+        "optimize again afterwards"
+    )
+
+
+class FrozenParameter(nn.Parameter):
+    """A parameter that can be read and not written. Made by ``seal`` of a parameter, by swapping its class.
+
+    What would be a view of it is a copy that PyTorch refuses to write into (an inference tensor), or a read-only array.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _writes(func, args, kwargs):
+            refuse("a weight was to be changed")
+        with torch._C.DisableTorchFunctionSubclass():
+            storages = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, cls)}
+            return tree_map(lambda out: _apart(out, storages), func(*args, **kwargs))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter, (_plain(self).clone(), False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        memo[id(self)] = copied = nn.Parameter(_plain(self).clone(), False)
+        return copied
+
+
+_OPERATORS = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split()
+_INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
+
+
+def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if any(isinstance(x, FrozenParameter) for x in tree_leaves(kwargs.get("out"))):
+        return True
+    if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
+        return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
+    inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    if not inplace or not args:
+        return False
+    if name == "requires_grad_" and (args[1:] == (False,) or kwargs.get("requires_grad") is False):
+        return False
+    return any(isinstance(x, FrozenParameter) for x in tree_leaves(args[0]))
+
+
+def _apart(out: Any, storages: set[int]) -> Any:
+    """A result that is no window on a frozen parameter."""
+    if isinstance(out, np.ndarray):
+        out = out.copy()
+        out.flags.writeable = False
+        return out
+    if type(out) is torch.Tensor and out.layout is torch.strided and _storage(out) in storages:
+        with torch.inference_mode():
+            return out.detach().clone()
+    return out
+
+
+def _storage(x: torch.Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _plain(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter's values as an ordinary tensor on the same memory, for the kernels alone."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return parameter.detach()
+
+
+class Frozen(nn.Module):
+    """What frozen modules share. ``freeze`` makes one of a fused module, ``thaw`` the fused module of it again."""
+
+    fused: ClassVar[type[nn.Module]]
+
+    def check(self, x: torch.Tensor) -> None:
+        """Raises unless ``x`` is what the module was frozen for."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            refuse("a gradient was asked for")
+        if modes.transformed():
+            refuse("a derivative or a batch of torch.func was asked for")
+        if modes.exporting():
+            refuse("an export was asked for")
+        dtype, device = self.__dict__["frozen_as"]
+        if x.dtype != dtype or x.device != device:
+            raise InputError(
+                f"this model was optimized for {str(dtype).removeprefix('torch.')} on {device}, its input is "
+                f"{str(x.dtype).removeprefix('torch.')} on {x.device}"
+            )
+
+    # ---- what would change it, or see what it no longer uses ----
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__["thawed"]["_modules"]:
+            refuse(f'"{name}" was to be reached')
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "training":
+            refuse(f'"{name}" was to be set')
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        refuse(f'"{name}" was to be deleted')
+
+    def get_submodule(self, target: str) -> nn.Module:
+        if target:
+            refuse(f'"{target}" was to be reached')
+        return self
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        refuse(f'"{name}" was to be set')
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        refuse(f'"{name}" was to be set')
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            refuse("training was asked for")
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        if requires_grad:
+            refuse("training was asked for")
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        for parameter in self._parameters.values():
+            plain = _plain(parameter)  # type: ignore[arg-type]
+            if fn(plain) is not plain:
+                refuse("another dtype or device was asked for")
+        return self
+
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("weights were to be loaded")
+
+    # ---- copies ----
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles are of a fused module with the same weights, which is frozen when it is there."""
+        twin = nn.Module.__new__(self.fused)
+        twin.__dict__.update(_copied(self.__dict__["thawed"]))
+        return _frozen, (twin,)
+
+    def extra_repr(self) -> str:
+        return "frozen by focalnet.optimize"
+
+
+class FrozenFocalNetBlock(Frozen, FusedFocalNetBlock):
+    """A block with packed weights."""
+
+    fused = FusedFocalNetBlock
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        self.check(x_BHWC)
+        packed: _PackedBlock = self.__dict__["packed"]
+        if torch.compiler.is_compiling():
+            opaque: torch.Tensor = _opaque_block(x_BHWC, packed.name)
+            return opaque
+        return direct.block(x_BHWC, packed.weights)
+
+
+class FrozenPatchEmbed(Frozen, FusedPatchEmbed):
+    """A patch embedding with a packed weight."""
+
+    fused = FusedPatchEmbed
+
+    @property
+    def on_meta(self) -> bool:
+        return False
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        self.check(x_BCHW)
+        return super().forward(x_BCHW)
+
+    def _project(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        packed: _PackedEmbed = self.__dict__["packed"]
+        if torch.compiler.is_compiling():
+            return F.conv2d(x_BCHW, packed.weight, packed.bias, self.stride, self.padding)
+        return matmul.packed_convolution(x_BCHW, packed.packed, packed.bias, stride=self.stride, padding=self.padding)
+
+    def _normalized(self, y_BHWC: torch.Tensor) -> torch.Tensor:
+        norm: Norm | None = self.__dict__["packed"].norm
+        return y_BHWC if norm is None else layer_norm(y_BHWC, *norm)
+
+
+class _PackedBlock(Named):
+    """What a block computes with; a compiled graph, which cannot hold packed weights, asks for it by name."""
+
+    def __init__(self, block: FusedFocalNetBlock) -> None:
+        super().__init__()
+        weights = block_weights(block)
+        if weights is None:
+            raise Unfit
+        norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm = _detached(weights)
+        modulation = modulation._replace(**{name: _pack(getattr(modulation, name)) for name in ("f", "h", "proj")})
+        mlp = mlp._replace(fc1=_pack(mlp.fc1), fc2=_pack(mlp.fc2))
+        self.like = norm1[0]
+        self.weights = BlockWeights(norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm)
+        if not direct.fit(self.like, weights.tensors()):
+            raise Unfit
+
+
+@functools.partial(registered, "focalnet::frozen_block")
+def _opaque_block(x: torch.Tensor, name: str) -> torch.Tensor:
+    packed: _PackedBlock = _PackedBlock.find(name)
+    return direct.block(x, packed.weights)
+
+
+@_opaque_block.register_fake
+def _(x: torch.Tensor, name: str) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+class _PackedEmbed:
+    """What a patch embedding computes with."""
+
+    def __init__(self, embed: FusedPatchEmbed) -> None:
+        proj, norm = embed._modules.get("proj"), embed._modules.get("norm")
+        geometry = ((embed.kernel,) * 2, (embed.stride,) * 2, (embed.padding,) * 2, (1, 1), 1, "zeros")
+        if not (parts.unmodified(proj, nn.Conv2d) and isinstance(proj, nn.Conv2d)) or geometry != (
+            proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups, proj.padding_mode
+        ):  # fmt: skip
+            raise Unfit
+        weight, bias = parts.parameter(proj, "weight"), parts.parameter(proj, "bias")
+        self.norm = None if norm is None else _detached(parts.norm(norm, proj.out_channels))
+        if weight is None or bias is None or (norm is not None and self.norm is None):
+            raise Unfit
+        self.weight, self.bias = weight.detach(), bias.detach()
+        self.like = self.weight
+        if not direct.fit(self.like, [self.bias, *(self.norm or ())[:2]]):
+            raise Unfit
+        self.packed = PackedWeight(self.weight, stride=embed.stride, padding=embed.padding)
+
+
+class Unfit(Exception):
+    """A module that cannot be frozen: a part of it is not what its class says, or its weights are not for oneDNN."""
+
+
+def freeze(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Freezes those of the modules that are fused blocks or patch embeddings with nothing special about them, in place.
+
+    Returns:
+        What was frozen.
+    """
+    packed: list[tuple[nn.Module, type[Frozen], Any]] = []
+    if not (cpu.built() and matmul.ONEDNN):
+        return []
+    for module in modules:
+        kind = _FROZEN.get(type(module))
+        if kind is not None:
+            with contextlib.suppress(Unfit):
+                packed.append((module, kind, _PACKED[kind](module)))
+    for module, kind, weights in packed:
+        thawed = dict(module.__dict__)
+        parameters = dict(module.named_parameters())
+        module.__dict__["thawed"], module.__dict__["packed"] = thawed, weights
+        module.__dict__["frozen_as"] = (weights.like.dtype, weights.like.device)
+        module.__dict__["requires_grad"] = [parameter.requires_grad for parameter in parameters.values()]
+        module.__dict__["_modules"], module.__dict__["_parameters"] = {}, parameters
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        module.__class__ = kind
+    for module, _, _ in packed:
+        for parameter in module.parameters():
+            parameter.__class__ = FrozenParameter
+    return [module for module, _, _ in packed]
+
+
+def thaw(modules: Iterable[nn.Module]) -> None:
+    """Takes ``freeze`` back: the same parts and parameters, to the object."""
+    for module in modules:
+        if not isinstance(module, Frozen):
+            continue
+        for parameter, requires_grad in zip(module._parameters.values(), module.__dict__["requires_grad"], strict=True):
+            assert parameter is not None
+            parameter.__class__ = nn.Parameter
+            parameter.requires_grad_(requires_grad)
+        members, fused = module.__dict__, module.fused
+        thawed = members["thawed"]
+        for name in ("thawed", "packed", "frozen_as", "requires_grad"):
+            del members[name]
+        members |= {"_modules": thawed["_modules"], "_parameters": thawed["_parameters"]}
+        object.__setattr__(module, "__class__", fused)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    freeze([module])
+    return module
+
+
+def _pack(layer: Linear) -> Linear:
+    weight, bias = layer
+    assert isinstance(weight, torch.Tensor)
+    return PackedWeight(weight), bias
+
+
+def _detached(weights: Any) -> Any:
+    return tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, weights)
+
+
+def _copied(members: dict[str, Any]) -> dict[str, Any]:
+    """The ``__dict__`` of a module with its own containers, parts and parameters."""
+    new = {name: value.copy() if isinstance(value, dict) else value for name, value in members.items()}
+    for name, parameter in members["_parameters"].items():
+        new["_parameters"][name] = None if parameter is None else nn.Parameter(_plain(parameter).clone(), False)
+    for name, module in members["_modules"].items():
+        if module is not None:
+            new["_modules"][name] = child = nn.Module.__new__(type(module))
+            child.__dict__.update(_copied(module.__dict__))
+    return new
+
+
+_FROZEN: dict[type[nn.Module], type[Frozen]] = {kind.fused: kind for kind in (FrozenFocalNetBlock, FrozenPatchEmbed)}
+_PACKED: dict[type[Frozen], Callable[[Any], Any]] = {FrozenFocalNetBlock: _PackedBlock, FrozenPatchEmbed: _PackedEmbed}

@@ -1,0 +1,236 @@
+"""``focalnet::focal_context_triton``: launches the kernels, forward and backward.
+
+Imported on use, for it needs Triton. ``triton_op`` lets ``torch.compile`` see the kernels and the plain operations
+between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import register_flop_formula
+
+from focalnet.kernels import reference
+from focalnet.kernels.triton import gradients, kernels, tiling
+from focalnet.kernels.triton.tiling import Tile
+from focalnet.ops import derivatives
+
+INTERPRETED = not isinstance(kernels.gelu, triton.JITFunction)  # TRITON_INTERPRET=1: on the CPU, to test
+
+
+@triton_op("focalnet::focal_context_triton", mutates_args=())
+def focal_context(
+    context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor, sizes: list[int], keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The operation, and what its backward pass wants to keep (empty if it computes that again).
+
+    Args:
+        context: ``(B, H, W, C)``.
+        gates: ``(B, H, W, L + 1)``.
+        taps: every level's kernel below each other, ``(sum of k * k, C)``, float32, contiguous; see ``pack``.
+        sizes: the L kernel sizes.
+        keep: a backward pass will follow.
+
+    Returns:
+        The aggregated context (B, H, W, C); every level's convolution (L, B, H, W, C); the last level's sum over the
+        plane (B, C), float32.
+    """
+    B, H, W, C = context.shape
+    x, g, taps = _by_pixel(context), _by_pixel(gates), taps.contiguous()
+    out = torch.empty(context.shape, dtype=context.dtype, device=context.device)
+    tile = tiling.convolution_tile(H, W, C)
+    common = (*_strides(x), *_strides(g), B, H, W, C, tile.per_row(W), tile.blocks(H, W), tile.columns(C))
+    with _on(context.device):
+        if tiling.whole_plane(H, W):
+            contexts = out.new_empty((len(sizes), *out.shape))
+            _launch(
+                kernels.plane_kernel, B * tile.columns(C), tile, x, taps, g, contexts, out, *common,
+                KERNELS=_four_bits(sizes), L=len(sizes),
+            )  # fmt: skip
+            return out, out.new_empty(0), taps.new_empty(0)
+        return _levels(x, g, taps, sizes, out, tile, common, keep)
+
+
+def _levels(
+    x: torch.Tensor,
+    g: torch.Tensor,
+    taps: torch.Tensor,
+    sizes: list[int],
+    out: torch.Tensor,
+    tile: Tile,
+    common: tuple[int, ...],
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One kernel a level, then one that adds the global level."""
+    B, H, W, C = out.shape
+    L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
+    contexts = out.new_empty((L - 1, *out.shape))
+    z = out.new_empty((L, *out.shape) if keep else 0)
+    parts = taps.new_empty((B, tile.blocks(H, W), C))
+    first = 0
+    for level, k in enumerate(sizes):
+        _launch(
+            kernels.level_kernel, programs, tile, x, taps[first:], g, contexts, z, out, parts, *common,
+            K=k, LEVEL=level, LAST=level == L - 1, KEEP=keep,
+        )  # fmt: skip
+        first += k * k
+    totals = parts.sum(1)
+    _launch(kernels.finish_kernel, programs, tile, out, g, totals, *common[2:4], *common[5:], L=L)
+    return out, z, totals
+
+
+@triton_op("focalnet::focal_context_triton_backward", mutates_args=())
+def focal_context_backward(
+    grad: torch.Tensor,
+    context: torch.Tensor,
+    gates: torch.Tensor,
+    taps: torch.Tensor,
+    sizes: list[int],
+    z: torch.Tensor,
+    totals: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of context, gates and taps, in their dtypes."""
+    B, H, W, C = context.shape
+    x, g, taps, grad = _by_pixel(context), _by_pixel(gates), taps.contiguous(), grad.contiguous()
+    tile = tiling.convolution_tile(H, W, C)
+    common = (*_strides(g), B, H, W, C, tile.per_row(W), tile.blocks(H, W), tile.columns(C))
+    grad_x = torch.empty(context.shape, dtype=context.dtype, device=context.device)
+    gate_parts = taps.new_empty((tile.columns(C), *gates.shape))
+    contexts = grad_x.new_empty((len(sizes), *grad_x.shape))
+    grad_z = torch.empty_like(contexts)
+    with _on(context.device):
+        if tiling.whole_plane(H, W):
+            _launch(
+                gradients.plane_gradient_kernel, B * tile.columns(C), tile,
+                grad, x, g, taps, grad_z, contexts, grad_x, gate_parts, *_strides(x), *common,
+                KERNELS=_four_bits(sizes), L=len(sizes), TAPS=taps.shape[0],
+            )  # fmt: skip
+        else:
+            _level_gradients(grad, g, taps, sizes, z, totals, grad_z, contexts, grad_x, gate_parts, tile, common)
+        grad_taps = _weight_gradients(x, contexts, grad_z, sizes)
+    return grad_x, gate_parts.sum(0).to(gates.dtype), grad_taps
+
+
+def _level_gradients(
+    grad: torch.Tensor,
+    g: torch.Tensor,
+    taps: torch.Tensor,
+    sizes: list[int],
+    z: torch.Tensor,
+    totals: torch.Tensor,
+    grad_z: torch.Tensor,
+    contexts: torch.Tensor,
+    grad_x: torch.Tensor,
+    gate_parts: torch.Tensor,
+    tile: Tile,
+    common: tuple[int, ...],
+) -> None:
+    """From the last level down, one kernel each; writes ``grad_z``, ``contexts``, ``grad_x``, ``gate_parts``."""
+    B, H, W, C = grad.shape
+    L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
+    parts = taps.new_empty((B, tile.blocks(H, W), C))
+    _launch(gradients.global_gradient_kernel, programs, tile, grad, g, totals, gate_parts, parts, *common, L=L)
+    _launch(
+        gradients.last_gradient_kernel, programs, tile,
+        grad, z, g, totals, parts.sum(1), grad_z, contexts, gate_parts, *common, L=L,
+    )  # fmt: skip
+    first = taps.shape[0]
+    for level in reversed(range(L)):
+        first -= sizes[level] ** 2
+        if level > 0:
+            _launch(
+                gradients.level_gradient_kernel, programs, tile,
+                grad, z, g, taps[first:], grad_z, contexts, gate_parts, *common, K=sizes[level], LEVEL=level - 1, L=L,
+            )  # fmt: skip
+    _launch(gradients.input_gradient_kernel, programs, tile, grad_z, taps, grad_x, *common[3:], K=sizes[0])
+
+
+def _weight_gradients(x: torch.Tensor, contexts: torch.Tensor, grad_z: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Gradient of the packed kernels, (taps, C): parts of bounded number, then their sum."""
+    B, H, W, C = x.shape
+    tile, taps = tiling.weight_tile(W, C), sum(k * k for k in sizes)
+    blocks = -(-B * H * tile.per_row(W) // tile.R)
+    chunks = min(blocks, max(1, tiling.PROGRAMS // tile.columns(C)))
+    steps = -(-blocks // chunks)
+    parts = torch.empty((chunks, taps, C), dtype=torch.float32, device=x.device)
+    first = 0
+    for level, k in enumerate(sizes):
+        below = x if level == 0 else contexts[level - 1]
+        groups = -(-k // tiling.weight_rows(k))
+        _launch(
+            gradients.weight_gradient_kernel, chunks * groups * tile.columns(C), tile,
+            below, grad_z[level], parts, *_strides(below), B, H, W, C, tile.per_row(W), steps,
+            tile.columns(C), groups, first, taps, K=k, ROWS=tiling.weight_rows(k),
+        )  # fmt: skip
+        first += k * k
+    return parts.sum(0)
+
+
+def _launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
+    run = kernel if INTERPRETED else wrap_triton(kernel)
+    run[(programs,)](*arguments, **constants, TW=tile.TW, R=tile.R, BC=tile.BC, num_warps=tile.warps)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current GPU, whichever holds the tensors."""
+    current = device.type != "cuda" or torch.compiler.is_compiling() or device.index == torch.cuda.current_device()
+    return contextlib.nullcontext() if current else torch.cuda.device(device)
+
+
+def _by_pixel(x: torch.Tensor) -> torch.Tensor:
+    """As it is if channels lie side by side and rows follow each other, as in slices of one projection; else a copy."""
+    _, _, W, C = x.shape
+    dense = (C == 1 or x.stride(3) == 1) and (x.shape[1] == 1 or x.stride(1) == W * x.stride(2))
+    return x if dense else x.contiguous()
+
+
+def _strides(x: torch.Tensor) -> tuple[int, int]:
+    """From image to image and from pixel to pixel."""
+    return x.stride(0), x.stride(2) if x.shape[2] > 1 else x.stride(1)
+
+
+def _four_bits(sizes: list[int]) -> int:
+    return sum(k << (4 * level) for level, k in enumerate(sizes))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    context, gates, taps, ctx.sizes, _ = inputs
+    _, z, totals = output
+    ctx.mark_non_differentiable(z, totals)
+    ctx.save_for_backward(context, gates, taps, z, totals)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    context, gates, taps, z, totals = ctx.saved_tensors
+    if derivatives.wanted(grad):
+        by_reference = functools.partial(_by_reference, ctx.sizes)
+        return *derivatives.gradients(by_reference, (context, gates, taps), [grad]), None, None
+    return *focal_context_backward(grad, context, gates, taps, ctx.sizes, z, totals), None, None
+
+
+def _by_reference(sizes: list[int], context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    parts = torch.split(taps.to(context.dtype), [k * k for k in sizes])
+    weights = [part.t().reshape(-1, 1, k, k) for part, k in zip(parts, sizes, strict=True)]
+    return reference.focal_context(context, gates, weights)
+
+
+focal_context.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context_triton)
+def _flops(context_shape: torch.Size, gates_shape: torch.Size, taps_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """What the convolutions cost, two for each multiply-accumulate, as PyTorch counts its own."""
+    return 2 * math.prod(context_shape[:3]) * math.prod(taps_shape)
+
+
+@register_flop_formula(torch.ops.focalnet.focal_context_triton_backward)
+def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Two gradients, each as much as the forward pass; a plane's convolutions once more."""
+    recomputed = tiling.whole_plane(*grad_shape[1:3])
+    return (3 if recomputed else 2) * _flops(*shapes)

@@ -1,0 +1,69 @@
+"""Patch embedding: the stem, and the down-sampling between stages."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution and a layer norm, from ``(B, C, H, W)`` to ``(B, H / s, W / s, dim)``.
+
+    Args:
+        in_chans: input channels.
+        dim: output channels.
+        stride: patch size s.
+        kernel: kernel size; the stride itself for non-overlapping patches.
+        padding: symmetric zero padding of the convolution.
+        norm: whether a layer norm follows.
+        pad_to_stride: zero-pad right and bottom to a multiple of the stride first (the detection
+            backbones of the official release); otherwise odd rows and columns are dropped.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        stride: int,
+        kernel: int,
+        padding: int,
+        norm: bool = True,
+        pad_to_stride: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride, self.kernel, self.padding, self.pad_to_stride = stride, kernel, padding, pad_to_stride
+        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding)
+        self.norm = nn.LayerNorm(dim) if norm else None
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x = x_BCHW
+        if self.pad_to_stride:
+            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        # Channels-last in, channels-last out: the permutation below is then a view, not a copy. (vmap does not know
+        # the memory format of that name.)
+        channels_last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return self._normalized(self._project(channels_last).permute(0, 2, 3, 1))
+
+    def _project(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.proj(x_BCHW)
+        return out
+
+    def _normalized(self, y_BHWC: torch.Tensor) -> torch.Tensor:
+        return y_BHWC if self.norm is None else self.norm(y_BHWC)
+
+    @property
+    def on_meta(self) -> bool:
+        """Whether the weights have no values."""
+        return self.proj.weight.is_meta
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the map that an input of ``height`` x ``width`` becomes."""
+        stride, kernel, padding = self.stride, self.kernel, self.padding
+
+        def steps(n: int) -> int:
+            n += -n % stride if self.pad_to_stride else 0
+            return (n + 2 * padding - kernel) // stride + 1
+
+        return steps(height), steps(width)
