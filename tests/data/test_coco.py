@@ -50,8 +50,6 @@ def test_labels_count_from_0_in_the_order_of_the_ids(tmp_path):
         ({"category_id": 99}, "its category_id 99 is not among"),
         ({"category_id": None}, "its category_id None is not among"),
         ({"image_id": 99}, "its image_id 99 is not among"),
-        ({"id": 2}, "its id 2 is given twice"),
-        ({"id": "one"}, 'has no "id"'),
         ({"iscrowd": 2}, "iscrowd"),
         ({"area": -1}, "area"),
         ({"segmentation": []}, "has no segmentation"),
@@ -83,6 +81,47 @@ def test_what_reaches_over_the_edge_is_kept_and_the_rest_left_out(tmp_path):
     assert [one["id"] for one in kept] == [1]
     first["bbox"] = [70, 10, 10.9, 5]  # rounding
     assert len(read_coco(write_json(tmp_path / "a.json", dataset)).problems) == 1
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        range(10),
+        [None] * 10,
+        [3] * 10,
+        range(-5, 5),
+        [f"{i}-a\n" for i in range(10)],
+        [[1]] * 10,
+        [2.5] * 10,
+        [True] * 10,
+    ],
+)
+def test_ids_of_annotations_say_nothing_about_their_objects(ids, tmp_path):
+    dataset = content()
+    expected = read_coco(write_json(tmp_path / "a.json", dataset), masks=True)
+    for number, one in zip(ids, dataset["annotations"], strict=True):
+        one["id"] = number
+        if number is None:
+            del one["id"]
+    coco = read_coco(write_json(tmp_path / "a.json", dataset), masks=True)
+    assert coco.problems == []
+
+    def objects(file):
+        return [[{**one, "id": 0} for one in image.annotations] for image in file.images]
+
+    assert objects(coco) == objects(expected)
+    dataset["annotations"][0]["bbox"] = [1, 2, 3]
+    (found,) = read_coco(write_json(tmp_path / "a.json", dataset), masks=True).problems
+    assert "annotation" in found.entry
+    assert "\n" not in str(found)
+
+
+def test_an_object_that_is_listed_twice_is_named(tmp_path):
+    dataset = content()
+    dataset["annotations"].append(dict(dataset["annotations"][0]))
+    coco = read_coco(write_json(tmp_path / "a.json", dataset))
+    assert [p.what for p in coco.problems] == ["its id 1 is given twice, for the same object"]
+    assert [len(image.annotations) for image in coco.images] == [2, 2, 2, 2, 2, 0]
 
 
 def test_boxes_alone_need_no_segmentation(tmp_path):

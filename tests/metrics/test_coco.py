@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from focalnet.errors import DataError, InputError
 from focalnet.metrics.coco import CocoMetric, coco_results, summary
 from focalnet.structures import Detections
 
@@ -150,3 +154,111 @@ def test_results_are_in_cocos_form():
     assert (one["image_id"], one["category_id"], one["bbox"], one["score"]) == (12, 90, [10, 20, 30, 40], 0.5)
     assert mask.area(one["segmentation"]) == 1200
     assert "segmentation" not in coco_results(Detections(found.boxes, found.scores, found.labels), 1, [1, 2, 3])[0]
+
+
+# --- ids
+
+
+def relabeled(truth: dict[str, Any], **ids: dict[int, Any]) -> dict[str, Any]:
+    """The annotations with other ids: ``images`` and ``categories`` by their ids, ``annotations`` by their places."""
+    other = copy.deepcopy(truth)
+    for kind, key in (("images", "image_id"), ("categories", "category_id")):
+        for entry in other[kind]:
+            entry["id"] = ids.get(kind, {}).get(entry["id"], entry["id"])
+        for entry in other["annotations"]:
+            entry[key] = ids.get(kind, {}).get(entry[key], entry[key])
+    for place, entry in enumerate(other["annotations"]):
+        entry["id"] = ids.get("annotations", {}).get(place, entry["id"])
+    return other
+
+
+def figures(truth: dict[str, Any], found: list[Detections], image_ids: list[Any]) -> dict[str, Any]:
+    metric = CocoMetric(truth, masks=True)
+    metric.update(found, image_ids)
+    return {k: (v.stats, v.by_class, v.precision) for k, v in metric.compute().items()}
+
+
+@st.composite
+def small_scenes(draw):
+    """Up to three images of up to three objects on a coarse grid with few scores, so that ties are many."""
+    places = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2))
+    images = draw(st.integers(1, 3))
+    truth, found = [], []
+    for image in range(1, images + 1):
+        for column, row, label in draw(st.lists(places, max_size=3)):
+            box = [40.0 * column, 40.0 * row, 40.0, 30.0]
+            truth.append(annotation(len(truth) + 1, image, CATEGORIES[label]["id"], box, crowd=draw(st.booleans())))
+        seen = draw(st.lists(st.tuples(places, st.sampled_from([0.5, 0.9])), max_size=4))
+        boxes = [[40.0 * column, 40.0 * row, 40.0, 30.0] for (column, row, _), _ in seen]
+        found.append(detections(boxes, [label for (*_, label), _ in seen], [score for _, score in seen]))
+    return content(truth, images), found
+
+
+IDS = st.one_of(st.integers(-5, 2**60), st.text(max_size=3))
+ANY_IDS = st.one_of(IDS, st.none(), st.floats(), st.booleans())
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_figures_do_not_depend_on_any_id(data):
+    truth, found = data.draw(small_scenes())
+    numbers = list(range(1, len(found) + 1))
+    expected = figures(truth, found, numbers)
+    images = data.draw(st.lists(IDS, min_size=len(found), max_size=len(found), unique=True))
+    categories = data.draw(st.lists(IDS, min_size=3, max_size=3, unique=True))
+    given_ids = data.draw(st.lists(ANY_IDS, min_size=len(truth["annotations"]), max_size=len(truth["annotations"])))
+    other = relabeled(
+        truth,
+        images=dict(zip(numbers, images, strict=True)),
+        categories={one["id"]: new for one, new in zip(CATEGORIES, categories, strict=True)},
+        annotations=dict(enumerate(given_ids)),
+    )
+    order = data.draw(st.permutations(range(len(found))))  # nor on that in which the images are evaluated
+    np.testing.assert_equal(figures(other, [found[i] for i in order], [images[i] for i in order]), expected)
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 2), (0, 0), (None, None), (-1, -2), ("a", "b"), ("0", 0)])
+@pytest.mark.parametrize("image_ids", [(0, 1), (1, 2), ("one", "two"), (-7, 12)])
+def test_what_is_found_as_it_is_measures_100_whatever_the_ids(ids, image_ids):
+    boxes = [[10.0, 10.0, 40.0, 40.0], [60.0, 20.0, 30.0, 30.0]]
+    listed = [
+        {**annotation(1, image, 0, box), "id": number} for image, number, box in zip(image_ids, ids, boxes, strict=True)
+    ]
+    for one in listed:
+        if one["id"] is None:
+            del one["id"]
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": SIDE, "width": SIDE} for i in image_ids],
+        "categories": [{"id": 0, "name": "ant"}],
+        "annotations": listed,
+    }
+    metric = CocoMetric(truth, masks=True)
+    metric.update([detections([box], [0], [0.9]) for box in boxes], image_ids)
+    found = summary(metric.compute())
+    assert (found["box_ap"], found["mask_ap"], found["box_ar_100"]) == pytest.approx((100, 100, 100))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("images", {"id": 2}, "image number 2 of the annotations has the id 2 of image number 1"),
+        ("images", {"id": None}, "image number 1 of the annotations has no id"),
+        ("categories", {"id": 7}, "category number 2 of the annotations has the id 7 of category number 1"),
+        ("annotations", {"image_id": "1"}, "annotation number 1: its image_id '1' is not among the ids of the images"),
+        ("annotations", {"category_id": 4}, "annotation number 1: its category_id 4 is not among.*e.g. 3"),
+    ],
+)
+def test_ids_that_leave_open_what_is_meant_are_refused(kind, changes, expected):
+    truth = content([annotation(1, 1, 7, [10, 10, 40, 40])], 2)
+    truth[kind] = copy.deepcopy(truth[kind])
+    truth[kind][0] |= changes
+    with pytest.raises(DataError, match=expected):
+        CocoMetric(truth)
+
+
+def test_an_image_that_the_annotations_lack_is_refused():
+    metric = CocoMetric(content([annotation(1, 1, 7, [10, 10, 40, 40])], 1))
+    with pytest.raises(InputError, match=r"the image id '1' is not among those of the annotations, e\.g\. 1;"):
+        metric.update([detections([], [], [])], ["1"])
+    metric.update([detections([[10, 10, 40, 40]], [1], [0.9])], torch.tensor([1]))
+    assert summary(metric.compute())["box_ap"] == pytest.approx(100)

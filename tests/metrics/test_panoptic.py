@@ -108,6 +108,16 @@ def test_a_map_that_does_not_fit_is_refused():
         quality([found([[1, 1]], {})], [truth([[1, 1]], [0])])
 
 
+def test_segments_whose_ids_cannot_be_counted_are_refused():
+    with pytest.raises(InputError, match=r"a segment with the id 0, but 0 is void.*from 1"):
+        quality([found([[0, 1]], {0: 0, 1: 1})], [truth([[1, 2]], [0, 1])])
+    twice = found([[4, 4]], {4: 0})
+    with pytest.raises(InputError, match="two segments with the id 4"):
+        quality([replace(twice, segments=twice.segments * 2)], [truth([[1, 1]], [0])])
+    with pytest.raises(InputError, match="ids from 1 to 2, but 1 segments"):
+        quality([found([[1, 1]], {1: 0})], [truth([[1, 2]], [0])])
+
+
 # --- against a slow one
 
 

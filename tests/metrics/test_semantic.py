@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.semantic import SemanticMetric, evaluate
 from focalnet.structures import IGNORED, SemanticMap
 
@@ -91,3 +92,20 @@ def test_order_and_processes_do_not_matter(order, cut):
         metric.update([found[i] for i in part], [true[i] for i in part])
     both = evaluate((first.matrix + second.matrix).numpy())
     assert both.summary() == whole.compute().summary()
+
+
+@pytest.mark.parametrize("label", [-1, 3, 254])
+def test_targets_of_no_class_are_refused(label):
+    with pytest.raises(InputError, match=f"a target has the label {label}"):
+        SemanticMetric(3).count(torch.tensor([[0, 1]]), torch.tensor([[0, label]]))
+
+
+def test_predictions_below_0_are_refused_and_not_another_class():
+    with pytest.raises(InputError, match="a prediction has the label -1"):
+        SemanticMetric(3).count(torch.tensor([[0, -1]]), torch.tensor([[0, 1]]))
+
+
+def test_255_can_only_be_one_thing():
+    SemanticMetric(255)
+    with pytest.raises(ConfigError, match="num_classes=256"):
+        SemanticMetric(256)

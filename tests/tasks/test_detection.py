@@ -15,14 +15,15 @@ import focalnet
 from focalnet import weights, zoo
 from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
+from focalnet.data.masks import to_bitmaps
 from focalnet.errors import ConfigError, DataError, UnknownName
-from focalnet.models import MaskRCNNConfig
+from focalnet.models import RCNN, MaskRCNNConfig
 from focalnet.structures import Detections, ModelCard, Preprocessing
 from focalnet.tasks import DetectionTask, engine, report
 from focalnet.tasks.detection_found import DetectionPredictions
 from focalnet.tasks.folder import RunFolder
 from focalnet.tasks.optim import ScheduleConfig
-from tests.data.coco import annotation, content, write_coco, write_json
+from tests.data.coco import HEIGHT, WIDTH, annotation, content, write_coco, write_json
 from tests.tasks.toy import assert_same_weights
 
 pytest.importorskip("pycocotools", reason="detection needs the extra dense")
@@ -79,6 +80,31 @@ def test_the_weights_load_with_their_card_and_measure_the_same_again(finished, c
     assert {k: v for k, v in again.items() if "_a" in k} == pytest.approx(
         {k: results[k] for k in again if "_a" in k}, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("ids", [range(1, 7), range(6), [None] * 6, [5] * 6, range(-3, 3), "abcdef"])
+def test_what_is_found_as_it_is_measures_100_whatever_the_ids(finished, coco, tmp_path, monkeypatch, ids):
+    dataset = content(4)
+    for number, one in zip(ids, dataset["annotations"], strict=True):
+        one["id"] = number
+        if number is None:
+            del one["id"]
+    write_json(tmp_path / "annotations/instances_val.json", dataset)
+    (tmp_path / "val").symlink_to(coco / "val")
+
+    def perfect(image: dict[str, Any]) -> Detections:
+        objects = [one for one in dataset["annotations"] if one["image_id"] == image["id"]]
+        boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = to_bitmaps([one["segmentation"] for one in objects], HEIGHT, WIDTH)
+        labels = torch.tensor([{3: 0, 7: 1}[one["category_id"]] for one in objects], dtype=torch.int64)
+        return Detections(boxes, torch.ones(len(objects)), labels, masks=masks, size=(HEIGHT, WIDTH))
+
+    found = iter(map(perfect, dataset["images"]))
+    monkeypatch.setattr(RCNN, "detect", lambda self, images, sizes, originals: [next(found) for _ in sizes])
+    options = {name: TOY[name] for name in ("data.num_workers", "trainer.accelerator", "trainer.precision")}
+    measured = validate(RECIPE, finished / "model.safetensors", **options, **{"data.root": str(tmp_path)})
+    assert [measured[name] for name in ("box_ap", "mask_ap", "box_ar_100", "pq_things")] == pytest.approx([100] * 4)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(finished, coco, tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ class PanopticQuality:
         """Adds some images; maps and truths of the same size.
 
         Raises:
-            InputError: sizes differ, or a map has pixels of segments that it does not list.
+            InputError: sizes differ, a map has pixels of segments that it does not list, or segments do not count as
+                they should: ids of predictions are above 0 and each given once, those of targets from 1.
         """
         for one, truth in zip(found, truths, strict=True):
             self.counts += self.count(one, truth)
@@ -63,7 +64,13 @@ class PanopticQuality:
         """What one image adds to ``counts``, ``(classes, 4)``."""
         labels, crowds = truth["labels"].cpu(), truth["crowds"].cpu()
         seen = torch.tensor([segment.label for segment in found.segments], dtype=torch.int64)
-        shared = _shared_pixels(truth["ids"].cpu(), _places(found), 1 + len(labels), 1 + len(seen))
+        true_ids = truth["ids"].cpu()
+        if true_ids.numel() and not 0 <= int(true_ids.min()) <= int(true_ids.max()) <= len(labels):
+            raise InputError(
+                f"the targets of {found.path or 'an image'} have ids from {true_ids.min()} to {true_ids.max()}, but "
+                f"{len(labels)} segments: ids count from 1, and 0 is void"
+            )
+        shared = _shared_pixels(true_ids, _places(found), 1 + len(labels), 1 + len(seen))
         areas, true_areas = shared.sum(0)[1:], shared.sum(1)[1:]
         void, shared = shared[0, 1:], shared[1:, 1:]
 
@@ -109,7 +116,15 @@ class PanopticQuality:
 def _places(found: PanopticMap) -> Tensor:
     """``found.ids`` with the segments numbered from 1 in their order, ``(H, W)``, int64."""
     ids = found.ids.cpu().long()
-    known, order = torch.tensor([0, *(segment.id for segment in found.segments)]).sort()
+    numbers = [segment.id for segment in found.segments]
+    if min(numbers, default=1) < 1 or len(set(numbers)) < len(numbers):
+        wrong = min(numbers) if min(numbers) < 1 else max(numbers, key=numbers.count)
+        raise InputError(
+            f"the panoptic map of {found.path or 'an image'} has "
+            + (f"two segments with the id {wrong}" if wrong > 0 else f"a segment with the id {wrong}, but 0 is void")
+            + "; number its segments from 1"
+        )
+    known, order = torch.tensor([0, *numbers]).sort()
     place = torch.bucketize(ids, known).clamp(max=len(known) - 1)
     if not torch.equal(known[place], ids):
         raise InputError(f"the panoptic map of {found.path or 'an image'} has pixels of segments that it does not list")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.confusion import count_pairs
 from focalnet.structures import IGNORED, SemanticMap
 
@@ -47,10 +48,15 @@ class SemanticMetric:
     """Counts pixels by true and found class.
 
     Args:
-        num_classes: of the data.
+        num_classes: of the data, at most 255: in the targets, 255 is no class.
+
+    Raises:
+        ConfigError: there are more classes.
     """
 
     def __init__(self, num_classes: int) -> None:
+        if num_classes > IGNORED:
+            raise ConfigError(f"num_classes={num_classes} must be at most {IGNORED}: label {IGNORED} is no class")
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
 
@@ -60,10 +66,23 @@ class SemanticMetric:
             self.matrix += self.count(result.labels, labels)
 
     def count(self, found: Tensor, true: Tensor) -> Tensor:
-        """The pixels of one image, ``(N, N + 1)``."""
+        """The pixels of one image, ``(N, N + 1)``.
+
+        Raises:
+            InputError: a target is of no class and not ``IGNORED``, or a prediction is negative.
+        """
         known = true != IGNORED
-        seen = found[known].clamp(max=self.num_classes)
-        return count_pairs(true[known], seen, (self.num_classes, self.num_classes + 1)).cpu()
+        targets, seen = true[known], found[known].clamp(max=self.num_classes)
+        if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < self.num_classes):
+            wrong = targets.min() if targets.min() < 0 else targets.max()
+            raise InputError(
+                f"a target has the label {int(wrong)}: classes are 0 to {self.num_classes - 1}, ignored is {IGNORED}"
+            )
+        if len(seen) and int(seen.min()) < 0:
+            raise InputError(
+                f"a prediction has the label {int(seen.min())}: classes count from 0, no class is {IGNORED}"
+            )
+        return count_pairs(targets, seen, (self.num_classes, self.num_classes + 1)).cpu()
 
     def gather(self) -> None:
         """Adds what all processes have counted; each then computes the same."""

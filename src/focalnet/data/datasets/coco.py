@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from focalnet.errors import DataError
 
-#: One entry of ``annotations``, as it is in the file: ``id``, ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
+#: One entry of ``annotations``, as it is in the file: ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
 Annotation: TypeAlias = dict[str, Any]
 
 LARGEST_IMAGE = 2**28  # pixels; beyond what Pillow opens
@@ -83,6 +83,8 @@ class CocoFile:
 def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
     """Reads an annotation file; entries that cannot be used are left out and listed in ``problems``.
 
+    The ids of annotations say nothing about their objects: they may be missing, given twice, or of any type.
+
     Args:
         path: a JSON file with ``images``, ``annotations`` and ``categories``.
         masks: whether each object must have a segmentation.
@@ -109,11 +111,24 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
     def annotation_problem(entry: Mapping[str, Any]) -> str | None:
         return _reference_problem(entry, by_image, categories) or _shape_problem(entry, by_image, masks)
 
-    for number, entry in unique(content["annotations"], "annotation", annotation_problem, report).items():
+    first_with: dict[Any, Mapping[str, Any]] = {}  # by id
+    for place, entry in enumerate(content["annotations"], start=1):
+        if not isinstance(entry, dict):
+            report(f"annotation number {place}", "is not an object with image_id, category_id and bbox")
+            continue
+        number = entry.get("id")  # for messages: two objects may share one, or have none
+        name = f"annotation {number}" if is_whole(number) else f"annotation number {place}"
+        image_name = f"image {entry['image_id']}, " if is_whole(entry.get("image_id")) else ""
+        if is_whole(number) and first_with.setdefault(number, entry) is not entry and first_with[number] == entry:
+            report(image_name + name, f"its id {number} is given twice, for the same object")
+            continue
+        if what := annotation_problem(entry):
+            report(image_name + name, what)
+            continue
         image = by_image[entry["image_id"]]
         clipped, what = _clip(entry["bbox"], image)
         if what:
-            report(f"image {image.image_id} ({image.file_name}), annotation {number}", what, clipped is None)
+            report(f"image {image.image_id} ({image.file_name}), {name}", what, clipped is None)
         if clipped is not None:
             image.annotations.append(_complete(entry))
     ids = sorted(categories)
@@ -165,9 +180,8 @@ def unique(
 
 
 def _name(kind: str, entry: Mapping[str, Any]) -> str:
-    image = f"image {entry['image_id']}, " if kind == "annotation" and is_whole(entry.get("image_id")) else ""
     file = f" ({entry['file_name']})" if isinstance(entry.get("file_name"), str) else ""
-    return f"{image}{kind} {entry['id']}{file}"
+    return f"{kind} {entry['id']}{file}"
 
 
 def category_problem(entry: Mapping[str, Any]) -> str | None:

@@ -155,7 +155,7 @@ def _category_problem(entry: Mapping[str, Any]) -> str | None:
 
 def _segment_problem(entry: Mapping[str, Any], categories: Mapping[int, Any]) -> str | None:
     if not 0 < entry["id"] <= LARGEST_ID:
-        return f"its id is not between 1 and {LARGEST_ID}"
+        return f"its id is not between 1 and {LARGEST_ID}, and 0 is void: give it, in the JSON and in the PNG, another"
     category = entry.get("category_id")
     if not is_whole(category) or category not in categories:
         return f"its category_id {category!r} is not among the file's categories"
