@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_stray_pictures_are_left_out_with_a_warning(folder: Path, caplog: pytest
     (folder / "train/preview.jpg").write_bytes(jpeg(0))
     assert open_part(folder).class_names == CLASSES
     assert "left out 1 images outside any class folder" in caplog.text
+
+
+def test_images_of_one_class_are_not_trained_on_whatever_the_class_map(folder: Path, tmp_path: Path):
+    class_map = tmp_path / "classes.txt"
+    class_map.write_text("ant\nbee\ncat\ndog\n")
+    names = {path.name for path in (folder / "train").iterdir() if path.is_dir()}
+    for name in sorted(names)[1:]:
+        shutil.rmtree(folder / "train" / name)
+    with pytest.raises(DataError, match=r'train: all images are of one class \("'):
+        fit(folder, class_map=class_map, batch_size=1)
 
 
 def test_class_map_sets_labels_and_titles(folder: Path, tmp_path: Path):

@@ -199,6 +199,12 @@ def stream(root: Path, **options) -> ClassificationData:
     return data(root, class_map=root / "classes.txt", **options)
 
 
+def test_a_class_map_of_one_class_is_refused(streamed: Path):
+    (streamed / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError, match=r'classes\.txt: only one class \("cat"\)'):
+        stream(streamed)
+
+
 def test_shards_are_found_and_read(streamed: Path):
     assert detect(streamed) == "wds"
     module = stream(streamed)

@@ -246,6 +246,25 @@ def test_parts_must_have_the_same_categories(tmp_path):
 # --- batches
 
 
+def test_stuff_of_one_kind_is_not_trained_on_but_things_of_one_are(tmp_path, capsys):
+    root = write_panoptic(tmp_path)
+    for part in ("train", "val"):
+        file = root / f"annotations/panoptic_{part}.json"
+        dataset = json.loads(file.read_text())
+        for entry in dataset["annotations"]:
+            for segment in entry["segments_info"]:
+                segment["category_id"] = 2
+        write_json(file, dataset)
+    with pytest.raises(DataError, match=r'panoptic_train\.json: every segment is of one category, "grass"'):
+        data(root)
+    assert main(["check-data", str(root)]) == 2
+    assert sum('one category, "grass"' in line for line in capsys.readouterr().out.splitlines()) == 1
+    for part in ("train", "val"):
+        file = root / f"annotations/panoptic_{part}.json"
+        write_json(file, json.loads(file.read_text().replace('"category_id": 2', '"category_id": 3')))
+    assert data(root).num_things == 2
+
+
 def test_a_batch(tmp_path):
     module = data(write_panoptic(tmp_path))
     assert (module.class_names, module.num_classes, module.num_things) == (("ant", "bee", "grass", "sky"), 4, 2)

@@ -248,6 +248,144 @@ def test_label_maps_of_every_kind(tmp_path, mode):
     assert np.array_equal(truth(data(root)), expected)
 
 
+# --- 255 as an object, and a single class
+
+
+def write_masks(root: Path, mode: str = "L", **parts: list[list[int]]) -> Path:
+    """Pictures with masks of vertical stripes, by part: the numbers of each mask's stripes from left to right."""
+    for part, masks in parts.items():
+        for i, numbers in enumerate(masks):
+            labels = np.repeat(np.array(numbers, np.uint8), WIDTH // len(numbers))[None].repeat(HEIGHT, 0)
+            image = palette(labels) if mode == "P" else Image.fromarray(labels)
+            for path, one in (("images", Image.new("RGB", labels.shape[::-1])), ("masks", image)):
+                (root / path / part).mkdir(parents=True, exist_ok=True)
+                one.save(root / f"{path}/{part}/{i:02}.png")
+    return root
+
+
+def pixels(module: SemanticData, part: str = "train") -> dict[int, int]:
+    """Number of pixels by label."""
+    samples = module.samples[part]
+    labels = [samples.pairs.labels(i, samples.rule, len(samples.class_names)) for i in range(len(samples))]
+    return dict(zip(*(found.tolist() for found in np.unique(labels, return_counts=True)), strict=True))
+
+
+HALF = HEIGHT * WIDTH // 2
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"train": [[0, 255], [0, 255]], "val": [[255, 0]]},
+        {"train": [[0, 0], [255, 255]], "val": [[0, 0]]},  # a part, or a mask, may hold one of the two
+        {"train": [[0, 255], [255, 0]], "val": [[255, 255]], "test": [[0, 255]]},
+    ],
+)
+def test_masks_of_0_and_255_are_background_and_object_aloud(tmp_path, caplog, capsys, parts, mode):
+    root = write_masks(tmp_path, mode, **parts)
+    module = data(root)
+    assert module.class_names == ("class 0", "class 1")
+    assert pixels(module) == {0: 2 * HALF, 1: 2 * HALF}
+    assert sum("255 is read as class 1" in one and "data.ignore_index 255" in one for one in caplog.messages) == 1
+    validated = data(root, "validate")
+    assert pixels(validated, "val") == pixels(module, "val")
+    assert main(["check-data", str(root)]) == 0
+    assert "50.0 % class 0, 50.0 % class 1" in capsys.readouterr().err
+
+
+def test_two_named_classes_say_what_255_is_and_more_do_not(tmp_path):
+    root = write_masks(tmp_path, train=[[0, 255]] * 2, val=[[0, 255]])
+    (root / "classes.txt").write_text("road\nhole")
+    assert pixels(data(root)) == {0: 2 * HALF, 1: 2 * HALF}
+    for names, way_out in ((["a", "b", "c"], r"data\.label_map \{255: 1\}"), (["a"], "one class")):
+        with pytest.raises(DataError, match=rf"images/train: .*{way_out}"):
+            data(root, class_names=names)
+    assert pixels(data(root, class_names=["a", "b", "c"], label_map={255: 2})) == {0: 2 * HALF, 2: 2 * HALF}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"train": [[0, 1, 255, 0]] * 2, "val": [[0, 1, 255, 0]]},
+        {"train": [[0, 255, 1, 0], [0, 0]], "val": [[0, 255]]},
+        {"train": [[0, 1]] * 2, "val": [[0, 255]]},
+    ],
+)
+def test_a_border_of_255_stays_ignored(tmp_path, parts):
+    module = data(write_masks(tmp_path, **parts))
+    assert module.class_names == ("class 0", "class 1")
+    assert [set(pixels(module, part)) for part in ("train", "val")] == [
+        {IGNORED if number == 255 else number for mask in parts[part] for number in mask} for part in ("train", "val")
+    ]
+
+
+def test_255_that_never_meets_another_class_is_told(tmp_path, caplog, capsys):
+    root = write_masks(tmp_path, train=[[0, 1], [0, 255]], val=[[0, 1]])
+    data(root)
+    assert "no mask with 255 has another class than 0" in caplog.text
+    assert main(["check-data", str(root)]) == 0
+    assert "data.label_map {255: 1}" in capsys.readouterr().err
+    caplog.clear()
+    data(root, ignore_index=255, label_map={})
+    data(write_masks(tmp_path / "border", train=[[0, 1], [0, 1, 255, 255]], val=[[0, 1]]))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "options", "expected"),
+    [
+        ([0, 255], {"ignore_index": 255}, r'"class 0".*50\.0 % .*ignored, which is 255: data\.label_map \{255: 1\}'),
+        ([0, 255], {"label_map": {}}, r"data\.label_map \{255: 1\}"),
+        ([1, 255], {}, r'"class 1".*data\.label_map \{255: 0\}'),
+        ([0, 1], {"ignore_index": 1}, r"ignored, which is 1: data\.label_map \{1: 1\}"),
+        ([0, 1], {"reduce_zero_label": True}, r"255 and 0.*data\.reduce_zero_label false"),
+        ([0, 0], {}, "one class"),
+        ([0, 0], {"class_names": ["a", "b"]}, 'one class, "a"'),
+        ([255, 255], {}, "not one pixel of its masks has a class"),
+        ([0, 0], {"class_names": ["a"], "check": False}, 'one class only, "a"'),
+    ],
+)
+def test_a_single_class_is_not_trained_on(tmp_path, capsys, numbers, options, expected):
+    root = write_masks(tmp_path, train=[numbers] * 2, val=[numbers])
+    with pytest.raises(DataError, match=f"images/train: .*{expected}"):
+        data(root, **options)
+    if options.keys() <= {"ignore_index", "reduce_zero_label"}:
+        more = {"ignore_index": ["--ignore-index", str(options.get("ignore_index"))]}.get(next(iter(options), ""), [])
+        more += ["--reduce-zero-label"] if options.get("reduce_zero_label") else []
+        assert main(["check-data", str(root), *more]) == 2
+        assert sum("images/train: " in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("ignored", "number"), [(255, 255), (1, 1), (None, 255)])
+def test_the_way_out_works(tmp_path, capsys, ignored, number):
+    root = write_masks(tmp_path, train=[[0, number]] * 2, val=[[0, number]])
+    assert pixels(data(root, ignore_index=255, label_map={number: 1})) == {0: 2 * HALF, 1: 2 * HALF}
+    options = [] if ignored is None else ["--ignore-index", "255"]
+    assert main(["check-data", str(root), *options, "--label-map", f"{{{number}: 1}}"]) == 0
+    assert "50.0 % class 1" in capsys.readouterr().err
+    assert main(["check-data", str(root), "--label-map", "255"]) == 2
+    assert '"{255: 1}"' in capsys.readouterr().err
+
+
+def test_unchecked_masks_that_may_be_objects_are_refused(tmp_path):
+    root = write_masks(tmp_path, train=[[0, 255]] * 2, val=[[0, 255]])
+    names = {"class_names": ["a", "b"], "check": False}
+    with pytest.raises(DataError, match=r"data\.label_map \{255: 1\}.*data\.ignore_index 255.*data\.check true"):
+        data(root, **names)
+    assert pixels(data(root, **names, label_map={255: 1})) == {0: 2 * HALF, 1: 2 * HALF}
+    assert pixels(data(root, **names, ignore_index=255)) == {0: 2 * HALF, IGNORED: 2 * HALF}
+
+
+def test_numbers_with_gaps_are_told(tmp_path, caplog):
+    module = data(write_masks(tmp_path, train=[[0, 128]] * 2, val=[[0, 128]]))
+    assert module.num_classes == 129
+    assert "2 of 129 classes, numbered up to 128; data.label_map {128: 1} numbers them without gaps" in caplog.text
+    caplog.clear()
+    assert data(tmp_path, label_map={128: 1}).num_classes == 2
+    assert caplog.text == ""
+
+
 # --- where they are found
 
 
@@ -343,11 +481,11 @@ def test_lists_of_classes(tmp_path, name, content):
     root = write_semantic(tmp_path)
     (root / "classes.txt").unlink()
     (root / name).write_text(content)
-    module = data(root, label_map={2: 1} if "150" in name else {255: 2} if "ignore" in content else {})
+    module = data(root, label_map={255: 2} if "ignore" in content else {})
     assert module.class_names == (("a", "b, b") if "150" in name else ("a", "b", "c"))
     labels = blocks(100)[1]
     if "150" in name:  # ADE20K counts from 1
-        expected = np.where((labels == 0) | (labels == 255), 255, 0)
+        expected = np.where((labels == 0) | (labels == 255), 255, labels.astype(int) - 1)
         assert np.array_equal(truth(module), expected)
     elif "ignore" in content:
         assert np.array_equal(truth(module), np.where(labels == 2, IGNORED, labels))

@@ -126,6 +126,32 @@ def test_the_backbone_starts_from_a_classifier(tmp_path):
     assert all(torch.equal(backbone[key], given[key]) for key in same)
 
 
+def test_validation_on_one_class_is_told(finished, masks, tmp_path, caplog):
+    root = write_semantic(tmp_path, images=2)
+    for path in (root / "masks/val").iterdir():
+        Image.fromarray(np.full((HEIGHT, WIDTH), 1, np.uint8)).save(path)
+    validate(RECIPE, finished / "model.safetensors", **MEASURING, **{"data.root": str(root)})
+    assert 'is of class "green"' in caplog.text
+    caplog.clear()
+    validate(RECIPE, finished / "model.safetensors", **MEASURING, **{"data.root": str(masks)})
+    assert "every labelled pixel" not in caplog.text
+
+
+@pytest.mark.parametrize("more", [{}, {"data.ignore_index": 255, "data.label_map": "{255: 1}"}])
+def test_objects_of_255_are_trained_as_a_second_class(tmp_path, more):
+    root = write_semantic(tmp_path / "data", images=2)
+    (root / "classes.txt").unlink()
+    for path in root.glob("masks/*/*.png"):
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+    options = {**TOY, "data.class_names": None, "data.ignore_index": None, "trainer.max_epochs": 1, **more}
+    run = fit(RECIPE, output=tmp_path / "run", **options, **{"data.root": str(root)})
+    assert focalnet.load(run / "model.safetensors").card.class_names == ("class 0", "class 1")
+    assert json.loads((run / "results.json").read_text())["miou"] < 100
+    with pytest.raises(DataError, match=r"one class.*data\.label_map \{255: 1\}"):
+        fit(RECIPE, output=tmp_path / "ignored", **{**options, "data.ignore_index": 255, "data.label_map": "{}"},
+            **{"data.root": str(root)})  # fmt: skip
+
+
 def test_sliding_windows_and_whole_pictures_are_options(finished, masks):
     file, options = finished / "model.safetensors", {**MEASURING, "data.root": str(masks)}
     whole = validate(RECIPE, file, **options)

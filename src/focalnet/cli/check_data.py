@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from focalnet.errors import DataError
+from focalnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from focalnet.data.check import Form
@@ -45,13 +45,16 @@ def check_data(
     reduce_zero_label: Annotated[
         bool | None, typer.Option(help="0 in a label map is no class, and classes count from 1.", show_default=False)
     ] = None,
+    label_map: Annotated[
+        str | None, typer.Option(help='Other numbers for some of those in label maps, as data.label_map: "{255: 1}".')
+    ] = None,
 ) -> None:
     """Names everything that is wrong with a data set.
 
     Of objects or segments, a line each; exit code 2 if there is anything. COCO format: broken JSON, missing pictures,
     ids given twice, unknown categories, boxes without size or outside their picture, broken segmentations, panoptic PNG
     files that do not fit. Label maps: pictures without masks and masks without pictures, sizes that differ, numbers of
-    no class, colours in place of numbers, broken files. Training makes the same check before it starts.
+    no class, colours in place of numbers, one class only, broken files. Training makes the same check before it starts.
     """
     if files := _annotation_files(root):
         reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
@@ -66,6 +69,7 @@ def check_data(
             class_names=class_names,
             ignore_index=ignore_index,
             reduce_zero_label=reduce_zero_label,
+            label_map=None if label_map is None else _numbers_by_number(label_map),
         )
         reports = _check_label_maps(data, decode=decode)
     found = 0
@@ -76,6 +80,19 @@ def check_data(
         typer.echo(f"{report.name}: {report.summary}", err=True)
     if found:
         raise DataError(f"{root}: {found} {'problem' if found == 1 else 'problems'}, listed above")
+
+
+def _numbers_by_number(text: str) -> dict[int, int]:
+    """``{255: 1}`` as in a recipe."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict) or not all(type(n) is int for pair in content.items() for n in pair):
+        raise ConfigError(f'--label-map {text!r} must be numbers for numbers, e.g. "{{255: 1}}"')
+    return content
 
 
 def _annotation_files(root: Path) -> list[Path]:
@@ -94,15 +111,21 @@ def _check_coco(
     root: Path, files: Sequence[Path], images: str | None, maps: str | None, *, masks: bool, decode: bool
 ) -> Iterator[Report]:
     from focalnet.data.check import check_part, check_pictures
+    from focalnet.data.datasets.coco import Problem
     from focalnet.data.datasets.coco_panoptic import is_panoptic
-    from focalnet.data.panoptic_check import check_panoptic
+    from focalnet.data.panoptic_check import check_panoptic, only_stuff_of_one_kind
 
     folder = root if root.is_dir() else _above(root)
+    training = True  # the first panoptic file is that of the training part, if there is one
     for file in files:
         if is_panoptic(file):
             checked = check_panoptic(folder, file, images=images, maps=maps, decode=decode)
             segments = ", ".join(f"{count} {name}" for name, count in checked.segments().items() if count)
-            yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", checked.problems)
+            problems = [*checked.problems]
+            if training and (why := only_stuff_of_one_kind(checked.annotated)):
+                problems.append(Problem(str(file), "", why))
+            training = False
+            yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", problems)
             continue
         part = check_part(folder, file, masks=masks, images=images)
         problems = [*part.problems, *(check_pictures(part) if decode else [])]
@@ -116,19 +139,20 @@ def _above(file: Path) -> Path:
 
 
 def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
+    from focalnet.data.datasets.coco import Problem
     from focalnet.data.datasets.label_maps import find_pairs
-    from focalnet.data.semantic_check import check_masks
+    from focalnet.data.semantic_check import check_masks, remarks, too_few_classes
 
-    parts: tuple[Part, ...] = ("train", "val", "test")
-    found = [find_pairs(data.root, part, data.layouts) for part in parts]
-    if not any(found):
-        found = [find_pairs(data.root, None, data.layouts)]
-    if not any(found):
+    parts: tuple[Part | None, ...] = ("train", "val", "test")
+    found = {part: find_pairs(data.root, part, data.layouts) for part in parts}
+    if not any(found.values()):
+        found = {None: find_pairs(data.root, None, data.layouts)}
+    if not any(found.values()):
         raise DataError(
             f"{data.root}: neither annotation files there, e.g. annotations/instances_train.json, nor folders of "
             "pictures and label maps, e.g. images/train and masks/train"
         )
-    for pairs in found:
+    for part, pairs in found.items():
         if pairs is None:
             continue
         rule, names = data.rule(pairs)
@@ -136,4 +160,10 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
         shares = 100 * checked.pixels / max(checked.pixels.sum(), 1)
         named = dict(enumerate(names)) | {len(shares) - 1: "ignored"}
         classes = ", ".join(f"{share:.1f} % {named.get(i, f'class {i}')}" for i, share in enumerate(shares) if share)
-        yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", checked.problems)
+        problems, training = [*checked.problems], part in ("train", None)
+        if training and (why := too_few_classes(checked, rule, names)):
+            problems.append(Problem(pairs.name, "", why))
+        listed = bool(names) or not training  # another part may well lack classes
+        for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
+            typer.echo(f"warning: {remark}", err=True)
+        yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)

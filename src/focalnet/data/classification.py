@@ -144,10 +144,16 @@ class ClassificationData(LightningDataModule):
         options: dict[str, Any] = {"seed": self.seed, "training": training, "on_error": self.on_error}
         if collection.kind == "wds":
             options |= {"batch_size": self.batch_size, "num_workers": self._workers()}
-            return ShardDataset(
-                collection.shards(part), tuple((collection.titles or {}).values()), transform, **options
-            )
+            names = tuple((collection.titles or {}).values())
+            if len(names) == 1:
+                raise DataError(f'{self.class_map}: only one class ("{names[0]}"), a classifier needs two or more')
+            return ShardDataset(collection.shards(part), names, transform, **options)
         source = collection.open(part)
+        if training and (source.labels == source.labels[0]).all():
+            raise DataError(
+                f'{source.name}: all images are of one class ("{source.class_names[source.labels[0]]}"), a classifier '
+                "needs images of two or more"
+            )
         if training and len(source) < self.batch_size:
             raise DataError(
                 f"{source.name}: {len(source)} images do not fill one batch of batch_size={self.batch_size}"

@@ -8,9 +8,10 @@ from typing import Any
 from focalnet.data.annotated import AnnotatedData
 from focalnet.data.check import decide
 from focalnet.data.datasets.collection import Part
-from focalnet.data.panoptic_check import check_panoptic
+from focalnet.data.panoptic_check import check_panoptic, only_stuff_of_one_kind
 from focalnet.data.panoptic_samples import PanopticDataset, collate
 from focalnet.data.panoptic_transforms import PanopticAugmentation
+from focalnet.errors import DataError
 
 
 class PanopticData(AnnotatedData[PanopticDataset]):
@@ -62,6 +63,8 @@ class PanopticData(AnnotatedData[PanopticDataset]):
         file = self._annotation_file(part)
         checked = check_panoptic(self.root, file, images=self.pictures, maps=self.maps, look=self.check)
         decide(checked, self.on_error)
+        if part == "train" and (why := only_stuff_of_one_kind(checked.annotated)):
+            raise DataError(f"{file}: {why}")
         return PanopticDataset(
             checked.annotated,
             checked.pictures,

@@ -103,3 +103,13 @@ def _problems(
         for segment, area in zip(image.annotations, areas, strict=True):
             if segment.get("area", area) != area:
                 yield f"segment {segment['id']} has {area} pixels, its area is given as {segment['area']:g}", False
+
+
+def only_stuff_of_one_kind(annotated: PanopticFile) -> str | None:
+    """Why nothing can be learned: there are no objects to tell apart, and all stuff is the same; void is ignored."""
+    used = {segment["category_id"] for image in annotated.images for segment in image.annotations}
+    things = set(annotated.category_ids[: annotated.num_things])
+    if len(used) != 1 or used & things:
+        return None
+    name = annotated.class_names[annotated.label_of()[next(iter(used))]]
+    return f'every segment is of one category, "{name}", and that is stuff; a segmenter needs things, or two categories'

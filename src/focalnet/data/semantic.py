@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +17,26 @@ from focalnet.data.datasets.collection import Part
 from focalnet.data.datasets.label_maps import LabelRule, Pairs, find_pairs, own_layout
 from focalnet.data.dense import DenseData
 from focalnet.data.sampling import world
-from focalnet.data.semantic_check import check_masks, unchecked
+from focalnet.data.semantic_check import (
+    OBJECT_AS_255,
+    CheckedPairs,
+    check_masks,
+    hold_0_and_255,
+    remarks,
+    too_few_classes,
+    unchecked,
+)
 from focalnet.data.semantic_samples import SemanticDataset, collate
 from focalnet.data.semantic_transforms import SemanticAugmentation
 from focalnet.errors import ConfigError, DataError
 from focalnet.structures import IGNORED
 
+logger = logging.getLogger(__name__)
+
 ADE20K = "objectInfo150"  # how it calls its list of classes
 #: Where the names of the classes are looked for in the root.
 CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
+UNCHECKED = 64  # masks of a part that are opened all the same, where 255 may be an object
 
 
 class SemanticData(DenseData[SemanticDataset]):
@@ -46,7 +58,8 @@ class SemanticData(DenseData[SemanticDataset]):
         holdout: fraction of the training pictures to validate on, instead of a part.
         class_names: by label, or the file that lists them (see ``datasets.classes.read_class_names``); default:
             ``classes.json``, ``classes.txt`` or ADE20K's list in the root, else as many as the training masks have.
-        ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255.
+        ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255, except where the
+            masks of all parts hold only 0 and 255: there 255 is class 1, and a warning says so.
         reduce_zero_label: 0 is no class either, and the classes count from 1; default: where ADE20K's list is.
         label_map: other numbers for some of those in the masks, before anything else.
         check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
@@ -95,6 +108,7 @@ class SemanticData(DenseData[SemanticDataset]):
         self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
         self.ratios, self.augmentation = tuple(ratios), augmentation
         self._class_names: tuple[str, ...] = ()
+        self._object_is_255: bool | None = None  # known once the masks have been opened
 
     def default_val_batch_size(self) -> int:
         return world()[1]  # one each: the others' sizes would pad it
@@ -128,7 +142,8 @@ class SemanticData(DenseData[SemanticDataset]):
         """What the numbers in masks mean, and the names of the classes as far as they are known.
 
         Raises:
-            DataError: the list of classes cannot be read, or is too long.
+            DataError: the list of classes cannot be read, or is too long; or masks hold only 0 and 255, of which it is
+                not said what they mean, and ``check`` is false.
         """
         listed = self._class_file()
         names, ignored = read_class_names(listed) if listed else ((), None)
@@ -142,12 +157,41 @@ class SemanticData(DenseData[SemanticDataset]):
         from_one = self.reduce_zero_label
         if from_one is None:
             from_one = listed is not None and listed.stem == ADE20K
+        label_map = pairs.layout.label_map if self.label_map is None else self.label_map
+        chosen = self.label_map is not None or ignored is not None or from_one or pairs.layout.label_map
+        if not chosen and len(names) in (0, 2) and self._finds_objects_of_255():
+            label_map = OBJECT_AS_255
         rule = LabelRule(
-            ignore_index=IGNORED if ignored is None else ignored,
-            reduce_zero_label=from_one,
-            label_map=pairs.layout.label_map if self.label_map is None else self.label_map,
+            ignore_index=IGNORED if ignored is None else ignored, reduce_zero_label=from_one, label_map=label_map
         )
         return rule, names
+
+    def _finds_objects_of_255(self) -> bool:
+        """Whether 255 is an object: the masks of all parts hold only 0 and 255. Says so, once."""
+        if self._object_is_255 is None:
+            parts: tuple[Part, ...] = ("train", "val", "test")
+            found = [self._find(part) for part in parts]
+            if not any(found):
+                found = [find_pairs(self.root, None, self.layouts)]
+            there = [pairs for pairs in found if pairs is not None]
+            self._object_is_255 = hold_0_and_255(there, None if self.check else UNCHECKED)
+            if self._object_is_255 and not self.check:
+                raise DataError(
+                    f"{self.root}: its masks seem to hold only 0 and 255, and data.check is false: data.label_map "
+                    "{255: 1} makes 255 an object, data.ignore_index 255 ignores it, data.check true finds out"
+                )
+            if self._object_is_255:
+                logger.warning(
+                    "%s: its masks hold only 0 and 255, so 255 is read as class 1, as by data.label_map {255: 1}; "
+                    "data.ignore_index 255 ignores it instead",
+                    self.root,
+                )
+        return self._object_is_255
+
+    @property
+    def ignores_by_default(self) -> bool:
+        """Whether no option says what is ignored."""
+        return self.ignore_index is None and self.label_map is None
 
     def _class_file(self) -> Path | None:
         """The file that lists the classes, if any."""
@@ -159,11 +203,16 @@ class SemanticData(DenseData[SemanticDataset]):
     def _open(self, part: Part) -> SemanticDataset:
         pairs = self.find(part)
         rule, names = self.rule(pairs)
+        named = bool(names) or part != "train"  # another part may well lack classes
         if not (names or self._class_names):
             names = self._count_classes(rule)
         self._class_names = self._class_names or names
         checked = check_masks(pairs, rule, len(self._class_names)) if self.check else unchecked(pairs)
         decide(checked, self.on_error)
+        if part == "train":
+            self._check_classes(checked, rule)
+        for remark in remarks(checked, rule, named=named, by_default=self.ignores_by_default):
+            logger.warning("%s", remark)
         return SemanticDataset(
             checked.pairs,
             rule,
@@ -175,14 +224,21 @@ class SemanticData(DenseData[SemanticDataset]):
             on_error=self.on_error,
         )
 
+    def _check_classes(self, checked: CheckedPairs, rule: LabelRule) -> None:
+        why = too_few_classes(checked, rule, self._class_names) if self.check else None
+        if why is None and len(self._class_names) < 2:
+            why = f'there is one class only, "{self._class_names[0]}", and a segmenter needs two or more'
+        if why is not None:
+            raise DataError(f"{checked.pairs.name}: {why}")
+
     def _count_classes(self, rule: LabelRule) -> tuple[str, ...]:
         """Made-up names for as many classes as the training masks have."""
         if not self.check:
             raise DataError(f"{self.root}: unknown classes; list them as data.class_names, or leave data.check true")
-        pixels = check_masks(self.find("train"), rule, None).pixels[:IGNORED]
-        if not pixels.any():
-            raise DataError(f"{self.root}: not one pixel of its training masks has a class")
-        return tuple(f"class {label}" for label in range(int(np.flatnonzero(pixels)[-1]) + 1))
+        checked = check_masks(self.find("train"), rule, None)
+        if not checked.labels:
+            raise DataError(f"{checked.pairs.name}: {too_few_classes(checked, rule, ())}")
+        return tuple(f"class {label}" for label in range(checked.labels[-1] + 1))
 
 
 def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from focalnet.ops.segments import segments_of
 from focalnet.structures import IGNORED, SemanticBatch, SemanticMap
 from focalnet.tasks.dense import DenseTask
 from focalnet.tasks.semantic_found import SemanticPredictions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class SemanticTask(DenseTask):
     def __init__(self, *, slide: SlideConfig | None = None, flip: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.slide, self.flip = slide, flip
+        self._told_of_one_class = False
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -92,6 +96,11 @@ class SemanticTask(DenseTask):
         if self.trainer.world_size > 1:
             self.metric.gather()
         self.found = self.metric.compute()
+        there = self.found.matrix.sum(1).nonzero()[0].tolist()
+        if len(there) == 1 and not self._told_of_one_class:
+            name = self.data.class_names[there[0]]
+            logger.warning('every labelled pixel that was validated on is of class "%s": figures say little', name)
+            self._told_of_one_class = True
         self.log_dict(self.found.summary(), sync_dist=False)
 
     def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:

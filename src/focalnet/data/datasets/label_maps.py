@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -157,11 +157,18 @@ class Pairs:
         Raises:
             ImageError: the mask cannot be decoded, is a colour picture, or has a number of no class.
         """
+        return self._decoded(index, lambda mask: rule(_numbers(mask), num_classes))
+
+    def numbers(self, index: int) -> npt.NDArray[np.int64]:
+        """The number of each pixel as it is stored, ``(H, W)``.
+
+        Raises:
+            ImageError: the mask cannot be decoded, or is a colour picture.
+        """
+        return self._decoded(index, _numbers)
+
+    def _decoded(self, index: int, convert: Callable[[Image.Image], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
         name = self.names[index][1]
-
-        def convert(mask: Image.Image) -> npt.NDArray[np.int64]:
-            return rule(_numbers(mask), num_classes)
-
         return images.decode(_content(self.masks, name), self.masks.path(name), convert)
 
 
