@@ -13,9 +13,11 @@ import typer
 
 from focalnet.cli import DEFAULT_MODEL
 from focalnet.cli.results import Ids, Results, frame, text
-from focalnet.errors import ConfigError, ImageError
+from focalnet.errors import ConfigError, FocalNetError, ImageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from focalnet.inference import Predictor
 
 
@@ -106,23 +108,43 @@ def predict(
 @contextmanager
 def _sizes_up_to(megapixels: int) -> Iterator[None]:
     """Pillow refuses larger pictures; it does so at twice its number, and warns from that on."""
-    from PIL import Image
+    from PIL import Image as Pillow
 
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, megapixels * 500_000
+    before, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, megapixels * 500_000
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Pillow.MAX_IMAGE_PIXELS = before
 
 
 def _follow(predictor: Predictor, film: Path, target: Path) -> Path:
-    """Writes a film with what was found in each of its frames drawn on it."""
+    """Writes a video with the predictions of each of its frames drawn on it, as many frames as it has.
+
+    Raises:
+        FocalNetError: a frame was lost.
+    """
     from focalnet.inference.video import frame_rate, frames, write_video
 
-    results: Iterator[Any] = predictor.stream(frames(film))
-    return write_video((frame(result) for result in results), target, frame_rate(film))
+    read = drawn = 0
+
+    def given() -> Iterator[Image]:
+        nonlocal read
+        for picture in frames(film):
+            read += 1
+            yield picture
+
+    def with_predictions() -> Iterator[Image]:
+        nonlocal drawn
+        results: Iterator[Any] = predictor.stream(given())
+        for result in results:
+            drawn += 1
+            yield frame(result)
+        if drawn != read:
+            raise FocalNetError(f"{film}: {read} frames were read, and {drawn} have predictions")
+
+    return write_video(with_predictions(), target, frame_rate(film))
 
 
 def _report_skipped(error: ImageError) -> None:

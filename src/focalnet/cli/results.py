@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,13 +169,13 @@ def _shares(path: str | None, rows: list[tuple[float, str]]) -> str:
 
 
 def frame(result: Noun) -> Image:
-    """A frame of a film with what was found drawn on it; all of one film are of one size."""
+    """A frame of a video with the prediction drawn on it, of the size that it had."""
     from focalnet import visualize
     from focalnet.structures import Detections, PanopticMap, SemanticMap
 
-    ways: dict[type, Callable[[Any], Image]] = {
+    ways: dict[type, Callable[..., Image]] = {
         Detections: visualize.draw_detections,
-        SemanticMap: partial(visualize.draw_semantic, legend=False),
-        PanopticMap: partial(visualize.draw_panoptic, legend=False),
+        SemanticMap: visualize.draw_semantic,
+        PanopticMap: visualize.draw_panoptic,
     }
-    return ways[type(result)](result)
+    return ways[type(result)](result, as_frame=True)

@@ -25,6 +25,11 @@ def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = L
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
+def original_size(image: Image.Image) -> Image.Image:
+    """Returns a copy in RGB: what is drawn on the frames of a video must not change their size."""
+    return image.convert("RGB")
+
+
 def printable(text: str) -> str:
     """Returns one line that can be drawn: line breaks and control characters become spaces."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -13,14 +13,14 @@ from focalnet.errors import ConfigError
 from focalnet.structures import Detections
 from focalnet.visualize import palettes
 from focalnet.visualize.areas import with_legend
-from focalnet.visualize.canvas import font, printable, readable_size
+from focalnet.visualize.canvas import font, original_size, printable, readable_size
 
 MASK_SHARE = 0.45  # of the colour within a mask
 LARGEST = 1600  # pixels of the long side: objects are smaller than their picture
 CROWD = 20  # from so many objects on, names that are wider than their object would hide the others
 
 
-def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
+def draw_detections(result: Detections, *, scores: bool = True, as_frame: bool = False) -> Image.Image:
     """Draws boxes, masks, names and scores over the picture, one colour a class, the best objects on top.
 
     In a crowd, names are written only where they are no wider than their object, and a legend below counts the classes.
@@ -28,13 +28,14 @@ def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
     Args:
         result: with its picture.
         scores: write them behind the names; true objects have none.
+        as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
 
     Raises:
         ConfigError: the result carries no picture.
     """
     if result.image is None:
         raise ConfigError(f"nothing to draw on: the detections of {result.path or 'this picture'} have no image")
-    picture = readable_size(result.image, largest=LARGEST)
+    picture = original_size(result.image) if as_frame else readable_size(result.image, largest=LARGEST)
     if result.masks is not None and len(result):
         picture = _with_masks(picture, result.masks, result.labels)
     draw = ImageDraw.Draw(picture)
@@ -48,7 +49,7 @@ def draw_detections(result: Detections, *, scores: bool = True) -> Image.Image:
     for box, label, score in reversed(rows):
         text = printable(result.name(label)) + (f" {score:.0%}" if scores else "")
         _write(draw, box, text, palettes.of_class(label), picture.size, only_if_it_fits=crowd)
-    if not crowd:
+    if not crowd or as_frame:
         return picture
     counts = Counter(result.labels.tolist()).most_common()
     return with_legend(picture, [(palettes.rgb(palettes.of_class(n)), f"{result.name(n)}  {c}") for n, c in counts])

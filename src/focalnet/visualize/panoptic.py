@@ -10,30 +10,31 @@ from focalnet.errors import ConfigError
 from focalnet.structures import PanopticMap
 from focalnet.visualize import palettes
 from focalnet.visualize.areas import Area, lay_over, percent, sampled, with_legend, write_names
-from focalnet.visualize.canvas import readable_size
+from focalnet.visualize.canvas import original_size, readable_size
 
 SMALLEST, LARGEST = 640, 1600  # pixels of the long side
 
 
-def draw_panoptic(result: PanopticMap, *, legend: bool = True) -> Image.Image:
+def draw_panoptic(result: PanopticMap, *, legend: bool = True, as_frame: bool = False) -> Image.Image:
     """Lays the segments over the picture, those of one class in shades of one colour, named; the rest is dark.
 
     Args:
         result: with the picture.
         legend: a list of the classes below the picture: how many objects, or which share of it. Without, pictures of
             one size stay of one.
+        as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
 
     Raises:
         ConfigError: the result carries no picture.
     """
     if result.image is None:
         raise ConfigError(f"nothing to draw on: the map of {result.path or 'this picture'} has no image")
-    picture = readable_size(result.image, SMALLEST, LARGEST)
+    picture = original_size(result.image) if as_frame else readable_size(result.image, SMALLEST, LARGEST)
     areas = _areas(result)
     ids = sampled(result.ids, picture.size)
     drawn = lay_over(picture, ids, areas)
     write_names(drawn, ids, areas)
-    return with_legend(drawn, _legend(result)) if legend else drawn
+    return with_legend(drawn, _legend(result)) if legend and not as_frame else drawn
 
 
 def _areas(result: PanopticMap) -> list[Area]:

@@ -1,0 +1,160 @@
+"""Videos keep every frame at its size, whatever is drawn on it, or are refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from focalnet import zoo
+from focalnet.cli.main import main
+from focalnet.cli.results import frame
+from focalnet.errors import FocalNetError, ImageError
+from focalnet.inference.video import frame_rate, frames, write_video
+from focalnet.structures import Detections, PanopticMap, Segment, SemanticMap
+from tests.inference.segmenters import Colours, colours
+
+cv2 = pytest.importorskip("cv2", reason="videos need the extra video")
+
+
+def images(size: tuple[int, int], count: int) -> list[Image.Image]:
+    """Frames whose grey says which they are."""
+    return [Image.new("RGB", size, (20 * i,) * 3) for i in range(count)]
+
+
+def sizes(path: Path) -> list[tuple[int, int]]:
+    return [one.size for one in frames(path)]
+
+
+def objects(count: int, size: tuple[int, int], *, masks: bool) -> Detections:
+    """So many, all over an image of ``size``, width and height."""
+    width, height = size
+    left = torch.arange(count) * max(width - 4, 1) / max(count, 1)
+    boxes = torch.stack([left, torch.zeros(count), left + 4, torch.full((count,), height / 2)], 1)
+    bitmaps = None
+    if masks:
+        bitmaps = torch.zeros(count, height, width, dtype=torch.bool)
+        for bitmap, place in zip(bitmaps, left.long().tolist(), strict=True):
+            bitmap[: height // 2, place : place + 4] = True
+    return Detections(boxes, torch.linspace(0.9, 0.5, count), torch.arange(count) % 3, masks=bitmaps, size=size[::-1])
+
+
+@pytest.mark.parametrize("size", [(96, 64), (97, 65), (97, 64), (96, 65), (2, 2), (1, 1), (3, 400), (1701, 31)])
+def test_frames_are_read_as_they_were_written(size, tmp_path):
+    written = write_video(images(size, 11), tmp_path / "clip.mp4", 10.0)
+    found = list(frames(written))
+    assert [one.size for one in found] == [size] * 11
+    assert frame_rate(written) == 10.0
+    greys = [np.asarray(one).mean() for one in found]
+    assert greys == pytest.approx([20 * i for i in range(11)], abs=4)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks", "semantic", "panoptic"])
+@pytest.mark.parametrize("size", [(96, 64), (97, 65), (8, 5), (1701, 900), (640, 480)])
+@pytest.mark.parametrize("count", [0, 1, 19, 20, 300])
+def test_what_is_drawn_on_a_frame_keeps_its_size(kind, size, count):
+    image, (width, height) = Image.new("L", size), size
+    ids = torch.arange(width * height).reshape(height, width) % (count + 1)
+    result: object
+    if kind in ("boxes", "masks"):
+        found = objects(count if size[0] < 1000 else min(count, 40), size, masks=kind == "masks")
+        result = Detections(found.boxes, found.scores, found.labels, masks=found.masks, size=found.size, image=image)
+    elif kind == "semantic":
+        result = SemanticMap(ids, image=image)
+    else:
+        segments = [Segment(i, i % 7, i % 2 == 0, 0.9, int((ids == i).sum())) for i in range(1, count + 1)]
+        result = PanopticMap(ids.int(), tuple(segments), image=image)
+    drawn = frame(result)
+    assert (drawn.size, drawn.mode) == (size, "RGB")
+    assert image.getextrema() == (0, 0)  # it is drawn on a copy
+
+
+COUNTS = (0, 5, 18, 19, 20, 21, 40, 19, 3, 25, 0)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("size", [(96, 64), (97, 65), (400, 301)])
+def test_as_many_frames_as_before_when_objects_become_a_crowd(size, masks, tmp_path, monkeypatch):
+    network, counts = colours("instance"), iter(COUNTS)
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+    monkeypatch.setattr(Colours, "_noun", lambda self, scores, given: objects(next(counts), given[::-1], masks=masks))
+    film = write_video(images(size, len(COUNTS)), tmp_path / "clip.mp4", 10.0)
+    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
+    assert sizes(tmp_path / "out/clip-prediction.mp4") == [size] * len(COUNTS)
+    assert next(counts, None) is None
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
+def test_every_kind_of_result_keeps_size_and_number(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "load", lambda name: colours(kind))
+    film = write_video(images((75, 51), 5), tmp_path / "clip.mp4", 7.0)
+    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
+    assert sizes(tmp_path / "out/clip-prediction.mp4") == [(75, 51)] * 5
+
+
+@pytest.mark.parametrize("other", [(96, 66), (95, 64), (64, 96)])
+def test_a_frame_of_another_size_is_an_error_and_leaves_no_file(other, tmp_path):
+    some = [*images((96, 64), 2), *images(other, 1)]
+    with pytest.raises(FocalNetError, match=rf"clip\.mp4: frame 3 has {other[0]} x {other[1]} pixels.*96 x 64"):
+        write_video(some, tmp_path / "clip.mp4", 10.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_that_are_lost_in_writing_are_told(tmp_path, monkeypatch):
+    class Forgetful:
+        def __init__(self, *arguments):
+            self.writer, self.count = writer(*arguments), 0
+
+        def write(self, one):
+            self.count += 1
+            if self.count != 3:
+                self.writer.write(one)
+
+        def __getattr__(self, name):
+            return getattr(self.writer, name)
+
+    writer = cv2.VideoWriter
+    monkeypatch.setattr(cv2, "VideoWriter", Forgetful)
+    with pytest.raises(FocalNetError, match=r"of 5 frames of 96 x 64 pixels, OpenCV wrote 4"):
+        write_video(images((96, 64), 5), tmp_path / "clip.mp4", 10.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_that_are_lost_in_prediction_are_told(tmp_path, monkeypatch, capsys):
+    from focalnet import Predictor
+
+    stream = Predictor.stream
+    monkeypatch.setattr(zoo, "load", lambda name: colours("semantic"))
+    monkeypatch.setattr(Predictor, "stream", lambda self, given, **o: list(stream(self, given, **o))[1:])
+    film = write_video(images((96, 64), 5), tmp_path / "clip.mp4", 10.0)
+    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 2
+    assert "5 frames were read, and 4 have predictions" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 0.0])
+def test_a_video_that_opencv_cannot_make_is_an_error(rate, tmp_path):
+    with pytest.raises(FocalNetError, match=r"cannot write .*clip\.mp4"):
+        write_video(images((96, 64), 2), tmp_path / "clip.mp4", rate)
+    with pytest.raises(FocalNetError, match=r"cannot write .*clip\.mp4"):
+        write_video([], tmp_path / "clip.mp4", 10.0)
+
+
+def test_a_damaged_video_is_told(tmp_path, caplog):
+    film = write_video(images((97, 65), 10), tmp_path / "clip.mp4", 10.0)
+    list(frames(film))
+    assert caplog.text == ""
+    damaged = bytearray(film.read_bytes())
+    start = damaged.rfind(b"\xff\xd8\xff")  # of the last JPEG
+    damaged[start : start + 200] = bytes(200)
+    shutil.copy(film, tmp_path / "damaged.mp4")
+    (tmp_path / "damaged.mp4").write_bytes(damaged)
+    assert len(list(frames(tmp_path / "damaged.mp4"))) == 9
+    assert "only 9 frames could be read, of 10" in caplog.text
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    with pytest.raises(ImageError, match="none"):
+        list(frames(tmp_path / "none.mp4"))
