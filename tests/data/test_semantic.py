@@ -377,6 +377,17 @@ def test_unchecked_masks_that_may_be_objects_are_refused(tmp_path):
     assert pixels(data(root, **names, ignore_index=255)) == {0: 2 * HALF, IGNORED: 2 * HALF}
 
 
+def test_masks_that_cannot_be_read_are_not_said_to_be_of_one_class(tmp_path, capsys):
+    root = write_masks(tmp_path, train=[[0, 1]] * 2, val=[[0, 1]])
+    for path in (root / "masks/train").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    for options in ({}, {"on_error": "skip"}, {"class_names": ["a", "b"]}):
+        with pytest.raises(DataError, match=r"masks/train/00\.png: .*damaged"):
+            data(root, **options)
+    assert main(["check-data", str(root)]) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_numbers_with_gaps_are_told(tmp_path, caplog):
     module = data(write_masks(tmp_path, train=[[0, 128]] * 2, val=[[0, 128]]))
     assert module.num_classes == 129

@@ -237,6 +237,7 @@ class SemanticData(DenseData[SemanticDataset]):
             raise DataError(f"{self.root}: unknown classes; list them as data.class_names, or leave data.check true")
         checked = check_masks(self.find("train"), rule, None)
         if not checked.labels:
+            decide(checked, "raise")
             raise DataError(f"{checked.pairs.name}: {too_few_classes(checked, rule, ())}")
         return tuple(f"class {label}" for label in range(checked.labels[-1] + 1))
 

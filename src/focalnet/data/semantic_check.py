@@ -116,7 +116,7 @@ def _step(count: int, most: int | None) -> int:
 def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]) -> str | None:
     """Why nothing can be learned from a part: its labelled pixels are of no class, or all of the same."""
     labels, first = checked.labels, int(rule.reduce_zero_label)
-    if len(labels) > 1:
+    if len(labels) > 1 or not len(checked.pairs):  # of no masks at all, something else is said
         return None
     if not labels:
         found, other = "not one pixel of its masks has a class", first
