@@ -37,22 +37,22 @@ def refuse(what: str) -> NoReturn:
     )
 
 
+def _read_only(
+    cls: Any, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> Any:
+    """``__torch_function__`` of what may be read and not written; views of it are as it is, arrays are copies."""
+    kwargs = kwargs or {}
+    if _writes(func, args, kwargs):
+        refuse("a weight was to be changed")
+    with torch._C.DisableTorchFunctionSubclass():
+        storages = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, _READ_ONLY)}
+        return tree_map(lambda out: _guarded(out, storages), func(*args, **kwargs))
+
+
 class FrozenParameter(nn.Parameter):
-    """A parameter that can be read and not written. Made by ``seal`` of a parameter, by swapping its class.
+    """A parameter that can be read and not written. Made of a parameter by swapping its class."""
 
-    What would be a view of it is a copy that PyTorch refuses to write into (an inference tensor), or a read-only array.
-    """
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if _writes(func, args, kwargs):
-            refuse("a weight was to be changed")
-        with torch._C.DisableTorchFunctionSubclass():
-            storages = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, cls)}
-            return tree_map(lambda out: _apart(out, storages), func(*args, **kwargs))
+    __torch_function__ = classmethod(_read_only)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return nn.Parameter, (_plain(self).clone(), False)
@@ -62,13 +62,27 @@ class FrozenParameter(nn.Parameter):
         return copied
 
 
+class FrozenTensor(torch.Tensor):
+    """A view of a frozen parameter, as ``state_dict`` gives."""
+
+    __torch_function__ = classmethod(_read_only)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain(self).clone().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        memo[id(self)] = copied = _plain(self).clone()
+        return copied
+
+
+_READ_ONLY = (FrozenParameter, FrozenTensor)
 _OPERATORS = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split()
 _INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 
 
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    if any(isinstance(x, FrozenParameter) for x in tree_leaves(kwargs.get("out"))):
+    if any(isinstance(x, _READ_ONLY) for x in tree_leaves(kwargs.get("out"))):
         return True
     if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
         return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
@@ -77,18 +91,16 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return False
     if name == "requires_grad_" and (args[1:] == (False,) or kwargs.get("requires_grad") is False):
         return False
-    return any(isinstance(x, FrozenParameter) for x in tree_leaves(args[0]))
+    return any(isinstance(x, _READ_ONLY) for x in tree_leaves(args[0]))
 
 
-def _apart(out: Any, storages: set[int]) -> Any:
-    """A result that is no window on a frozen parameter."""
+def _guarded(out: Any, storages: set[int]) -> Any:
+    """A result that is no way around the guard."""
     if isinstance(out, np.ndarray):
         out = out.copy()
         out.flags.writeable = False
-        return out
-    if type(out) is torch.Tensor and out.layout is torch.strided and _storage(out) in storages:
-        with torch.inference_mode():
-            return out.detach().clone()
+    elif type(out) is torch.Tensor and out.layout is torch.strided and _storage(out) in storages:
+        out = out.as_subclass(FrozenTensor)
     return out
 
 
@@ -99,7 +111,7 @@ def _storage(x: torch.Tensor) -> int:
 def _plain(parameter: torch.Tensor) -> torch.Tensor:
     """The parameter's values as an ordinary tensor on the same memory, for the kernels alone."""
     with torch._C.DisableTorchFunctionSubclass():
-        return parameter.detach()
+        return parameter.detach().as_subclass(torch.Tensor)
 
 
 class Frozen(nn.Module):

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
-from focalnet.nn.linear import Linear
 
 import focalnet
-from focalnet.errors import ConfigError
+from focalnet.errors import ConfigError, FrozenError
+from focalnet.kernels import cpu
+from focalnet.kernels.frozen import Frozen
+from focalnet.kernels.fused import FusedFocalModulation, FusedMlp
 from focalnet.kernels.matmul import DTYPES
 
 
@@ -32,33 +34,58 @@ def test_inference_gives_the_outputs_of_its_dtype(model: torch.nn.Module, dtype:
         torch.testing.assert_close(model(images), twin(images), **close)
     assert not model.training
     assert ("bfloat16" in str(done)) == (dtype == torch.bfloat16)
-    if (dtype or torch.float32) in DTYPES:
-        assert any(isinstance(m, Linear) and m.packed is not None for m in model.modules())
+    if (dtype or torch.float32) in DTYPES and cpu.built():
+        frozen = [module for module in model.modules() if isinstance(module, Frozen)]
+        assert len(frozen) == sum(model.config.depths) + len(model.config.depths)
+        assert "frozen" in str(done)
 
 
 def test_undo_gives_the_same_bits_back(model: torch.nn.Module) -> None:
     model.head.eval()  # one part was in evaluation mode already
+    model.layers[0].blocks[0].mlp.fc1.weight.requires_grad_(False)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    parameters = list(model.parameters())
-    modes = [m.training for m in model.modules()]
+    parameters, modules = list(model.parameters()), list(model.modules())
+    modes, flags = [m.training for m in modules], [p.requires_grad for p in parameters]
     done = focalnet.optimize(model, dtype=torch.bfloat16)
-    assert model.state_dict().keys() == before.keys()
+    assert list(model.state_dict()) == list(before)
     done.undo()
     done.undo()  # once more changes nothing
-    assert [m.training for m in model.modules()] == modes
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert [m.training for m in modules] == modes
+    assert [p.requires_grad for p in parameters] == flags
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert {type(p) for p in parameters} == {torch.nn.Parameter}
     for name, t in model.state_dict().items():
         assert torch.equal(t, before[name])
         assert t.dtype == before[name].dtype
-    assert all(m.packed is None for m in model.modules() if isinstance(m, Linear))
 
 
-def test_new_weights_after_optimize_are_used(model: torch.nn.Module) -> None:
-    focalnet.optimize(model)
+def test_what_was_changed_since_survives_undo(model: torch.nn.Module) -> None:
+    done = focalnet.optimize(model, dtype=torch.bfloat16)
+    model.head.load_state_dict({name: torch.full_like(t, 0.5) for name, t in model.head.state_dict().items()})
+    model.norm.weight.data.fill_(3.0)
+    done.undo()
+    assert model.head.weight.dtype == model.norm.weight.dtype == torch.float32
+    assert model.head.weight.eq(0.5).all()
+    assert model.norm.weight.eq(3.0).all()
+
+
+def test_new_weights_after_optimize_need_undo(model: torch.nn.Module) -> None:
+    if not (DTYPES and cpu.built()):
+        pytest.skip("nothing is frozen here")
+    done = focalnet.optimize(model)
     other = focalnet.create_model("focalnet_nano").eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(FrozenError, match=r"weights were to be loaded.*undo\(\)"):
+        model.load_state_dict(other.state_dict())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with pytest.raises(FrozenError, match="optimizing once more"):
+        focalnet.optimize(model, dtype=torch.bfloat16)
+    done.undo()
     model.load_state_dict(other.state_dict())
+    focalnet.optimize(model)
     with torch.inference_mode():
-        torch.testing.assert_close(model(IMAGES), other(IMAGES))
+        torch.testing.assert_close(model(IMAGES), other(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def test_training_compiles_to_one_graph(model: torch.nn.Module) -> None:
@@ -80,10 +107,12 @@ def test_training_keeps_gradients(model: torch.nn.Module) -> None:
         network(IMAGES).square().sum().backward()
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
-    assert all(m.recompute for m in model.modules() if isinstance(m, Linear))
+    parts = [m for m in model.modules() if isinstance(m, FusedFocalModulation | FusedMlp)]
+    assert len(parts) == 2 * sum(model.config.depths)
+    assert all(part.recompute for part in parts)
     assert "GELU" in str(done)
     done.undo()
-    assert not any(m.recompute for m in model.modules() if isinstance(m, Linear))
+    assert not any(part.recompute for part in parts)
 
 
 @pytest.mark.parametrize(
