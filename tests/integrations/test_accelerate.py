@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import focalnet
-from focalnet import ops
 from focalnet.errors import ConfigError
+from focalnet.kernels import fused_timm, fused_transformers
 from tests.integrations.foreign import (
     TIMM,
     TRANSFORMERS,
@@ -54,13 +54,13 @@ def classes(model: nn.Module) -> list[type]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that our operation was called with."""
     shapes: list[tuple[int, ...]] = []
-    original = ops.focal_context
+    for module in (fused_timm, fused_transformers):
 
-    def counted(context, gates, weights):
-        shapes.append(tuple(context.shape))
-        return original(context, gates, weights)
+        def counted(context, gates, weights, original=module.focal_context):
+            shapes.append(tuple(context.shape))
+            return original(context, gates, weights)
 
-    monkeypatch.setattr(ops, "focal_context", counted)
+        monkeypatch.setattr(module, "focal_context", counted)
     return shapes
 
 
@@ -280,7 +280,9 @@ def test_only_the_focalnet_inside_a_larger_model_changes() -> None:
     want = model(images())
     focalnet.accelerate(model)
     assert type(model[1]) is nn.Linear
-    assert type(model[0].layers[0].blocks[0].mlp.fc1) is not nn.Conv2d
+    block = model[0].layers[0].blocks[0]
+    assert (type(block.modulation), type(block.mlp)) == (fused_timm.FusedFocalModulation, fused_timm.FusedMlp)
+    assert type(block.mlp.fc1) is nn.Conv2d  # layers stay PyTorch's own
     assert distance(model(images()), want) < 1e-5
 
 
@@ -326,12 +328,19 @@ def test_distributed_data_parallel(order: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("undo", [False, True])
-@pytest.mark.parametrize("other", [nn.Linear(2, 2), "focalnet_tiny_srf", "ours"])
+@pytest.mark.parametrize("other", [nn.Linear(2, 2), "focalnet_tiny_srf"])
 def test_other_models_are_refused(other: object, undo: bool) -> None:
-    if other == "ours":
-        other = focalnet.create_model("focalnet_nano")
-    with pytest.raises(ConfigError, match="no FocalNet of timm or transformers"):
+    with pytest.raises(ConfigError, match="no FocalNet of timm, transformers or this library"):
         focalnet.accelerate(other, undo=undo)
+
+
+def test_ours_are_accelerated_from_the_start() -> None:
+    model, x = focalnet.create_model("focalnet_nano").eval(), images(1, 32)
+    kinds, want = classes(model), model(x)
+    assert classes(focalnet.accelerate(model)) == kinds
+    assert classes(focalnet.accelerate(model, undo=True)) != kinds
+    assert distance(model(x), want) < 1e-5
+    assert classes(focalnet.accelerate(model)) == kinds
 
 
 @pytest.mark.parametrize("name", timm.list_models("focalnet_*"))

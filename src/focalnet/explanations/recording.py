@@ -109,7 +109,7 @@ def _hook(
     def on_f(_module: nn.Module, _inputs: Any, output_BHWC: torch.Tensor) -> None:
         gates.append(output_BHWC[..., -modulation.levels - 1 :].detach().permute(0, 3, 1, 2))
 
-    def on_h(_module: nn.Module, _inputs: Any, output_BHWC: torch.Tensor) -> None:
-        records[name] = BlockRecord(gates.pop(), output_BHWC.detach().permute(0, 3, 1, 2))
+    def on_h(_module: nn.Module, _inputs: Any, output_BCHW: torch.Tensor) -> None:
+        records[name] = BlockRecord(gates.pop(), output_BCHW.detach())
 
     return modulation.f.register_forward_hook(on_f), modulation.h.register_forward_hook(on_h)
