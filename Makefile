@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint asan bench clean
+.PHONY: quickstart test lint asan matrix bench clean
 
 # Installed once per change of pyproject.toml.
 $(VENV)/.installed: pyproject.toml
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed  ## style and types
 
 asan: $(VENV)/.installed  ## the tests of the CPU kernels with every access to memory checked (a few minutes)
 	bash tests/asan.sh $(BIN)/python
+
+matrix: $(VENV)/.installed  ## every way to change a model, compiled by inductor (the suite uses a quicker backend)
+	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix.py --numprocesses=auto
 
 bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
 	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done

@@ -19,7 +19,7 @@ ORDER = [
     {"errors", "files", "structures"},
     {"ops"},
     {"nn"},
-    {"kernels"},
+    {"kernels", "layers"},  # layers: the old name of nn
     {"backbones"},
     {"necks"},
     {"models"},

@@ -330,7 +330,7 @@ def test_distributed_data_parallel(order: str, tmp_path) -> None:
 @pytest.mark.parametrize("undo", [False, True])
 @pytest.mark.parametrize("other", [nn.Linear(2, 2), "focalnet_tiny_srf"])
 def test_other_models_are_refused(other: object, undo: bool) -> None:
-    with pytest.raises(ConfigError, match="no FocalNet of timm, transformers or this library"):
+    with pytest.raises(ConfigError, match="no FocalNet of this library, timm or transformers"):
         focalnet.accelerate(other, undo=undo)
 
 

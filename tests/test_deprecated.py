@@ -1,0 +1,18 @@
+"""Old names still work, and say what they are called now."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from focalnet import nn
+
+
+def test_layers_is_nn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "focalnet.layers", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"focalnet\.nn"):
+        layers = importlib.import_module("focalnet.layers")
+    assert layers.FocalModulation is nn.FocalModulation
+    assert layers.FocalNetBlock is nn.FocalNetBlock
