@@ -209,6 +209,67 @@ def test_readers_and_gradients_may_come_and_go() -> None:
     assert not seen.numpy().flags.writeable
 
 
+HELD: dict[str, Callable[[Any], Any]] = {
+    "detached": lambda weight: weight.detach(),
+    "data": lambda weight: weight.data,
+    "array": lambda weight: weight.detach().numpy(),
+}
+
+
+@pytest.mark.parametrize("view", HELD)
+def test_a_view_from_before_keeps_a_block_from_being_frozen(view: str) -> None:
+    model = network()
+    held = HELD[view](model.layers[0].blocks[1].mlp.fc1.weight)
+    done = focalnet.optimize(model)
+    assert "1 blocks or patch embeddings are not frozen: somebody holds a view" in str(done)
+    before = outputs(model)
+    held *= 2
+    twin = plain_of("plain", torch.float32)
+    twin.layers[0].blocks[1].mlp.fc1.weight.data.mul_(2)
+    for ours, theirs in zip(outputs(model), outputs(twin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs(model)[0], before[0])
+
+
+PARTS: dict[str, Callable[[Any], object]] = {
+    "a hook": lambda part: part.register_forward_hook(lambda *_: None),
+    "a pre-hook": lambda part: part.register_forward_pre_hook(lambda *_: None),
+    "a backward hook": lambda part: part.register_full_backward_hook(lambda *_: None),
+    "a parameter": lambda part: setattr(part, "weight", nn.Parameter(torch.ones(1))),
+    "an attribute": lambda part: setattr(part, "stride", 2),
+    "a forward": lambda part: setattr(part, "forward", lambda x: x),
+    "a class": lambda part: setattr(part, "__class__", nn.Identity),
+    "a parametrization": lambda part: parametrize.register_parametrization(part, "weight", nn.Identity()),
+    "pruning": lambda part: prune.random_unstructured(part, "weight", 0.5),
+    "weight norm": lambda part: nn.utils.parametrizations.weight_norm(part),
+    "loading": lambda part: part.load_state_dict({}, strict=False),
+    "training": lambda part: part.train(),
+    "a dtype": lambda part: part.double(),
+    "a call": lambda part: part(torch.ones(1)),
+}
+
+
+GENERAL = PARTS.keys() - {"a parametrization", "pruning", "weight norm", "a dtype"}  # not of weights
+
+
+@pytest.mark.parametrize("change", PARTS)
+def test_a_part_from_before_refuses(change: str) -> None:
+    model = network()
+    before = outputs(model)
+    names = ["modulation.f", "modulation.h", "modulation.focal_layers.0.0", "norm1", "mlp", "mlp.fc1", "mlp.act"]
+    parts = [model.layers[0].blocks[1].get_submodule(name) for name in names]
+    kinds = [type(part) for part in parts]
+    done = focalnet.optimize(model)
+    for part in parts:
+        if hasattr(part, "weight") or change in GENERAL:
+            refusal = "Creating a Parameter from an instance of type FrozenParameter" if change == "weight norm" else ""
+            with pytest.raises((FrozenError, RuntimeError), match=refusal or r"undo\(\)"):
+                PARTS[change](part)
+    done.undo()
+    assert [type(part) for part in parts] == kinds
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model), before, strict=True))
+
+
 def test_hooks_on_the_block_itself_fire() -> None:
     model, block, _ = frozen_block()
     seen: list[torch.Size] = []

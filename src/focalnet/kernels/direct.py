@@ -20,10 +20,8 @@ from focalnet.ops import modes
 
 def takes(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
     """Whether ``block`` computes what the modules would for ``x`` and these weights, now."""
-    dtype = x.dtype
     return bool(
         not torch.is_grad_enabled()
-        and dtype in matmul.DTYPES
         and x.is_cpu
         and x.ndim == 4
         and x.numel() > 0
@@ -39,6 +37,8 @@ def takes(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
 def fit(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> bool:
     """Whether all weights are of the dtype of ``x`` and on the CPU, and no kernel is too large."""
     dtype = x.dtype
+    if dtype not in matmul.DTYPES:
+        return False
     for weight in weights:
         if weight.dtype is not dtype or not weight.is_cpu or (weight.ndim == 4 and weight.shape[-1] not in cpu.KERNELS):
             return False

@@ -8,7 +8,6 @@ what the plain one would be after the same, or there was an error that names the
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn
@@ -192,6 +191,27 @@ class Frozen(nn.Module):
         return "frozen by focalnet.optimize"
 
 
+class FrozenPart(nn.Module):
+    """The class of a frozen module's parts: whoever has kept a reference to one learns that it no longer runs."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("a part was to be called")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse(f'"{name}" of a part was to be set')
+
+    def __delattr__(self, name: str) -> None:
+        refuse(f'"{name}" of a part was to be deleted')
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("a part was to be changed, or to get a hook")
+
+    register_forward_hook = register_forward_pre_hook = _refuse
+    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse
+    register_parameter = register_buffer = register_module = add_module = _refuse
+    load_state_dict = _load_from_state_dict = train = requires_grad_ = _apply = apply = __reduce_ex__ = _refuse
+
+
 class FrozenFocalNetBlock(Frozen, FusedFocalNetBlock):
     """A block with packed weights."""
 
@@ -237,14 +257,14 @@ class _PackedBlock(Named):
         super().__init__()
         weights = block_weights(block)
         if weights is None:
-            raise Unfit
+            raise Unfit("a part of it is not what its class says")
         norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm = _detached(weights)
         modulation = modulation._replace(**{name: _pack(getattr(modulation, name)) for name in ("f", "h", "proj")})
         mlp = mlp._replace(fc1=_pack(mlp.fc1), fc2=_pack(mlp.fc2))
         self.like = norm1[0]
         self.weights = BlockWeights(norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm)
         if not direct.fit(self.like, weights.tensors()):
-            raise Unfit
+            raise Unfit("weights of several dtypes, of one that oneDNN does not take, or kernels larger than ours")
 
 
 @functools.partial(registered, "focalnet::frozen_block")
@@ -267,50 +287,63 @@ class _PackedEmbed:
         if not (parts.unmodified(proj, nn.Conv2d) and isinstance(proj, nn.Conv2d)) or geometry != (
             proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups, proj.padding_mode
         ):  # fmt: skip
-            raise Unfit
+            raise Unfit("a part of it is not what its class says")
         weight, bias = parts.parameter(proj, "weight"), parts.parameter(proj, "bias")
         self.norm = None if norm is None else _detached(parts.norm(norm, proj.out_channels))
         if weight is None or bias is None or (norm is not None and self.norm is None):
-            raise Unfit
+            raise Unfit("a part of it is not what its class says")
         self.weight, self.bias = weight.detach(), bias.detach()
         self.like = self.weight
         if not direct.fit(self.like, [self.bias, *(self.norm or ())[:2]]):
-            raise Unfit
+            raise Unfit("weights of several dtypes, or of one that oneDNN does not take")
         self.packed = PackedWeight(self.weight, stride=embed.stride, padding=embed.padding)
 
 
 class Unfit(Exception):
-    """A module that cannot be frozen: a part of it is not what its class says, or its weights are not for oneDNN."""
+    """A module that cannot be frozen; the message says why."""
 
 
-def freeze(modules: Iterable[nn.Module]) -> list[nn.Module]:
+def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[nn.Module], list[str]]:
     """Freezes those of the modules that are fused blocks or patch embeddings with nothing special about them, in place.
 
+    Args:
+        modules: in a model that evaluates.
+        alone: nobody else can have a view of the weights (an unpickler that has just made them still does).
+
     Returns:
-        What was frozen.
+        What was frozen; and why others were not.
     """
     packed: list[tuple[nn.Module, type[Frozen], Any]] = []
+    reasons: list[str] = []
     if not (cpu.built() and matmul.ONEDNN):
-        return []
+        return [], []
     for module in modules:
         kind = _FROZEN.get(type(module))
         if kind is not None:
-            with contextlib.suppress(Unfit):
+            try:
+                if not alone and any(_shared(parameter) for parameter in module.parameters()):
+                    raise Unfit("somebody holds a view of a weight, by which it could change")
                 packed.append((module, kind, _PACKED[kind](module)))
+            except Unfit as reason:
+                reasons.append(str(reason))
     for module, kind, weights in packed:
-        thawed = dict(module.__dict__)
+        parts = [part for part in module.modules() if part is not module]
         parameters = dict(module.named_parameters())
-        module.__dict__["thawed"], module.__dict__["packed"] = thawed, weights
-        module.__dict__["frozen_as"] = (weights.like.dtype, weights.like.device)
-        module.__dict__["requires_grad"] = [parameter.requires_grad for parameter in parameters.values()]
-        module.__dict__["_modules"], module.__dict__["_parameters"] = {}, parameters
+        members = module.__dict__
+        members |= {"thawed": dict(members), "packed": weights, "parts": parts}
+        members["frozen_as"] = (weights.like.dtype, weights.like.device)
+        members["requires_grad"] = [parameter.requires_grad for parameter in parameters.values()]
+        members["_modules"], members["_parameters"] = {}, parameters
         for parameter in parameters.values():
             parameter.requires_grad_(False)
+        for part in parts:
+            part.__dict__["thawed_class"] = type(part)
+            part.__class__ = FrozenPart
         module.__class__ = kind
     for module, _, _ in packed:
         for parameter in module.parameters():
             parameter.__class__ = FrozenParameter
-    return [module for module, _, _ in packed]
+    return [module for module, _, _ in packed], reasons
 
 
 def thaw(modules: Iterable[nn.Module]) -> None:
@@ -318,20 +351,34 @@ def thaw(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         if not isinstance(module, Frozen):
             continue
-        for parameter, requires_grad in zip(module._parameters.values(), module.__dict__["requires_grad"], strict=True):
+        members, fused = module.__dict__, module.fused
+        for parameter, requires_grad in zip(module._parameters.values(), members["requires_grad"], strict=True):
             assert parameter is not None
             parameter.__class__ = nn.Parameter
             parameter.requires_grad_(requires_grad)
-        members, fused = module.__dict__, module.fused
+        for part in members["parts"]:
+            object.__setattr__(part, "__class__", part.__dict__.pop("thawed_class"))
         thawed = members["thawed"]
-        for name in ("thawed", "packed", "frozen_as", "requires_grad"):
+        for name in ("thawed", "packed", "parts", "frozen_as", "requires_grad"):
             del members[name]
         members |= {"_modules": thawed["_modules"], "_parameters": thawed["_parameters"]}
         object.__setattr__(module, "__class__", fused)
 
 
+def _uses(x: torch.Tensor) -> int:
+    return int(torch._C._storage_Use_Count(x.untyped_storage()._cdata))
+
+
+_ONE_USE = _uses(torch.empty(1, device="cpu"))
+
+
+def _shared(parameter: torch.Tensor) -> bool:
+    """Whether another tensor or an array has a view of the parameter's memory."""
+    return _uses(parameter) > _ONE_USE
+
+
 def _frozen(module: nn.Module) -> nn.Module:
-    freeze([module])
+    freeze([module], alone=True)
     return module
 
 
@@ -348,11 +395,12 @@ def _detached(weights: Any) -> Any:
 def _copied(members: dict[str, Any]) -> dict[str, Any]:
     """The ``__dict__`` of a module with its own containers, parts and parameters."""
     new = {name: value.copy() if isinstance(value, dict) else value for name, value in members.items()}
+    new.pop("thawed_class", None)
     for name, parameter in members["_parameters"].items():
         new["_parameters"][name] = None if parameter is None else nn.Parameter(_plain(parameter).clone(), False)
     for name, module in members["_modules"].items():
         if module is not None:
-            new["_modules"][name] = child = nn.Module.__new__(type(module))
+            new["_modules"][name] = child = nn.Module.__new__(module.__dict__["thawed_class"])
             child.__dict__.update(_copied(module.__dict__))
     return new
 

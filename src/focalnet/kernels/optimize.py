@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -131,7 +132,9 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
 
 # Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.
 def _freeze(model: nn.Module, done: Optimization) -> None:
-    frozen = freeze(list(model.modules()))
+    frozen, reasons = freeze(list(model.modules()))
+    for reason, count in Counter(reasons).items():
+        done._did(f"{count} blocks or patch embeddings are not frozen: {reason}")
     if not frozen:
         return
     rest = [p for p in model.parameters() if p.requires_grad]
