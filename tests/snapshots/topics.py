@@ -60,6 +60,20 @@ def our_trainer_options() -> list[str]:
     return sorted(ours | {f"trainer.{name}" for name in (*others, "log_every_n_steps", "devices", "accelerator")})
 
 
+@contextlib.contextmanager
+def one_parser_a_task() -> Iterator[None]:
+    """Keeps the parsers of options, which take most of the time; nothing else depends on it."""
+    try:
+        from focalnet.tasks import options as module
+
+        parser = module._parser
+    except (ImportError, AttributeError):  # it has moved
+        yield
+        return
+    with patch.object(module, "_parser", functools.cache(parser)):
+        yield
+
+
 def options() -> dict[str, dict[str, Any]]:
     """Names and defaults of every option of each task."""
     found: dict[str, dict[str, Any]] = {}
@@ -70,6 +84,7 @@ def options() -> dict[str, dict[str, Any]]:
     return found
 
 
+@one_parser_a_task()
 def recipes() -> dict[str, dict[str, Any]]:
     """Of every recipe's resolved options, those whose value is not the default of its task."""
     defaults, found = plain(options()), {}
