@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         for run in arguments[1:] or RUNS:
             # The path is in the checkpoint: one that says nothing of the machine.
             run_folders.make(run, Path(tempfile.gettempdir()) / "focalnet-run")
-            print(f"made runs/{run}")
+            print(f"made earlier/{run}")
         return
     every = {**topics.EXACT, **topics.NEARLY, "runs": runs}
     for topic in arguments or every:

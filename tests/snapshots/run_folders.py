@@ -1,8 +1,8 @@
 """The stored runs: made by an earlier version, loaded and resumed by today's.
 
-``runs/NAME/`` has the recipe, and what that version left after the first of two epochs: ``config.yaml``,
+``earlier/NAME/`` has the recipe, and what that version left after the first of two epochs: ``config.yaml``,
 ``metrics.csv`` and ``last.ckpt`` (packed as ``last.ckpt.xz``). ``model.safetensors`` is what it had after the second,
-and ``expected/`` what ``focalnet predict`` wrote with these weights. Where they come from: ``runs/README.md``.
+and ``expected/`` what ``focalnet predict`` wrote with these weights. Where they come from: ``earlier/README.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.snapshots import topics
 from tests.snapshots.compare import FOLDER, keys, mark
 from tests.snapshots.tiny_data import write_data
 
-STORED = FOLDER / "runs"
+STORED = FOLDER / "earlier"
 MODEL = "run/model.safetensors"
 
 
