@@ -296,6 +296,16 @@ def test_the_head_of_a_frozen_backbone_can_be_trained() -> None:
     assert losses[2] < losses[0]
 
 
+def test_within_autocast_it_keeps_its_dtype() -> None:
+    model = network()
+    truth = outputs(model)
+    focalnet.optimize(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs(model)
+    for ours, exact in zip(found, truth, strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=2e-2, atol=2e-2)
+
+
 def test_other_inputs_are_refused() -> None:
     model, block, _ = frozen_block()
     with torch.no_grad(), pytest.raises(InputError, match="optimized for float32 on cpu, its input is bfloat16"):

@@ -26,6 +26,7 @@ from focalnet.kernels.registered import Named, registered
 from focalnet.kernels.rows import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, Norm
 from focalnet.ops import modes
+from focalnet.ops.precision import without_autocast
 
 
 def refuse(what: str) -> NoReturn:
@@ -241,9 +242,12 @@ class FrozenPatchEmbed(Frozen, FusedPatchEmbed):
 
     def _project(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         packed: _PackedEmbed = self.__dict__["packed"]
-        if torch.compiler.is_compiling():
-            return F.conv2d(x_BCHW, packed.weight, packed.bias, self.stride, self.padding)
-        return matmul.packed_convolution(x_BCHW, packed.packed, packed.bias, stride=self.stride, padding=self.padding)
+        with without_autocast(x_BCHW.device):  # the dtype is the one it was frozen for
+            if torch.compiler.is_compiling():
+                return F.conv2d(x_BCHW, packed.weight, packed.bias, self.stride, self.padding)
+            return matmul.packed_convolution(
+                x_BCHW, packed.packed, packed.bias, stride=self.stride, padding=self.padding
+            )
 
     def _normalized(self, y_BHWC: torch.Tensor) -> torch.Tensor:
         norm: Norm | None = self.__dict__["packed"].norm

@@ -122,7 +122,8 @@ def _depthwise(module: Any) -> torch.Tensor | None:
         and module.padding_mode == "zeros"
         and module._parameters.get("bias") is None
     )
-    return parameter(module, "weight") if plain else None
+    weight = parameter(module, "weight") if plain else None
+    return weight if weight is not None and weight.shape[2:] == side else None
 
 
 def is_gelu(module: Any) -> bool:
