@@ -9,7 +9,7 @@ what the plain one would be after the same, or there was an error that names the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -20,11 +20,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from focalnet.errors import FrozenError, InputError
 from focalnet.kernels import cpu, direct, matmul, parts
-from focalnet.kernels.fused import FusedFocalNetBlock, FusedPatchEmbed, block_weights
+from focalnet.kernels.fused import (
+    FusedFocalModulation,
+    FusedFocalNetBlock,
+    FusedMlp,
+    FusedPatchEmbed,
+    block_weights,
+)
 from focalnet.kernels.matmul import PackedWeight
 from focalnet.kernels.registered import Named, registered
 from focalnet.kernels.rows import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, Norm
+from focalnet.nn.block import DropPath
 from focalnet.ops import modes
 from focalnet.ops.precision import without_autocast
 
@@ -160,6 +167,24 @@ class Frozen(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         refuse(f'"{name}" was to be set')
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """The parts too, so that whoever goes through all modules to change some meets an error, not a gap."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            memo.add(self)
+            yield prefix, self
+            for name, part in self.named_children():
+                yield from part.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        parts = self.__dict__["thawed"]["_modules"]
+        yield from ((name, part) for name, part in parts.items() if part is not None)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Any:
+        refuse("a function was to be applied to every part")
+
     def train(self, mode: bool = True) -> Any:
         if mode:
             refuse("training was asked for")
@@ -211,6 +236,38 @@ class FrozenPart(nn.Module):
     register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse
     register_parameter = register_buffer = register_module = add_module = _refuse
     load_state_dict = _load_from_state_dict = train = requires_grad_ = _apply = apply = __reduce_ex__ = _refuse
+
+
+class _Sealed(dict[str, Any]):
+    """The parts or parameters of a frozen part: some tools write into these, past the module."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("a part was to be replaced")
+
+    __setitem__ = __delitem__ = pop = popitem = update = setdefault = clear = __ior__ = _refuse
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (dict(self),)
+
+
+def _frozen_kind(kind: type[nn.Module]) -> type[nn.Module]:
+    name = f"Frozen{kind.__name__}"
+    return type(name, (FrozenPart, kind), {"__module__": __name__, "__doc__": f"A part that was a {kind.__name__}."})
+
+
+_LEAVES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.LayerNorm,
+    nn.GELU,
+    nn.Dropout,
+    nn.Identity,
+    nn.Sequential,
+    nn.ModuleList,
+)
+_PARTS: dict[type[nn.Module], type[nn.Module]] = {
+    kind: _frozen_kind(kind) for kind in (*_LEAVES, DropPath, FusedFocalModulation, FusedMlp)
+}
 
 
 class FrozenFocalNetBlock(Frozen, FusedFocalNetBlock):
@@ -342,7 +399,8 @@ def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[n
             parameter.requires_grad_(False)
         for part in parts:
             part.__dict__["thawed_class"] = type(part)
-            part.__class__ = FrozenPart
+            part.__dict__.update({name: _Sealed(part.__dict__[name]) for name in ("_modules", "_parameters")})
+            part.__class__ = _PARTS[type(part)]
         module.__class__ = kind
     for module, _, _ in packed:
         for parameter in module.parameters():
@@ -361,6 +419,7 @@ def thaw(modules: Iterable[nn.Module]) -> None:
             parameter.__class__ = nn.Parameter
             parameter.requires_grad_(requires_grad)
         for part in members["parts"]:
+            part.__dict__.update({name: dict(part.__dict__[name]) for name in ("_modules", "_parameters")})
             object.__setattr__(part, "__class__", part.__dict__.pop("thawed_class"))
         thawed = members["thawed"]
         for name in ("thawed", "packed", "parts", "frozen_as", "requires_grad"):
@@ -399,6 +458,7 @@ def _detached(weights: Any) -> Any:
 def _copied(members: dict[str, Any]) -> dict[str, Any]:
     """The ``__dict__`` of a module with its own containers, parts and parameters."""
     new = {name: value.copy() if isinstance(value, dict) else value for name, value in members.items()}
+    new |= {name: dict(members[name]) for name in ("_modules", "_parameters")}
     new.pop("thawed_class", None)
     for name, parameter in members["_parameters"].items():
         new["_parameters"][name] = None if parameter is None else nn.Parameter(_plain(parameter).clone(), False)
