@@ -34,30 +34,36 @@ _HEADS: dict[str, dict[str, Any]] = {
         "feedforward_channels": 16,
         "dynamic_channels": 4,
     },
+    "upernet": {"channels": 8, "auxiliary_channels": 4},
+    "mask2former": {
+        **{"channels": 16, "heads": 2, "norm_groups": 4, "encoder_layers": 1, "encoder_hidden": 16},
+        **{"decoder_layers": 4, "decoder_hidden": 16, "num_queries": 6, "train_points": 60},
+    },
 }
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """What makes a network of that method narrow; ``"classifier"`` has a backbone alone."""
+    return {**_TRUNK, **_HEADS.get(method, {})}
 
 
 def config(method: str, **options: Any) -> DetectorConfig:
     """A narrow detector of that method with three classes."""
     assert method in METHODS
     return DETECTORS[f"{method}_focalnet_tiny_srf"].config(
-        **{"num_classes": 3, "score_threshold": 0.0, **_TRUNK, **_HEADS[method], **options}
+        **{"num_classes": 3, "score_threshold": 0.0, **options_of(method), **options}
     )
 
 
 def upernet(**options: Any) -> SegmenterConfig:
     """A narrow UPerNet with three classes."""
-    return SEGMENTERS["upernet_focalnet_tiny_srf"].config(
-        **{"num_classes": 3, "channels": 8, "auxiliary_channels": 4, **_TRUNK, **options}
-    )
+    return SEGMENTERS["upernet_focalnet_tiny_srf"].config(**{"num_classes": 3, **options_of("upernet"), **options})
 
 
 def mask2former(**options: Any) -> Mask2FormerConfig:
     """A narrow Mask2Former with two kinds of things and one of stuff."""
-    head = {"channels": 16, "heads": 2, "norm_groups": 4, "encoder_layers": 1, "encoder_hidden": 16}
-    small = {**head, "decoder_layers": 4, "decoder_hidden": 16, "num_queries": 6, "train_points": 60}
     config = SEGMENTERS["mask2former_focalnet_tiny_srf"].config(
-        **{"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **small, **_TRUNK, **options}
+        **{"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **options_of("mask2former"), **options}
     )
     assert isinstance(config, Mask2FormerConfig)
     return config

@@ -53,7 +53,8 @@ class Task(pl.LightningModule, ABC):
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
         freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
         grad_checkpointing: trade time for memory.
-        compile: pass the network through ``torch.compile``.
+        compile: train through ``torch.compile``: a classifier whole, of other networks the backbone, which is most of
+            their work; the sizes of what neck and heads see change with every batch. State-dict names stay.
         seed: of everything random; linked to ``seed_everything``.
     """
 
@@ -139,7 +140,7 @@ class Task(pl.LightningModule, ABC):
             self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
         self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
         if self.compile_network:
-            self.network.compile()
+            self.trunk().compile()  # in place; a classifier is its own backbone, others call theirs in training
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
