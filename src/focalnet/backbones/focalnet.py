@@ -245,10 +245,14 @@ class FocalNetTrunk(nn.Module):
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that give each parameter its depth, for layer-wise learning-rate decay."""
-        stage = r"^layers\.(\d+)"
-        blocks = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": stage if coarse else blocks}
+        """Regular expressions that give each parameter its depth, for layer-wise learning-rate decay.
+
+        Down-sampling is as deep as the first block that sees its result, as in timm; norms as deep as the last block.
+        """
+        stage, rest = r"^layers\.(\d+)", () if coarse else (0,)
+        down = [(rf"^layers\.{i}\.downsample", (i + 1, *rest)) for i in range(len(self.layers))]
+        blocks = (stage if coarse else stage + r"\.blocks\.(\d+)", None)
+        return {"stem": r"^patch_embed", "blocks": [*down, blocks, (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay must skip beyond norms and biases: none."""

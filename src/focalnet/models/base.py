@@ -153,6 +153,16 @@ class DenseModel(nn.Module, ABC, Generic[C]):
         """By class index; empty where unknown."""
         return self.card.class_names if self.card else ()
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's (timm's protocol, for layer-wise learning-rate decay); neck and heads are above its layers."""
+        matcher = self.backbone.group_matcher(coarse)
+
+        def within(pattern: str) -> str:
+            return r"^backbone\." + pattern.removeprefix("^")
+
+        blocks = [(within(pattern), place) for pattern, place in matcher["blocks"]]
+        return {"stem": within(matcher["stem"]), "blocks": blocks}
+
 
 class Detector(DenseModel[C], Generic[C, O, TO]):
     """Finds the objects in each image.

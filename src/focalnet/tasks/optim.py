@@ -29,8 +29,10 @@ class OptimizerConfig:
         reference_batch: with another global batch, every learning rate (also those of the schedule) is scaled
             by ``global batch / reference_batch``; None never scales.
         weight_decay: of parameters with two or more dimensions; the rest has none.
-        layer_decay: learning rate of a block over that of the next one, in (0, 1]; None for equal rates.
-        backbone_scale: learning rate of a detector's or segmenter's backbone over that of its head, in (0, 1].
+        layer_decay: learning rate of a block over that of the next one, in (0, 1]; None for equal rates. What is above
+            the backbone has the full rate.
+        backbone_scale: learning rate of a detector's or segmenter's backbone over that of its head, in (0, 1]; times
+            what ``layer_decay`` makes of it.
         betas: decay rates of the two moments.
         eps: added to the denominator.
     """
@@ -130,14 +132,20 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
     Call it before a strategy shards the network: afterwards every parameter looks one-dimensional.
 
     Raises:
-        ConfigError: nothing is left to train, or there is no backbone within the network to scale.
+        ConfigError: nothing is left to train; or an option would change no learning rate, since there is no backbone
+            within the network, or what it is for is frozen.
     """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError("every parameter is frozen: nothing is left to train")
     if config.layer_decay is None:
         groups = param_groups_weight_decay(network, config.weight_decay)
     else:
         groups = param_groups_layer_decay(network, config.weight_decay, layer_decay=config.layer_decay)
-    if not groups:
-        raise ConfigError("every parameter is frozen: nothing is left to train")
+        if config.layer_decay != 1 and all(group["lr_scale"] == 1 for group in groups):
+            raise ConfigError(
+                f"optimizer.layer_decay={config.layer_decay} would change no learning rate: every layer it is for is "
+                "frozen, or the network names none; leave it out, or freeze fewer stages"
+            )
     return list(groups) if config.backbone_scale == 1 else _scaled(groups, network, config.backbone_scale)
 
 
@@ -145,7 +153,12 @@ def _scaled(groups: list[dict[str, Any]], network: nn.Module, scale: float) -> l
     """The groups with the backbone's parameters in groups of their own."""
     if not isinstance(backbone := getattr(network, "backbone", None), nn.Module):
         raise ConfigError("optimizer.backbone_scale is for networks with a head of their own, not for a classifier")
-    inside = {id(parameter) for parameter in backbone.parameters()}
+    inside = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
+    if not inside:
+        raise ConfigError(
+            f"optimizer.backbone_scale={scale} would change no learning rate: the whole backbone is frozen; leave it "
+            "out, or freeze fewer stages"
+        )
     split = []
     for group in groups:
         for within, factor in ((True, scale), (False, 1.0)):
