@@ -168,7 +168,7 @@ def test_crowds_are_ignored_regions_and_empty_images_are_kept_or_left_out(tmp_pa
     assert target["ignored"].shape == (1, 4)
     empty = module.samples["train"][5]["target"]
     assert (empty["boxes"].shape, empty["masks"].shape[0], empty["ignored"].shape) == ((0, 4), 0, (0, 4))
-    assert collate([module.samples["train"][5]])["targets"][0]["labels"].shape == (0,)
+    assert collate([module.samples["train"][5]], multiple=32)["targets"][0]["labels"].shape == (0,)
     assert len(data(tmp_path, with_empty=False).samples["train"]) == 5
 
 

@@ -73,12 +73,17 @@ def task_for(family: str, network: dict[str, Any] | None = None, **options: Any)
     )
 
 
-def step(task: Task, data: Any, folder: Path, **options: Any) -> pl.Trainer:
-    """Trains on one batch; nothing is validated."""
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    """Of one batch, unless options say otherwise; nothing is validated."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     short = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     chosen: dict[str, Any] = {**quiet, **short, "accelerator": "cpu", "use_distributed_sampler": False, **options}
+    return pl.Trainer(default_root_dir=folder, **chosen)
+
+
+def step(task: Task, data: Any, folder: Path, **options: Any) -> pl.Trainer:
+    """Trains on one batch."""
     with explained():
-        trainer = pl.Trainer(default_root_dir=folder, **chosen)
-        trainer.fit(task, data)
-    return trainer
+        training = trainer(folder, **options)
+        training.fit(task, data)
+    return training

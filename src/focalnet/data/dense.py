@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -44,6 +45,9 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
 
     collate: ClassVar[Callable[..., Any]]
     """From samples to a batch."""
+    size_divisor: int = 32
+    """Sides of batches are multiples of it. A task sets its network's here before there are loaders; without a task it
+    is that of the published networks."""
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
 
     def _loader(self, part: Part) -> Loader:
         samples, training = self.samples[part], part == "train"
+        samples.size_divisor = self.size_divisor
         workers = self.num_workers
         if workers is None:
             workers = cores_per_process(self.trainer.num_devices if self.trainer else 1)
@@ -133,4 +138,5 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
         kinds = self._kinds(samples)
         order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training, kinds=kinds)
         options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        return Loader(samples, order, collate=type(self).collate, **options)
+        collate = partial(type(self).collate, multiple=self.size_divisor)
+        return Loader(samples, order, collate=collate, **options)

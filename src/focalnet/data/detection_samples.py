@@ -106,14 +106,18 @@ def _corners(annotations: Sequence[dict[str, object]], image: Annotated) -> Tens
     return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
 
 
-def collate(samples: Sequence[DetectionSample | None]) -> DetectionBatch:
+def collate(samples: Sequence[DetectionSample | None], *, multiple: int) -> DetectionBatch:
     """Pads samples to a batch, images and masks alike; broken pictures (None) are left out.
+
+    Args:
+        samples: of any sizes.
+        multiple: the sides of the batch are multiples of it.
 
     Raises:
         DataError: there is not one whole picture.
     """
     whole = only_whole(samples)
-    images_BCHW = pad([sample["image"] for sample in whole])
+    images_BCHW = pad([sample["image"] for sample in whole], multiple)
     height, width = images_BCHW.shape[-2:]
     return DetectionBatch(
         images=images_BCHW,

@@ -21,9 +21,6 @@ from torchvision.transforms.v2 import functional as F
 from focalnet.errors import ConfigError
 from focalnet.structures import Preprocessing, Target
 
-#: Networks with stride 32 get sides that are multiples of it.
-MULTIPLE = 32
-
 
 class View(NamedTuple):
     """A picture ``(3, H, W)``, uint8, with boxes x1 y1 x2 y2, their labels, their masks if any, and ignored regions."""
@@ -142,7 +139,7 @@ def to_target(given: View) -> Target:
     )
 
 
-def pad(images: Sequence[Tensor], multiple: int = MULTIPLE) -> Tensor:
+def pad(images: Sequence[Tensor], multiple: int) -> Tensor:
     """Images ``(C, h, w)`` of any sizes as ``(B, C, H, W)``, zeros at the right and the bottom, sides multiples."""
     height, width = (math.ceil(max(image.shape[axis] for image in images) / multiple) * multiple for axis in (-2, -1))
     batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from focalnet.data.datasets.coco_panoptic import PanopticFile, read_ids
 from focalnet.data.datasets.pictures import Pictures, read_picture
-from focalnet.data.detection_transforms import MULTIPLE, normalise, pad, resized
+from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.data.panoptic_transforms import PanopticAugmentation, pad_to
 from focalnet.data.samples import Samples, only_whole
 from focalnet.data.semantic_transforms import SemanticView, view
@@ -73,7 +73,7 @@ class PanopticDataset(Samples[PanopticSample, SemanticView]):
         else:
             varied = self.augmentation(read)
             image, ids = normalise(varied.image, self.preprocessing), varied.labels.as_subclass(Tensor)
-            image, ids = pad_to(image, ids, -(-self.augmentation.crop // MULTIPLE) * MULTIPLE)
+            image, ids = pad_to(image, ids, -(-self.augmentation.crop // self.size_divisor) * self.size_divisor)
         entry = self.annotated.images[index]
         return PanopticSample(
             image=image,
@@ -88,15 +88,19 @@ class PanopticDataset(Samples[PanopticSample, SemanticView]):
         )
 
 
-def collate(samples: Sequence[PanopticSample | None]) -> PanopticBatch:
+def collate(samples: Sequence[PanopticSample | None], *, multiple: int) -> PanopticBatch:
     """Pads samples to a batch; broken pictures (None) are left out.
+
+    Args:
+        samples: of any sizes.
+        multiple: the sides of the images are multiples of it.
 
     Raises:
         DataError: there is not one whole picture.
     """
     whole = only_whole(samples)
     return PanopticBatch(
-        images=pad([sample["image"] for sample in whole]),
+        images=pad([sample["image"] for sample in whole], multiple),
         sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
         truths=[sample["truth"] for sample in whole],
         original_sizes=[sample["original_size"] for sample in whole],

@@ -75,6 +75,7 @@ class SemanticData(DenseData[SemanticDataset]):
     """
 
     collate = staticmethod(collate)
+    size_divisor = 1  # as UPerNet's
 
     def __init__(
         self,

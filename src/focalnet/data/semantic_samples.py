@@ -76,7 +76,8 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         pixels, *others = (normalise(image, self.preprocessing) for image in images)
         truth = labels.as_subclass(Tensor).long()
         if self.augmentation is not None:
-            pixels, truth = pad_to(pixels, truth, self.augmentation.crop)
+            height, width = (-(-side // self.size_divisor) * self.size_divisor for side in self.augmentation.crop)
+            pixels, truth = pad_to(pixels, truth, (height, width))
         return SemanticSample(image=pixels, others=others, labels=truth, original_size=read.size, path=self.path(index))
 
 
@@ -90,15 +91,19 @@ def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[
         )
 
 
-def collate(samples: Sequence[SemanticSample | None]) -> SemanticBatch:
+def collate(samples: Sequence[SemanticSample | None], *, multiple: int) -> SemanticBatch:
     """Makes a batch, in evaluation padded to its largest picture; broken pictures (None) are left out.
+
+    Args:
+        samples: in training of one size.
+        multiple: the sides of the images are multiples of it; label maps stay as they are.
 
     Raises:
         DataError: there is not one whole picture.
     """
     whole = only_whole(samples)
     (images, sizes), *others = (
-        (pad(alike, multiple=1), [(image.shape[-2], image.shape[-1]) for image in alike])
+        (pad(alike, multiple), [(image.shape[-2], image.shape[-1]) for image in alike])
         for alike in zip(*([sample["image"], *sample["others"]] for sample in whole), strict=True)
     )
     return SemanticBatch(

@@ -84,7 +84,8 @@ class Detecting:
         sizes = [(look.pixels.shape[-2], look.pixels.shape[-1]) for look in looks]
         originals = [(look.window.height, look.window.width) for look in looks]
         with torch.inference_mode():
-            images = pad([look.pixels for look in looks]).to(like).contiguous(memory_format=torch.channels_last)
+            images = pad([look.pixels for look in looks], self.network.config.size_divisor).to(like)
+            images = images.contiguous(memory_format=torch.channels_last)
             results = self.network.detect(images, sizes, originals)
         for result in results:
             yield finished(result, self.min_score, self.class_names)

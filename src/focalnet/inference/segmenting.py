@@ -201,17 +201,20 @@ def slide(network: Segmenter[Any, Any, Any], images_BCHW: Tensor, crop: Size, st
     Args:
         network: gives the scores of each window at the window's size.
         images_BCHW: normalised.
-        crop: height and width of the window; a smaller image is seen whole.
+        crop: height and width of the window, multiples of the network's ``size_divisor``; a smaller image is seen
+            whole.
         stride: how far it moves, down and to the right.
 
     Raises:
-        ConfigError: a window or stride without pixels, or a stride that leaves gaps.
+        ConfigError: a window or stride without pixels, a stride that leaves gaps, or a window whose sides are not
+            such multiples.
     """
     for name, (down, right) in (("crop", crop), ("stride", stride)):
         if min(down, right) < 1:
             raise ConfigError(f"{name}={(down, right)} must be at least 1 pixel each way")
     if stride[0] > crop[0] or stride[1] > crop[1]:
         raise ConfigError(f"stride={stride} leaves gaps between windows of crop={crop}: make it no larger")
+    check_window(crop, network.config.size_divisor)
     batch, (height, width) = len(images_BCHW), images_BCHW.shape[2:]
     total = images_BCHW.new_zeros((batch, network.config.num_classes, height, width))
     count = images_BCHW.new_zeros((height, width))
@@ -221,6 +224,14 @@ def slide(network: Segmenter[Any, Any, Any], images_BCHW: Tensor, crop: Size, st
             window.of(total).add_(network.class_scores(window.of(images_BCHW)))
             window.of(count).add_(1)
     return total / count
+
+
+def check_window(crop: Size, divisor: int, name: str = "crop") -> None:
+    """Raises ConfigError unless a window's sides are multiples of a network's ``size_divisor``."""
+    for side in crop:
+        if side % divisor:
+            near = max(round(side / divisor), 1) * divisor
+            raise ConfigError(f"{name}={side} must be a multiple of the network's size_divisor={divisor}: take {near}")
 
 
 def _stops(side: int, crop: int, stride: int) -> list[int]:

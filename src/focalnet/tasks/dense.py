@@ -50,6 +50,10 @@ class DenseTask(Task):
             network.backbone.load_state_dict(start.state_dict())
         return network
 
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.data.size_divisor = self.network.config.size_divisor  # loaders, which pad, are made after this
+
     def blank(self) -> DenseModel[Any]:
         return cast("DenseModel[Any]", self.network.config.build())
 

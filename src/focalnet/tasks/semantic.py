@@ -14,7 +14,7 @@ from torch import Tensor
 
 from focalnet.data.detection_transforms import pad
 from focalnet.errors import ConfigError
-from focalnet.inference.segmenting import mean_scores, meeting_size, slide
+from focalnet.inference.segmenting import check_window, mean_scores, meeting_size, slide
 from focalnet.losses.segmentation import criterion
 from focalnet.metrics.semantic import SemanticMetric
 from focalnet.models import Mask2Former, Segmenter
@@ -33,7 +33,7 @@ class SlideConfig:
     """Evaluation through a window that slides over the picture, as mmseg does it.
 
     Args:
-        crop: side in pixels of the window.
+        crop: side in pixels of the window, a multiple of the network's ``size_divisor``.
         stride: how far it moves.
     """
 
@@ -69,6 +69,8 @@ class SemanticTask(DenseTask):
         if isinstance(self.network, Mask2Former):
             self.ask_for("semantic")
         self.criterion = criterion(self.network.config)
+        if self.slide is not None:
+            check_window((self.slide.crop,) * 2, self.network.config.size_divisor, "model.slide: crop")
 
     def training_step(self, batch: SemanticBatch, batch_idx: int) -> Tensor:
         self.reseed(batch_idx)
