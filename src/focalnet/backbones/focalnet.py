@@ -224,7 +224,8 @@ class FocalNetTrunk(nn.Module):
         """Freezes the stem and the first ``stages`` stages: no gradients, no drop path, also after ``.train()``.
 
         Args:
-            stages: 0 freezes the stem alone; the number of stages freezes the whole trunk.
+            stages: 0 freezes the stem alone; the number of stages freezes them all. The norms of the maps that a dense
+                task's backbone returns stay trainable, as in the official detectors.
         """
         if not 0 <= stages <= len(self.layers):
             raise ConfigError(f"cannot freeze {stages} stages: this network has {len(self.layers)}")
