@@ -101,6 +101,8 @@ OF_A_WEIGHT: dict[str, Callable[[nn.Module], Any]] = {
 }
 NORMED = {
     "weight norm": lambda m: scaled(nn.utils.parametrizations.weight_norm(m)),
+    "weight norm, by hooks": lambda m: (quietly(nn.utils.weight_norm)(m), m.weight_g.data.mul_(2)),
+    "spectral norm, by hooks": lambda m: (m.weight.data.mul_(3), quietly(nn.utils.spectral_norm)(m)),
     "spectral norm": lambda m: (m.weight.data.mul_(3), nn.utils.parametrizations.spectral_norm(m)),
 }
 
@@ -108,6 +110,17 @@ NORMED = {
 def inference(x: Tensor) -> Tensor:
     with torch.inference_mode():
         return x.clone()
+
+
+def quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without its warnings: older ways that PyTorch still has are deprecated."""
+
+    def call(*arguments: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*arguments)
+
+    return call
 
 
 def scaled(m: Any) -> None:
