@@ -46,8 +46,8 @@ class PackedWeight:
 
     Worth its memory at small batches, where more weights than values are read. With AVX-512 a convolution's is only
     channels-last, as its maps are. Without, a linear layer's is that of a 1x1 convolution; each size of the map may
-    have an order of its own, so there is one for the size seen last. It does not follow the weight when that changes:
-    whoever packs one keeps the weight from changing.
+    have an order of its own, so there is one for the size seen last. Whoever packs one keeps the weight from changing;
+    a write that gets past that, as those of C++ code do, is seen where PyTorch counts it, and the weight packed again.
 
     Args:
         weight: ``(O, I)``, or ``(O, I, k, k)`` of a convolution; on the CPU, of one of ``DTYPES``.
@@ -56,8 +56,14 @@ class PackedWeight:
     """
 
     def __init__(self, weight: torch.Tensor, *, stride: int = 1, padding: int = 0) -> None:
-        self._weight = weight = weight.detach()
+        self._weight = weight.detach()
         self._steps = _steps(stride, padding)
+        self._counted = not self._weight.is_inference()  # of others PyTorch does not count the writes
+        self._pack()
+
+    def _pack(self) -> None:
+        weight = self._weight
+        self._version = weight._version if self._counted else 0
         self._size: torch.Size | None = None  # of the input, where there is an order for each
         self._packed: torch.Tensor | None = None
         if AVX512 or weight.dtype != torch.float32:
@@ -68,6 +74,8 @@ class PackedWeight:
 
     def to_multiply(self, x: torch.Tensor) -> torch.Tensor:
         """The weight for an input like ``x``."""
+        if self._counted and self._weight._version != self._version:
+            self._pack()
         size, packed = self._size, self._packed
         if packed is not None and (size is None or size == x.shape):
             return packed
