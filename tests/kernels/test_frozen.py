@@ -134,6 +134,13 @@ CHANGES: dict[str, Change] = {
     "through an array": lambda model, block: np.asarray(weight(block)).fill(0),
     "through numpy of data": lambda model, block: weight(block).data.numpy().fill(0),
     "through a part of a view": lambda model, block: weight(block).detach()[1:].data.flatten()[::2].zero_(),
+    "by an operator of aten": lambda model, block: torch.ops.aten.mul_.Tensor(weight(block), torch.tensor(2.0)),
+    "by somebody's operator": lambda model, block: doubled(weight(block)),
+    "by a function": lambda model, block: nn.functional.relu(weight(block), inplace=True),
+    "through DLPack": lambda model, block: torch.from_dlpack(weight(block)).mul_(2),
+    "swapped": lambda model, block: torch.utils.swap_tensors(weight(block), nn.Parameter(torch.ones(128, 32))),
+    "in its parameters": lambda model, block: block._parameters.update({"mlp.fc1.weight": nn.Parameter(torch.ones(1))}),
+    "in its parts": lambda model, block: block._modules.update(mlp=nn.Identity()),
     "as a result": lambda model, block: torch.add(torch.ones(1), 1, out=weight(block)),
     "through a state dict": lambda model, block: next(iter(model.state_dict().values())).mul_(2),
     "initialization": lambda model, block: nn.init.zeros_(weight(block)),
@@ -153,6 +160,11 @@ CHANGES: dict[str, Change] = {
     "explanations": lambda model, block: focalnet.explain(model, IMAGES[:1]),
     "other classes": lambda model, block: fuse(model, undo=True),
 }
+
+
+@torch.library.custom_op("focalnet_tests::doubled", mutates_args=("x",))
+def doubled(x: torch.Tensor) -> None:
+    x.mul_(2)
 
 
 def weight(block: FrozenFocalNetBlock) -> torch.Tensor:
@@ -194,6 +206,23 @@ def test_an_optimizer_from_before_cannot_step(name: str, way: str) -> None:
         optimizer.step()
     for ours, theirs in zip(outputs(model), before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["patch_embed.", "layers.0.blocks.1.", "layers.0.downsample."])
+def test_writes_past_the_guard_are_followed(part: str) -> None:
+    """As those of C++ code, which broadcasts weights to other processes."""
+    model = network()
+    focalnet.optimize(model)
+    before = outputs(model)
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(part):
+                parameter.mul_(1.5)
+    twin = plain_of("plain", torch.float32)
+    twin.load_state_dict(model.state_dict())
+    for ours, theirs in zip(outputs(model), outputs(twin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs(model)[-1], before[-1])
 
 
 def test_readers_and_gradients_may_come_and_go() -> None:

@@ -61,6 +61,11 @@ class FrozenParameter(nn.Parameter):
 
     __torch_function__ = classmethod(_read_only)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("__class__", "__dict__"):  # torch.utils.swap_tensors begins with them
+            refuse("a weight was to be swapped with another")
+        super().__setattr__(name, value)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return nn.Parameter, (_plain(self).clone(), False)
 
@@ -89,11 +94,18 @@ _INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
+    schema = getattr(func, "_schema", None)
+    if schema is not None:  # an operation called by its own name, PyTorch's or another's
+        given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+        written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        return any(isinstance(x, _READ_ONLY) for x in tree_leaves([given.get(name) for name in written]))
     if any(isinstance(x, _READ_ONLY) for x in tree_leaves(kwargs.get("out"))):
+        return True
+    if name == "__dlpack__":  # whoever asks gets the memory
         return True
     if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
         return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
-    inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
     if not inplace or not args:
         return False
     if name == "requires_grad_" and (args[1:] == (False,) or kwargs.get("requires_grad") is False):
@@ -239,7 +251,7 @@ class FrozenPart(nn.Module):
 
 
 class _Sealed(dict[str, Any]):
-    """The parts or parameters of a frozen part: some tools write into these, past the module."""
+    """The parts or parameters of what is frozen: some tools write into these, past the module."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         refuse("a part was to be replaced")
@@ -394,7 +406,7 @@ def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[n
         members |= {"thawed": dict(members), "packed": weights, "parts": parts}
         members["frozen_as"] = (weights.like.dtype, weights.like.device)
         members["requires_grad"] = [parameter.requires_grad for parameter in parameters.values()]
-        members["_modules"], members["_parameters"] = {}, parameters
+        members["_modules"], members["_parameters"] = _Sealed(), _Sealed(parameters)
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         for part in parts:
@@ -416,7 +428,7 @@ def thaw(modules: Iterable[nn.Module]) -> None:
         members, fused = module.__dict__, module.fused
         for parameter, requires_grad in zip(module._parameters.values(), members["requires_grad"], strict=True):
             assert parameter is not None
-            parameter.__class__ = nn.Parameter
+            object.__setattr__(parameter, "__class__", nn.Parameter)
             parameter.requires_grad_(requires_grad)
         for part in members["parts"]:
             part.__dict__.update({name: dict(part.__dict__[name]) for name in ("_modules", "_parameters")})
