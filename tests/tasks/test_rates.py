@@ -47,7 +47,7 @@ def layer(family: str, name: str) -> int:
     if block := re.match(r"layers\.(\d)\.blocks\.(\d)\.", name):
         return FIRST[int(block[1])] + int(block[2])
     if down := re.match(r"layers\.(\d)\.downsample\.", name):
-        return FIRST[int(down[1]) + 1]
+        return FIRST[int(down[1])]
     return FIRST[-1] if name.startswith("norm") else TOP
 
 

@@ -248,12 +248,11 @@ class FocalNetTrunk(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that give each parameter its depth, for layer-wise learning-rate decay.
 
-        Down-sampling is as deep as the first block that sees its result, as in timm; norms as deep as the last block.
+        Down-sampling is as deep as the first block of the stage whose name it bears; norms as deep as the last block.
         """
-        stage, rest = r"^layers\.(\d+)", () if coarse else (0,)
-        down = [(rf"^layers\.{i}\.downsample", (i + 1, *rest)) for i in range(len(self.layers))]
-        blocks = (stage if coarse else stage + r"\.blocks\.(\d+)", None)
-        return {"stem": r"^patch_embed", "blocks": [*down, blocks, (r"^norm", (99999,))]}
+        stage = r"^layers\.(\d+)"
+        fine = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": [*([(stage, None)] if coarse else fine), (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay must skip beyond norms and biases: none."""
