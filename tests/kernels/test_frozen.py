@@ -127,6 +127,7 @@ CHANGES: dict[str, Change] = {
     "by an operator": lambda model, block: weight(block).__iadd__(1),
     "an element": lambda model, block: weight(block).__setitem__(0, 1.0),
     "new data": lambda model, block: setattr(weight(block), "data", torch.ones(1)),
+    "other memory": lambda model, block: weight(block).set_(torch.ones(128, 32)),
     "through data": lambda model, block: weight(block).data.mul_(2),
     "through detach": lambda model, block: weight(block).detach().mul_(2),
     "through a view": lambda model, block: weight(block).view(-1)[0].zero_(),

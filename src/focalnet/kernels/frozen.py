@@ -56,10 +56,16 @@ def _read_only(
         return tree_map(lambda out: _guarded(out, storages), func(*args, **kwargs))
 
 
+def _set(*_: Any, **__: Any) -> NoReturn:
+    """``Tensor.set_``, which is not passed through ``__torch_function__``."""
+    refuse("a weight was to be changed")
+
+
 class FrozenParameter(nn.Parameter):
     """A parameter that can be read and not written. Made of a parameter by swapping its class."""
 
     __torch_function__ = classmethod(_read_only)
+    set_ = _set
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("__class__", "__dict__"):  # torch.utils.swap_tensors begins with them
@@ -78,6 +84,7 @@ class FrozenTensor(torch.Tensor):
     """A view of a frozen parameter, as ``state_dict`` gives."""
 
     __torch_function__ = classmethod(_read_only)
+    set_ = _set
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _plain(self).clone().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
