@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from tests.integrations.foreign import lively, timm_model, transformers_model
-from tests.kernels.changes import NORMED, OF_A_MODEL, OF_A_WEIGHT, Change, Roles, of_a_layer
+from tests.kernels.changes import NORMED, OF_A_MODEL, OF_A_WEIGHT, Change, Half, Roles, of_a_layer
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 import focalnet
@@ -307,3 +308,25 @@ def test_a_copy_of_a_fused_model_is_apart(kind: str) -> None:
             parameter.mul_(2)
     assert torch.equal(output(model), before)
     assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+
+
+def halved_gamma(model: nn.Module, roles: Roles) -> None:
+    parametrize.register_parametrization(model.get_submodule("layers.0.blocks.0"), "gamma_1", Half())
+
+
+def half_in_double(model: nn.Module, roles: Roles) -> None:
+    conv: Any = model.get_submodule(roles["conv"])
+    conv.weight = nn.Parameter(conv.weight.detach().double())
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_parametrized_scale_of_a_block(state: str) -> None:
+    check("ours, large", state, halved_gamma)
+
+
+@pytest.mark.parametrize("kind", ROLES)
+def test_kernels_of_another_dtype_are_refused_as_by_plain_modules(kind: str) -> None:
+    model = fast(kind, "fused")
+    half_in_double(model, ROLES[kind])
+    with pytest.raises(RuntimeError, match="type"):
+        output(model)

@@ -118,6 +118,8 @@ def modulation_weights(module: FocalModulation) -> ModulationWeights | None:
     levels = parts.focal_kernels(members.get("focal_layers"), parts.is_gelu)
     if f is None or h is None or proj is None or levels is None or len(levels) != module.levels:
         return None
+    if not parts.of_dtype(levels, f[0].dtype):
+        return None
     if not (parts.is_gelu(members.get("act")) and parts.does_nothing(members.get("proj_drop"))):
         return None
     ln = None
@@ -151,7 +153,8 @@ def block_weights(block: FocalNetBlock) -> BlockWeights | None:
         return None
     gammas = [block._parameters.get(name) for name in ("gamma_1", "gamma_2")]
     names = "gamma_1", "gamma_2"
-    if any(block.__dict__.get(name) is not None or name in members for name in names):  # computed by somebody
+    # Computed by somebody: a hook, a module, or a property of a class made by a parametrization.
+    if any(block.__dict__.get(name) is not None or name in members or hasattr(type(block), name) for name in names):
         return None
     if any(gamma is not None and not modes.ordinary(gamma) for gamma in gammas):
         return None

@@ -62,7 +62,7 @@ class FusedFocalModulation(FocalModulation):
         kernels = parts.focal_kernels(members.get("focal_layers"), parts.is_gelu)
         if kernels is None or len(kernels) != self.focal_level:
             return None
-        plain = f and h and proj and parts.is_gelu(members.get("act"))
+        plain = f and h and proj and parts.of_dtype(kernels, f[0].dtype) and parts.is_gelu(members.get("act"))
         return (f, kernels, h, proj) if plain else None
 
 

@@ -49,7 +49,7 @@ class FusedFocalNetModulation(FocalNetModulation):
         kernels = parts.focal_kernels(members.get("focal_layers"), _is_gelu)
         if kernels is None or len(kernels) != self.focal_level:
             return None
-        plain = f and h and proj and _is_gelu(members.get("activation"))
+        plain = f and h and proj and parts.of_dtype(kernels, f[0].dtype) and _is_gelu(members.get("activation"))
         return (f, kernels, h, proj) if plain else None
 
 

@@ -126,6 +126,14 @@ def _depthwise(module: Any) -> torch.Tensor | None:
     return weight if weight is not None and weight.shape[2:] == side else None
 
 
+def of_dtype(kernels: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether all kernels are of the dtype: our operation casts others, PyTorch's convolution refuses them."""
+    for kernel in kernels:
+        if kernel.dtype is not dtype:
+            return False
+    return True
+
+
 def is_gelu(module: Any) -> bool:
     """Whether this is PyTorch's exact GELU."""
     return unmodified(module, nn.GELU) and module.approximate == "none"
