@@ -12,13 +12,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from focalnet.errors import FrozenError, InputError
+from focalnet.errors import InputError
 from focalnet.kernels import cpu, direct, matmul, parts
 from focalnet.kernels.fused import (
     FusedFocalModulation,
@@ -28,116 +27,13 @@ from focalnet.kernels.fused import (
     block_weights,
 )
 from focalnet.kernels.matmul import PackedWeight
+from focalnet.kernels.read_only import FrozenParameter, plain, refuse
 from focalnet.kernels.registered import Named, registered
 from focalnet.kernels.rows import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, Norm
 from focalnet.nn.block import DropPath
 from focalnet.ops import modes
 from focalnet.ops.precision import without_autocast
-
-
-def refuse(what: str) -> NoReturn:
-    """Raises FrozenError."""
-    raise FrozenError(
-        f"{what}: focalnet.optimize has frozen this model for inference; call undo() of what it returned first, and "
-        "optimize again afterwards"
-    )
-
-
-def _read_only(
-    cls: Any, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-) -> Any:
-    """``__torch_function__`` of what may be read and not written; views of it are as it is, arrays are copies."""
-    kwargs = kwargs or {}
-    if _writes(func, args, kwargs):
-        refuse("a weight was to be changed")
-    with torch._C.DisableTorchFunctionSubclass():
-        storages = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, _READ_ONLY)}
-        return tree_map(lambda out: _guarded(out, storages), func(*args, **kwargs))
-
-
-def _set(*_: Any, **__: Any) -> NoReturn:
-    """``Tensor.set_``, which is not passed through ``__torch_function__``."""
-    refuse("a weight was to be changed")
-
-
-class FrozenParameter(nn.Parameter):
-    """A parameter that can be read and not written. Made of a parameter by swapping its class."""
-
-    __torch_function__ = classmethod(_read_only)
-    set_ = _set
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("__class__", "__dict__"):  # torch.utils.swap_tensors begins with them
-            refuse("a weight was to be swapped with another")
-        super().__setattr__(name, value)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return nn.Parameter, (_plain(self).clone(), False)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        memo[id(self)] = copied = nn.Parameter(_plain(self).clone(), False)
-        return copied
-
-
-class FrozenTensor(torch.Tensor):
-    """A view of a frozen parameter, as ``state_dict`` gives."""
-
-    __torch_function__ = classmethod(_read_only)
-    set_ = _set
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _plain(self).clone().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        memo[id(self)] = copied = _plain(self).clone()
-        return copied
-
-
-_READ_ONLY = (FrozenParameter, FrozenTensor)
-_OPERATORS = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split()
-_INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
-
-
-def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    schema = getattr(func, "_schema", None)
-    if schema is not None:  # an operation called by its own name, PyTorch's or another's
-        given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
-        written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        return any(isinstance(x, _READ_ONLY) for x in tree_leaves([given.get(name) for name in written]))
-    if any(isinstance(x, _READ_ONLY) for x in tree_leaves(kwargs.get("out"))):
-        return True
-    if name == "__dlpack__":  # whoever asks gets the memory
-        return True
-    if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
-        return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
-    inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
-    if not inplace or not args:
-        return False
-    if name == "requires_grad_" and (args[1:] == (False,) or kwargs.get("requires_grad") is False):
-        return False
-    return any(isinstance(x, _READ_ONLY) for x in tree_leaves(args[0]))
-
-
-def _guarded(out: Any, storages: set[int]) -> Any:
-    """A result that is no way around the guard."""
-    if isinstance(out, np.ndarray):
-        out = out.copy()
-        out.flags.writeable = False
-    elif type(out) is torch.Tensor and out.layout is torch.strided and _storage(out) in storages:
-        out = out.as_subclass(FrozenTensor)
-    return out
-
-
-def _storage(x: torch.Tensor) -> int:
-    return int(x.untyped_storage()._cdata)
-
-
-def _plain(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter's values as an ordinary tensor on the same memory, for the kernels alone."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return parameter.detach().as_subclass(torch.Tensor)
 
 
 class Frozen(nn.Module):
@@ -216,8 +112,8 @@ class Frozen(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         for parameter in self._parameters.values():
-            plain = _plain(parameter)  # type: ignore[arg-type]
-            if fn(plain) is not plain:
+            values = plain(parameter)  # type: ignore[arg-type]
+            if fn(values) is not values:
                 refuse("another dtype or device was asked for")
         return self
 
@@ -480,7 +376,7 @@ def _copied(members: dict[str, Any]) -> dict[str, Any]:
     new |= {name: dict(members[name]) for name in ("_modules", "_parameters")}
     new.pop("thawed_class", None)
     for name, parameter in members["_parameters"].items():
-        new["_parameters"][name] = None if parameter is None else nn.Parameter(_plain(parameter).clone(), False)
+        new["_parameters"][name] = None if parameter is None else nn.Parameter(plain(parameter).clone(), False)
     for name, module in members["_modules"].items():
         if module is not None:
             new["_modules"][name] = child = nn.Module.__new__(module.__dict__["thawed_class"])

@@ -12,9 +12,10 @@ from torch import nn
 
 from focalnet.errors import ConfigError
 from focalnet.kernels import processor
-from focalnet.kernels.frozen import Frozen, freeze, refuse, thaw
+from focalnet.kernels.frozen import Frozen, freeze, thaw
 from focalnet.kernels.fused import FusedFocalModulation, FusedFocalNetBlock, FusedMlp
 from focalnet.kernels.memory import keep_freed_memory
+from focalnet.kernels.read_only import refuse
 
 
 @dataclass
