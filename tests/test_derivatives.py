@@ -208,6 +208,9 @@ OF_LOSSES: dict[str, Callable[..., Any]] = {
 }
 
 
+# Of a second derivative so steep that plain operations give 0.5e-4 to 1.1e-4 of another one for an input that differs by
+# a single rounding (four seeds, 2026-11-28).
+TOLERANCES = {("hvp", "sparse_rcnn"): 2e-4}
 # What PyTorch itself cannot differentiate, and says so: the loss of Mask2Former samples masks by ``grid_sample``.
 REFUSED = {(way, "mask2former") for way in ("jvp", "jvp, no_grad", "forward over reverse")}
 
@@ -225,7 +228,7 @@ def test_losses_of_dense_networks(way: str, name: str) -> None:
     with backend.use("eager"):
         truth = OF_LOSSES[way](lambda x: losses(model, x), images, v)
     ours = OF_LOSSES[way](lambda x: losses(model, x), images, v)
-    tolerance = 2e-4 if way == "hvp" else 1e-5  # rounding of two passes in float32
+    tolerance = TOLERANCES.get((way, name), 1e-5)
     for a, b in zip(*(map(torch.utils._pytree.tree_leaves, (ours, truth))), strict=True):
         assert b.norm() > 0
         assert (a - b).norm() <= tolerance * b.norm()
@@ -248,7 +251,7 @@ def test_outputs_of_dense_networks(way: str, name: str) -> None:
         truth = compute(outputs, images, v)
     for a, b in zip(*(map(torch.utils._pytree.tree_leaves, (compute(outputs, images, v), truth))), strict=True):
         assert b.norm() > 0
-        assert (a - b).norm() <= (2e-4 if way == "hvp" else 1e-5) * b.norm()
+        assert (a - b).norm() <= TOLERANCES.get((way, name), 1e-5) * b.norm()
 
 
 def _tensors(value: Any) -> list[Tensor]:

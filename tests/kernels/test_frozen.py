@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import focalnet
@@ -298,6 +300,33 @@ def test_a_part_from_before_refuses(change: str) -> None:
     done.undo()
     assert [type(part) for part in parts] == kinds
     assert all(torch.equal(a, b) for a, b in zip(outputs(model), before, strict=True))
+
+
+@pytest.fixture(params=["hook", "pre-hook", "patch", "mode"])
+def from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Something that changes what every module gives."""
+    everywhere = torch.nn.modules.module
+    forward = nn.Linear.forward
+    with contextlib.ExitStack() as stack:
+        if request.param == "hook":
+            handle = everywhere.register_module_forward_hook(lambda _module, _inputs, output: None)
+            stack.callback(handle.remove)
+        elif request.param == "pre-hook":
+            handle = everywhere.register_module_forward_pre_hook(lambda _module, _inputs: None)
+            stack.callback(handle.remove)
+        elif request.param == "patch":
+            monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * forward(self, x))
+        else:
+            stack.enter_context(BaseTorchFunctionMode())
+        yield
+
+
+@pytest.mark.usefixtures("from_outside")
+def test_what_changes_every_module_is_refused() -> None:
+    model = network()
+    focalnet.optimize(model)
+    with torch.no_grad(), pytest.raises(FrozenError, match=r"every module.*undo\(\)"):
+        model(IMAGES)
 
 
 def test_hooks_on_the_block_itself_fire() -> None:

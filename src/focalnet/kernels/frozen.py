@@ -49,6 +49,8 @@ class Frozen(nn.Module):
             refuse("a derivative or a batch of torch.func was asked for")
         if modes.exporting():
             refuse("an export was asked for")
+        if parts.changed_from_outside():
+            refuse("a hook of all modules, a patched class of PyTorch or a function mode is to see every module")
         dtype, device = self.__dict__["frozen_as"]
         if x.dtype != dtype or x.device != device:
             raise InputError(

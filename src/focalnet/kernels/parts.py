@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules import module as _globals
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils.module_tracker import ModuleTracker
 
 from focalnet.errors import InputError
 from focalnet.kernels.weights import Linear, Norm
@@ -37,9 +38,31 @@ def _watched() -> bool:
 
     The mode that ``torch.set_default_device`` leaves on sees nothing but new tensors.
     """
-    hooks = _globals._global_forward_hooks or _globals._global_forward_pre_hooks
-    backward_hooks = _globals._global_backward_hooks or _globals._global_backward_pre_hooks
-    if hooks or backward_hooks or nn.Module.__call__ is not _CALL:
+    return bool(_global_hooks()) or _patched_or_moded()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def changed_from_outside() -> bool:
+    """Whether something may change what every module gives; as what ``observed`` asks, but for PyTorch's own tracker.
+
+    ``ModuleTracker``, which ``FlopCounterMode`` uses, notes the names of modules and changes nothing.
+    """
+    others = [hook for hook in _global_hooks() if not isinstance(getattr(hook, "__self__", None), ModuleTracker)]
+    return bool(others) or _patched_or_moded()
+
+
+def _global_hooks() -> list[Any]:
+    tables = (
+        _globals._global_forward_hooks,
+        _globals._global_forward_pre_hooks,
+        _globals._global_backward_hooks,
+        _globals._global_backward_pre_hooks,
+    )
+    return [hook for table in tables for hook in table.values()]
+
+
+def _patched_or_moded() -> bool:
+    if nn.Module.__call__ is not _CALL:
         return True
     for kind, forward in _FORWARDS:
         if kind.forward is not forward:
