@@ -208,8 +208,8 @@ OF_LOSSES: dict[str, Callable[..., Any]] = {
 }
 
 
-# Of a second derivative so steep that plain operations give 0.5e-4 to 1.1e-4 of another one for an input that differs by
-# a single rounding (four seeds, 2026-11-28).
+# So steep a second derivative that with plain operations, too, an input that differs by a single rounding moves it by
+# 0.5e-4 to 1.1e-4 (four seeds, 2026-11-28).
 TOLERANCES = {("hvp", "sparse_rcnn"): 2e-4}
 # What PyTorch itself cannot differentiate, and says so: the loss of Mask2Former samples masks by ``grid_sample``.
 REFUSED = {(way, "mask2former") for way in ("jvp", "jvp, no_grad", "forward over reverse")}
