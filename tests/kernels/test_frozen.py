@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.overrides import BaseTorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import focalnet
@@ -139,6 +140,9 @@ CHANGES: dict[str, Change] = {
     "through a part of a view": lambda model, block: weight(block).detach()[1:].data.flatten()[::2].zero_(),
     "by an operator of aten": lambda model, block: torch.ops.aten.mul_.Tensor(weight(block), torch.tensor(2.0)),
     "by somebody's operator": lambda model, block: doubled(weight(block)),
+    "through its storage": lambda model, block: weight(block).untyped_storage().fill_(0),
+    "through an old storage": lambda model, block: weight(block).storage().fill_(0),
+    "no storage": lambda model, block: weight(block).detach().untyped_storage().resize_(0),
     "by a function": lambda model, block: nn.functional.relu(weight(block), inplace=True),
     "through DLPack": lambda model, block: torch.from_dlpack(weight(block)).mul_(2),
     "swapped": lambda model, block: torch.utils.swap_tensors(weight(block), nn.Parameter(torch.ones(128, 32))),
@@ -302,7 +306,26 @@ def test_a_part_from_before_refuses(change: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs(model), before, strict=True))
 
 
-@pytest.fixture(params=["hook", "pre-hook", "patch", "mode"])
+class WiderGelu(TorchDispatchMode):
+    """Somebody's mode that changes the result of an operation."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return 1.5 * result if func is torch.ops.aten.gelu.default else result
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_mode_of_operations_sees_all_of_them(grad: bool) -> None:
+    model = network()
+    with torch.set_grad_enabled(grad):
+        before = model(IMAGES)["s8"]
+        with WiderGelu():
+            got, expected = model(IMAGES)["s8"], plain(model)(IMAGES)["s8"]
+    assert not torch.allclose(got, before, atol=1e-2)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.fixture(params=["hook", "pre-hook", "patch", "mode", "mode of operations"])
 def from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Something that changes what every module gives."""
     everywhere = torch.nn.modules.module
@@ -316,8 +339,10 @@ def from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
             stack.callback(handle.remove)
         elif request.param == "patch":
             monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * forward(self, x))
-        else:
+        elif request.param == "mode":
             stack.enter_context(BaseTorchFunctionMode())
+        else:
+            stack.enter_context(WiderGelu())
         yield
 
 

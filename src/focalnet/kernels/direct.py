@@ -15,19 +15,19 @@ from focalnet.kernels.dispatch import by_native
 from focalnet.kernels.matmul import PackedWeight, product
 from focalnet.kernels.rows import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, MlpWeights, ModulationWeights
-from focalnet.ops import modes
 
 
 def takes(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether ``block`` computes what the modules would for ``x`` and these weights, now."""
+    """Whether ``block`` computes what the modules would for these weights and an ``x`` that is not ``observed``."""
     return bool(
         not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
         and x.is_cpu
         and x.ndim == 4
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
-        and modes.unobserved()
         and backend.current() in ("auto", "native")
         and cpu.built()
         and fit(x, tensors)

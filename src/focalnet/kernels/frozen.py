@@ -27,7 +27,7 @@ from focalnet.kernels.fused import (
     block_weights,
 )
 from focalnet.kernels.matmul import PackedWeight
-from focalnet.kernels.read_only import FrozenParameter, plain, refuse
+from focalnet.kernels.read_only import FrozenParameter, FrozenStorage, plain, refuse
 from focalnet.kernels.registered import Named, registered
 from focalnet.kernels.rows import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, Norm
@@ -194,6 +194,8 @@ class FrozenFocalNetBlock(Frozen, FusedFocalNetBlock):
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
         self.check(x_BHWC)
+        if x_BHWC.numel() == 0:
+            return x_BHWC.clone()
         packed: _PackedBlock = self.__dict__["packed"]
         if torch.compiler.is_compiling():
             opaque: torch.Tensor = _opaque_block(x_BHWC, packed.name)
@@ -321,6 +323,7 @@ def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[n
         module.__class__ = kind
     for module, _, _ in packed:
         for parameter in module.parameters():
+            parameter.untyped_storage().__class__ = FrozenStorage
             parameter.__class__ = FrozenParameter
     return [module for module, _, _ in packed], reasons
 
@@ -334,6 +337,7 @@ def thaw(modules: Iterable[nn.Module]) -> None:
         for parameter, requires_grad in zip(module._parameters.values(), members["requires_grad"], strict=True):
             assert parameter is not None
             object.__setattr__(parameter, "__class__", nn.Parameter)
+            parameter.untyped_storage().__class__ = torch.UntypedStorage
             parameter.requires_grad_(requires_grad)
         for part in members["parts"]:
             part.__dict__.update({name: dict(part.__dict__[name]) for name in ("_modules", "_parameters")})

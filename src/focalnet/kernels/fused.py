@@ -114,7 +114,7 @@ def modulate(
 def modulation_weights(module: FocalModulation) -> ModulationWeights | None:
     """What the modulation computes with; None unless it and all of its parts are exactly what their classes say."""
     members = module._modules
-    f, h, proj = (parts.linear(members.get(name)) for name in ("f", "h", "proj"))
+    f, h, proj = parts.linear(members.get("f")), parts.linear(members.get("h")), parts.linear(members.get("proj"))
     levels = parts.focal_kernels(members.get("focal_layers"), parts.is_gelu)
     if f is None or h is None or proj is None or levels is None or len(levels) != module.levels:
         return None
@@ -132,7 +132,7 @@ def modulation_weights(module: FocalModulation) -> ModulationWeights | None:
 def mlp_weights(module: Mlp) -> MlpWeights | None:
     """What the MLP computes with; None unless all of its parts are exactly what their classes say."""
     members = module._modules
-    fc1, fc2 = (parts.linear(members.get(name)) for name in ("fc1", "fc2"))
+    fc1, fc2 = parts.linear(members.get("fc1")), parts.linear(members.get("fc2"))
     plain = parts.is_gelu(members.get("act")) and parts.does_nothing(members.get("drop"))
     return MlpWeights(fc1, fc2) if plain and fc1 is not None and fc2 is not None else None
 
@@ -145,17 +145,19 @@ def block_weights(block: FocalNetBlock) -> BlockWeights | None:
         return None
     assert isinstance(modulation, FocalModulation)
     assert isinstance(feed, Mlp)
-    norm1, norm2 = (parts.norm(members.get(name), modulation.dim) for name in ("norm1", "norm2"))
+    norm1, norm2 = parts.norm(members.get("norm1"), modulation.dim), parts.norm(members.get("norm2"), modulation.dim)
     inner, outer = modulation_weights(modulation), mlp_weights(feed)
     if norm1 is None or norm2 is None or inner is None or outer is None:
         return None
     if not parts.unmodified(members.get("drop_path"), DropPath):
         return None
-    gammas = [block._parameters.get(name) for name in ("gamma_1", "gamma_2")]
-    names = "gamma_1", "gamma_2"
-    # Computed by somebody: a hook, a module, or a property of a class made by a parametrization.
-    if any(block.__dict__.get(name) is not None or name in members or hasattr(type(block), name) for name in names):
-        return None
-    if any(gamma is not None and not modes.ordinary(gamma) for gamma in gammas):
-        return None
+    gammas: list[torch.Tensor | None] = []
+    for name in ("gamma_1", "gamma_2"):
+        # Computed by somebody: a hook, a module, or a property of a class made by a parametrization.
+        if block.__dict__.get(name) is not None or name in members or hasattr(type(block), name):
+            return None
+        gamma = block._parameters.get(name)
+        if gamma is not None and not modes.ordinary(gamma):
+            return None
+        gammas.append(gamma)
     return BlockWeights(norm1, inner, norm2, outer, gammas[0], gammas[1], block.post_norm)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules import module as _globals
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.module_tracker import ModuleTracker
 
 from focalnet.errors import InputError
@@ -36,9 +37,16 @@ def observed(x: torch.Tensor) -> bool:
 def _watched() -> bool:
     """Whether a hook of all modules, a patched class of PyTorch or a mode wants to see every call.
 
-    The mode that ``torch.set_default_device`` leaves on sees nothing but new tensors.
+    The mode that ``torch.set_default_device`` leaves on sees nothing but new tensors, and PyTorch's own modes of
+    operations (fake tensors, counters of operations) know operations of ours.
     """
-    return bool(_global_hooks()) or _patched_or_moded()
+    hooks = (
+        _globals._global_forward_hooks
+        or _globals._global_forward_pre_hooks
+        or _globals._global_backward_hooks
+        or _globals._global_backward_pre_hooks
+    )
+    return bool(hooks) or _patched_or_moded()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -47,18 +55,15 @@ def changed_from_outside() -> bool:
 
     ``ModuleTracker``, which ``FlopCounterMode`` uses, notes the names of modules and changes nothing.
     """
-    others = [hook for hook in _global_hooks() if not isinstance(getattr(hook, "__self__", None), ModuleTracker)]
-    return bool(others) or _patched_or_moded()
-
-
-def _global_hooks() -> list[Any]:
     tables = (
         _globals._global_forward_hooks,
         _globals._global_forward_pre_hooks,
         _globals._global_backward_hooks,
         _globals._global_backward_pre_hooks,
     )
-    return [hook for table in tables for hook in table.values()]
+    hooks = [hook for table in tables for hook in table.values()]
+    others = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), ModuleTracker)]
+    return bool(others) or _patched_or_moded()
 
 
 def _patched_or_moded() -> bool:
@@ -67,8 +72,15 @@ def _patched_or_moded() -> bool:
     for kind, forward in _FORWARDS:
         if kind.forward is not forward:
             return True
-    stack: Any = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()  # type: ignore[no-untyped-call]
-    return any(type(mode) is not DeviceContext for mode in stack)
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()) and _moded()
+
+
+def _moded() -> bool:
+    functions: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(type(mode) is not DeviceContext for mode in functions):
+        return True
+    operations: Any = _get_current_dispatch_mode_stack()
+    return not all(type(mode).__module__.startswith("torch.") for mode in operations)
 
 
 def unmodified(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -91,29 +103,40 @@ def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
     return found if type(found) in _ORDINARY and found.layout is torch.strided else None  # type: ignore[union-attr]
 
 
+def _weight_and_bias(module: Any, kind: type[nn.Module]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Both, ordinary tensors, of a module that is exactly its class. ``unmodified`` and ``parameter`` in one call."""
+    if type(module) is not kind:
+        return None
+    members = module.__dict__
+    if (
+        members["_forward_hooks"]
+        or members["_forward_pre_hooks"]
+        or members["_backward_hooks"]
+        or members["_backward_pre_hooks"]
+        or "forward" in members
+    ):
+        return None
+    own = members["_parameters"]
+    weight, bias = own.get("weight"), own.get("bias")
+    if type(weight) not in _ORDINARY or type(bias) not in _ORDINARY:
+        return None
+    return (weight, bias) if weight.layout is bias.layout is torch.strided else None
+
+
 def norm(module: Any, dim: int) -> Norm | None:
     """Weight, bias and eps of a layer norm of the last axis that is exactly that."""
-    if not unmodified(module, nn.LayerNorm) or module.normalized_shape != (dim,):
-        return None
-    weight, bias = parameter(module, "weight"), parameter(module, "bias")
-    return None if weight is None or bias is None else (weight, bias, module.eps)
+    found = _weight_and_bias(module, nn.LayerNorm)
+    return None if found is None or module.normalized_shape != (dim,) else (*found, module.eps)
 
 
 def linear(module: Any) -> Linear | None:
     """Weight and bias of a linear layer, or of a 1x1 convolution, that is exactly that."""
-    kind = type(module)
-    if kind is nn.Conv2d:
-        pointwise = module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0) and module.groups == 1
-        if not pointwise:
-            return None
-    elif kind is not nn.Linear:
+    if type(module) is nn.Linear:
+        return _weight_and_bias(module, nn.Linear)
+    found = _weight_and_bias(module, nn.Conv2d)
+    if found is None or module.groups != 1 or module.padding != (0, 0):
         return None
-    if not unmodified(module, kind):
-        return None
-    weight, bias = parameter(module, "weight"), parameter(module, "bias")
-    if weight is None or bias is None:
-        return None
-    return (weight if kind is nn.Linear else weight.flatten(1)), bias
+    return (found[0].flatten(1), found[1]) if module.kernel_size == module.stride == (1, 1) else None
 
 
 def focal_kernels(levels: Any, is_gelu: Callable[[Any], bool]) -> list[torch.Tensor] | None:

@@ -71,6 +71,21 @@ class FrozenTensor(torch.Tensor):
         return copied
 
 
+class FrozenStorage(torch.UntypedStorage):
+    """The memory of a frozen parameter. Made of its storage by swapping the class."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("a weight's memory was to be changed")
+
+    fill_ = copy_ = resize_ = byteswap = __setitem__ = _refuse
+
+    def clone(self) -> torch.UntypedStorage:
+        return torch.UntypedStorage(self.nbytes(), device=self.device).copy_(self)  # type: ignore[no-untyped-call]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.clone().__reduce_ex__(protocol)
+
+
 _READ_ONLY = (FrozenParameter, FrozenTensor)
 _OPERATORS = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split()
 _INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
@@ -85,7 +100,7 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return any(isinstance(x, _READ_ONLY) for x in tree_leaves([given.get(name) for name in written]))
     if any(isinstance(x, _READ_ONLY) for x in tree_leaves(kwargs.get("out"))):
         return True
-    if name == "__dlpack__":  # whoever asks gets the memory
+    if name in ("__dlpack__", "storage"):  # whoever asks gets the memory
         return True
     if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
         return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
