@@ -27,7 +27,7 @@ asan: $(VENV)/.installed  ## the tests of the CPU kernels with every access to m
 	bash tests/asan.sh $(BIN)/python
 
 matrix: $(VENV)/.installed  ## every way to change a model, compiled by inductor (the suite uses a quicker backend)
-	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix.py --numprocesses=auto
+	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix*.py --numprocesses=auto
 
 bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
 	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
