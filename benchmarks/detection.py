@@ -29,7 +29,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import focalnet
 from focalnet.losses.detection import criterion
-from focalnet.models.rcnn import rcnn
+from focalnet.models.rcnn import network as rcnn
 
 CLASSES, CANDIDATES, OBJECTS = 80, 1000, 12
 SIZE = (800, 1216)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from focalnet import Predictor, optimize, weights, zoo
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.data.datasets.coco_panoptic import read_ids, read_panoptic
 from focalnet.data.datasets.pictures import FolderOfPictures
-from focalnet.structures import ModelCard, PanopticMap, Preprocessing, SemanticMap
+from focalnet.results import PanopticMap, SemanticMap
 from tests.inference.segmenters import NAMES, Colours, blocks, colours
 
 TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (1, 1, 1, 1), "focal_windows": (3, 3, 3, 3)}
@@ -56,7 +57,7 @@ def test_a_semantic_model_writes_label_maps(network, options, pictures, tmp_path
     assert report["categories"] == [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     for i, one in enumerate(report["predictions"]):
         truth = blocks(96, 64, seed=i, block=32)[1].numpy()
-        with Image.open(one["labels"]) as png:
+        with Image.open(one.labels) as png:
             assert png.mode == "P"
             labels = np.asarray(png)
         assert (labels == truth).mean() > 0.93

@@ -17,11 +17,11 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import focalnet
-from focalnet.backbones import FocalNetConfig
 from focalnet.errors import FrozenError
 from focalnet.kernels import backend, cpu
 from focalnet.losses import detection, segmentation
 from focalnet.models import ClassifierConfig, DetectorConfig
+from focalnet.models.backbone import FocalNetConfig
 from tests.models import small
 
 pytestmark = pytest.mark.skipif(not cpu.built(), reason="without the CPU kernels everything is PyTorch's own")

@@ -12,10 +12,11 @@ import torch
 
 import focalnet
 from focalnet import weights, zoo
-from focalnet.backbones import VARIANTS, FocalNetConfig, Variant
+from focalnet.card import ModelCard
 from focalnet.errors import CheckpointError, ConfigError, UnknownName
 from focalnet.models import Classifier
-from focalnet.structures import ModelCard
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.variants import VARIANTS, Variant
 from focalnet.weights import UnsettledSetting, catalogue, download
 from focalnet.weights.catalogue import Entry
 from focalnet.zoo import load

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 _WHERE = {
-    "Classification": "structures",
+    "Classification": "results",
     "Classifier": "models",
     "ClassifierConfig": "models",
-    "FocalNet": "backbones",
-    "FocalNetConfig": "backbones",
+    "FocalNet": "models.backbone",
+    "FocalNetConfig": "models.backbone",
     "FocalNetError": "errors",
     "Predictor": "inference",
     "accelerate": "integrations",
@@ -30,8 +30,6 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from focalnet.backbones import FocalNet as FocalNet
-    from focalnet.backbones import FocalNetConfig as FocalNetConfig
     from focalnet.cli.train import fit as fit
     from focalnet.errors import FocalNetError as FocalNetError
     from focalnet.explanations import explain as explain
@@ -40,7 +38,9 @@ if TYPE_CHECKING:
     from focalnet.kernels.optimize import optimize as optimize
     from focalnet.models import Classifier as Classifier
     from focalnet.models import ClassifierConfig as ClassifierConfig
-    from focalnet.structures import Classification as Classification
+    from focalnet.models.backbone import FocalNet as FocalNet
+    from focalnet.models.backbone import FocalNetConfig as FocalNetConfig
+    from focalnet.results import Classification as Classification
     from focalnet.zoo import create_model as create_model
     from focalnet.zoo import list_models as list_models
     from focalnet.zoo import load as load

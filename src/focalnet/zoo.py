@@ -13,13 +13,13 @@ from typing import Any, Literal, overload
 import torch
 
 from focalnet import weights
-from focalnet.backbones import VARIANTS, FocalNet, FocalNetConfig
-from focalnet.backbones.focalnet import init_weights
 from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
 from focalnet.models import NETWORKS, Classifier, ClassifierConfig, DenseConfig, DenseModel
-from focalnet.models.variants import split_options
+from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
+from focalnet.models.backbone_shapes import TRACED, agree
+from focalnet.models.dense_variants import split_options
+from focalnet.models.variants import VARIANTS
 from focalnet.weights import Checkpoint, UnsettledSetting, dense
-from focalnet.weights.architecture import TRACED, agree
 from focalnet.weights.report import compare
 
 Model = Classifier | FocalNet | DenseModel[Any]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from focalnet import ClassifierConfig, FocalNetConfig
-from focalnet.backbones import VARIANTS
 from focalnet.errors import ConfigError
+from focalnet.models.variants import VARIANTS
 
 # The keys of microsoft/FocalNet configs/focalnet_large_fl4.yaml; its entry point implies the depths.
 LARGE_FL4 = """

@@ -39,8 +39,8 @@ def test_a_batch(tmp_path):
     images, target = batch["images"], batch["targets"][0]
     assert images.dtype == torch.float32
     assert all(side % 32 == 0 for side in images.shape[-2:])
-    assert target["masks"].shape == (len(target["boxes"]), *images.shape[-2:])
-    assert target["labels"].dtype == torch.int64
+    assert target.masks.shape == (len(target.boxes), *images.shape[-2:])
+    assert target.labels.dtype == torch.int64
     for image, (height, width) in zip(images, batch["sizes"], strict=True):
         assert not image[:, height:].any()  # zeros after normalising
         assert not image[:, :, width:].any()
@@ -54,7 +54,7 @@ def test_evaluation_resizes_only(tmp_path):
     assert batch["image_ids"] == [10, 20]
     first = content()["annotations"][0]["bbox"]
     left, top, width, height = (0.8 * value for value in first)
-    torch.testing.assert_close(batch["targets"][0]["boxes"][0], torch.tensor([left, top, left + width, top + height]))
+    torch.testing.assert_close(batch["targets"][0].boxes[0], torch.tensor([left, top, left + width, top + height]))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_boxes_and_masks_stay_on_their_objects(seed, flip, vertical, crop):
     )
     varied = augmentation(given_view, 200)
     target = to_target(varied)
-    assert target["masks"].shape == (len(target["boxes"]), *varied.size)
-    for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+    assert target.masks.shape == (len(target.boxes), *varied.size)
+    for box, label, mask in zip(target.boxes, target.labels, target.masks, strict=True):
         bright = varied.image[label] > 127
         # Masks are resized by nearest neighbour, pictures are not: after two resizes edges are 3 pixels apart at most.
         sliver = (box[2:] - box[:2]).min() < 1  # nearest neighbour may leave nothing of it
@@ -127,8 +127,8 @@ def test_boxes_and_masks_stay_on_their_objects(seed, flip, vertical, crop):
             outline = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
             assert (outline - box).abs().max() <= 2.0
     whole = torch.tensor([varied.size[1], varied.size[0]] * 2)
-    assert bool(((target["boxes"] >= 0) & (target["boxes"] <= whole)).all())
-    assert len(target["ignored"]) <= 1
+    assert bool(((target.boxes >= 0) & (target.boxes <= whole)).all())
+    assert len(target.ignored) <= 1
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
@@ -138,7 +138,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     torch.rand(7)
     again = samples[(3, 2)]
     assert torch.equal(first["image"], again["image"])
-    assert torch.equal(first["target"]["boxes"], again["target"]["boxes"])
+    assert torch.equal(first["target"].boxes, again["target"].boxes)
     others = [samples[(epoch, 2)] for epoch in range(4, 8)]
     assert any(
         other["image"].shape != first["image"].shape or not torch.equal(other["image"], first["image"])
@@ -164,11 +164,11 @@ def test_crowds_are_ignored_regions_and_empty_images_are_kept_or_left_out(tmp_pa
     write_images(tmp_path / "images", dataset)
     module = data(tmp_path)
     target = module.samples["val"][0]["target"]
-    assert target["labels"].tolist() == [1]
-    assert target["ignored"].shape == (1, 4)
+    assert target.labels.tolist() == [1]
+    assert target.ignored.shape == (1, 4)
     empty = module.samples["train"][5]["target"]
-    assert (empty["boxes"].shape, empty["masks"].shape[0], empty["ignored"].shape) == ((0, 4), 0, (0, 4))
-    assert collate([module.samples["train"][5]], multiple=32)["targets"][0]["labels"].shape == (0,)
+    assert (empty.boxes.shape, empty.masks.shape[0], empty.ignored.shape) == ((0, 4), 0, (0, 4))
+    assert collate([module.samples["train"][5]], multiple=32)["targets"][0].labels.shape == (0,)
     assert len(data(tmp_path, with_empty=False).samples["train"]) == 5
 
 
@@ -182,7 +182,7 @@ def test_boxes_alone(tmp_path):
     with pytest.raises(DataError, match=r"has no segmentation.*masks false"):
         data(tmp_path)
     batch = next(iter(data(tmp_path, masks=False).train_dataloader()))
-    assert batch["targets"][0]["masks"] is None
+    assert batch["targets"][0].masks is None
 
 
 # --- where things are
@@ -293,4 +293,4 @@ def test_real_data_sets_have_no_problems(name, masks, train, val, shared):
     module = data(shared / "data" / name, masks=masks)
     assert (len(module.samples["train"]), len(module.samples["val"])) == (train, val)
     assert all(not samples.coco.problems for samples in module.samples.values())
-    assert (module.samples["train"][0]["target"]["masks"] is not None) == masks
+    assert (module.samples["train"][0]["target"].masks is not None) == masks

@@ -19,10 +19,9 @@ from focalnet.cli.main import main
 from focalnet.data import PanopticAugmentation, PanopticData
 from focalnet.data.datasets.coco_panoptic import is_panoptic, read_panoptic
 from focalnet.data.panoptic_check import check_panoptic
-from focalnet.data.panoptic_transforms import to_segments
 from focalnet.data.semantic_transforms import view
 from focalnet.errors import ConfigError, DataError, FocalNetError, ImageError
-from focalnet.structures import PanopticTruth
+from focalnet.samples import PanopticTarget
 
 from .coco import HEIGHT, WIDTH, write_json
 from .conftest import write_tar
@@ -231,7 +230,7 @@ def test_files_are_found_in_the_usual_places_and_in_tar_files(tmp_path):
         write_tar(root / f"{part}.tar", members)
     shutil.rmtree(root / "panoptic_val")
     shutil.rmtree(root / "pictures")
-    assert torch.equal(data(root).samples["val"][0]["truth"]["ids"], expected["truth"]["ids"])
+    assert torch.equal(data(root).samples["val"][0]["truth"].ids, expected["truth"].ids)
 
 
 def test_parts_must_have_the_same_categories(tmp_path):
@@ -272,33 +271,33 @@ def test_a_batch(tmp_path):
     assert batch["images"].shape == (2, 3, 64, 64)  # 50 pixels, and then a multiple of 32
     assert not batch["images"][:, :, 50:].any()
     for truth in batch["truths"]:
-        assert (truth["ids"].shape, truth["ids"].dtype) == ((64, 64), torch.int32)
-        assert not truth["ids"][50:].any()
-        segments = to_segments(truth)
-        assert segments["masks"].shape == (len(segments["labels"]), 64, 64)
-        assert segments["masks"].flatten(1).any(1).all()
-        assert (segments["masks"].sum(0) == (truth["ids"] > 0)).all()
+        assert (truth.ids.shape, truth.ids.dtype) == ((64, 64), torch.int32)
+        assert not truth.ids[50:].any()
+        segments = truth.segments()
+        assert segments.masks.shape == (len(segments.labels), 64, 64)
+        assert segments.masks.flatten(1).any(1).all()
+        assert (segments.masks.sum(0) == (truth.ids > 0)).all()
 
 
 def test_evaluation_resizes_the_picture_and_not_the_truth(tmp_path):
     batch = next(iter(data(write_panoptic(tmp_path)).val_dataloader()))
     assert (batch["sizes"][0], batch["original_sizes"][0], batch["image_ids"]) == ((48, 64), (HEIGHT, WIDTH), [10, 20])
     truth, ids = batch["truths"][0], panoptic_content()[1]["01.png"]
-    assert truth["labels"].tolist() == [3, 2, 0, 1]
-    assert not truth["crowds"].any()
+    assert truth.labels.tolist() == [3, 2, 0, 1]
+    assert not truth.crowds.any()
     for number, segment in enumerate((70_000, 300, 1, 2), start=1):
-        assert np.array_equal(truth["ids"] == number, ids == segment)
-    assert not truth["ids"][-VOID_ROWS:].any()
+        assert np.array_equal(truth.ids == number, ids == segment)
+    assert not truth.ids[-VOID_ROWS:].any()
 
 
 def test_crowds_and_what_is_cut_off_are_not_trained_on():
     ids = torch.tensor([[1, 1, 3], [0, 1, 3]], dtype=torch.int32)
-    truth = PanopticTruth(ids=ids, labels=torch.tensor([5, 6, 7]), crowds=torch.tensor([False, False, True]))
-    segments = to_segments(truth)
-    assert segments["labels"].tolist() == [5]
-    assert torch.equal(segments["masks"], (ids == 1)[None])
-    nothing = PanopticTruth(ids=ids * 0, labels=torch.zeros(0).long(), crowds=torch.zeros(0).bool())
-    assert to_segments(nothing)["masks"].shape == (0, 2, 3)
+    truth = PanopticTarget(ids=ids, labels=torch.tensor([5, 6, 7]), crowds=torch.tensor([False, False, True]))
+    segments = truth.segments()
+    assert segments.labels.tolist() == [5]
+    assert torch.equal(segments.masks, (ids == 1)[None])
+    nothing = PanopticTarget(ids=ids * 0, labels=torch.zeros(0).long(), crowds=torch.zeros(0).bool())
+    assert nothing.segments().masks.shape == (0, 2, 3)
 
 
 @given(seed=st.integers(0, 2**31), flip=st.sampled_from([0.0, 1.0]), vertical=st.sampled_from([0.0, 1.0]))
@@ -330,7 +329,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     torch.rand(7)
     again = samples[(3, 2)]
     assert torch.equal(first["image"], again["image"])
-    assert torch.equal(first["truth"]["ids"], again["truth"]["ids"])
+    assert torch.equal(first["truth"].ids, again["truth"].ids)
     assert any(not torch.equal(samples[(epoch, 2)]["image"], first["image"]) for epoch in range(4, 8))
 
 
@@ -357,8 +356,8 @@ def test_the_sample_of_coco(shared):
     assert (module.class_names[0], module.class_names[79:81]) == ("person", ("toothbrush", "banner"))
     assert problems_of(root / name) == []
     truths = [sample["truth"] for sample in module.samples["val"]]
-    assert [len(truth["labels"]) for truth in truths] == [18, 32]
-    assert [int(truth["crowds"].sum()) for truth in truths] == [1, 2]
+    assert [len(truth.labels) for truth in truths] == [18, 32]
+    assert [int(truth.crowds.sum()) for truth in truths] == [1, 2]
 
 
 def problems_of(file: Path) -> list[str]:

@@ -22,7 +22,7 @@ from focalnet.data import SemanticAugmentation, SemanticData
 from focalnet.data.datasets.label_maps import LabelRule
 from focalnet.data.semantic_transforms import distort, view
 from focalnet.errors import ConfigError, DataError, ImageError
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 from .conftest import write_tar
 from .semantic import HEIGHT, NAMES, WIDTH, blocks, write_pair, write_semantic

@@ -14,10 +14,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
+from focalnet.card import Preprocessing
 from focalnet.data.seeding import seed_all
 from focalnet.data.transforms import Augmentation, eval_transform
 from focalnet.errors import ConfigError
-from focalnet.structures import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = Augmentation(crop="center", flip=0, policy=None, color_jitter=0, erase_prob=0)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focalnet import explain
+from focalnet.card import Preprocessing
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 from focalnet.explanations import record
 from focalnet.explanations.explaining import seen_region
-from focalnet.structures import Preprocessing
 from tests.inference.small import CARD, backbone, classifier, noise, ramp
 
 

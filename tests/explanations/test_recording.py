@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
 from focalnet.explanations import block_names, kernels, record
+from focalnet.models.backbone import FocalNetTrunk
 from tests.inference.small import backbone, classifier
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from focalnet import FocalNetConfig
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.models.base import Segmenter, SegmenterConfig, Size
-from focalnet.structures import Detections, ModelCard, PanopticMap, Preprocessing, Segment, SemanticMap
+from focalnet.results import Detections, PanopticMap, Segment, SemanticMap
 
 NAMES = ("red", "green", "blue")
 TRUNK = FocalNetConfig(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from focalnet import Classifier, ClassifierConfig, FocalNet, FocalNetConfig
-from focalnet.structures import ModelCard, Preprocessing
+from focalnet.card import ModelCard, Preprocessing
 
 SHAPE = {"embed_dim": 8, "depths": (1, 2), "focal_levels": (2, 1), "focal_windows": (3, 3), "patch_size": 2}
 CARD = ModelCard(

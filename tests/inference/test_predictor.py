@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from focalnet import Predictor
+from focalnet.card import ModelCard
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError, ImageError, InputError, UnknownName
-from focalnet.structures import ModelCard
 from tests.inference.small import CARD, backbone, classifier, noise
 
 

@@ -18,7 +18,7 @@ from focalnet.inference import Looks
 from focalnet.inference.segmenting import slide
 from focalnet.inference.tiling import tiles
 from focalnet.ops import label_maps
-from focalnet.structures import Detections, PanopticMap, SemanticMap
+from focalnet.results import Detections, PanopticMap, SemanticMap
 from tests.inference.segmenters import NAMES, blocks, colours
 from tests.inference.small import ramp
 

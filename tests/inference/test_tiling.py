@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from focalnet.errors import ConfigError
 from focalnet.inference.tiling import Looks, Window, merge, windows
-from focalnet.structures import Detections
+from focalnet.results import Detections
 
 
 def found(

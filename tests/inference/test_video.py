@@ -15,7 +15,7 @@ from focalnet.cli.main import main
 from focalnet.cli.results import frame
 from focalnet.errors import FocalNetError, ImageError
 from focalnet.inference.video import frame_rate, frames, write_video
-from focalnet.structures import Detections, PanopticMap, Segment, SemanticMap
+from focalnet.results import Detections, PanopticMap, Segment, SemanticMap
 from tests.inference.segmenters import Colours, colours
 
 cv2 = pytest.importorskip("cv2", reason="videos need the extra video")

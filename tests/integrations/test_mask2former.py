@@ -9,8 +9,8 @@ import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from focalnet.integrations.transformers import FocalNetDenseConfig
-from focalnet.losses.mask2former import mask2former as loss_terms
 from focalnet.models import Mask2Former
+from focalnet.models.mask2former.loss import mask2former as loss_terms
 from tests.models.small import images, mask2former, segments
 
 # transformers fixes 32 groups in norms, 3 levels and 4 points.
@@ -130,7 +130,7 @@ def test_loss_and_gradients_agree_on_the_same_points(
     losses = loss_terms(OURS, model.training_outputs(batch), targets, draw)
     ours = torch.stack(list(losses.values())).sum()
     monkeypatch.setattr(torch, "rand", draw)
-    masks, labels = [t["masks"].float() for t in targets], [t["labels"] for t in targets]
+    masks, labels = [t.masks.float() for t in targets], [t.labels for t in targets]
     expected = reference(batch, mask_labels=masks, class_labels=labels).loss
     torch.testing.assert_close(ours, expected.squeeze(), rtol=1e-4, atol=0)
     ours.backward()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models.small import images, mask2former, segments
 
-from focalnet.losses import mask2former as losses
 from focalnet.losses.segmentation import criterion
 from focalnet.models.mask2former import Mask2FormerOutputs
-from focalnet.structures import Segments
+from focalnet.models.mask2former import loss as losses
+from focalnet.samples import Segments
 
 CONFIG = mask2former()
 
@@ -75,7 +75,7 @@ def test_losses_are_finite_and_reach_every_parameter(counts: tuple[int, int]) ->
 @given(order=st.permutations(range(4)), seed=st.integers(0, 2**31))
 def test_the_order_of_segments_does_not_matter(order: list[int], seed: int) -> None:
     target = truth(4, seed)
-    other = Segments(labels=target["labels"][order], masks=target["masks"][order])
+    other = Segments(labels=target.labels[order], masks=target.masks[order])
     a, b = (seeded([layer(seed)], [t, truth(1)]) for t in (target, other))
     assert a == pytest.approx(b, rel=1e-4)
 

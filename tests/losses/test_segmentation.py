@@ -9,9 +9,9 @@ import torch
 from tests.models.small import upernet
 
 from focalnet.losses.segmentation import criterion
-from focalnet.losses.upernet import pixelwise_cross_entropy
 from focalnet.models.upernet import UPerNetTrainingOutputs
-from focalnet.structures import IGNORED
+from focalnet.models.upernet.loss import pixelwise_cross_entropy
+from focalnet.samples import IGNORED
 
 
 def test_ignored_pixels_count_but_add_nothing() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from focalnet.errors import DataError, InputError
 from focalnet.metrics.coco import CocoMetric, coco_results, summary
-from focalnet.structures import Detections
+from focalnet.results import Detections
 
 cocoapi = pytest.importorskip("pycocotools.coco", reason="detection needs the extra dense")
 CATEGORIES = [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}, {"id": 90, "name": "cat"}]  # ids with gaps

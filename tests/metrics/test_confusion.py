@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from focalnet.metrics.confusion import DetectionConfusion, match
-from focalnet.structures import Detections, Target
+from focalnet.results import Detections
+from focalnet.samples import ObjectTarget
 
 pytest.importorskip("scipy")
 NOWHERE = torch.zeros(0, 4)
@@ -16,11 +17,11 @@ def boxes(*lefts: float) -> torch.Tensor:
     return torch.tensor([[left, 0, left + 10, 10] for left in lefts], dtype=torch.float32).reshape(-1, 4)
 
 
-def target(where: torch.Tensor, labels: list[int], ignored: torch.Tensor = NOWHERE) -> Target:
-    return Target(boxes=where, labels=torch.tensor(labels, dtype=torch.int64), masks=None, ignored=ignored)
+def target(where: torch.Tensor, labels: list[int], ignored: torch.Tensor = NOWHERE) -> ObjectTarget:
+    return ObjectTarget(boxes=where, labels=torch.tensor(labels, dtype=torch.int64), masks=None, ignored=ignored)
 
 
-def counted(found: torch.Tensor, labels: list[int], scores: list[float], truth: Target) -> list[list[int]]:
+def counted(found: torch.Tensor, labels: list[int], scores: list[float], truth: ObjectTarget) -> list[list[int]]:
     confusion = DetectionConfusion(2)
     confusion.update(Detections(found, torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)), truth)
     return confusion.matrix.tolist()

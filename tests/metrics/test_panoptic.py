@@ -16,13 +16,14 @@ from focalnet.data.datasets.pictures import find_maps
 from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.instances import found_map, true_map
 from focalnet.metrics.panoptic import PanopticQuality
-from focalnet.structures import Detections, PanopticMap, PanopticTruth, Segment
+from focalnet.results import Detections, PanopticMap, Segment
+from focalnet.samples import PanopticTarget
 
 NAMES = ("ant", "bee", "grass")  # two things, one stuff
 
 
-def truth(ids: list[list[int]], labels: list[int], crowds: list[bool] | None = None) -> PanopticTruth:
-    return PanopticTruth(
+def truth(ids: list[list[int]], labels: list[int], crowds: list[bool] | None = None) -> PanopticTarget:
+    return PanopticTarget(
         ids=torch.tensor(ids, dtype=torch.int32),
         labels=torch.tensor(labels, dtype=torch.int64),
         crowds=torch.tensor(crowds or [False] * len(labels), dtype=torch.bool),
@@ -121,12 +122,12 @@ def test_segments_whose_ids_cannot_be_counted_are_refused():
 # --- against a slow one
 
 
-def slow(one: PanopticMap, true: PanopticTruth) -> list[list[float]]:
+def slow(one: PanopticMap, true: PanopticTarget) -> list[list[float]]:
     """The rules again, set by set."""
-    ids, true_ids = one.ids.flatten().tolist(), true["ids"].flatten().tolist()
+    ids, true_ids = one.ids.flatten().tolist(), true.ids.flatten().tolist()
     pixels = range(len(ids))
     void = {p for p in pixels if true_ids[p] == 0}
-    theirs = [{p for p in pixels if true_ids[p] == i + 1} for i in range(len(true["labels"]))]
+    theirs = [{p for p in pixels if true_ids[p] == i + 1} for i in range(len(true.labels))]
     counts = [[0.0] * 4 for _ in NAMES]
     matched = set()
     for segment in one.segments:
@@ -137,9 +138,9 @@ def slow(one: PanopticMap, true: PanopticTruth) -> list[list[float]]:
         on_nothing = len(mine & void)
         crowd = None
         for i, other in enumerate(theirs):
-            if true["labels"][i] != segment.label:
+            if true.labels[i] != segment.label:
                 continue
-            if true["crowds"][i]:
+            if true.crowds[i]:
                 crowd = other
             elif other and len(mine & other) / len((mine | other) - (mine & void)) > 0.5:
                 partner = i
@@ -149,13 +150,13 @@ def slow(one: PanopticMap, true: PanopticTruth) -> list[list[float]]:
             counts[segment.label][1] += 1
         elif (on_nothing + len(mine & (crowd or set()))) / len(mine) <= 0.5:
             counts[segment.label][2] += 1
-    for i, label in enumerate(true["labels"].tolist()):
-        if i not in matched and not true["crowds"][i]:
+    for i, label in enumerate(true.labels.tolist()):
+        if i not in matched and not true.crowds[i]:
             counts[label][3] += 1
     return counts
 
 
-def image(seed: int) -> tuple[PanopticMap, PanopticTruth]:
+def image(seed: int) -> tuple[PanopticMap, PanopticTarget]:
     """Of a few pixels; most of what is found is there, so that there is something to match."""
     draw = np.random.default_rng(seed)
     count, segments = draw.integers(0, 6, 2)
@@ -212,7 +213,7 @@ def test_what_is_there_found_as_it_is_has_the_best_quality(shared):
         ids = torch.from_numpy(read_ids(maps, annotated.maps[image.image_id], image))
         labels = [label_of[a["category_id"]] for a in image.annotations]
         crowds = [bool(a["iscrowd"]) for a in image.annotations]
-        true = PanopticTruth(ids=ids, labels=torch.tensor(labels), crowds=torch.tensor(crowds))
+        true = PanopticTarget(ids=ids, labels=torch.tensor(labels), crowds=torch.tensor(crowds))
         segments = [Segment(i + 1, label, True, 1.0, 0) for i, label in enumerate(labels)]
         metric.update([PanopticMap(ids, tuple(segments))], [true])
     stats = metric.compute().stats
@@ -243,10 +244,10 @@ def test_of_overlapping_annotations_the_smaller_is_in_front():
     masks[0, :, :2] = masks[1, :, :4] = masks[2] = True
     masks[3, :, 0] = True
     one = true_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
-    assert one["ids"].tolist() == [[4, 1, 2, 2, 3, 3]]
+    assert one.ids.tolist() == [[4, 1, 2, 2, 3, 3]]
     masks[3, :, :2] = True  # as large as the first, and behind it in the file: it covers the first altogether
     one = true_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
-    assert one["ids"].tolist() == [[3, 3, 1, 1, 2, 2]]
-    assert (one["labels"].tolist(), one["crowds"].tolist()) == ([3, 2, 1], [False, True, False])
+    assert one.ids.tolist() == [[3, 3, 1, 1, 2, 2]]
+    assert (one.labels.tolist(), one.crowds.tolist()) == ([3, 2, 1], [False, True, False])
     nothing = true_map(torch.zeros(0, 2, 3, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0).bool())
-    assert nothing["ids"].tolist() == [[0, 0, 0]] * 2
+    assert nothing.ids.tolist() == [[0, 0, 0]] * 2

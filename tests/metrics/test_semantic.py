@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.semantic import SemanticMetric, evaluate
-from focalnet.structures import IGNORED, SemanticMap
+from focalnet.results import SemanticMap
+from focalnet.samples import IGNORED
 
 
 def measured(found: list[list[int]], true: list[list[int]], num_classes: int):

@@ -11,8 +11,8 @@ from focalnet.models import DETECTORS, SEGMENTERS, DetectorConfig, Mask2FormerCo
 from focalnet.models.detectors import METHODS
 from focalnet.models.rcnn import RPNConfig, StageConfig
 from focalnet.models.rcnn.config import released_cascade
-from focalnet.necks import FPNConfig
-from focalnet.structures import Segments, Target
+from focalnet.nn.fpn import FPNConfig
+from focalnet.samples import ObjectTarget, Segments
 
 SIZES = [(61, 90), (64, 75)]
 ORIGINALS = [(122, 180), (32, 38)]
@@ -71,9 +71,7 @@ def mask2former(**options: Any) -> Mask2FormerConfig:
 
 def segments(count: int) -> Segments:
     """The objects of ``target(count)``, as masks alone."""
-    found = target(count)
-    assert found["masks"] is not None
-    return Segments(labels=found["labels"], masks=found["masks"])
+    return target(count).segments()
 
 
 def images() -> torch.Tensor:
@@ -84,10 +82,10 @@ def images() -> torch.Tensor:
     return batch
 
 
-def target(count: int) -> Target:
+def target(count: int) -> ObjectTarget:
     """So many objects at fixed places."""
     boxes = torch.tensor([[5.0, 6.0, 40.0, 30.0], [20.0, 10.0, 61.0, 55.0], [44.5, 30.0, 60.0, 50.0]])[:count]
     masks = torch.zeros(count, 64, 96, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
         mask[y1:y2, x1:x2] = True
-    return Target(boxes=boxes, labels=torch.arange(count), masks=masks, ignored=torch.zeros(0, 4))
+    return ObjectTarget(boxes=boxes, labels=torch.arange(count), masks=masks, ignored=torch.zeros(0, 4))

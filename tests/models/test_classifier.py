@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from focalnet import Classifier, ClassifierConfig, create_model, list_models
-from focalnet.backbones import VARIANTS
 from focalnet.errors import ConfigError, UnknownName
 from focalnet.models import NETWORKS
 from focalnet.models.classifier import postprocess
+from focalnet.models.variants import VARIANTS
 from focalnet.zoo import cost
 
 

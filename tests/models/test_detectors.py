@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from focalnet import create_model, list_models
-from focalnet.backbones import VARIANTS
 from focalnet.errors import ConfigError, DataError, InputError, UnknownName
 from focalnet.losses.detection import criterion
 from focalnet.models import DETECTORS, MaskRCNNConfig
 from focalnet.models.detectors import METHODS
 from focalnet.models.rcnn import StageConfig
-from focalnet.necks import FPNConfig
+from focalnet.models.variants import VARIANTS
+from focalnet.nn.fpn import FPNConfig
 from tests.models.small import ORIGINALS, SIZES, config, images, target
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -207,7 +207,7 @@ def test_settings_that_cannot_work(options: dict[str, object], says: str) -> Non
 
 def test_crowds_are_neither_object_nor_background() -> None:
     from focalnet.models.rcnn import SamplingConfig
-    from focalnet.models.rcnn.rcnn import draw
+    from focalnet.models.rcnn.network import draw
 
     crowd = {**target(1), "ignored": torch.tensor([[0.0, 40.0, 96.0, 64.0]])}
     boxes = torch.tensor([[10.0, 45.0, 30.0, 60.0], [60.0, 0.0, 90.0, 20.0]])

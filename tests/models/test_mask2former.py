@@ -10,9 +10,9 @@ import torch
 import focalnet
 from focalnet.errors import ConfigError, InputError
 from focalnet.models import Mask2Former, Mask2FormerConfig
-from focalnet.models.mask2former import results
+from focalnet.models.mask2former import postprocess as results
 from focalnet.ops.label_maps import label_map
-from focalnet.structures import Detections, PanopticMap, SemanticMap
+from focalnet.results import Detections, PanopticMap, SemanticMap
 from tests.models.small import ORIGINALS, SIZES, images, mask2former
 
 BIG = 20.0  # a logit of which the sigmoid is 1

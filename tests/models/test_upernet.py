@@ -15,7 +15,8 @@ from focalnet.errors import ConfigError, InputError
 from focalnet.losses.segmentation import criterion
 from focalnet.models import NETWORKS, SEGMENTERS, UPerNet, UPerNetConfig
 from focalnet.models.upernet import UPerNetOutputs
-from focalnet.structures import IGNORED, SemanticMap
+from focalnet.results import SemanticMap
+from focalnet.samples import IGNORED
 from tests.models.small import ORIGINALS, SIZES, images, upernet
 from tests.parity.golden import Case, cases
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet.backbones import FeatureInfo, FocalNetConfig
 from focalnet.errors import ConfigError
-from focalnet.necks import FPNConfig
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.nn.feature_info import FeatureInfo
+from focalnet.nn.fpn import FPNConfig
 
 MAPS = (FeatureInfo("s4", 4, 4), FeatureInfo("s8", 8, 8), FeatureInfo("s16", 16, 16))
 BACKBONE = FocalNetConfig(embed_dim=4, depths=(1, 1, 1, 1), pad_to_stride=True)

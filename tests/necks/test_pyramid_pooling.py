@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from focalnet.necks import PyramidPooling
+from focalnet.nn.pyramid_pooling import PyramidPooling
 
 
 @torch.no_grad()

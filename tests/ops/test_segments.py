@@ -7,25 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import masks_to_boxes
 
-from focalnet.ops.segments import boxes_around, sample_logits, sample_masks, segments_of
+from focalnet.ops.segments import boxes_around, sample_logits, sample_masks
+from focalnet.samples import LabelMapTarget
 
 
 def test_segments_of_a_label_map() -> None:
     labels = torch.tensor([[7, 7, 255], [0, 255, 7]])
-    found = segments_of(labels)
-    assert found["labels"].tolist() == [0, 7]
-    assert found["masks"].tolist() == [
+    found = LabelMapTarget(labels).segments()
+    assert found.labels.tolist() == [0, 7]
+    assert found.masks.tolist() == [
         [[False, False, False], [True, False, False]],
         [[True, True, False], [False, False, True]],
     ]
-    assert segments_of(labels, ignored=7)["labels"].tolist() == [0, 255]
 
 
 def test_segments_of_nothing() -> None:
-    found = segments_of(torch.full((4, 5), 255, dtype=torch.uint8))
-    assert found["labels"].shape == (0,)
-    assert found["labels"].dtype == torch.int64
-    assert found["masks"].shape == (0, 4, 5)
+    found = LabelMapTarget(torch.full((4, 5), 255, dtype=torch.uint8)).segments()
+    assert found.labels.shape == (0,)
+    assert found.labels.dtype == torch.int64
+    assert found.masks.shape == (0, 4, 5)
 
 
 def test_boxes_hold_their_pixels() -> None:

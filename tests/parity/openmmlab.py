@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from focalnet.structures import Detections, Target
+from focalnet.results import Detections
+from focalnet.samples import ObjectTarget
 from tests.parity.golden import Case
 
 MAPS = {"rtol": 1e-4, "atol": 2e-4}
@@ -46,12 +47,12 @@ def unpack(case: Case, name: str, tensors: dict[str, torch.Tensor]) -> torch.Ten
     return torch.from_numpy(bits.reshape(tensors[name].shape[0], *shape[1:]).astype(bool))
 
 
-def targets(case: Case) -> list[Target]:
+def targets(case: Case) -> list[ObjectTarget]:
     tensors = case.tensors
 
-    def target(i: int) -> Target:
+    def target(i: int) -> ObjectTarget:
         name = f"gt.{i}.masks"
-        return Target(
+        return ObjectTarget(
             boxes=tensors[f"gt.{i}.bboxes"],
             labels=tensors[f"gt.{i}.labels"],
             masks=unpack(case, name, tensors) if name in tensors else None,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, nms, sigmoid_focal_loss
 
-from focalnet.losses.matching import matching_cost
+from focalnet.models.set_prediction import matching_cost
 from focalnet.ops import anchors, assign, boxes, rois
 from tests.parity.golden import Case, cases
 from tests.parity.openmmlab import BOXES, unpack

@@ -8,9 +8,9 @@ import torch
 from focalnet.losses.detection import criterion
 from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.rcnn.config import RCNNConfig
-from focalnet.models.rcnn.rcnn import draw
+from focalnet.models.rcnn.network import draw
 from focalnet.ops import assign, rois
-from focalnet.structures import Target
+from focalnet.samples import ObjectTarget
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 
@@ -132,9 +132,9 @@ def test_assignments(case: Case) -> None:
             assigned = _by_overlap(config.sampling, given, target)
             assert torch.equal(assigned, expected[f"train.rcnn.s{stage}.gt_inds.{i}"].long())
             regions, matched, own = draw([given], [target], config.sampling)
-            assert int(own.sum()) == len(target["boxes"])
-            assert len(regions) == len(given) + len(target["boxes"])
-            assert int((matched >= 0).sum()) == int((assigned > 0).sum()) + len(target["boxes"])
+            assert int(own.sum()) == len(target.boxes)
+            assert len(regions) == len(given) + len(target.boxes)
+            assert int((matched >= 0).sum()) == int((assigned > 0).sum()) + len(target.boxes)
 
 
 @cases(PATTERN)
@@ -147,6 +147,6 @@ def test_training_proposals(case: Case) -> None:
         openmmlab.assert_proposals(proposals, expected, f"train.proposals.{i}")
 
 
-def _by_overlap(sampling: object, boxes: torch.Tensor, target: Target) -> torch.Tensor:
+def _by_overlap(sampling: object, boxes: torch.Tensor, target: ObjectTarget) -> torch.Tensor:
     options = {name: getattr(sampling, name) for name in ("positive", "negative", "rescue", "ignore")}
-    return assign.by_overlap(boxes, target["boxes"], target["ignored"], **options)
+    return assign.by_overlap(boxes, target.boxes, target.ignored, **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from focalnet.losses.detection import criterion
-from focalnet.losses.matching import match
+from focalnet.models.set_prediction import match
 from focalnet.models.sparse_rcnn import GRID, SAMPLES, SparseRCNN, SparseRCNNConfig
 from focalnet.ops import rois
 from tests.parity import openmmlab

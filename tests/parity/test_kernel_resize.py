@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.models import ClassifierConfig
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.weights import dense
 from tests.parity.golden import Case, cases
 

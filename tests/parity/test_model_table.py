@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from focalnet import create_model
-from focalnet.backbones import VARIANTS, FocalNetConfig
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.variants import VARIANTS
 from focalnet.zoo import cost
 from tests.conftest import SHARED
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from focalnet.losses.mask2former import mask2former, match
 from focalnet.models.mask2former import Mask2Former, Mask2FormerConfig
-from focalnet.models.mask2former.results import class_scores
-from focalnet.structures import Detections, PanopticMap, Segments, SemanticMap
+from focalnet.models.mask2former.loss import mask2former, match
+from focalnet.models.mask2former.postprocess import class_scores
+from focalnet.results import Detections, PanopticMap, SemanticMap
+from focalnet.samples import Segments
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 
@@ -34,8 +35,8 @@ def segments(case: Case, things: int) -> list[Segments]:
     for i, target in enumerate(openmmlab.targets(case)):
         labels_HW = case.tensors[f"gt.{i}.sem_seg"].long()
         stuff = [label for label in labels_HW.unique().tolist() if things <= label < 255]
-        masks = [target["masks"], *(labels_HW[None] == label for label in stuff)]
-        labels = torch.cat([target["labels"], torch.tensor(stuff, dtype=torch.long)])
+        masks = [target.masks, *(labels_HW[None] == label for label in stuff)]
+        labels = torch.cat([target.labels, torch.tensor(stuff, dtype=torch.long)])
         found.append(Segments(labels=labels, masks=torch.cat(masks)))
     return found
 

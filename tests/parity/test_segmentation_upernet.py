@@ -9,7 +9,7 @@ from focalnet.inference.segmenting import slide
 from focalnet.losses.segmentation import criterion
 from focalnet.models.upernet import UPerNet, UPerNetConfig
 from focalnet.ops.label_maps import label_map
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 

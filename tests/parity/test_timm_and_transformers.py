@@ -13,7 +13,7 @@ import timm
 import torch
 
 from focalnet import Classifier, create_model
-from focalnet.backbones import VARIANTS
+from focalnet.models.variants import VARIANTS
 from focalnet.weights.layouts import LAYOUTS
 from tests.weights.test_layouts import huggingface_twin, logits_of, timm_twin
 

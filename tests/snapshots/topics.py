@@ -26,9 +26,9 @@ from torch import nn
 
 import focalnet
 from focalnet import weights
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import app, main
 from focalnet.cli.recipes import find_recipe, list_recipes, read_recipe
-from focalnet.structures import ModelCard, Preprocessing
 from tests.models import small
 from tests.snapshots.compare import flat, keys, mark, plain
 from tests.weights.small import LARGE, PLAIN

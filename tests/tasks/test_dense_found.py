@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet.structures import Preprocessing
+from focalnet.card import Preprocessing
 from focalnet.tasks.dense_found import DensePredictions
 
 

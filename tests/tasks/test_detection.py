@@ -13,12 +13,13 @@ import torch
 
 import focalnet
 from focalnet import weights, zoo
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
 from focalnet.data.masks import to_bitmaps
 from focalnet.errors import ConfigError, DataError, UnknownName
 from focalnet.models import RCNN, MaskRCNNConfig
-from focalnet.structures import Detections, ModelCard, Preprocessing
+from focalnet.results import Detections
 from focalnet.tasks import DetectionTask, engine, report
 from focalnet.tasks.detection_found import DetectionPredictions
 from focalnet.tasks.folder import RunFolder
@@ -201,12 +202,10 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     batch = next(iter(data.val_dataloader()))
     found = []
     for i, target in enumerate(batch["targets"]):
-        boxes = target["boxes"] if i else torch.zeros(0, 4)  # the first image's objects are missed
+        boxes = target.boxes if i else torch.zeros(0, 4)  # the first image's objects are missed
         masks = torch.zeros(len(boxes), 60, 80, dtype=torch.bool)
         found.append(
-            Detections(
-                boxes, torch.full((len(boxes),), 0.9), target["labels"][: len(boxes)], masks=masks, size=(60, 80)
-            )
+            Detections(boxes, torch.full((len(boxes),), 0.9), target.labels[: len(boxes)], masks=masks, size=(60, 80))
         )
     predictions, trainer = DetectionPredictions(), _Trainer(data)
     task = type("Task", (), {})()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
 from focalnet.inference import Looks, Predictor
 from focalnet.inference.segmenting import slide
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.tasks.failures import explained
 from focalnet.tasks.semantic import SlideConfig
 from tests.models.small import config, mask2former, upernet
@@ -63,9 +63,9 @@ def test_training_and_validation_pad_to_the_networks_divisor(family, divisor, ro
     assert watch.sizes == {True: [up(trained, divisor)], False: [up(measured, divisor)]}
     (batch,) = watch.batches  # what it is trained on has the images' size
     if family == "mask2former_panoptic":
-        truths = [truth["ids"] for truth in batch["truths"]]
+        truths = [truth.ids for truth in batch["truths"]]
     else:
-        truths = batch["labels"] if family in CROPPED else [target["masks"] for target in batch["targets"]]
+        truths = batch["labels"] if family in CROPPED else [target.masks for target in batch["targets"]]
     assert {tuple(truth.shape[-2:]) for truth in truths} == {up(trained, divisor)}
 
 

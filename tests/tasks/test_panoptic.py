@@ -13,11 +13,11 @@ import torch
 
 import focalnet
 from focalnet import weights, zoo
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
-from focalnet.structures import ModelCard, PanopticMap, Preprocessing, Segment
+from focalnet.results import PanopticMap, Segment
 from focalnet.tasks import report
-from focalnet.tasks.detection import segments_of
 from focalnet.tasks.folder import RunFolder
 from focalnet.tasks.panoptic import PanopticTask
 from focalnet.tasks.panoptic_found import PanopticPredictions
@@ -142,8 +142,8 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
     batch = next(iter(data.val_dataloader()))
     found = []
     for i, truth in enumerate(batch["truths"]):
-        labels = truth["labels"].tolist()
-        kept = truth["ids"] if i else truth["ids"] * (truth["ids"] < 3)  # the first image's objects are missed
+        labels = truth.labels.tolist()
+        kept = truth.ids if i else truth.ids * (truth.ids < 3)  # the first image's objects are missed
         segments = [Segment(n + 1, label, label < 2, 0.9, int((kept == n + 1).sum())) for n, label in enumerate(labels)]
         found.append(PanopticMap(kept, tuple(segments[:2] if not i else segments)))
     task: Any = type("Task", (), {})()
@@ -217,6 +217,6 @@ def test_objects_that_were_cut_off_are_no_segments():
         "masks": masks,
         "ignored": torch.zeros(0, 4),
     }
-    (segments,) = segments_of([target])
-    assert segments["labels"].tolist() == [4, 6]
-    assert torch.equal(segments["masks"], masks[[0, 2]])
+    segments = target.segments()
+    assert segments.labels.tolist() == [4, 6]
+    assert torch.equal(segments.masks, masks[[0, 2]])

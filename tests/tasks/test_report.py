@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from focalnet.structures import ModelCard, Preprocessing
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.tasks.callbacks import Judged, Predictions, duration
 from focalnet.tasks.folder import RunFolder
 from focalnet.tasks.report import write_report

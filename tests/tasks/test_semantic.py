@@ -17,12 +17,13 @@ from torchvision.transforms.v2 import functional as to_pixels
 
 import focalnet
 from focalnet import weights, zoo
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
 from focalnet.data import SemanticData
 from focalnet.errors import ConfigError, DataError
 from focalnet.metrics.semantic import SemanticMetric
-from focalnet.structures import ModelCard, Preprocessing, SemanticMap
+from focalnet.results import SemanticMap
 from focalnet.tasks import SemanticTask, engine, report
 from focalnet.tasks.folder import RunFolder
 from focalnet.tasks.optim import ScheduleConfig

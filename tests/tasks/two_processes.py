@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.train import fit, validate
 from focalnet.losses import detection
-from focalnet.losses.mask2former import mask2former
 from focalnet.models import Detector, Mask2Former
-from focalnet.structures import ModelCard, Preprocessing
+from focalnet.models.mask2former.loss import mask2former
 from focalnet.tasks import engine
 from tests.models import small
 

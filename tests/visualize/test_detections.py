@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from focalnet.errors import ConfigError
-from focalnet.structures import Detections
+from focalnet.results import Detections
 from focalnet.visualize import draw_confusion, draw_detections, draw_precision_recall, palettes
 from focalnet.visualize.canvas import render
 

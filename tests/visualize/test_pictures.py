@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focalnet.errors import ConfigError
-from focalnet.structures import Classification
+from focalnet.results import Classification
 from focalnet.visualize import SheetRow, draw_classification, draw_heatmap, draw_kernels, draw_sheet
 from focalnet.visualize.heatmaps import upsample
 

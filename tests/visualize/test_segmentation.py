@@ -11,7 +11,8 @@ from PIL import Image
 
 from focalnet.errors import ConfigError
 from focalnet.inference.map_files import panoptic_entry, save_labels, save_segments
-from focalnet.structures import IGNORED, PanopticMap, Segment, SemanticMap
+from focalnet.results import PanopticMap, Segment, SemanticMap
+from focalnet.samples import IGNORED
 from focalnet.visualize import draw_panoptic, draw_semantic, palettes
 from focalnet.visualize.areas import deepest, sampled
 

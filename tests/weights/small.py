@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.models import Classifier, ClassifierConfig
+from focalnet.models.backbone import FocalNetConfig
 
 PLAIN = {"embed_dim": 8, "depths": (1, 2), "focal_levels": (2, 2), "focal_windows": (3, 3)}
 LARGE = {**PLAIN, "overlapped": True, "post_norm": True, "layer_scale": 1e-4}

@@ -10,9 +10,9 @@ import pytest
 import timm
 
 from focalnet import weights
-from focalnet.backbones import VARIANTS
 from focalnet.errors import CheckpointError, DownloadError, UnknownName
 from focalnet.models import DETECTORS, SEGMENTERS
+from focalnet.models.variants import VARIANTS
 from focalnet.weights import catalogue
 from focalnet.weights.catalogue import Entry
 

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from focalnet import weights
-from focalnet.backbones import FocalNetConfig
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError
-from focalnet.structures import ModelCard, Preprocessing
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.weights.checkpoint import HEADER
 from tests.weights.small import CONFIGS, LARGE, ONLY_OURS, PLAIN, classifier, images
 

@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from focalnet import weights
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.convert import convert
 from focalnet.errors import CheckpointError, FocalNetError, UnknownName
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.zoo import create_model
 from tests.weights.small import LARGE, ONLY_OURS, classifier
 
@@ -133,7 +133,7 @@ def test_a_shape_the_other_library_does_not_have(tmp_path: Path) -> None:
 
 
 def test_an_unsettled_setting_is_said_and_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from focalnet.backbones import VARIANTS
+    from focalnet.models.variants import VARIANTS
 
     shrunk = {**VARIANTS["focalnet_large_fl4"].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
     monkeypatch.setitem(VARIANTS, "focalnet_large_fl4", type(VARIANTS["focalnet_large_fl4"])(shrunk, num_classes=7))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from timm.data.imagenet_info import ImageNetInfo
 
+from focalnet.card import ModelCard
 from focalnet.errors import CheckpointError
-from focalnet.structures import ModelCard
 from focalnet.weights.labels import UNUSED, UNUSED_INDEX, class_names, cut_to_imagenet1k
 from tests.weights.small import PLAIN, classifier
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from timm.models.focalnet import FocalNet as TimmFocalNet
 
-from focalnet.backbones import VARIANTS, FocalNetConfig
 from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import Classifier, ClassifierConfig
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.backbone_shapes import infer
+from focalnet.models.variants import VARIANTS
 from focalnet.weights import layouts
-from focalnet.weights.architecture import infer
 from focalnet.weights.layouts import LAYOUTS, huggingface
 from tests.weights.small import CONFIGS, ONLY_OURS, classifier, images
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from focalnet import weights
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import DETECTORS, Detector
 from focalnet.models.detectors import METHODS
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
 from focalnet.zoo import load

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from focalnet import weights
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, DownloadError
 from focalnet.models import SEGMENTERS, Mask2Former, Mask2FormerConfig, UPerNet, UPerNetConfig
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights import download
 from focalnet.zoo import load
 from tests.models.small import ORIGINALS, SIZES, images, mask2former, upernet

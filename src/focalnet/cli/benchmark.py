@@ -40,9 +40,9 @@ def benchmark(
     import torch
 
     from focalnet import zoo
-    from focalnet.backbones import VARIANTS
     from focalnet.inference.predictor import pick_device
     from focalnet.inference.timing import in_turns
+    from focalnet.models.variants import VARIANTS
 
     if dtype not in DTYPES:
         raise ConfigError(f'no dtype "{dtype}"{did_you_mean(dtype, DTYPES)}; there are {", ".join(DTYPES)}')

@@ -33,8 +33,8 @@ def models(
 
 def _matching(pattern: str) -> list[dict[str, Any]]:
     """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
-    from focalnet.backbones import VARIANTS
     from focalnet.models import NETWORKS
+    from focalnet.models.variants import VARIANTS
     from focalnet.weights import catalogue
     from focalnet.zoo import cost, list_models
 

@@ -47,7 +47,7 @@ class Results:
     def _add_map(self, result: Noun, name: str, entry: dict[str, Any]) -> None:
         from focalnet.inference import map_files
         from focalnet.metrics.coco import coco_results
-        from focalnet.structures import Classification, Detections, SemanticMap
+        from focalnet.results import Classification, Detections, SemanticMap
 
         if isinstance(result, Classification):
             return
@@ -139,7 +139,7 @@ class Ids:
 
 def text(result: Noun) -> str:
     """The file, and below it a line for each class, or how many objects there are of each."""
-    from focalnet.structures import Classification, Detections, SemanticMap
+    from focalnet.results import Classification, Detections, SemanticMap
 
     if isinstance(result, Classification):
         ranked = zip(result.scores, result.names, strict=True)
@@ -171,7 +171,7 @@ def _shares(path: str | None, rows: list[tuple[float, str]]) -> str:
 def frame(result: Noun) -> Image:
     """A frame of a video with the prediction drawn on it, of the size that it had."""
     from focalnet import visualize
-    from focalnet.structures import Detections, PanopticMap, SemanticMap
+    from focalnet.results import Detections, PanopticMap, SemanticMap
 
     ways: dict[type, Callable[..., Image]] = {
         Detections: visualize.draw_detections,

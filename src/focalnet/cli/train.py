@@ -14,7 +14,7 @@ from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
 from focalnet.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from focalnet.structures import Preprocessing
+    from focalnet.card import Preprocessing
 
 #: How the two commands must be registered: every option of a recipe passes through.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco import CocoFile, Problem, list_problems, read_coco
 from focalnet.data.datasets.collection import SYNONYMS, Part, check_exists
 from focalnet.data.datasets.pictures import Pictures, find_pictures
 from focalnet.data.detection_samples import DetectionDataset
 from focalnet.errors import DataError, ImageError
-from focalnet.structures import Preprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.classes import read_class_map
 from focalnet.data.datasets.collection import Collection, Format, Part, detect
 from focalnet.data.datasets.shards import ShardDataset
@@ -18,11 +19,11 @@ from focalnet.data.loading import ImageDataset, Loader, cores_per_process
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Augmentation, eval_transform
 from focalnet.errors import ConfigError, DataError
-from focalnet.structures import Batch, Preprocessing
+from focalnet.samples import Batch
 
 
 class ClassificationData(LightningDataModule):
-    """Loaders of ``structures.Batch`` for training, validation and test, and what a model must know of the data.
+    """Loaders of ``samples.Batch`` for training, validation and test, and what a model must know of the data.
 
     Validation takes the split called val, validation, valid, dev or eval; without one, the ``holdout`` part
     of the training images. Test takes the split called test, without one the validation's.

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from lightning.pytorch import LightningDataModule
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.collection import Part
 from focalnet.data.loading import Loader, cores_per_process
 from focalnet.data.samples import Samples
 from focalnet.data.sampling import EpochBatches
 from focalnet.errors import ConfigError, DataError
-from focalnet.structures import Preprocessing
 
 _PARTS: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 

@@ -14,7 +14,7 @@ from focalnet.data.detection_transforms import DetectionAugmentation
 
 
 class DetectionData(AnnotatedData[DetectionDataset]):
-    """Loaders of ``structures.DetectionBatch`` for training, validation and test.
+    """Loaders of ``samples.DetectionBatch`` for training, validation and test.
 
     The annotations are in COCO's JSON form; ``focalnet convert-data`` makes it of Pascal VOC's XML. Without other word,
     a part's file is ``annotations/instances_train.json`` or ``instances_train2017.json``,

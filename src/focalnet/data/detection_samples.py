@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco import Annotated, CocoFile, inside
 from focalnet.data.datasets.pictures import Pictures, read_picture
 from focalnet.data.detection_transforms import DetectionAugmentation, View, normalise, pad, resize, to_target, view
 from focalnet.data.masks import to_bitmaps
 from focalnet.data.samples import Samples, only_whole
-from focalnet.structures import DetectionBatch, DetectionSample, Preprocessing, Target
+from focalnet.samples import DetectionBatch, DetectionSample, ObjectTarget
 
 
 class DetectionDataset(Samples[DetectionSample, View]):
@@ -129,9 +131,9 @@ def collate(samples: Sequence[DetectionSample | None], *, multiple: int) -> Dete
     )
 
 
-def _padded(target: Target, height: int, width: int) -> Target:
-    masks = target["masks"]
+def _padded(target: ObjectTarget, height: int, width: int) -> ObjectTarget:
+    masks = target.masks
     if masks is None:
         return target
     padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-    return {**target, "masks": torch.nn.functional.pad(masks, padding)}
+    return replace(target, masks=torch.nn.functional.pad(masks, padding))

@@ -18,8 +18,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.structures import Preprocessing, Target
+from focalnet.samples import ObjectTarget
 
 
 class View(NamedTuple):
@@ -129,9 +130,9 @@ def normalise(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return normalised
 
 
-def to_target(given: View) -> Target:
+def to_target(given: View) -> ObjectTarget:
     """What is in the picture, as plain tensors."""
-    return Target(
+    return ObjectTarget(
         boxes=given.boxes.as_subclass(Tensor).float(),
         labels=given.labels,
         masks=None if given.masks is None else given.masks.as_subclass(Tensor).bool(),

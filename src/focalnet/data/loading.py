@@ -18,7 +18,7 @@ from focalnet.data.samples import Samples, only_whole
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, FocalNetError
-from focalnet.structures import Batch, Sample
+from focalnet.samples import Batch, Sample
 
 logger = logging.getLogger(__name__)
 

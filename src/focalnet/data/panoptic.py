@@ -15,7 +15,7 @@ from focalnet.errors import DataError
 
 
 class PanopticData(AnnotatedData[PanopticDataset]):
-    """Loaders of ``structures.PanopticBatch`` for training, validation and test.
+    """Loaders of ``samples.PanopticBatch`` for training, validation and test.
 
     The annotations are in COCO's panoptic form: a JSON, and a PNG for each image. Without other word, a part's file is
     ``annotations/panoptic_train.json`` or ``panoptic_train2017.json`` (and ``val``, ``test``), and its PNG files are

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco_panoptic import PanopticFile, read_ids
 from focalnet.data.datasets.pictures import Pictures, read_picture
 from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.data.panoptic_transforms import PanopticAugmentation, pad_to
 from focalnet.data.samples import Samples, only_whole
 from focalnet.data.semantic_transforms import SemanticView, view
-from focalnet.structures import PanopticBatch, PanopticSample, PanopticTruth, Preprocessing
+from focalnet.samples import PanopticBatch, PanopticSample, PanopticTarget
 
 
 class PanopticDataset(Samples[PanopticSample, SemanticView]):
@@ -77,7 +78,7 @@ class PanopticDataset(Samples[PanopticSample, SemanticView]):
         entry = self.annotated.images[index]
         return PanopticSample(
             image=image,
-            truth=PanopticTruth(
+            truth=PanopticTarget(
                 ids=ids,
                 labels=torch.tensor([self._label_of[s["category_id"]] for s in entry.annotations], dtype=torch.int64),
                 crowds=torch.tensor([bool(s["iscrowd"]) for s in entry.annotations], dtype=torch.bool),

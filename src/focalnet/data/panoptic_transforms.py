@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import functional as F
 
 from focalnet.data.semantic_transforms import SemanticView, distort
 from focalnet.errors import ConfigError
-from focalnet.structures import PanopticTruth, Segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +66,3 @@ def pad_to(image: Tensor, ids: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Pads a picture ``(3, h, w)`` and its ids ``(h, w)`` with zeros, right and below, to a square."""
     padding = (0, side - image.shape[-1], 0, side - image.shape[-2])
     return torch.nn.functional.pad(image, padding), torch.nn.functional.pad(ids, padding)
-
-
-def to_segments(truth: PanopticTruth) -> Segments:
-    """What a network is trained on: a mask for each segment of which a pixel is left, without crowds."""
-    numbers = torch.arange(1, len(truth["labels"]) + 1, device=truth["ids"].device)
-    masks = truth["ids"] == numbers[:, None, None]
-    kept = masks.flatten(1).any(1) & ~truth["crowds"]
-    return Segments(labels=truth["labels"][kept], masks=masks[kept])

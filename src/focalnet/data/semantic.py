@@ -29,7 +29,7 @@ from focalnet.data.semantic_check import (
 from focalnet.data.semantic_samples import SemanticDataset, collate
 from focalnet.data.semantic_transforms import SemanticAugmentation
 from focalnet.errors import ConfigError, DataError
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ UNCHECKED = 64  # masks of a part that are opened all the same, where 255 may be
 
 
 class SemanticData(DenseData[SemanticDataset]):
-    """Loaders of ``structures.SemanticBatch`` for training, validation and test.
+    """Loaders of ``samples.SemanticBatch`` for training, validation and test.
 
     A picture and its mask, a label map with one number a pixel, have the same name in two folders, or in an
     uncompressed tar file with such folders. Without other word these are ``images/training`` and

@@ -14,7 +14,7 @@ from focalnet.data.datasets.coco import Problem
 from focalnet.data.datasets.label_maps import LabelRule, Pairs
 from focalnet.data.semantic_samples import check_sizes
 from focalnet.errors import ImageError
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 MOST_LABELS = IGNORED + 1
 OBJECT_AS_255 = {IGNORED: 1}  # the label map that makes two classes of 0 and 255

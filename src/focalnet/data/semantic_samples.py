@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from focalnet.card import Preprocessing
 from focalnet.data.datasets.label_maps import LabelRule, Pairs
 from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.data.samples import Samples, only_whole
 from focalnet.data.semantic_transforms import SemanticAugmentation, SemanticView, pad_to, view
 from focalnet.errors import ImageError
-from focalnet.structures import Preprocessing, SemanticBatch, SemanticSample
+from focalnet.samples import SemanticBatch, SemanticSample
 
 
 class SemanticDataset(Samples[SemanticSample, SemanticView]):

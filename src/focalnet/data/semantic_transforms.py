@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from focalnet.data.detection_transforms import resized
 from focalnet.errors import ConfigError
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 MOST_CROPS = 10  # tries for one without a dominant class; then the last one is taken
 

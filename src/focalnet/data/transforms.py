@@ -15,8 +15,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.structures import Preprocessing
 
 #: A picture to ``(C, H, W)``, float32, normalised.
 Transform: TypeAlias = Callable[[Image], Tensor]

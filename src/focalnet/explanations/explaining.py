@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from focalnet import zoo
-from focalnet.backbones import FocalNetTrunk
+from focalnet.card import Preprocessing
 from focalnet.data.images import read
 from focalnet.data.transforms import eval_transform
 from focalnet.errors import ConfigError
@@ -18,8 +18,9 @@ from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
 from focalnet.inference.predictor import SET_CARD, class_names
 from focalnet.models import Classifier, DenseModel
+from focalnet.models.backbone import FocalNetTrunk
 from focalnet.models.classifier import postprocess
-from focalnet.structures import Classification, Preprocessing
+from focalnet.results import Classification
 
 if TYPE_CHECKING:
     from PIL.Image import Image

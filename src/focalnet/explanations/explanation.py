@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalnet import visualize
-from focalnet.structures import Classification
+from focalnet.results import Classification
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError, did_you_mean
+from focalnet.models.backbone import FocalNetTrunk
 from focalnet.nn import FocalModulation, FocalNetBlock
 
 if TYPE_CHECKING:

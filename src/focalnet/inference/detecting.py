@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from focalnet.card import Preprocessing
 from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.errors import ConfigError
 from focalnet.inference.tiling import Looks, Window, merge, windows
 from focalnet.models import Detector
-from focalnet.structures import Detections, Preprocessing
+from focalnet.results import Detections
 
 if TYPE_CHECKING:
     from PIL.Image import Image

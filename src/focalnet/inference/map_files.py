@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from focalnet.structures import IGNORED, PanopticMap, SemanticMap
+from focalnet.results import PanopticMap, SemanticMap
+from focalnet.samples import IGNORED
 from focalnet.visualize import palettes, save_image
 
 

@@ -23,7 +23,7 @@ from focalnet.inference.tiling import Looks
 from focalnet.models import Classifier, Detector
 from focalnet.models.base import DenseModel, Segmenter
 from focalnet.models.classifier import postprocess
-from focalnet.structures import Classification, Detections, PanopticMap, SemanticMap
+from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image

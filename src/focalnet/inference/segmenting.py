@@ -19,7 +19,7 @@ from focalnet.inference.detecting import finished
 from focalnet.inference.tiling import Looks, Window, merge, tiles
 from focalnet.models.base import Segmenter, Size
 from focalnet.ops.label_maps import label_map
-from focalnet.structures import Detections, PanopticMap, SemanticMap
+from focalnet.results import Detections, PanopticMap, SemanticMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image

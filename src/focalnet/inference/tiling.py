@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from focalnet.errors import ConfigError
 from focalnet.ops import boxes
-from focalnet.structures import Detections
+from focalnet.results import Detections
 
 #: Two boxes of a class are of one object from this IoU on; and a box that is cut off by a tile's edge from this share
 #: of it within another.

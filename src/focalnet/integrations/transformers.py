@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from focalnet.backbones import VARIANTS, FocalNetConfig
 from focalnet.errors import ConfigError, UnknownName, did_you_mean, require
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.variants import VARIANTS
 
 require("transformers", "dense")
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from focalnet.losses.atss import atss
-from focalnet.losses.rcnn import rcnn
-from focalnet.losses.sparse_rcnn import sparse_rcnn
-from focalnet.structures import Target
+from focalnet.models.atss.loss import atss
+from focalnet.models.rcnn.loss import rcnn
+from focalnet.models.sparse_rcnn.loss import sparse_rcnn
+from focalnet.samples import ObjectTarget
 
 if TYPE_CHECKING:
     from focalnet.models.base import DetectorConfig
 
-Criterion = Callable[[Any, Sequence[Target]], dict[str, Tensor]]
+Criterion = Callable[[Any, Sequence[ObjectTarget]], dict[str, Tensor]]
 
 _LOSSES: dict[str, Callable[..., dict[str, Tensor]]] = {"rcnn": rcnn, "atss": atss, "sparse_rcnn": sparse_rcnn}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from focalnet.losses.mask2former import mask2former
-from focalnet.losses.upernet import upernet
+from focalnet.models.mask2former.loss import mask2former
+from focalnet.models.upernet.loss import upernet
 
 if TYPE_CHECKING:
     from focalnet.models.base import SegmenterConfig

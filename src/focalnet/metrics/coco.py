@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from focalnet.errors import DataError, InputError, require
-from focalnet.structures import Detections
+from focalnet.results import Detections
 
 #: Boxes, or masks.
 Kind: TypeAlias = Literal["box", "mask"]

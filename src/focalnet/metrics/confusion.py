@@ -7,7 +7,8 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
 from focalnet.errors import require
-from focalnet.structures import Detections, Target
+from focalnet.results import Detections
+from focalnet.samples import ObjectTarget
 
 
 class DetectionConfusion:
@@ -23,16 +24,16 @@ class DetectionConfusion:
         self.min_score, self.min_iou = min_score, min_iou
         self.matrix = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
 
-    def update(self, found: Detections, target: Target) -> None:
+    def update(self, found: Detections, target: ObjectTarget) -> None:
         """Adds one image; boxes of both in the same pixels."""
         found = found.above(self.min_score)
-        pairs = match(found.boxes, target["boxes"], self.min_iou)
-        missed = _others(len(target["boxes"]), pairs[:, 1])
+        pairs = match(found.boxes, target.boxes, self.min_iou)
+        missed = _others(len(target.boxes), pairs[:, 1])
         invented = _others(len(found), pairs[:, 0])
-        invented = invented[~_within(found.boxes[invented], target["ignored"])]
+        invented = invented[~_within(found.boxes[invented], target.ignored)]
         nothing = len(self.matrix) - 1
         true = torch.cat(
-            [target["labels"][pairs[:, 1]], target["labels"][missed], invented.new_full(invented.shape, nothing)]
+            [target.labels[pairs[:, 1]], target.labels[missed], invented.new_full(invented.shape, nothing)]
         )
         seen = torch.cat([found.labels[pairs[:, 0]], missed.new_full(missed.shape, nothing), found.labels[invented]])
         self.matrix += count_pairs(true, seen, tuple(self.matrix.shape))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import ConfigError
-from focalnet.structures import Detections, PanopticMap, PanopticTruth, Segment
+from focalnet.results import Detections, PanopticMap, Segment
+from focalnet.samples import PanopticTarget
 
 MIN_SCORE = 0.5  # both as in Panoptic FPN (arXiv 1901.02446) and panopticapi's way of combining results
 MIN_SHARE = 0.5
@@ -39,7 +40,7 @@ def found_map(found: Detections, min_score: float = MIN_SCORE, min_share: float 
     return PanopticMap(ids, tuple(segments), names=found.names, image=found.image, path=found.path)
 
 
-def true_map(masks_NHW: Tensor, labels: Tensor, crowds: Tensor) -> PanopticTruth:
+def true_map(masks_NHW: Tensor, labels: Tensor, crowds: Tensor) -> PanopticTarget:
     """Lays annotated objects side by side: where two overlap, the smaller is in front; crowds are behind all.
 
     Args:
@@ -53,4 +54,4 @@ def true_map(masks_NHW: Tensor, labels: Tensor, crowds: Tensor) -> PanopticTruth
         ids[masks_NHW[place]] = place + 1
     seen = torch.bincount(ids.flatten(), minlength=len(areas) + 1)[1:] > 0  # an object may be covered altogether
     numbers = torch.cat([seen.new_zeros(1), seen]).cumsum(0, dtype=torch.int32)
-    return PanopticTruth(ids=numbers[ids], labels=labels[seen], crowds=crowds[seen])
+    return PanopticTarget(ids=numbers[ids], labels=labels[seen], crowds=crowds[seen])

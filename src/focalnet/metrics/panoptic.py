@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import InputError
-from focalnet.structures import PanopticMap, PanopticTruth
+from focalnet.results import PanopticMap
+from focalnet.samples import PanopticTarget
 
 MIN_IOU = 0.5  # of a match, exclusive
 MOST_ON_NOTHING = 0.5  # of a found segment, on void and crowd; above, it is no mistake
@@ -50,7 +51,7 @@ class PanopticQuality:
         #: By class: sum of IoUs, matches, found without a match, true without a match.
         self.counts = torch.zeros(len(class_names), 4, dtype=torch.float64)
 
-    def update(self, found: Iterable[PanopticMap], truths: Iterable[PanopticTruth]) -> None:
+    def update(self, found: Iterable[PanopticMap], truths: Iterable[PanopticTarget]) -> None:
         """Adds some images; maps and truths of the same size.
 
         Raises:
@@ -60,11 +61,11 @@ class PanopticQuality:
         for one, truth in zip(found, truths, strict=True):
             self.counts += self.count(one, truth)
 
-    def count(self, found: PanopticMap, truth: PanopticTruth) -> Tensor:
+    def count(self, found: PanopticMap, truth: PanopticTarget) -> Tensor:
         """What one image adds to ``counts``, ``(classes, 4)``."""
-        labels, crowds = truth["labels"].cpu(), truth["crowds"].cpu()
+        labels, crowds = truth.labels.cpu(), truth.crowds.cpu()
         seen = torch.tensor([segment.label for segment in found.segments], dtype=torch.int64)
-        true_ids = truth["ids"].cpu()
+        true_ids = truth.ids.cpu()
         if true_ids.numel() and not 0 <= int(true_ids.min()) <= int(true_ids.max()) <= len(labels):
             raise InputError(
                 f"the targets of {found.path or 'an image'} have ids from {true_ids.min()} to {true_ids.max()}, but "

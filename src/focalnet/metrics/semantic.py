@@ -13,7 +13,8 @@ from torch import Tensor
 
 from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.confusion import count_pairs
-from focalnet.structures import IGNORED, SemanticMap
+from focalnet.results import SemanticMap
+from focalnet.samples import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

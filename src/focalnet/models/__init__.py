@@ -7,13 +7,13 @@ from typing import Any
 from focalnet.models.atss import ATSS, ATSSConfig
 from focalnet.models.base import DenseConfig, DenseModel, Detector, DetectorConfig, Segmenter, SegmenterConfig
 from focalnet.models.classifier import Classifier, ClassifierConfig
+from focalnet.models.dense_variants import DenseVariant
 from focalnet.models.detectors import DETECTORS, DetectorVariant
 from focalnet.models.mask2former import Mask2Former, Mask2FormerConfig
 from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.segmenters import SEGMENTERS, SegmenterVariant
 from focalnet.models.sparse_rcnn import SparseRCNN, SparseRCNNConfig
 from focalnet.models.upernet import UPerNet, UPerNetConfig
-from focalnet.models.variants import DenseVariant
 
 __all__ = [
     "ATSS",

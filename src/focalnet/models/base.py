@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origi
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from focalnet.backbones import FocalNet, FocalNetConfig
+from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, InputError, did_you_mean
-from focalnet.structures import Detections, ModelCard, PanopticMap, SemanticMap, Target
+from focalnet.models.backbone import FocalNet, FocalNetConfig
+from focalnet.results import Detections, PanopticMap, SemanticMap
+from focalnet.samples import ObjectTarget
 
 Size = tuple[int, int]  # height and width in pixels
 Method = Literal["rcnn", "atss", "sparse_rcnn", "upernet", "mask2former"]
@@ -180,7 +182,7 @@ class Detector(DenseModel[C], Generic[C, O, TO]):
         """
 
     @abstractmethod
-    def training_outputs(self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[Target]) -> TO:
+    def training_outputs(self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]) -> TO:
         """Returns what ``losses.detection.criterion(model.config)`` takes."""
 
     @abstractmethod

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from focalnet.backbones import FocalNetConfig, FocalNetTrunk
-from focalnet.backbones.focalnet import init_weights
 from focalnet.errors import ConfigError
 from focalnet.kernels.fuse import fuse
-from focalnet.structures import Classification
+from focalnet.models.backbone import FocalNetConfig, FocalNetTrunk, init_weights
+from focalnet.results import Classification
 
 
 @dataclass(frozen=True, kw_only=True)

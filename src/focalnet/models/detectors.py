@@ -10,9 +10,9 @@ from typing import Any
 
 from focalnet.models.atss import ATSSConfig
 from focalnet.models.base import DetectorConfig
+from focalnet.models.dense_variants import BACKBONES, DenseVariant, dense_shape
 from focalnet.models.rcnn import CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.sparse_rcnn import SparseRCNNConfig
-from focalnet.models.variants import BACKBONES, DenseVariant, dense_shape
 
 METHODS: dict[str, type[DetectorConfig]] = {
     "mask_rcnn": MaskRCNNConfig,

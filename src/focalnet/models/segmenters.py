@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from focalnet.backbones import VARIANTS
 from focalnet.models.base import SegmenterConfig
+from focalnet.models.dense_variants import BACKBONES, DenseVariant, dense_shape
 from focalnet.models.mask2former import Mask2FormerConfig
 from focalnet.models.upernet import UPerNetConfig
-from focalnet.models.variants import BACKBONES, DenseVariant, dense_shape
+from focalnet.models.variants import VARIANTS
 
 METHODS: dict[str, type[SegmenterConfig]] = {"upernet": UPerNetConfig, "mask2former": Mask2FormerConfig}
 SegmenterVariant = DenseVariant[SegmenterConfig]

@@ -1,71 +1,84 @@
-"""What named networks of dense tasks have in common: a method, on a published backbone as dense tasks use it."""
+"""The shapes the paper published, and our own small ones. Data only.
+
+Sources: Table 17 (T, S, B, L, H), Tables 2 and 3 (overlapped, deeper and thinner), Table 16
+(isotropic) of arXiv 2203.11926; ``configs/*.yaml`` of microsoft/FocalNet for L, XL and H. The deeper
+and thinner ones also have overlapped embedding: only then do they have the parameters of Table 3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Generic
-
-from focalnet.backbones import VARIANTS, FocalNetConfig
-from focalnet.errors import ConfigError, did_you_mean
-from focalnet.models.base import C, DenseConfig
-
-BACKBONES = tuple(name for name, variant in VARIANTS.items() if len(variant.shape["depths"]) > 2)
-"""Every FocalNet with at least three maps."""
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
-class DenseVariant(Generic[C]):
-    """A named network.
+class Variant:
+    """A named architecture: ``shape`` are the keyword arguments of ``FocalNetConfig``.
 
     Args:
-        method: how it finds what it finds, e.g. ``"mask_rcnn"``.
-        config_class: of its configuration.
-        backbone: a name of ``VARIANTS``.
-        shape: keyword arguments of its ``FocalNetConfig``.
+        shape: what differs from the defaults of ``FocalNetConfig``.
+        num_classes: outputs of the published classifier.
+        image_size: side in pixels of the images it was published for.
+        source: where the shape was published.
     """
 
-    method: str
-    config_class: type[C] = field(repr=False)
-    backbone: str
     shape: dict[str, Any] = field(repr=False)
-
-    def config(self, **options: Any) -> C:
-        """The network's configuration; ``options`` are fields of it or of its backbone's.
-
-        Raises:
-            ConfigError: an option neither has.
-        """
-        own, trunk = split_options(self.config_class, options)
-        return self.config_class.from_dict({"backbone": FocalNetConfig.from_dict({**self.shape, **trunk}), **own})
+    num_classes: int = 1000
+    image_size: int = 224
+    source: str = "arXiv 2203.11926"
 
 
-def split_options(cls: type[DenseConfig], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tells a network's options from those of its backbone.
-
-    Raises:
-        ConfigError: an option neither has.
-    """
-    ours, theirs = ({f.name for f in fields(c)} for c in (cls, FocalNetConfig))
-    for name in options:
-        if name not in ours | theirs:
-            known = did_you_mean(name, ours | theirs)
-            raise ConfigError(f'neither {cls.__name__} nor its backbone has an option "{name}"{known}')
-    return (
-        {name: value for name, value in options.items() if name in ours},
-        {name: value for name, value in options.items() if name not in ours},
-    )
+def _levels(levels: int, window: int = 3, stages: int = 4) -> dict[str, Any]:
+    return {"focal_levels": (levels,) * stages, "focal_windows": (window,) * stages}
 
 
-def dense_shape(backbone: str, *, four_windows: tuple[int, int, int, int] = (9, 9, 9, 9)) -> dict[str, Any]:
-    """The published shape as the official dense code has it: larger first kernels, odd sizes and stems padded.
+_SRF, _LRF = _levels(2), _levels(3)
+_TINY = {"depths": (2, 2, 6, 2), "embed_dim": 96}
+_SMALL = {"depths": (2, 2, 18, 2), "embed_dim": 96}
+_BASE = {"depths": (2, 2, 18, 2), "embed_dim": 128}
+_SIZES = {"tiny": _TINY, "small": _SMALL, "base": _BASE}
+_DEEP = {
+    "tiny": {"depths": (3, 3, 16, 3), "embed_dim": 64, "overlapped": True},
+    "small": {"depths": (4, 4, 28, 4), "embed_dim": 64, "overlapped": True},
+    "base": {"depths": (4, 4, 28, 4), "embed_dim": 96, "overlapped": True},
+}
+_ISO = {"tiny": 192, "small": 384, "base": 768}
+_LARGE = {"depths": (2, 2, 18, 2), "overlapped": True, "post_norm": True, "layer_scale": 1e-4}
+_FL3, _FL4 = _levels(3, window=5), _levels(4)
 
-    Args:
-        backbone: a name of ``VARIANTS``.
-        four_windows: first kernel size of each stage; 9 for all where there are not four.
-    """
-    shape = {**VARIANTS[backbone].shape, "pad_to_stride": True}
-    stages = len(shape["depths"])
-    shape["focal_windows"] = four_windows if stages == 4 else (9,) * stages
-    shape.setdefault("stem_padding", 3)
-    return shape
+
+def _isotropic(dim: int) -> dict[str, Any]:
+    shape = {"depths": (12,), "embed_dim": dim, "patch_size": 16, **_levels(3, stages=1)}
+    # Only the base one: its official entry point hard-codes what its YAML omits.
+    return shape | ({"post_norm": True, "layer_scale": 1e-4} if dim == 768 else {})
+
+
+def _imagenet22k(dim: int, levels: dict[str, Any], size: int = 384, **more: Any) -> Variant:
+    return Variant({**_LARGE, "embed_dim": dim, **levels, **more}, 21842, size, "microsoft/FocalNet configs")
+
+
+def _ours(dim: int, depths: tuple[int, ...], patch: int, size: int, classes: int) -> Variant:
+    shape = {"depths": depths, "embed_dim": dim, "patch_size": patch, **_levels(2, stages=len(depths))}
+    if patch > 1:
+        shape |= {"overlapped": True, "stem_padding": patch // 2}
+    return Variant(shape, classes, size, "ours, not published in the paper")
+
+
+VARIANTS: dict[str, Variant] = {
+    **{f"focalnet_{n}_srf": Variant({**s, **_SRF}) for n, s in _SIZES.items()},
+    **{f"focalnet_{n}_lrf": Variant({**s, **_LRF}) for n, s in _SIZES.items()},
+    **{f"focalnet_{n}_srf_overlap": Variant({**s, **_SRF, "overlapped": True}) for n, s in _SIZES.items()},
+    **{f"focalnet_{n}_srf_deep": Variant({**s, **_SRF}) for n, s in _DEEP.items()},
+    **{f"focalnet_{n}_lrf_deep": Variant({**s, **_LRF}) for n, s in _DEEP.items()},
+    **{f"focalnet_{n}_iso": Variant(_isotropic(dim)) for n, dim in _ISO.items()},
+    "focalnet_large_fl3": _imagenet22k(192, _FL3),
+    # The official YAML of large_fl4 alone sets normalize_modulator; see weights/catalogue for what is known of it.
+    "focalnet_large_fl4": _imagenet22k(192, _FL4, normalize_modulator=True),
+    "focalnet_xlarge_fl3": _imagenet22k(256, _FL3),
+    "focalnet_xlarge_fl4": _imagenet22k(256, _FL4),
+    "focalnet_huge_fl3": _imagenet22k(352, _LRF, 224, post_norm_in_modulation=True),
+    "focalnet_huge_fl4": _imagenet22k(352, _FL4, 224, post_norm_in_modulation=True),
+    "focalnet_nano": _ours(64, (2, 4, 2), patch=2, size=32, classes=10),
+    "focalnet_nano_patch1": _ours(48, (2, 2), patch=1, size=8, classes=10),
+    "focalnet_nano_patch4": _ours(64, (2, 4, 2), patch=4, size=64, classes=100),
+}

@@ -1,24 +1,10 @@
-"""Segments: masks of one kind each, made from label maps and read at points."""
+"""Masks: boxes around them, and their values at points."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from focalnet.structures import IGNORED, Segments
-
-
-def segments_of(labels_HW: Tensor, ignored: int = IGNORED) -> Segments:
-    """One segment for each class of a label map, lowest class first.
-
-    Args:
-        labels_HW: classes, integers.
-        ignored: this value is no class.
-    """
-    found = labels_HW.unique()  # type: ignore[no-untyped-call]
-    found = found[found != ignored].long()
-    return Segments(labels=found, masks=labels_HW == found[:, None, None])
 
 
 def boxes_around(masks: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from focalnet import zoo
-from focalnet.backbones import FocalNetTrunk
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.structures import ModelCard, Preprocessing
+from focalnet.models.backbone import FocalNetTrunk
 from focalnet.tasks.callbacks import Inspector
 from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import TrainingError
-from focalnet.structures import Batch
+from focalnet.samples import Batch
 from focalnet.tasks.folder import RunFolder, write
 
 log = logging.getLogger(__name__)

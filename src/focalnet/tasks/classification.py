@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
 from focalnet.models import Classifier
-from focalnet.structures import Batch
+from focalnet.models.backbone import FocalNetTrunk
+from focalnet.samples import Batch
 from focalnet.tasks.base import Task
 from focalnet.tasks.callbacks import Predictions
 from focalnet.tasks.mix import MixConfig

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from focalnet import zoo
-from focalnet.backbones import FocalNetTrunk
 from focalnet.errors import ConfigError
+from focalnet.models.backbone import FocalNetTrunk
 from focalnet.models.base import DenseModel
 from focalnet.models.mask2former.config import Segmentation
 from focalnet.tasks.base import Task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,8 @@ from focalnet.metrics.coco import CocoMetric, summary
 from focalnet.metrics.instances import found_map, true_map
 from focalnet.metrics.panoptic import PanopticQuality, PanopticResult
 from focalnet.models import Detector, Mask2Former
-from focalnet.structures import DetectionBatch, Detections, Segments, Target
+from focalnet.results import Detections
+from focalnet.samples import DetectionBatch
 from focalnet.tasks.dense import DenseTask
 from focalnet.tasks.detection_found import DetectionPredictions
 
@@ -46,7 +47,7 @@ class DetectionTask(DenseTask):
         targets = batch["targets"]
         if isinstance(self.network, Mask2Former):
             outputs: Any = self.network.training_outputs(images)
-            return cast("Mapping[str, Tensor]", self.criterion(outputs, segments_of(targets)))
+            return cast("Mapping[str, Tensor]", self.criterion(outputs, [target.segments() for target in targets]))
         outputs = self.network.training_outputs(images, batch["sizes"], targets)
         return cast("Mapping[str, Tensor]", self.criterion(outputs, targets))
 
@@ -83,14 +84,3 @@ class DetectionTask(DenseTask):
     def finds_masks(self) -> bool:
         """Whether the network segments the objects it finds."""
         return isinstance(self.network, Mask2Former) or bool(getattr(self.network.config, "masks", False))
-
-
-def segments_of(targets: Sequence[Target]) -> list[Segments]:
-    """Objects as segments; those of which an augmentation left no pixel are left out."""
-    found = []
-    for target in targets:
-        masks = target["masks"]
-        assert masks is not None
-        kept = masks.flatten(1).any(1)
-        found.append(Segments(labels=target["labels"][kept], masks=masks[kept]))
-    return found

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from focalnet.metrics.coco import CocoResult, summary
 from focalnet.metrics.confusion import DetectionConfusion
 from focalnet.metrics.panoptic import PanopticResult
-from focalnet.structures import DetectionBatch, Detections, Target
+from focalnet.results import Detections
+from focalnet.samples import DetectionBatch, ObjectTarget
 from focalnet.tasks.dense_found import DensePredictions, gathered
 
 if TYPE_CHECKING:
@@ -60,15 +61,15 @@ class DetectionPredictions(DensePredictions[Inspected]):
         mistakes = int(counted.sum() - counted.diagonal().sum())
 
         def make() -> Inspected:
-            picture, boxes, masks = self.picture(batch, i), target["boxes"], batch["targets"][i]["masks"]
+            picture, boxes, masks = self.picture(batch, i), target.boxes, batch["targets"][i].masks
             masks = None if masks is None else masks[:, : size[0], : size[1]].cpu()
             scores = torch.ones(len(boxes))
-            true = Detections(boxes, scores, target["labels"], self.names, masks, size=size, image=picture)
+            true = Detections(boxes, scores, target.labels, self.names, masks, size=size, image=picture)
             return Inspected(mistakes, true, replace(seen, names=self.names, image=picture))
 
         if mistakes:
             self.keep(make, bad=mistakes)
-        elif objects := len(target["boxes"]):
+        elif objects := len(target.boxes):
             self.keep(make, good=objects)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,10 +90,8 @@ def _on_cpu(found: Detections) -> Detections:
     )
 
 
-def _target_on_cpu(target: Target) -> Target:
-    return Target(
-        boxes=target["boxes"].cpu(), labels=target["labels"].cpu(), masks=None, ignored=target["ignored"].cpu()
-    )
+def _target_on_cpu(target: ObjectTarget) -> ObjectTarget:
+    return ObjectTarget(boxes=target.boxes.cpu(), labels=target.labels.cpu(), masks=None, ignored=target.ignored.cpu())
 
 
 def _resized(found: Detections, size: tuple[int, int]) -> Detections:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focalnet.data.panoptic_transforms import to_segments
 from focalnet.losses.segmentation import criterion
 from focalnet.metrics.panoptic import PanopticQuality
 from focalnet.models import Mask2Former
-from focalnet.structures import PanopticBatch, PanopticMap
+from focalnet.results import PanopticMap
+from focalnet.samples import PanopticBatch
 from focalnet.tasks.dense import DenseTask
 from focalnet.tasks.panoptic_found import PanopticPredictions
 
@@ -33,7 +33,7 @@ class PanopticTask(DenseTask):
         self.reseed(batch_idx)
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         outputs = self.network.training_outputs(images)
-        losses = self.criterion(outputs, [to_segments(truth) for truth in batch["truths"]])
+        losses = self.criterion(outputs, [truth.segments() for truth in batch["truths"]])
         return self.total(losses, len(images))
 
     def on_validation_epoch_start(self) -> None:

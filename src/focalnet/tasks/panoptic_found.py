@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 import torch
 
 from focalnet.metrics.panoptic import PanopticResult
-from focalnet.structures import PanopticBatch, PanopticMap, PanopticTruth, Segment
+from focalnet.results import PanopticMap, Segment
+from focalnet.samples import PanopticBatch, PanopticTarget
 from focalnet.tasks.dense_found import DensePredictions
 
 
@@ -51,12 +52,12 @@ class PanopticPredictions(DensePredictions[InspectedSegments]):
 
         self.keep(make, good=pq, bad=-pq)
 
-    def _true_map(self, truth: PanopticTruth) -> PanopticMap:
-        ids = truth["ids"].cpu()
-        areas = torch.bincount(ids.flatten(), minlength=len(truth["labels"]) + 1)[1:].tolist()
+    def _true_map(self, truth: PanopticTarget) -> PanopticMap:
+        ids = truth.ids.cpu()
+        areas = torch.bincount(ids.flatten(), minlength=len(truth.labels) + 1)[1:].tolist()
         segments = (
             Segment(number, label, label < self.num_things, 1.0, area)
-            for number, (label, area) in enumerate(zip(truth["labels"].tolist(), areas, strict=True), start=1)
+            for number, (label, area) in enumerate(zip(truth.labels.tolist(), areas, strict=True), start=1)
         )
         return PanopticMap(ids, tuple(segments), self.names)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.metrics.confusion import count_pairs
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.tasks.callbacks import Inspector, Judged, Predictions, duration
 from focalnet.tasks.detection_found import DetectionPredictions
 from focalnet.tasks.detection_report import AP_TITLES, detection_sections

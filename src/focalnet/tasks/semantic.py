@@ -20,8 +20,8 @@ from focalnet.metrics.semantic import SemanticMetric
 from focalnet.models import Mask2Former, Segmenter
 from focalnet.models.base import Size
 from focalnet.ops.label_maps import label_map
-from focalnet.ops.segments import segments_of
-from focalnet.structures import IGNORED, SemanticBatch, SemanticMap
+from focalnet.results import SemanticMap
+from focalnet.samples import IGNORED, LabelMapTarget, SemanticBatch
 from focalnet.tasks.dense import DenseTask
 from focalnet.tasks.semantic_found import SemanticPredictions
 
@@ -130,7 +130,7 @@ class SemanticTask(DenseTask):
         maps = torch.stack(
             [F.pad(one, (0, width - one.shape[1], 0, height - one.shape[0]), value=IGNORED) for one in labels]
         )
-        return [segments_of(one) for one in maps] if isinstance(self.network, Mask2Former) else maps
+        return [LabelMapTarget(one).segments() for one in maps] if isinstance(self.network, Mask2Former) else maps
 
 
 def padded(images_BCHW: Tensor, divisor: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.metrics.semantic import SemanticResult, evaluate
-from focalnet.structures import SemanticBatch, SemanticMap
+from focalnet.results import SemanticMap
+from focalnet.samples import SemanticBatch
 from focalnet.tasks.dense_found import DensePredictions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageDraw, ImageFont
 
 from focalnet.errors import ConfigError
-from focalnet.structures import Classification
+from focalnet.results import Classification
 from focalnet.visualize import palettes
 from focalnet.visualize.canvas import SMALLEST, font, printable, readable_size
 

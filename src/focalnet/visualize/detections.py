@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from focalnet.errors import ConfigError
-from focalnet.structures import Detections
+from focalnet.results import Detections
 from focalnet.visualize import palettes
 from focalnet.visualize.areas import with_legend
 from focalnet.visualize.canvas import font, original_size, printable, readable_size

@@ -7,7 +7,7 @@ from collections import Counter
 from PIL import Image
 
 from focalnet.errors import ConfigError
-from focalnet.structures import PanopticMap
+from focalnet.results import PanopticMap
 from focalnet.visualize import palettes
 from focalnet.visualize.areas import Area, lay_over, percent, sampled, with_legend, write_names
 from focalnet.visualize.canvas import original_size, readable_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from focalnet.errors import ConfigError
-from focalnet.structures import SemanticMap
+from focalnet.results import SemanticMap
 from focalnet.visualize import palettes
 from focalnet.visualize.areas import Area, lay_over, percent, sampled, with_legend, write_names
 from focalnet.visualize.canvas import original_size, readable_size

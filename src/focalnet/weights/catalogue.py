@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import UnknownName, did_you_mean
 from focalnet.models import NETWORKS
-from focalnet.structures import ModelCard, Preprocessing
 from focalnet.weights.labels import class_names
 
 _FOLDER = Path(str(files("focalnet.weights")))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focalnet.backbones import FocalNet, FocalNetConfig
+from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError
 from focalnet.files import write
 from focalnet.models import (
@@ -32,8 +32,8 @@ from focalnet.models import (
     SparseRCNNConfig,
     UPerNetConfig,
 )
-from focalnet.structures import ModelCard, Preprocessing
-from focalnet.weights import architecture as shapes
+from focalnet.models import backbone_shapes as shapes
+from focalnet.models.backbone import FocalNet, FocalNetConfig
 from focalnet.weights import download, layouts
 from focalnet.weights.catalogue import Entry, entries, find
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors

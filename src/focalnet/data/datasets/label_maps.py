@@ -17,7 +17,7 @@ from focalnet.data.datasets.coco import Problem
 from focalnet.data.datasets.collection import SYNONYMS, Part, check_exists
 from focalnet.data.datasets.pictures import FolderOfPictures, Pictures, TarOfPictures
 from focalnet.errors import ConfigError, ImageError
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 _NUMBERS = 1 << 16  # a label map of 16 bits has so many
 _NO_CLASS = _NUMBERS  # what no data set can have as a label

@@ -26,7 +26,7 @@ from focalnet.data.sampling import per_process, world
 from focalnet.data.seeding import random_state_kept, seed_all
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, ImageError, require
-from focalnet.structures import Sample
+from focalnet.samples import Sample
 
 logger = logging.getLogger(__name__)
 

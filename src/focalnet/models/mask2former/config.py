@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
-from focalnet.models import official
+from focalnet.models import openmmlab
 from focalnet.models.base import Method, SegmenterConfig
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ class Mask2FormerConfig(SegmenterConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        official.expect(model, "model", "Mask2Former")
-        head = official.expect(model["panoptic_head"], "panoptic_head", "Mask2FormerHead")
-        pixels = official.expect(head["pixel_decoder"], "pixel_decoder", "MSDeformAttnPixelDecoder")
+        openmmlab.expect(model, "model", "Mask2Former")
+        head = openmmlab.expect(model["panoptic_head"], "panoptic_head", "Mask2FormerHead")
+        pixels = openmmlab.expect(head["pixel_decoder"], "pixel_decoder", "MSDeformAttnPixelDecoder")
         encoder, decoder = pixels["encoder"], head["transformer_decoder"]
         attention = encoder["layer_cfg"]["self_attn_cfg"]
         train, test = model["train_cfg"], model["test_cfg"]
@@ -119,13 +119,15 @@ class Mask2FormerConfig(SegmenterConfig):
         if test["panoptic_on"] and not test.get("filter_low_score", False):
             raise ConfigError("test_cfg: panoptic segmentation without filter_low_score is not supported")
         return cls(
-            backbone=official.backbone(model),
+            backbone=openmmlab.backbone(model),
             num_classes=classes,
             segments="panoptic" if test["panoptic_on"] else "instance" if test["instance_on"] else "semantic",
             num_things=things,
             num_queries=head["num_queries"],
             channels=head["feat_channels"],
-            heads=official.same([attention["num_heads"], decoder["layer_cfg"]["cross_attn_cfg"]["num_heads"]], "heads"),
+            heads=openmmlab.same(
+                [attention["num_heads"], decoder["layer_cfg"]["cross_attn_cfg"]["num_heads"]], "heads"
+            ),
             norm_groups=pixels["norm_cfg"]["num_groups"],
             levels=head["num_transformer_feat_level"],
             points=attention["num_points"],

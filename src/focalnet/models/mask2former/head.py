@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalnet.backbones.focalnet import FeatureInfo
 from focalnet.models.mask2former.pixel_decoder import PixelDecoder
+from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.feed_forward import FeedForward
 from focalnet.nn.positions import sine_positions
 from focalnet.ops.derivatives import attention_of_any_order

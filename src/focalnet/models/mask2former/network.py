@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.models.base import Segmenter, Size
-from focalnet.models.mask2former import results
+from focalnet.models.mask2former import postprocess as results
 from focalnet.models.mask2former.config import Mask2FormerConfig
 from focalnet.models.mask2former.head import Mask2FormerHead
-from focalnet.structures import Detections, PanopticMap, SemanticMap
+from focalnet.results import Detections, PanopticMap, SemanticMap
 
 
 @dataclass(frozen=True)

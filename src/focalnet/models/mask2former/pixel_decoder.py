@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalnet.backbones.focalnet import FeatureInfo
 from focalnet.nn.deformable import DeformableAttention
+from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.feed_forward import FeedForward
 from focalnet.nn.positions import sine_positions
 from focalnet.ops.deformable import Shapes

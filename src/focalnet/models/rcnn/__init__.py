@@ -8,7 +8,7 @@ from focalnet.models.rcnn.config import (
     SamplingConfig,
     StageConfig,
 )
-from focalnet.models.rcnn.rcnn import RCNN, RCNNOutputs, RCNNTrainingOutputs
+from focalnet.models.rcnn.network import RCNN, RCNNOutputs, RCNNTrainingOutputs
 
 __all__ = [
     "RCNN",

@@ -11,10 +11,10 @@ from typing_extensions import Self
 
 from focalnet.errors import ConfigError
 from focalnet.models.base import DetectorConfig, Method
-from focalnet.necks import FPNConfig
+from focalnet.nn.fpn import FPNConfig
 
 if TYPE_CHECKING:
-    from focalnet.models.rcnn.rcnn import RCNN
+    from focalnet.models.rcnn.network import RCNN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,12 @@ class RCNNConfig(DetectorConfig, ABC):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        from focalnet.models.rcnn.official import translate  # reads into the classes above
+        from focalnet.models.rcnn.mmdet import translate  # reads into the classes above
 
         return cls(**translate(model, cls.indexed))
 
     def build(self) -> RCNN:
-        from focalnet.models.rcnn.rcnn import RCNN  # the network needs this file first
+        from focalnet.models.rcnn.network import RCNN  # the network needs this file first
 
         return RCNN(self)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from focalnet.backbones import FeatureInfo
 from focalnet.models.anchors import AnchorGrid
 from focalnet.models.base import Size
 from focalnet.models.rcnn.config import RPNConfig
+from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import anchors, boxes
 
 STDS = (1.0, 1.0, 1.0, 1.0)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.errors import CheckpointError
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.weights.layouts import huggingface, timm
 from focalnet.weights.layouts.huggingface import HUGGINGFACE
 from focalnet.weights.layouts.microsoft import MICROSOFT

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.errors import ConfigError
 from focalnet.models import ClassifierConfig
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.weights.layouts.table import Hints, Layout
 
 _OURS = "layers.{s}.blocks.{b}"

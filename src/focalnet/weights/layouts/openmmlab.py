@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.errors import CheckpointError, did_you_mean
 from focalnet.models import (
     NETWORKS,
@@ -29,9 +28,10 @@ from focalnet.models import (
     SparseRCNNConfig,
     UPerNetConfig,
 )
+from focalnet.models import backbone_shapes as shapes
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.rcnn import StageConfig
-from focalnet.necks import FPNConfig
-from focalnet.weights import architecture as shapes
+from focalnet.nn.fpn import FPNConfig
 
 NAME = "openmmlab"
 CLASSES = "CLASSES"  # where ``meta`` keeps the names of the classes

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from focalnet.backbones import FocalNetConfig
-from focalnet.structures import Preprocessing
+from focalnet.card import Preprocessing
+from focalnet.models.backbone import FocalNetConfig
 
 Rows = tuple[tuple[str, str], ...]
 

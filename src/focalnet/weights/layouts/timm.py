@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from focalnet.backbones import VARIANTS, FocalNetConfig
+from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.structures import Preprocessing
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.variants import VARIANTS
 from focalnet.weights.layouts.table import Hints, Layout
 
 _BLOCK = "layers.{s}.blocks.{b}"

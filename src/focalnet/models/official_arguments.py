@@ -61,7 +61,7 @@ def _rename(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_yaml(model: Mapping[str, Any]) -> dict[str, Any]:
     """An official YAML leaves to its entry point what the architecture's name implies (depths, patch size)."""
-    from focalnet.backbones.variants import VARIANTS  # built from FocalNetConfig, which needs this file first
+    from focalnet.models.variants import VARIANTS  # built from FocalNetConfig, which needs this file first
 
     name = next((str(model[k]) for k in ("TYPE", "NAME") if model.get(k) in VARIANTS), None)
     implied = VARIANTS[name].shape if name else {}

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from focalnet.backbones import FeatureInfo
 from focalnet.models.base import Detector, Size, check_sizes
 from focalnet.models.rcnn.config import RCNNConfig, SamplingConfig
 from focalnet.models.rcnn.heads import BOX_GRID, MASK_GRID, BoxHead, MaskHead, own_class
 from focalnet.models.rcnn.rpn import RPN, Proposals, RPNOutputs
+from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import assign, boxes, rois
-from focalnet.structures import Detections, Target
+from focalnet.results import Detections
+from focalnet.samples import ObjectTarget
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ class RCNN(Detector[RCNNConfig, RCNNOutputs, RCNNTrainingOutputs]):
         )
 
     def training_outputs(
-        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[Target]
+        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]
     ) -> RCNNTrainingOutputs:
         pyramid, rpn = self._dense(images_BCHW, sizes)
         candidates = [p.boxes for p in self.rpn_head.propose(rpn, sizes, training=True)]
-        all_labels, stages = torch.cat([target["labels"] for target in targets]), []
+        all_labels, stages = torch.cat([target.labels for target in targets]), []
         for i, config in enumerate(self.config.stages):
             regions, matched, given = draw(candidates, targets, config.sampling)
             logits, deltas = self.roi_head.classify(pyramid, regions, i)
@@ -196,7 +197,7 @@ class RCNN(Detector[RCNNConfig, RCNNOutputs, RCNNTrainingOutputs]):
 
 
 def draw(
-    candidates: Sequence[Tensor], targets: Sequence[Target], sampling: SamplingConfig
+    candidates: Sequence[Tensor], targets: Sequence[ObjectTarget], sampling: SamplingConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws the regions a stage is trained on: objects themselves and candidates, assigned and sampled.
 
@@ -211,11 +212,11 @@ def draw(
     """
     drawn, matched, given, before = [], [], [], 0
     for box, target in zip(candidates, targets, strict=True):
-        objects = target["boxes"].to(box)
+        objects = target.boxes.to(box)
         assigned = assign.by_overlap(
             box,
             objects,
-            target["ignored"].to(box),
+            target.ignored.to(box),
             positive=sampling.positive,
             negative=sampling.negative,
             rescue=sampling.rescue,

@@ -17,11 +17,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from focalnet.backbones import official
+from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, InputError, did_you_mean
 from focalnet.kernels.fuse import fuse
+from focalnet.models import official_arguments
 from focalnet.nn import FocalModulation, FocalNetBlock, PatchEmbed
-from focalnet.structures import ModelCard
+from focalnet.nn.feature_info import FeatureInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class FocalNetConfig:
             object.__setattr__(self, "out_indices", None)
 
     @classmethod
-    def from_official(cls, mapping: Mapping[str, Any], *, source: official.Source = "classification") -> Self:
+    def from_official(cls, mapping: Mapping[str, Any], *, source: official_arguments.Source = "classification") -> Self:
         """Builds the config from the official constructor's arguments, or from an official YAML's content.
 
         Args:
@@ -110,7 +111,7 @@ class FocalNetConfig:
         Raises:
             ConfigError: an argument the official code does not have.
         """
-        return cls.from_dict(official.translate(mapping, source))
+        return cls.from_dict(official_arguments.translate(mapping, source))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
@@ -134,15 +135,6 @@ class FocalNetConfig:
     def build(self) -> FocalNet:
         """Builds the backbone with random weights, its operations fused (``FocalNet(config)`` is the plain one)."""
         return fuse(FocalNet(self))
-
-
-@dataclass(frozen=True)
-class FeatureInfo:
-    """One map of a backbone: its name (``"s8"`` for stride 8), channels, and stride in pixels."""
-
-    name: str
-    channels: int
-    stride: int
 
 
 class Stage(nn.Module):

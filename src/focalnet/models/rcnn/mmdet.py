@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from focalnet.errors import ConfigError
-from focalnet.models import official
-from focalnet.models.official import expect
+from focalnet.models import openmmlab
+from focalnet.models.openmmlab import expect
 from focalnet.models.rcnn.config import RPNConfig, SamplingConfig, StageConfig
 
 _DETECTORS = {False: ("FasterRCNN", "MaskRCNN"), True: ("CascadeRCNN",)}
@@ -16,7 +16,7 @@ _DETECTORS = {False: ("FasterRCNN", "MaskRCNN"), True: ("CascadeRCNN",)}
 def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
     """Returns the keyword arguments of ``CascadeRCNNConfig`` or ``MaskRCNNConfig``."""
     expect(model, "model", *_DETECTORS[cascade])
-    backbone, neck = official.backbone(model), official.neck(model)
+    backbone, neck = openmmlab.backbone(model), openmmlab.neck(model)
     train, test = model["train_cfg"], model["test_cfg"]
     roi = expect(model["roi_head"], "roi_head", "CascadeRoIHead" if cascade else "StandardRoIHead")
     heads = list(roi["bbox_head"]) if cascade else [roi["bbox_head"]]
@@ -26,12 +26,12 @@ def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
     return {
         "backbone": backbone,
         "neck": neck,
-        "num_classes": official.same([head["num_classes"] for head in heads], "num_classes"),
-        "rpn": _rpn(model, official.anchor_scale(model["rpn_head"]["anchor_generator"], backbone, neck.levels)),
+        "num_classes": openmmlab.same([head["num_classes"] for head in heads], "num_classes"),
+        "rpn": _rpn(model, openmmlab.anchor_scale(model["rpn_head"]["anchor_generator"], backbone, neck.levels)),
         "stages": stages,
         "roi_levels": len(roi["bbox_roi_extractor"]["featmap_strides"]),
         "score_threshold": test["rcnn"]["score_thr"],
-        "nms_threshold": official.nms_threshold(test["rcnn"]),
+        "nms_threshold": openmmlab.nms_threshold(test["rcnn"]),
         "max_per_image": test["rcnn"]["max_per_img"],
         **_masks(roi, cascade),
     }
@@ -40,10 +40,10 @@ def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
 def _rpn(model: Mapping[str, Any], anchor_scale: float) -> RPNConfig:
     head = expect(model["rpn_head"], "rpn_head", "RPNHead")
     train, test, proposals = model["train_cfg"]["rpn"], model["test_cfg"]["rpn"], model["train_cfg"]["rpn_proposal"]
-    if official.stds(head["bbox_coder"]) != (1.0, 1.0, 1.0, 1.0):
+    if openmmlab.stds(head["bbox_coder"]) != (1.0, 1.0, 1.0, 1.0):
         raise ConfigError("rpn_head: target_stds must be 1")
-    official.unweighted(head["loss_cls"], "rpn_head.loss_cls", "CrossEntropyLoss")
-    official.unweighted(head["loss_bbox"], "rpn_head.loss_bbox", "L1Loss", "SmoothL1Loss")
+    openmmlab.unweighted(head["loss_cls"], "rpn_head.loss_cls", "CrossEntropyLoss")
+    openmmlab.unweighted(head["loss_bbox"], "rpn_head.loss_bbox", "L1Loss", "SmoothL1Loss")
     return RPNConfig(
         anchor_scale=anchor_scale,
         anchor_ratios=tuple(head["anchor_generator"]["ratios"]),
@@ -52,7 +52,7 @@ def _rpn(model: Mapping[str, Any], anchor_scale: float) -> RPNConfig:
         smooth_l1_beta=_beta(head["loss_bbox"]),
         candidates=test["nms_pre"],
         candidates_in_training=proposals["nms_pre"],
-        nms_threshold=official.nms_threshold(test),
+        nms_threshold=openmmlab.nms_threshold(test),
         proposals=test["max_per_img"],
         proposals_in_training=proposals["max_per_img"],
     )
@@ -61,14 +61,14 @@ def _rpn(model: Mapping[str, Any], anchor_scale: float) -> RPNConfig:
 def _stage(head: Mapping[str, Any], settings: Mapping[str, Any], weight: float) -> StageConfig:
     expect(head, "bbox_head", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead")
     convs, fcs = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}.get(head["type"], (0, 0))
-    official.unweighted(head["loss_cls"], "bbox_head.loss_cls", "CrossEntropyLoss")
+    openmmlab.unweighted(head["loss_cls"], "bbox_head.loss_cls", "CrossEntropyLoss")
     loss = expect(head["loss_bbox"], "bbox_head.loss_bbox", "L1Loss", "SmoothL1Loss", "GIoULoss")
     giou = loss["type"] == "GIoULoss"
     if giou != head.get("reg_decoded_bbox", False):
         raise ConfigError("bbox_head: GIoULoss needs reg_decoded_bbox, and only it has it")
     return StageConfig(
         sampling=_sampling(settings),
-        stds=official.stds(head["bbox_coder"]),
+        stds=openmmlab.stds(head["bbox_coder"]),
         convs=head.get("num_shared_convs", convs),
         conv_channels=head.get("conv_out_channels", 256),
         fcs=head.get("num_shared_fcs", fcs),
@@ -88,7 +88,7 @@ def _sampling(settings: Mapping[str, Any]) -> SamplingConfig:
         positive=assigner["pos_iou_thr"],
         negative=assigner["neg_iou_thr"],
         rescue=assigner["min_pos_iou"] if assigner.get("match_low_quality", True) else None,
-        ignore=official.threshold(assigner.get("ignore_iof_thr", -1)),
+        ignore=openmmlab.threshold(assigner.get("ignore_iof_thr", -1)),
         samples=sampler["num"],
         positive_share=sampler["pos_fraction"],
     )
@@ -98,8 +98,8 @@ def _masks(roi: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
     if roi.get("mask_head") is None:
         return {"masks": False}
     heads = roi["mask_head"] if cascade and not isinstance(roi["mask_head"], Mapping) else [roi["mask_head"]]
-    head = expect(official.same(heads, "mask_head"), "mask_head", "FCNMaskHead")
-    official.unweighted(head["loss_mask"], "mask_head.loss_mask", "CrossEntropyLoss")
+    head = expect(openmmlab.same(heads, "mask_head"), "mask_head", "FCNMaskHead")
+    openmmlab.unweighted(head["loss_mask"], "mask_head.loss_mask", "CrossEntropyLoss")
     return {"masks": True, "mask_convs": head["num_convs"], "mask_channels": head["conv_out_channels"]}
 
 

@@ -12,23 +12,23 @@ from torchvision.ops import generalized_box_iou_loss
 
 from focalnet.errors import DataError
 from focalnet.ops import anchors, assign, boxes, rois
-from focalnet.structures import Target
+from focalnet.samples import ObjectTarget
 
 if TYPE_CHECKING:
     from focalnet.models.rcnn import RCNNConfig, RCNNTrainingOutputs, RPNConfig, StageConfig
-    from focalnet.models.rcnn.rcnn import StageOutputs
+    from focalnet.models.rcnn.network import StageOutputs
     from focalnet.models.rcnn.rpn import RPNOutputs
 
 _RPN_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
-def rcnn(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+def rcnn(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Every term by the name OpenMMLab gives it; those of the stages of a cascade begin with ``s0.``, ``s1.``, ...
 
     Raises:
         DataError: the network predicts masks and a target has none.
     """
-    if config.masks and any(target["masks"] is None for target in targets):
+    if config.masks and any(target.masks is None for target in targets):
         raise DataError("this network learns masks, but the data has boxes only: build it with masks=False")
     losses = proposal_losses(config.rpn, outputs.rpn, outputs.inside, targets)
     for i, (stage, said) in enumerate(zip(config.stages, outputs.stages, strict=True)):
@@ -39,7 +39,7 @@ def rcnn(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[Tar
 
 
 def proposal_losses(
-    config: RPNConfig, outputs: RPNOutputs, inside: Tensor, targets: Sequence[Target]
+    config: RPNConfig, outputs: RPNOutputs, inside: Tensor, targets: Sequence[ObjectTarget]
 ) -> dict[str, Tensor]:
     """Is there an object, and where, of the anchors drawn; over the number drawn from the batch."""
     priors = torch.cat(outputs.anchors)
@@ -49,16 +49,16 @@ def proposal_losses(
     for i, target in enumerate(targets):
         positive, negative, matched = _draw_anchors(config, priors, inside[i], target)
         score_loss = score_loss + F.softplus(-logits[i, positive]).sum() + F.softplus(logits[i, negative]).sum()
-        wanted = boxes.encode(priors[positive], target["boxes"].to(priors)[matched], _RPN_STDS)
+        wanted = boxes.encode(priors[positive], target.boxes.to(priors)[matched], _RPN_STDS)
         box_loss = box_loss + _smooth_l1(deltas[i, positive], wanted, config.smooth_l1_beta)
         drawn += max(len(positive), 1) + max(len(negative), 1)
     return {"loss_rpn_cls": score_loss / drawn, "loss_rpn_bbox": box_loss / drawn}
 
 
-def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Class, box and mask of the regions drawn; boxes and masks of those with an object."""
-    labels = torch.cat([target["labels"] for target in targets])
-    objects = torch.cat([target["boxes"] for target in targets]).to(outputs.regions)
+    labels = torch.cat([target.labels for target in targets])
+    objects = torch.cat([target.boxes for target in targets]).to(outputs.regions)
     positive = (outputs.matched >= 0).nonzero().flatten()
     matched, count = outputs.matched[positive], max(len(outputs.matched), 1)
     wanted = torch.full_like(outputs.matched, outputs.logits.shape[1] - 1)
@@ -74,13 +74,15 @@ def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[T
     return losses
 
 
-def _draw_anchors(config: RPNConfig, priors: Tensor, inside: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_anchors(
+    config: RPNConfig, priors: Tensor, inside: Tensor, target: ObjectTarget
+) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the anchors drawn as positive and as negative, and the object of each positive."""
     here, sampling = inside.nonzero().flatten(), config.sampling
     assigned = assign.by_overlap(
         priors[here],
-        target["boxes"].to(priors),
-        target["ignored"].to(priors),
+        target.boxes.to(priors),
+        target.ignored.to(priors),
         positive=sampling.positive,
         negative=sampling.negative,
         rescue=sampling.rescue,
@@ -97,11 +99,13 @@ def _box_loss(config: StageConfig, priors: Tensor, deltas: Tensor, objects: Tens
     return _smooth_l1(deltas, boxes.encode(priors, objects, config.stds), config.smooth_l1_beta)
 
 
-def _mask_loss(logits: Tensor, priors: Tensor, matched: Tensor, labels: Tensor, targets: Sequence[Target]) -> Tensor:
+def _mask_loss(
+    logits: Tensor, priors: Tensor, matched: Tensor, labels: Tensor, targets: Sequence[ObjectTarget]
+) -> Tensor:
     own = logits[torch.arange(len(labels), device=logits.device), labels]
     wanted, before = torch.zeros_like(own), 0
     for target in targets:  # image by image: their masks have no common number, and need not be copied together
-        masks = target["masks"]
+        masks = target.masks
         assert masks is not None
         mine = (matched >= before) & (matched < before + len(masks))
         wanted[mine] = rois.mask_targets(masks, matched[mine] - before, priors[mine], logits.shape[-1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from focalnet.ops.assign import one_to_one
-from focalnet.structures import Target
+from focalnet.samples import ObjectTarget
 
 CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0  # of Sparse R-CNN, in the cost as in the loss
 _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-12
@@ -36,7 +36,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, objects: Tensor, labels: Tensor
     return cost
 
 
-def match(logits: Tensor, boxes: Tensor, target: Target, size: Sequence[float]) -> Tensor:
+def match(logits: Tensor, boxes: Tensor, target: ObjectTarget, size: Sequence[float]) -> Tensor:
     """The cheapest assignment of an image's objects to predictions; see ``ops.assign`` for what it returns."""
-    cost = matching_cost(logits, boxes, target["boxes"].to(boxes), target["labels"], size)
+    cost = matching_cost(logits, boxes, target.boxes.to(boxes), target.labels, size)
     return one_to_one(cost)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.structures import IGNORED
+from focalnet.samples import IGNORED
 
 if TYPE_CHECKING:
     from focalnet.models.upernet import UPerNetConfig, UPerNetTrainingOutputs

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from focalnet.losses.counting import mean_over_processes
 from focalnet.ops import anchors, assign, boxes
-from focalnet.structures import Target
+from focalnet.ops.counting import mean_over_processes
+from focalnet.samples import ObjectTarget
 
 if TYPE_CHECKING:
     from focalnet.models.atss import ATSSConfig, ATSSOutputs
 
 
-def atss(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+def atss(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Focal loss of the classes; GIoU of the boxes, central ones first; cross entropy of the centerness.
 
     Classes and centerness are divided by the number of anchors with an object, boxes by the sum of their centerness.
@@ -30,10 +30,10 @@ def atss(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[Target]) ->
     )
     assigned = torch.stack([_assign(config, outputs, i, target) for i, target in enumerate(targets)])
     image, anchor = (assigned > 0).nonzero(as_tuple=True)
-    before = torch.tensor([0, *(len(t["labels"]) for t in targets)], device=priors.device).cumsum(0)
+    before = torch.tensor([0, *(len(t.labels) for t in targets)], device=priors.device).cumsum(0)
     matched = assigned[image, anchor] - 1 + before[image]
-    objects = torch.cat([target["boxes"] for target in targets]).to(priors)[matched]
-    labels = torch.cat([target["labels"] for target in targets])[matched]
+    objects = torch.cat([target.boxes for target in targets]).to(priors)[matched]
+    labels = torch.cat([target.labels for target in targets])[matched]
 
     wanted = torch.zeros_like(scores)
     wanted[image, anchor, labels] = 1.0
@@ -56,14 +56,14 @@ def centerness_of(priors: Tensor, objects: Tensor) -> Tensor:
     return (torch.minimum(low, high) / torch.maximum(low, high)).prod(1).clamp(min=0).sqrt()
 
 
-def _assign(config: ATSSConfig, outputs: ATSSOutputs, image: int, target: Target) -> Tensor:
+def _assign(config: ATSSConfig, outputs: ATSSOutputs, image: int, target: ObjectTarget) -> Tensor:
     """The object of every anchor, see ``ops.assign``; -1 also for those beside the image."""
     inside = outputs.inside[image]
     levels = torch.split(inside, [len(level) for level in outputs.anchors])
     own = assign.by_statistics(
         [level[here] for level, here in zip(outputs.anchors, levels, strict=True)],
-        target["boxes"].to(outputs.anchors[0]),
-        target["ignored"].to(outputs.anchors[0]),
+        target.boxes.to(outputs.anchors[0]),
+        target.ignored.to(outputs.anchors[0]),
         candidates=config.nearest,
         ignore=config.ignore,
     )

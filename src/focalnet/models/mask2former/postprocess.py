@@ -15,7 +15,7 @@ from torch import Tensor
 
 from focalnet.ops.label_maps import label_map
 from focalnet.ops.segments import boxes_around
-from focalnet.structures import Detections, PanopticMap, Segment, SemanticMap
+from focalnet.results import Detections, PanopticMap, Segment, SemanticMap
 
 _AT_ONCE = 2**24  # pixels of masks held in floating point: 64 MiB
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from focalnet.backbones import FeatureInfo
 from focalnet.errors import ConfigError
 from focalnet.nn.conv import ConvNorm
+from focalnet.nn.feature_info import FeatureInfo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.losses.counting import mean_over_processes
 from focalnet.ops.assign import one_to_one
+from focalnet.ops.counting import mean_over_processes
 from focalnet.ops.precision import without_autocast
 from focalnet.ops.segments import sample_logits, sample_masks
-from focalnet.structures import Segments
+from focalnet.samples import Segments
 
 if TYPE_CHECKING:
     from focalnet.models.mask2former import Mask2FormerConfig, Mask2FormerOutputs
@@ -42,7 +42,7 @@ def mask2former(
         targets: the segments of each image; their masks are of the size of the padded input.
         draw: where the random points come from.
     """
-    count = sum(len(target["labels"]) for target in targets)
+    count = sum(len(target.labels) for target in targets)
     shared = mean_over_processes(torch.tensor(count, device=outputs[0].masks.device))
     losses: dict[str, Tensor] = {}
     for i, layer in enumerate(outputs):
@@ -60,14 +60,14 @@ def _layer(
         [match(logits[i], masks[i], target, config.train_points, draw) for i, target in enumerate(targets)]
     )
     image, query = (assigned > 0).nonzero(as_tuple=True)
-    before = torch.tensor([0, *(len(t["labels"]) for t in targets)], device=assigned.device).cumsum(0)
+    before = torch.tensor([0, *(len(t.labels) for t in targets)], device=assigned.device).cumsum(0)
     segment = assigned[image, query] - 1 + before[image]
     wanted = torch.full_like(assigned, config.num_classes)
-    wanted[image, query] = torch.cat([target["labels"] for target in targets])[segment]
+    wanted[image, query] = torch.cat([target.labels for target in targets])[segment]
     weights = logits.new_ones(config.num_classes + 1)
     weights[-1] = NO_OBJECT_WEIGHT
     found = masks[image, query]
-    truth = torch.cat([target["masks"] for target in targets])
+    truth = torch.cat([target.masks for target in targets])
     at_points, truth_at_points = _at_uncertain_points(config, found, truth, segment, draw)
     return {
         "loss_cls": CLASS_WEIGHT * F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights),
@@ -90,10 +90,10 @@ def match(logits: Tensor, masks: Tensor, target: Segments, points: int, draw: Dr
         draw: where they come from.
     """
     place = draw(1, points, 2, device=masks.device)
-    count = len(target["labels"])
+    count = len(target.labels)
     segments = torch.arange(count, device=masks.device)
-    truth = sample_masks(target["masks"], place.expand(count, -1, -1), segments)
-    cost = matching_cost(logits, sample_logits(masks[None], place)[0], target["labels"], truth)
+    truth = sample_masks(target.masks, place.expand(count, -1, -1), segments)
+    cost = matching_cost(logits, sample_logits(masks[None], place)[0], target.labels, truth)
     return one_to_one(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST))
 
 

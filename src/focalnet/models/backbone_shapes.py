@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from focalnet.backbones import VARIANTS, FocalNetConfig
 from focalnet.errors import CheckpointError, UnknownName, did_you_mean
 from focalnet.models import ClassifierConfig
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.models.variants import VARIANTS
 
 # Fields of FocalNetConfig that the shapes of a state dict decide; layer_scale only whether there is one.
 TRACED = (

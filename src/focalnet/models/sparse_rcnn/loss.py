@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from focalnet.losses.counting import mean_over_processes
-from focalnet.losses.matching import CLASS_WEIGHT, GIOU_WEIGHT, L1_WEIGHT, match
-from focalnet.structures import Target
+from focalnet.models.set_prediction import CLASS_WEIGHT, GIOU_WEIGHT, L1_WEIGHT, match
+from focalnet.ops.counting import mean_over_processes
+from focalnet.samples import ObjectTarget
 
 if TYPE_CHECKING:
     from focalnet.models.sparse_rcnn import SparseRCNNConfig, SparseRCNNOutputs, SparseStage
 
 
-def sparse_rcnn(config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: Sequence[Target]) -> dict[str, Tensor]:
+def sparse_rcnn(
+    config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: Sequence[ObjectTarget]
+) -> dict[str, Tensor]:
     """Focal, L1 and GIoU losses of each stage, over the number of objects in the batch."""
     losses: dict[str, Tensor] = {}
     for i, stage in enumerate(outputs.stages):
@@ -26,7 +28,7 @@ def sparse_rcnn(config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: S
     return losses
 
 
-def _stage(stage: SparseStage, sizes: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+def _stage(stage: SparseStage, sizes: Tensor, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     assigned = torch.stack(
         [
             match(stage.logits[i].detach(), stage.boxes[i].detach(), target, sizes[i].tolist())
@@ -34,10 +36,10 @@ def _stage(stage: SparseStage, sizes: Tensor, targets: Sequence[Target]) -> dict
         ]
     )
     image, proposal = (assigned > 0).nonzero(as_tuple=True)
-    before = torch.tensor([0, *(len(t["labels"]) for t in targets)], device=assigned.device).cumsum(0)
+    before = torch.tensor([0, *(len(t.labels) for t in targets)], device=assigned.device).cumsum(0)
     matched = assigned[image, proposal] - 1 + before[image]
-    objects = torch.cat([target["boxes"] for target in targets]).to(stage.boxes)[matched]
-    labels = torch.cat([target["labels"] for target in targets])[matched]
+    objects = torch.cat([target.boxes for target in targets]).to(stage.boxes)[matched]
+    labels = torch.cat([target.labels for target in targets])[matched]
     found, scale = stage.boxes[image, proposal], sizes.flip(-1).repeat(1, 2)[image]
     wanted = torch.zeros_like(stage.logits)
     wanted[image, proposal, labels] = 1.0

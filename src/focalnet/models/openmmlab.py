@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from focalnet.backbones import FocalNetConfig
 from focalnet.errors import ConfigError
-from focalnet.necks import FPNConfig
-from focalnet.structures import IGNORED
+from focalnet.models.backbone import FocalNetConfig
+from focalnet.nn.fpn import FPNConfig
+from focalnet.samples import IGNORED
 
 _NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that say nothing of the network
 

@@ -1,0 +1,84 @@
+"""The settings of ATSS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models import openmmlab
+from focalnet.models.base import DetectorConfig, Method
+from focalnet.nn.fpn import FPNConfig
+
+if TYPE_CHECKING:
+    from focalnet.models.atss.network import ATSS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATSSConfig(DetectorConfig):
+    """The settings of ATSS; the published FocalNet detector has maps of strides 8, 16 and 32.
+
+    Args:
+        neck: the pyramid.
+        convs: 3x3 convolutions of each of the two towers.
+        channels: of each, a multiple of 32.
+        anchor_scale: side of the anchor in cells.
+        stds: of dx, dy, dw, dh: the scale of what is predicted.
+        nearest: anchors of each level that an object considers.
+        ignore: an anchor of which more than this share lies in a crowd region is neither object nor background;
+            None for none.
+        box_loss_weight: factor of the GIoU loss.
+        candidates: best pairs of anchor and class of each level that become boxes.
+        nms_threshold: IoU from which the better box of the same class suppresses another.
+    """
+
+    method: ClassVar[Method] = "atss"
+
+    neck: FPNConfig = FPNConfig(extra="conv")  # noqa: RUF009 (frozen)
+    convs: int = 4
+    channels: int = 256
+    anchor_scale: float = 8.0
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    nearest: int = 9
+    ignore: float | None = None
+    box_loss_weight: float = 2.0
+    candidates: int = 1000
+    nms_threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels % 32 or self.channels < 32:
+            raise ConfigError(f"channels={self.channels} must be a multiple of 32, the number of groups of the norm")
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        head = openmmlab.expect(openmmlab.expect(model, "model", "ATSS")["bbox_head"], "bbox_head", "ATSSHead")
+        backbone, neck = openmmlab.backbone(model), openmmlab.neck(model)
+        assigner = openmmlab.expect(model["train_cfg"]["assigner"], "assigner", "ATSSAssigner")
+        openmmlab.unweighted(head["loss_cls"], "bbox_head.loss_cls", "FocalLoss")
+        openmmlab.unweighted(head["loss_centerness"], "bbox_head.loss_centerness", "CrossEntropyLoss")
+        test = model["test_cfg"]
+        return cls(
+            backbone=backbone,
+            neck=neck,
+            num_classes=head["num_classes"],
+            convs=head.get("stacked_convs", 4),
+            channels=head.get("feat_channels", 256),
+            anchor_scale=openmmlab.anchor_scale(head["anchor_generator"], backbone, neck.levels),
+            stds=openmmlab.stds(head["bbox_coder"]),
+            nearest=assigner["topk"],
+            ignore=openmmlab.threshold(assigner.get("ignore_iof_thr", -1)),
+            box_loss_weight=openmmlab.expect(head["loss_bbox"], "bbox_head.loss_bbox", "GIoULoss")["loss_weight"],
+            candidates=test["nms_pre"],
+            score_threshold=test["score_thr"],
+            nms_threshold=openmmlab.nms_threshold(test),
+            max_per_image=test["max_per_img"],
+        )
+
+    def build(self) -> ATSS:
+        from focalnet.models.atss.network import ATSS  # built from this configuration
+
+        return ATSS(self)

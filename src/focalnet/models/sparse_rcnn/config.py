@@ -1,0 +1,93 @@
+"""The settings of Sparse R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models import openmmlab
+from focalnet.models.base import DetectorConfig, Method
+from focalnet.nn.fpn import FPNConfig
+
+if TYPE_CHECKING:
+    from focalnet.models.sparse_rcnn.network import SparseRCNN
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRCNNConfig(DetectorConfig):
+    """The settings of Sparse R-CNN.
+
+    Every stage's losses are focal (2), L1 in units of the image (5) and GIoU (2), as in the paper. ``score_threshold``
+    is 0: the best ``max_per_image`` pairs of proposal and class are reported.
+
+    Args:
+        neck: the pyramid; regions are pooled from all of it.
+        proposals: learned boxes.
+        stages: refinements.
+        heads: of the self-attention between proposals.
+        feedforward_channels: hidden width of each stage's MLP.
+        dynamic_channels: F.
+        class_layers: linear layers before the class.
+        box_layers: linear layers before the box.
+        dropout: in attention and MLP, in training.
+        stds: of dx, dy, dw, dh: the scale of what is predicted.
+    """
+
+    method: ClassVar[Method] = "sparse_rcnn"
+
+    neck: FPNConfig = FPNConfig(levels=4)  # noqa: RUF009 (frozen)
+    score_threshold: float = 0.0
+    max_per_image: int = 300
+    proposals: int = 300
+    stages: int = 6
+    heads: int = 8
+    feedforward_channels: int = 2048
+    dynamic_channels: int = 64
+    class_layers: int = 1
+    box_layers: int = 3
+    dropout: float = 0.0
+    stds: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("proposals", "stages"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.neck.channels % self.heads:
+            raise ConfigError(f"heads={self.heads} must divide the pyramid's {self.neck.channels} channels")
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        openmmlab.expect(model, "model", "SparseRCNN")
+        rpn = openmmlab.expect(model["rpn_head"], "rpn_head", "EmbeddingRPNHead")
+        roi = openmmlab.expect(model["roi_head"], "roi_head", "SparseRoIHead")
+        heads = [openmmlab.expect(head, "bbox_head", "DIIHead") for head in roi["bbox_head"]]
+        head = openmmlab.same(heads, "bbox_head")
+        openmmlab.same([1, *roi["stage_loss_weights"]], "stage_loss_weights")
+        losses = {name: head[f"loss_{name}"]["loss_weight"] for name in ("cls", "bbox", "iou")}
+        if losses != {"cls": 2.0, "bbox": 5.0, "iou": 2.0}:
+            raise ConfigError(f"bbox_head: loss weights {losses} are not supported, only those of the paper: 2, 5, 2")
+        return cls(
+            backbone=openmmlab.backbone(model),
+            neck=openmmlab.neck(model),
+            num_classes=head["num_classes"],
+            proposals=rpn["num_proposals"],
+            stages=roi["num_stages"],
+            heads=head["num_heads"],
+            feedforward_channels=head["feedforward_channels"],
+            dynamic_channels=head["dynamic_conv_cfg"]["feat_channels"],
+            class_layers=head["num_cls_fcs"],
+            box_layers=head["num_reg_fcs"],
+            dropout=head["dropout"],
+            stds=openmmlab.stds(head["bbox_coder"]),
+            max_per_image=model["test_cfg"]["rcnn"]["max_per_img"],
+        )
+
+    def build(self) -> SparseRCNN:
+        from focalnet.models.sparse_rcnn.network import SparseRCNN  # built from this configuration
+
+        return SparseRCNN(self)

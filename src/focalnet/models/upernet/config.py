@@ -1,0 +1,87 @@
+"""The settings of UPerNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
+
+from focalnet.errors import ConfigError
+from focalnet.models import openmmlab
+from focalnet.models.base import Method, SegmenterConfig
+
+if TYPE_CHECKING:
+    from focalnet.models.upernet.network import UPerNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPerNetConfig(SegmenterConfig):
+    """The settings of UPerNet, by default those published for ADE20K.
+
+    Args:
+        size_divisor: 1, since the published networks see images without padding.
+        channels: of every map of the head.
+        pool_scales: sides in cells of the grids that the coarsest map is averaged over.
+        auxiliary_channels: of the auxiliary head, which helps training only.
+        auxiliary_index: which of the backbone's maps it sees; -2 is the second coarsest.
+        auxiliary_weight: of its loss.
+        dropout: share of channels dropped before each classifier, in training.
+    """
+
+    method: ClassVar[Method] = "upernet"
+
+    num_classes: int = 150
+    size_divisor: int = 1
+    channels: int = 512
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    auxiliary_channels: int = 256
+    auxiliary_index: int = -2
+    auxiliary_weight: float = 0.4
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        maps = len(self.backbone.out_indices or self.backbone.depths)
+        for name, least in (("channels", 1), ("auxiliary_channels", 1), ("auxiliary_weight", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not self.pool_scales or min(self.pool_scales) < 1:
+            raise ConfigError(f"pool_scales={self.pool_scales} must name at least one side, each at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        if not -maps <= self.auxiliary_index < maps:
+            raise ConfigError(f"auxiliary_index={self.auxiliary_index} must be within {-maps}..{maps - 1}")
+
+    @classmethod
+    def from_official(cls, model: Mapping[str, Any]) -> Self:
+        openmmlab.expect(model, "model", "EncoderDecoder")
+        head = openmmlab.expect(model["decode_head"], "decode_head", "UPerHead")
+        auxiliary = openmmlab.expect(model["auxiliary_head"], "auxiliary_head", "FCNHead")
+        openmmlab.semantic(head, "decode_head")
+        openmmlab.semantic(auxiliary, "auxiliary_head", concat_input=False, num_convs=1, kernel_size=3)
+        if head["loss_decode"].get("loss_weight", 1.0) != 1.0:
+            raise ConfigError(f"decode_head: loss_weight={head['loss_decode']['loss_weight']} must be 1")
+        backbone = openmmlab.backbone(model)
+        maps = len(backbone.out_indices or backbone.depths)
+        if list(head["in_index"]) != list(range(maps)):
+            raise ConfigError(f"decode_head: in_index {head['in_index']} must name all {maps} maps of the backbone")
+        shared = {
+            name: openmmlab.same([head[name], auxiliary[name]], name) for name in ("num_classes", "dropout_ratio")
+        }
+        return cls(
+            backbone=backbone,
+            num_classes=shared["num_classes"],
+            channels=head["channels"],
+            pool_scales=tuple(head["pool_scales"]),
+            auxiliary_channels=auxiliary["channels"],
+            auxiliary_index=auxiliary["in_index"] - maps,
+            auxiliary_weight=auxiliary["loss_decode"]["loss_weight"],
+            dropout=shared["dropout_ratio"],
+        )
+
+    def build(self) -> UPerNet:
+        from focalnet.models.upernet.network import UPerNet  # built from this configuration
+
+        return UPerNet(self)
