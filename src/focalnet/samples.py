@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from focalnet.errors import DataError
+
+Size = tuple[int, int]  # height and width in pixels
+T = TypeVar("T")
 
 IGNORED = 255
 """In a label map: this pixel is of no class, neither trained on nor measured."""
@@ -96,7 +100,75 @@ class PanopticTarget:
         return Segments(labels=self.labels[kept], masks=masks[kept])
 
 
-class Sample(TypedDict):
+@dataclass(frozen=True)
+class ImageInfo:
+    """Where an image came from.
+
+    Args:
+        path: a name that finds it again.
+        original_size: height and width of the image as it is on disk, upright.
+        image_id: its number in an annotation file; None where there is none.
+    """
+
+    path: str
+    original_size: Size
+    image_id: int | None = None
+
+
+@dataclass
+class Sample(Generic[T]):
+    """One image with its target.
+
+    Args:
+        image: ``(C, H, W)``, as the network sees it.
+        target: a class index, or one of the targets above.
+        info: where it came from.
+        views: the same image at further sizes, ``(C, h, w)`` each; for evaluation at several.
+    """
+
+    image: Tensor
+    target: T
+    info: ImageInfo
+    views: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class View:
+    """A batch of images at one more size, padded with zeros right and below, and the sizes before padding."""
+
+    images: Tensor
+    sizes: list[Size]
+
+
+@dataclass
+class Batch(Generic[T]):
+    """Collated samples.
+
+    Args:
+        images: ``(B, C, H, W)``, padded with zeros right and below.
+        sizes: height and width of each image before padding.
+        targets: one for each image; of classification a tensor of class indices ``(B,)``, or of shares of each class
+            ``(B, N)`` where images were mixed.
+        infos: one for each image.
+        views: the same images at further sizes.
+    """
+
+    images: Tensor
+    sizes: list[Size]
+    targets: Sequence[T] | Tensor
+    infos: list[ImageInfo]
+    views: list[View] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def original_sizes(self) -> list[Size]:
+        """Height and width of each image as it is on disk."""
+        return [info.original_size for info in self.infos]
+
+
+class ClassificationSample(TypedDict):
     """One labelled image of a data set: ``image`` is ``(C, H, W)``, ``path`` says where it came from."""
 
     image: Tensor
@@ -104,7 +176,7 @@ class Sample(TypedDict):
     path: str
 
 
-class Batch(TypedDict):
+class ClassificationBatch(TypedDict):
     """Collated samples: ``images`` ``(B, C, H, W)``; ``labels`` ``(B,)``, or ``(B, N)`` when mixed."""
 
     images: Tensor

@@ -19,7 +19,7 @@ from focalnet.data.loading import ImageDataset, Loader, cores_per_process
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Augmentation, eval_transform
 from focalnet.errors import ConfigError, DataError
-from focalnet.samples import Batch
+from focalnet.samples import ClassificationBatch
 
 
 class ClassificationData(LightningDataModule):
@@ -130,13 +130,13 @@ class ClassificationData(LightningDataModule):
             self.samples[part] = self._open(collection, part)
         self._check_classes()
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[ClassificationBatch]:
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[ClassificationBatch]:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[ClassificationBatch]:
         return self._loader("test")
 
     def _open(self, collection: Collection, part: Part) -> ImageDataset | ShardDataset:

@@ -18,12 +18,12 @@ from focalnet.data.samples import Samples, only_whole
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, FocalNetError
-from focalnet.samples import Batch, Sample
+from focalnet.samples import ClassificationBatch, ClassificationSample
 
 logger = logging.getLogger(__name__)
 
 
-class ImageDataset(Samples[Sample, Image]):
+class ImageDataset(Samples[ClassificationSample, Image]):
     """The pictures of a source as samples.
 
     Args:
@@ -60,18 +60,20 @@ class ImageDataset(Samples[Sample, Image]):
     def read(self, index: int) -> Image:
         return self.source.read(index)
 
-    def prepare(self, read: Image, index: int) -> Sample:
-        return Sample(image=self.transform(read), label=int(self.source.labels[index]), path=self.path(index))
+    def prepare(self, read: Image, index: int) -> ClassificationSample:
+        return ClassificationSample(
+            image=self.transform(read), label=int(self.source.labels[index]), path=self.path(index)
+        )
 
 
-def collate(samples: Sequence[Sample | None]) -> Batch:
+def collate(samples: Sequence[ClassificationSample | None]) -> ClassificationBatch:
     """Stacks samples to a batch; broken pictures (``None``) are left out.
 
     Raises:
         DataError: there is not one whole picture.
     """
     whole = only_whole(samples)
-    return Batch(
+    return ClassificationBatch(
         images=torch.stack([sample["image"] for sample in whole]),
         labels=torch.tensor([sample["label"] for sample in whole]),
         paths=[sample["path"] for sample in whole],

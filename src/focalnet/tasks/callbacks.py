@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import TrainingError
-from focalnet.samples import Batch
+from focalnet.samples import ClassificationBatch
 from focalnet.tasks.folder import RunFolder, write
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,12 @@ class Progress(pl.Callback):
         self.images = 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: ClassificationBatch,
+        batch_idx: int,
     ) -> None:
         self.images += len(batch["images"]) * trainer.world_size
         now = time.monotonic()
@@ -124,7 +129,12 @@ class StopAtNaN(pl.Callback):
         self.every = every
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: ClassificationBatch,
+        batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:
             return
@@ -189,7 +199,7 @@ class Predictions(Inspector):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: ClassificationBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from focalnet.errors import ConfigError
 from focalnet.models import Classifier
 from focalnet.models.backbone import FocalNetTrunk
-from focalnet.samples import Batch
+from focalnet.samples import ClassificationBatch
 from focalnet.tasks.base import Task
 from focalnet.tasks.callbacks import Predictions
 from focalnet.tasks.mix import MixConfig
@@ -46,7 +46,7 @@ class ClassificationTask(Task):
         super().configure_model()
         self.mixer = self.mix.build(self.network.num_classes)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> torch.Tensor:
         self.reseed(batch_idx)
         images, labels = batch["images"], batch["labels"]
         if self.mixer is not None and self._mixes_now():
@@ -61,7 +61,7 @@ class ClassificationTask(Task):
     def _mixes_now(self) -> bool:
         return self.current_epoch < (self.trainer.max_epochs or 0) - self.mix.clean_epochs
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> torch.Tensor:
         """Returns logits ``(B, num_classes)``."""
         images, labels = batch["images"], batch["labels"]
         logits: torch.Tensor = self.trained(images.contiguous(memory_format=torch.channels_last)).float()
