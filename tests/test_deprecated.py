@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from focalnet import nn
+from focalnet import card, nn, results
 
 
 def test_layers_is_nn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +16,11 @@ def test_layers_is_nn(monkeypatch: pytest.MonkeyPatch) -> None:
         layers = importlib.import_module("focalnet.layers")
     assert layers.FocalModulation is nn.FocalModulation
     assert layers.FocalNetBlock is nn.FocalNetBlock
+
+
+def test_structures_are_results_samples_and_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "focalnet.structures", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"focalnet\.results"):
+        structures = importlib.import_module("focalnet.structures")
+    assert structures.Detections is results.Detections
+    assert structures.ModelCard is card.ModelCard

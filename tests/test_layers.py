@@ -22,6 +22,7 @@ ORDER = [
     {"nn"},
     {"kernels", "layers"},  # layers: the old name of nn
     {"models"},
+    {"losses"},
     {"weights"},
     {"zoo"},
     {"explanations", "inference", "integrations", "tasks"},

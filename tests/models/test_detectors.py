@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_named_detectors_take_options_of_both_parts() -> None:
 def test_a_faster_rcnn_has_no_masks() -> None:
     model = config("mask_rcnn", masks=False).build()
     assert not any("mask" in key for key in model.state_dict())
-    boxes_only = [{**target(1), "masks": None}, {**target(0), "masks": None}]
+    boxes_only = [replace(target(1), masks=None), replace(target(0), masks=None)]
     losses = criterion(model.config)(model.training_outputs(images(), SIZES, boxes_only), boxes_only)
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"}
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_a_faster_rcnn_has_no_masks() -> None:
 
 
 def test_masks_cannot_be_learned_from_boxes() -> None:
-    model, targets = config("mask_rcnn").build(), [{**target(1), "masks": None}, target(0)]
+    model, targets = config("mask_rcnn").build(), [replace(target(1), masks=None), target(0)]
     outputs = model.training_outputs(images(), SIZES, targets)
     with pytest.raises(DataError, match="build it with masks=False"):
         criterion(model.config)(outputs, targets)
@@ -209,7 +210,7 @@ def test_crowds_are_neither_object_nor_background() -> None:
     from focalnet.models.rcnn import SamplingConfig
     from focalnet.models.rcnn.network import draw
 
-    crowd = {**target(1), "ignored": torch.tensor([[0.0, 40.0, 96.0, 64.0]])}
+    crowd = replace(target(1), ignored=torch.tensor([[0.0, 40.0, 96.0, 64.0]]))
     boxes = torch.tensor([[10.0, 45.0, 30.0, 60.0], [60.0, 0.0, 90.0, 20.0]])
     for ignore, drawn in ((None, 3), (0.5, 2)):
         sampling = SamplingConfig(positive=0.5, negative=0.5, samples=8, positive_share=0.5, ignore=ignore)

@@ -7,7 +7,8 @@ import torch
 
 from focalnet.losses.detection import criterion
 from focalnet.models.set_prediction import match
-from focalnet.models.sparse_rcnn import GRID, SAMPLES, SparseRCNN, SparseRCNNConfig
+from focalnet.models.sparse_rcnn import SparseRCNN, SparseRCNNConfig
+from focalnet.models.sparse_rcnn.network import GRID, SAMPLES
 from focalnet.ops import rois
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
