@@ -28,8 +28,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import focalnet
-from focalnet.losses.detection import criterion
 from focalnet.models.rcnn import network as rcnn
+from focalnet.samples import Batch, ObjectTarget
 
 CLASSES, CANDIDATES, OBJECTS = 80, 1000, 12
 SIZE = (800, 1216)
@@ -73,7 +73,7 @@ def training() -> Engines:
     for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
         mask[top:bottom, left:right] = 1
     labels = torch.randint(CLASSES, (OBJECTS,))
-    ours = {"boxes": boxes, "labels": labels, "masks": masks.bool(), "ignored": torch.zeros(0, 4)}
+    ours = ObjectTarget(boxes=boxes, labels=labels, masks=masks.bool(), ignored=torch.zeros(0, 4))
     return {
         OURS: lambda: _autocast(_step(_ours(), image, ours)),
         THEIRS: lambda: _autocast(
@@ -108,7 +108,7 @@ def _detect(model: Any, image: Tensor) -> Call:
 
     def detect() -> None:
         with torch.inference_mode():
-            (found,) = model.detect(batch, [SIZE], [SIZE])
+            (found,) = model.predict(batch, [SIZE], [SIZE])
             assert len(found.boxes) == 100, "not the work that was meant"
 
     return detect
@@ -140,13 +140,13 @@ def _autocast(call: Call) -> Call:
     return under
 
 
-def _step(model: Any, image: Tensor, target: dict[str, Tensor]) -> Call:
-    batch, loss_of = image[None].contiguous(memory_format=torch.channels_last), criterion(model.config)
+def _step(model: Any, image: Tensor, target: ObjectTarget) -> Call:
+    batch = image[None].contiguous(memory_format=torch.channels_last)
     model.train()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        losses = loss_of(model.training_outputs(batch, [SIZE], [target]), [target])
+        losses = model.loss(Batch(batch, [SIZE], [target], []))
         torch.stack([value for name, value in losses.items() if "loss" in name]).sum().backward()
 
     return step

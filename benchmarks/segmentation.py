@@ -27,7 +27,8 @@ from transformers import (
 )
 
 import focalnet
-from focalnet.losses.segmentation import criterion
+from focalnet.ops.segments import boxes_around
+from focalnet.samples import Batch, LabelMapTarget, ObjectTarget
 
 UPERNET_CLASSES, MASK2FORMER_CLASSES, SEGMENTS = 150, 133, 12  # as in ADE20K and COCO; segments of an image
 SIDE = 512
@@ -50,7 +51,7 @@ def upernet_training() -> Engines:
     images, labels = torch.randn(2, 3, SIDE, SIDE), torch.randint(UPERNET_CLASSES, (2, SIDE, SIDE))
     given = {"pixel_values": images, "labels": labels}
     return {
-        "focalnet": lambda: _our_step(_ours("upernet"), images, labels),
+        "focalnet": lambda: _our_step(_ours("upernet"), images, [LabelMapTarget(one) for one in labels]),
         "transformers, timm's FocalNet-T": lambda: _their_step(_their_upernet("timm"), given),
         "transformers, Swin-T": lambda: _their_step(_their_upernet("swin"), given),
     }
@@ -66,7 +67,9 @@ def mask2former_training() -> Engines:
     given = {"pixel_values": image, "mask_labels": [masks.float()], "class_labels": [labels]}
     config = Mask2FormerConfig(backbone_config=_swin(), num_labels=MASK2FORMER_CLASSES)
     return {
-        "focalnet": lambda: _our_step(_ours("mask2former"), image, [{"labels": labels, "masks": masks}]),
+        "focalnet": lambda: _our_step(
+            _ours("mask2former"), image, [ObjectTarget(boxes_around(masks), labels, masks, torch.zeros(0, 4))]
+        ),
         "transformers, Swin-T": lambda: _their_step(Mask2FormerForUniversalSegmentation(config), given),
     }
 
@@ -121,13 +124,12 @@ def _logits(model: nn.Module, image: Tensor) -> Call:
 
 
 def _our_step(model: nn.Module, images: Tensor, targets: Any) -> Call:
-    loss_of = criterion(model.config)  # type: ignore[arg-type]
     seen = images.contiguous(memory_format=torch.channels_last)
     model.train()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        losses = loss_of(model.training_outputs(seen), targets)  # type: ignore[operator]
+        losses = model.loss(Batch(seen, [], targets, []))  # type: ignore[operator]
         torch.stack([value for name, value in losses.items() if "loss" in name]).sum().backward()
 
     return step

@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import focalnet
 from focalnet.errors import FrozenError
 from focalnet.kernels import backend, cpu
-from focalnet.losses import detection, segmentation
-from focalnet.models import ClassifierConfig, DetectorConfig
+from focalnet.models import ClassifierConfig
 from focalnet.models.backbone import FocalNetConfig
+from focalnet.samples import Batch, LabelMapTarget
 from tests.models import small
 
 pytestmark = pytest.mark.skipif(not cpu.built(), reason="without the CPU kernels everything is PyTorch's own")
@@ -172,15 +172,11 @@ def losses(model: Any, images: Tensor) -> Tensor:
     """What a dense network is trained on, for two images with two objects and one."""
     torch.manual_seed(0)  # for samplers and random points
     targets: Any = [small.target(2), small.target(1)]
-    if isinstance(model.config, DetectorConfig):
-        terms = detection.criterion(model.config)(model.training_outputs(images, small.SIZES, targets), targets)
-    else:
-        if model.config.method == "upernet":
-            targets = torch.zeros(2, 64, 96, dtype=torch.long)
-            targets[:, 20:50, 10:70] = 2
-        else:
-            targets = [small.segments(2), small.segments(1)]
-        terms = segmentation.criterion(model.config)(model.training_outputs(images), targets)
+    if model.config.output == "semantic":
+        labels = torch.zeros(64, 96, dtype=torch.long)
+        labels[20:50, 10:70] = 2
+        targets = [LabelMapTarget(labels)] * 2
+    terms = model.loss(Batch(images, small.SIZES, targets, []))
     return torch.stack(list(terms.values())).sum()
 
 
@@ -242,7 +238,7 @@ def test_outputs_of_dense_networks(way: str, name: str) -> None:
     images, v = small.images(), torch.randn(2, 3, 64, 96)
 
     def outputs(x: Tensor) -> Tensor:
-        found = model(x, small.SIZES) if isinstance(model.config, DetectorConfig) else model(x)
+        found = model(x, small.SIZES) if model.takes_sizes else model(x)
         leaves = [leaf for leaf in _tensors(found) if leaf.is_floating_point()]
         return torch.cat([leaf.flatten() for leaf in leaves]).tanh().square().mean()
 

@@ -22,7 +22,7 @@ ORDER = [
     {"nn"},
     {"kernels", "layers"},  # layers: the old name of nn
     {"models"},
-    {"losses"},
+    {"registry"},
     {"weights"},
     {"zoo"},
     {"explanations", "inference", "integrations", "tasks"},

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focalnet import weights, zoo
+from focalnet import registry, weights, zoo
 from focalnet.cli.recipes import HOME, find_recipe, list_recipes, read_recipe
 from focalnet.cli.train import fit
 from focalnet.errors import ConfigError, UnknownName
-from focalnet.models import DETECTORS, SEGMENTERS
+from focalnet.models.variants import Variant
 from focalnet.tasks import engine
 from focalnet.tasks.folder import write
 from focalnet.tasks.options import TASKS, Options
@@ -237,7 +237,7 @@ def toy(name: str, images: Path, pretrained: Path) -> dict[str, Any]:
         small |= {"data.root": str(images), "data.image_size": 32}
     if recipe["model"].get("weights"):
         return small | {"model.weights": str(pretrained)}
-    stages = len(zoo.create_model(recipe["model"]["architecture"], num_classes=2, embed_dim=1).config.depths)
+    stages = len(zoo.create_model(recipe["model"]["architecture"], num_classes=2, embed_dim=1).config.backbone.depths)
     return small | {"model.options.depths": [1] * stages, "model.options.embed_dim": 8}
 
 
@@ -250,17 +250,21 @@ def test_it_runs(name, images, pretrained, tmp_path, monkeypatch):
     assert (folder / "metrics.csv").read_text().count("\n") == 2
 
 
+def variant_of(name: str) -> Variant:
+    return registry.family_of(name).variants[name]
+
+
 def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
     """Options that make a detection recipe small: thin and shallow, heads of a few channels, four small images."""
     model = read_recipe(find_recipe(name))["model"]
-    variant = DETECTORS[model["architecture"]]
+    variant, method = variant_of(model["architecture"]), registry.family_of(model["architecture"]).name
     depths = [1] * len(variant.shape["depths"])
     classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths)
     small: dict[str, Any] = {
         "model.backbone_weights": str(weights.save(classifier, folder / "classifier.safetensors")),
         "model.options.depths": depths,
         "model.options.embed_dim": 8,
-        "model.options.neck": {"channels": 32, **({"extra": "conv"} if variant.method == "atss" else {})},
+        "model.options.neck": {"channels": 32, **({"extra": "conv"} if method == "atss" else {})},
         "data.root": str(coco),
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -274,7 +278,7 @@ def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
         "trainer.accelerator": "cpu",
         "trainer.sync_batchnorm": False,
     }
-    return small | {f"model.options.{key}": value for key, value in TOY_HEADS[variant.method].items()}
+    return small | {f"model.options.{key}": value for key, value in TOY_HEADS[method].items()}
 
 
 #: As few channels as each method allows.
@@ -299,7 +303,7 @@ def test_a_detector_runs(name, coco, tmp_path, monkeypatch):
 
 def toy_segmenter(name: str, masks: Path, folder: Path) -> dict[str, Any]:
     """Options that make a recipe of UPerNet small: thin and shallow, a head of a few channels, four small images."""
-    variant = SEGMENTERS[read_recipe(find_recipe(name))["model"]["architecture"]]
+    variant = variant_of(read_recipe(find_recipe(name))["model"]["architecture"])
     depths = [1] * len(variant.shape["depths"])
     classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths)
     return {
@@ -360,7 +364,7 @@ TOY_DATA: dict[str, tuple[dict[str, Any], str]] = {
 def toy_mask2former(name: str, folder: Path) -> dict[str, Any]:
     """Options that make a recipe of Mask2Former small: thin and shallow, few queries and points, small images."""
     model = read_recipe(find_recipe(name))["model"]
-    variant = SEGMENTERS[model["architecture"]]
+    variant = variant_of(model["architecture"])
     depths = [1] * len(variant.shape["depths"])
     kept = {k: model["options"][k] for k in ("focal_levels",) if k in model["options"]}
     classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths, **kept)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focalnet.models import NETWORKS
+from focalnet import registry
+from focalnet.models.variants import VARIANTS
 from focalnet.zoo import cost, create_model
 
 
-@pytest.mark.parametrize("name", list(NETWORKS)[::7])  # every method, on trunks of every width
+@pytest.mark.parametrize("name", registry.names()[len(VARIANTS) :: 7])  # every method, on trunks of every width
 def test_parameters_are_those_of_the_whole_network(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=7)

@@ -99,7 +99,7 @@ def test_other_windows_and_more_levels(plain: tuple[Classifier, Path]) -> None:
 
 
 def test_options_that_change_no_tensor(plain: tuple[Classifier, Path]) -> None:
-    config = load(plain[1], drop_path_rate=0.3, pad_to_stride=True).config
+    config = load(plain[1], drop_path_rate=0.3, pad_to_stride=True).config.backbone
     assert (config.drop_path_rate, config.pad_to_stride) == (0.3, True)
 
 
@@ -218,12 +218,12 @@ def test_the_fl4_models_say_what_is_not_settled(published: Callable[[str], Path]
         with pytest.warns(
             UnsettledSetting, match=r"normalize_modulator=True is not settled: .*timm.*Choose with load"
         ) as said:
-            assert load(source).config.normalize_modulator is True
+            assert load(source).config.backbone.normalize_modulator is True
         assert said[0].filename == __file__
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert load(source, normalize_modulator=False).config.normalize_modulator is False
-            assert load(source, normalize_modulator=True).config.normalize_modulator is True
+            assert load(source, normalize_modulator=False).config.backbone.normalize_modulator is False
+            assert load(source, normalize_modulator=True).config.backbone.normalize_modulator is True
 
 
 def test_an_embedded_file_keeps_its_own_card(plain: tuple[Classifier, Path], monkeypatch: pytest.MonkeyPatch) -> None:

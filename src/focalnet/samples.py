@@ -155,7 +155,7 @@ class Batch(Generic[T]):
 
     images: Tensor
     sizes: list[Size]
-    targets: Sequence[T] | Tensor
+    targets: Sequence[T]
     infos: list[ImageInfo]
     views: list[View] = field(default_factory=list)
 

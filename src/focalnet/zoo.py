@@ -12,17 +12,16 @@ from typing import Any, Literal, overload
 
 import torch
 
-from focalnet import weights
+from focalnet import registry, weights
 from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
-from focalnet.models import NETWORKS, Classifier, ClassifierConfig, DenseConfig, DenseModel
+from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
-from focalnet.models.dense_variants import split_options
-from focalnet.models.variants import VARIANTS
+from focalnet.models.base import TaskName, split_options
 from focalnet.weights import Checkpoint, UnsettledSetting, dense
 from focalnet.weights.report import compare
 
-Model = Classifier | FocalNet | DenseModel[Any]
+Network = Model[Any, Any]
 
 _WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"}
 _RESIZABLE = ("focal_levels", "focal_windows")
@@ -30,60 +29,84 @@ _RESIZABLE = ("focal_levels", "focal_windows")
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of every architecture that matches the shell pattern, e.g. ``"*_lrf"``."""
-    return [name for name in (*VARIANTS, *NETWORKS) if fnmatch.fnmatch(name, pattern)]
+    return [name for name in registry.names() if fnmatch.fnmatch(name, pattern)]
 
 
 @overload
 def create_model(name: str, *, features_only: Literal[True], **options: Any) -> FocalNet: ...
 @overload
 def create_model(
-    name: str, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier | DenseModel[Any]: ...
+    name: str,
+    *,
+    num_classes: int | None = None,
+    features_only: Literal[False] = False,
+    task: TaskName | None = None,
+    num_things: int | None = None,
+    **options: Any,
+) -> Network: ...
 
 
-def create_model(name: str, *, num_classes: int | None = None, features_only: bool = False, **options: Any) -> Model:
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    task: TaskName | None = None,
+    num_things: int | None = None,
+    **options: Any,
+) -> Network | FocalNet:
     """Builds an architecture with random weights; ``focalnet.load`` builds one with trained weights.
 
     Args:
         name: one of ``list_models()``.
         num_classes: outputs of the classifier, 0 returns pooled features; or kinds of objects or pixels that the
             detector or segmenter tells apart; default: as published.
-        features_only: return the backbone instead, which gives a dict of maps ``{"s4": ..., "s8": ...}``.
+        features_only: return the backbone instead, which gives a dict of feature maps ``{"s4": ..., "s8": ...}``.
+        task: what the network is for; one that can do several then gives the results of this one.
+        num_things: of a panoptic network: so many of the first classes are objects, the others stuff.
         options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...; of a
             detector or segmenter also those of its own configuration: ``masks``, ``max_per_image``, ...
 
     Raises:
         UnknownName: no such architecture.
-        ConfigError: an option that does not exist or cannot work.
+        ConfigError: an option that does not exist or cannot work, or a network that cannot do the task.
     """
-    if name in NETWORKS:
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        found: DenseConfig = NETWORKS[name].config(**classes, **options)
-        return found.backbone.build() if features_only else found.build()
-    if name not in VARIANTS:
-        known = did_you_mean(name, (*VARIANTS, *NETWORKS))
-        raise UnknownName(f'no model "{name}"{known}; "focalnet models" lists all')
-    variant = VARIANTS[name]
-    config = FocalNetConfig.from_dict({**variant.shape, **options})
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    if num_things is not None and task is None:
+        options["num_things"] = num_things
+    config = registry.configure(name, **classes, **options)
     if features_only:
-        return config.build()
-    outputs = variant.num_classes if num_classes is None else num_classes
-    return ClassifierConfig(backbone=config, num_classes=outputs).build()
+        return config.backbone.build()
+    return (config if task is None else registry.for_task(config, task, num_things, name)).build()
 
 
 @overload
 def load(name_or_path: str | Path, *, features_only: Literal[True], **options: Any) -> FocalNet: ...
 @overload
 def load(
-    name_or_path: str | Path, *, num_classes: int | None = None, features_only: Literal[False] = False, **options: Any
-) -> Classifier | DenseModel[Any]: ...
+    name_or_path: str | Path,
+    *,
+    num_classes: int | None = None,
+    features_only: Literal[False] = False,
+    task: TaskName | None = None,
+    num_things: int | None = None,
+    **options: Any,
+) -> Network: ...
 @overload
-def load(name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool, **options: Any) -> Model: ...
+def load(
+    name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool, **options: Any
+) -> Network | FocalNet: ...
 
 
 def load(
-    name_or_path: str | Path, *, num_classes: int | None = None, features_only: bool = False, **options: Any
-) -> Model:
+    name_or_path: str | Path,
+    *,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    task: TaskName | None = None,
+    num_things: int | None = None,
+    **options: Any,
+) -> Network | FocalNet:
     """Builds a model with trained weights, in eval mode, with its card.
 
     Args:
@@ -91,7 +114,9 @@ def load(
             release, timm, transformers, mmdet or mmseg.
         num_classes: another number than the weights have gives a new, random head, for finetuning.
         features_only: return the backbone instead: final norm and head are left out, the norms of the
-            returned maps are new.
+            returned feature maps are new.
+        task: what the network is for; one that can do several then gives the results of this one.
+        num_things: of a panoptic network: so many of the first classes are objects, the others stuff.
         options: fields of ``FocalNetConfig`` to change. Other ``focal_windows`` or more ``focal_levels``
             adapt the weights as the official detection code does (``weights/dense.py``). Of a detector or
             segmenter also fields of its own configuration.
@@ -100,8 +125,10 @@ def load(
         UnknownName: neither a name nor a file.
         CheckpointError: a file that cannot be read or does not fit.
         DownloadError: the weights could not be fetched.
-        ConfigError: an option that does not fit the weights.
+        ConfigError: an option that does not fit the weights, or a network that cannot do the task.
     """
+    if num_things is not None and task is None:
+        options["num_things"] = num_things
     checkpoint = _open(str(name_or_path), options)
     for name, known in checkpoint.unsettled.items():
         warnings.warn(
@@ -110,9 +137,12 @@ def load(
             UnsettledSetting,
             stacklevel=2,
         )
-    if isinstance(checkpoint.config, DenseConfig):
+    whole = checkpoint.config
+    if isinstance(whole, ModelConfig) and not features_only and task is not None:
+        registry.for_task(whole, task, num_things, str(name_or_path))
+    if isinstance(whole, ModelConfig) and not isinstance(whole, ClassifierConfig):
         if not features_only:
-            return _dense(checkpoint, checkpoint.config, num_classes, options)
+            return _dense(checkpoint, whole, num_classes, task, num_things, options)
         checkpoint = dataclasses.replace(
             checkpoint, config=checkpoint.backbone, state_dict=checkpoint.backbone_state_dict
         )
@@ -120,7 +150,7 @@ def load(
     with torch.device("meta"):
         if features_only:
             model: Classifier | FocalNet = config.build()
-        elif isinstance(checkpoint.config, ClassifierConfig):
+        elif isinstance(whole, ClassifierConfig):
             classes = checkpoint.num_classes if num_classes is None else num_classes
             model = ClassifierConfig(backbone=config, num_classes=classes).build()
         else:
@@ -133,14 +163,20 @@ def load(
 
 
 def _dense(
-    checkpoint: Checkpoint, config: DenseConfig, num_classes: int | None, options: dict[str, Any]
-) -> DenseModel[Any]:
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    num_classes: int | None,
+    task: TaskName | None,
+    num_things: int | None,
+    options: dict[str, Any],
+) -> Network:
     """A detector or segmenter with the checkpoint's weights; with other classes, the layers that name them are new."""
-    own, trunk = split_options(type(config), options)
+    own, shape = split_options(type(config), options)
     classes = config.num_classes if num_classes is None else num_classes
-    config = dataclasses.replace(
-        config, **own, num_classes=classes, backbone=_with_options(checkpoint, trunk, resizable=())
-    )
+    own["backbone"] = _with_options(checkpoint, shape, resizable=())
+    config = dataclasses.replace(config.with_classes(classes), **own)  # type: ignore[type-var]
+    if task is not None:
+        config = config.for_task(task, num_things)
     new_classes = classes != checkpoint.num_classes
     with torch.device("cpu" if new_classes else "meta"):  # only new layers need initial values
         model = config.build()
@@ -165,7 +201,7 @@ def _open(name: str, options: dict[str, Any]) -> Checkpoint:
         return weights.fetch(name, **known)
     if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES or os.sep in name:
         return weights.read(name, **known)
-    if name in VARIANTS or name in NETWORKS:
+    if name in registry.names():
         published = weights.list_weights(f"{name}.*")
         trained = f"its weights are {', '.join(published)}" if published else "no weights of it were published"
         raise UnknownName(f'"{name}" is an architecture: {trained}; create_model("{name}") builds it untrained')
@@ -227,38 +263,38 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
     Raises:
         UnknownName: no such architecture.
     """
-    if name in NETWORKS:
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        return Cost(_dense_params(NETWORKS[name].config(**classes)), None)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    config = registry.configure(name, **classes)
+    size = image_size or registry.family_of(name).variants[name].image_size
+    if not isinstance(config, ClassifierConfig) or size is None:
+        return Cost(_dense_params(config), None)
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes)
-    assert isinstance(model, Classifier)
-    size = image_size or VARIANTS[name].image_size
+        model = config.build()
     return Cost(_params(model), model.macs(size, size))
 
 
-def _dense_params(config: DenseConfig) -> int:
-    """The parts that many networks share are counted once: a trunk, and what stands on trunks of the same channels."""
-    trunk = config.backbone
-    ones = (1,) * len(trunk.depths)
+def _dense_params(config: ModelConfig) -> int:
+    """Parts that many networks share are counted once: a backbone, and heads on backbones of the same channels."""
+    shape = config.backbone
+    ones = (1,) * len(shape.depths)
     narrow = FocalNetConfig(
-        embed_dim=trunk.embed_dim, depths=ones, focal_levels=ones, focal_windows=ones, out_indices=trunk.out_indices
+        embed_dim=shape.embed_dim, depths=ones, focal_levels=ones, focal_windows=ones, out_indices=shape.out_indices
     )
-    whole, *blocks = _trunk_params(dataclasses.replace(trunk, depths=ones))
-    more = sum((depth - 1) * block for depth, block in zip(trunk.depths, blocks, strict=True))
-    return whole + more + _head_params(dataclasses.replace(config, backbone=narrow))
+    whole, *blocks = _backbone_params(dataclasses.replace(shape, depths=ones))
+    more = sum((depth - 1) * block for depth, block in zip(shape.depths, blocks, strict=True))
+    return whole + more + _head_params(config.with_backbone(narrow))
 
 
 @functools.cache
-def _trunk_params(config: FocalNetConfig) -> tuple[int, ...]:
+def _backbone_params(config: FocalNetConfig) -> tuple[int, ...]:
     """Of all, and of the first block of each stage, whose blocks are alike."""
     with torch.device("meta"):
-        trunk = config.build()
-    return _params(trunk), *(_params(stage.blocks[0]) for stage in trunk.stages)
+        backbone = config.build()
+    return _params(backbone), *(_params(stage.blocks[0]) for stage in backbone.stages)
 
 
 @functools.cache
-def _head_params(config: DenseConfig) -> int:
+def _head_params(config: ModelConfig) -> int:
     """Of all but the backbone."""
     with torch.device("meta"):
         model = config.build()

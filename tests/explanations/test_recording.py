@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from focalnet.errors import ConfigError
 from focalnet.explanations import block_names, kernels, record
-from focalnet.models.backbone import FocalNetTrunk
+from focalnet.models.backbone import FocalNetBase
 from tests.inference.small import backbone, classifier
 
 
@@ -24,7 +24,7 @@ def traces(model: torch.nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("model", [classifier(), backbone()], ids=["classifier", "backbone"])
-def test_default_is_the_last_block_of_each_stage(model: FocalNetTrunk) -> None:
+def test_default_is_the_last_block_of_each_stage(model: FocalNetBase) -> None:
     with torch.no_grad(), record(model) as records:
         model(images(batch=2))
     assert {name: (tuple(r.gates.shape), tuple(r.modulator.shape)) for name, r in records.items()} == {

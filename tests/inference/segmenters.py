@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torchvision.ops import masks_to_boxes
 
 from focalnet import FocalNetConfig
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.models.base import Segmenter, SegmenterConfig, Size
+from focalnet.models.base import DenseConfig, ScoresPixels
 from focalnet.results import Detections, PanopticMap, Segment, SemanticMap
+from focalnet.samples import Batch, Size
 
 NAMES = ("red", "green", "blue")
 TRUNK = FocalNetConfig(
@@ -25,11 +26,13 @@ TRUNK = FocalNetConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColoursConfig(SegmenterConfig):
-    method: ClassVar[Any] = "upernet"
-
-    segments: str = "semantic"
+class ColoursConfig(DenseConfig):
+    segments: Any = "semantic"
     things: int = 2
+
+    @property
+    def output(self) -> Any:
+        return self.segments
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Any:
@@ -39,9 +42,10 @@ class ColoursConfig(SegmenterConfig):
         return Colours(self)
 
 
-class Colours(Segmenter[ColoursConfig, Tensor, Tensor]):
+class Colours(ScoresPixels[ColoursConfig, Tensor]):
     def __init__(self, config: ColoursConfig) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
         self.backbone = config.backbone.build()
         self.seen: list[tuple[int, ...]] = []
 
@@ -52,8 +56,8 @@ class Colours(Segmenter[ColoursConfig, Tensor, Tensor]):
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         return self(images_BCHW)
 
-    def training_outputs(self, images_BCHW: Tensor) -> Tensor:
-        return self(images_BCHW)
+    def loss(self, batch: Batch[Any]) -> dict[str, Tensor]:
+        raise AssertionError("this network only predicts")
 
     def postprocess(self, outputs: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[Any]:
         found = zip(outputs, sizes, original_sizes, strict=True)

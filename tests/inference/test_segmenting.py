@@ -80,7 +80,7 @@ def test_it_is_what_the_network_itself_says():
     (shape,) = network.seen
     assert shape == (1, 3, 48, 58)  # the short side is 48, 57.6 is rounded
     images = Predictor(network)._way._pixels([(picture, Predictor(network)._way.prepare(picture)[0][0])])
-    (itself,) = network.segment(images, [(48, 58)], [(80, 96)])
+    (itself,) = network.predict(images, [(48, 58)], [(80, 96)])
     assert torch.equal(found.labels, itself.labels)
 
 

@@ -10,7 +10,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from focalnet.integrations.transformers import FocalNetDenseConfig
 from focalnet.models import Mask2Former
-from focalnet.models.mask2former.loss import mask2former as loss_terms
+from focalnet.models.mask2former.loss import losses as loss_terms
 from tests.models.small import images, mask2former, segments
 
 # transformers fixes 32 groups in norms, 3 levels and 4 points.

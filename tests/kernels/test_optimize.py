@@ -36,7 +36,7 @@ def test_inference_gives_the_outputs_of_its_dtype(model: torch.nn.Module, dtype:
     assert ("bfloat16" in str(done)) == (dtype == torch.bfloat16)
     if (dtype or torch.float32) in DTYPES and cpu.built():
         frozen = [module for module in model.modules() if isinstance(module, Frozen)]
-        assert len(frozen) == sum(model.config.depths) + len(model.config.depths)
+        assert len(frozen) == sum(model.shape.depths) + len(model.shape.depths)
         assert "frozen" in str(done)
 
 
@@ -108,7 +108,7 @@ def test_training_keeps_gradients(model: torch.nn.Module) -> None:
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
     parts = [m for m in model.modules() if isinstance(m, FusedFocalModulation | FusedMlp)]
-    assert len(parts) == 2 * sum(model.config.depths)
+    assert len(parts) == 2 * sum(model.shape.depths)
     assert all(part.recompute for part in parts)
     assert "GELU" in str(done)
     done.undo()

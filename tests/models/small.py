@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from focalnet.models import DETECTORS, SEGMENTERS, DetectorConfig, Mask2FormerConfig, SegmenterConfig
-from focalnet.models.detectors import METHODS
+from focalnet import registry
+from focalnet.models import Mask2FormerConfig, UPerNetConfig
+from focalnet.models.base import DetectorConfig
 from focalnet.models.rcnn import RPNConfig, StageConfig
 from focalnet.models.rcnn.config import released_cascade
 from focalnet.nn.fpn import FPNConfig
 from focalnet.samples import ObjectTarget, Segments
 
+METHODS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn")  # the detectors
 SIZES = [(61, 90), (64, 75)]
 ORIGINALS = [(122, 180), (32, 38)]
 _TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
@@ -50,21 +52,24 @@ def options_of(method: str) -> dict[str, Any]:
 def config(method: str, **options: Any) -> DetectorConfig:
     """A narrow detector of that method with three classes."""
     assert method in METHODS
-    return DETECTORS[f"{method}_focalnet_tiny_srf"].config(
-        **{"num_classes": 3, "score_threshold": 0.0, **options_of(method), **options}
-    )
+    options = {"num_classes": 3, "score_threshold": 0.0, **options_of(method), **options}
+    found = registry.configure(f"{method}_focalnet_tiny_srf", **options)
+    assert isinstance(found, DetectorConfig)
+    return found
 
 
-def upernet(**options: Any) -> SegmenterConfig:
+def upernet(**options: Any) -> UPerNetConfig:
     """A narrow UPerNet with three classes."""
-    return SEGMENTERS["upernet_focalnet_tiny_srf"].config(**{"num_classes": 3, **options_of("upernet"), **options})
+    options = {"num_classes": 3, **options_of("upernet"), **options}
+    found = registry.configure("upernet_focalnet_tiny_srf", **options)
+    assert isinstance(found, UPerNetConfig)
+    return found
 
 
 def mask2former(**options: Any) -> Mask2FormerConfig:
     """A narrow Mask2Former with two kinds of things and one of stuff."""
-    config = SEGMENTERS["mask2former_focalnet_tiny_srf"].config(
-        **{"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **options_of("mask2former"), **options}
-    )
+    options = {"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **options_of("mask2former"), **options}
+    config = registry.configure("mask2former_focalnet_tiny_srf", **options)
     assert isinstance(config, Mask2FormerConfig)
     return config
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focalnet import Classifier, ClassifierConfig, create_model, list_models
+from focalnet import Classifier, ClassifierConfig, create_model, list_models, registry
 from focalnet.errors import ConfigError, UnknownName
-from focalnet.models import NETWORKS
-from focalnet.models.classifier import postprocess
+from focalnet.models.classifier import best_classes
 from focalnet.models.variants import VARIANTS
 from focalnet.zoo import cost
 
@@ -46,13 +45,13 @@ def test_pooled_features_and_new_heads() -> None:
     model.reset_classifier(7)
     assert tuple(model(images).shape) == (2, 7)
     assert isinstance(model.get_classifier(), torch.nn.Linear)
-    assert model.classifier_config.num_classes == 7
+    assert model.config.num_classes == 7
     with pytest.raises(ConfigError, match="num_classes=-1"):
         model.reset_classifier(-1)
 
 
 def test_config_goes_through_plain_dicts() -> None:
-    config = create_model("focalnet_nano", drop_path_rate=0.1).classifier_config
+    config = create_model("focalnet_nano", drop_path_rate=0.1).config
     assert ClassifierConfig.from_dict(config.to_dict()) == config
     assert isinstance(config.build(), Classifier)
 
@@ -70,12 +69,13 @@ def test_unknown_names_and_options() -> None:
 
 
 def test_list_models() -> None:
-    assert len(list_models()) == len(VARIANTS) + len(NETWORKS)
+    assert len(list_models()) == sum(len(family.variants) for family in registry.families())
+    assert list_models()[: len(VARIANTS)] == list(VARIANTS)
     assert list_models("*_iso") == ["focalnet_tiny_iso", "focalnet_small_iso", "focalnet_base_iso"]
 
 
 def test_postprocess_ranks() -> None:
-    (result,) = postprocess(torch.tensor([[0.0, 2.0, 1.0]]), ["a", "b", "c"], top_k=2)
+    (result,) = best_classes(torch.tensor([[0.0, 2.0, 1.0]]), ["a", "b", "c"], top_k=2)
     assert result.names == ("b", "c")
     assert result.scores == pytest.approx(torch.tensor([0.0, 2.0, 1.0]).softmax(0)[[1, 2]].tolist())
 

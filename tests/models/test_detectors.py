@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from focalnet import create_model, list_models
+from focalnet import create_model, list_models, registry
 from focalnet.errors import ConfigError, DataError, InputError, UnknownName
-from focalnet.losses.detection import criterion
-from focalnet.models import DETECTORS, MaskRCNNConfig
-from focalnet.models.detectors import METHODS
+from focalnet.models import MaskRCNNConfig
 from focalnet.models.rcnn import StageConfig
+from focalnet.models.rcnn.loss import losses as losses_of
 from focalnet.models.variants import VARIANTS
 from focalnet.nn.fpn import FPNConfig
-from tests.models.small import ORIGINALS, SIZES, config, images, target
+from focalnet.samples import Batch
+from tests.models.small import METHODS, ORIGINALS, SIZES, config, images, target
 
+DETECTORS = {
+    name: variant
+    for family in registry.families()
+    if family.tasks == ("detection",)
+    for name, variant in family.variants.items()
+}
 every_method = pytest.mark.parametrize("method", METHODS)
 SIZE = [(60, 63)]
 
@@ -28,7 +35,7 @@ def test_losses_are_finite_and_reach_every_parameter(method: str, counts: tuple[
     torch.manual_seed(0)
     model = config(method).build().train()
     targets = [target(count) for count in counts]
-    losses = criterion(model.config)(model.training_outputs(images(), SIZES, targets), targets)
+    losses = model.loss(Batch(images(), SIZES, targets, []))
     assert all(value.ndim == 0 and value.dtype == torch.float32 and value.isfinite() for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
@@ -42,7 +49,7 @@ def test_a_seed_decides_losses(method: str) -> None:
     totals = []
     for _ in range(2):
         torch.manual_seed(3)
-        losses = criterion(model.config)(model.training_outputs(batch, SIZES, targets), targets)
+        losses = model.loss(Batch(batch, SIZES, targets, []))
         totals.append([float(value.detach()) for value in losses.values()])
         model.load_state_dict({**model.state_dict()})
     assert totals[0] == totals[1]
@@ -53,7 +60,7 @@ def test_a_seed_decides_losses(method: str) -> None:
 def test_detections_are_in_the_original_image(method: str) -> None:
     torch.manual_seed(0)
     model = config(method).build().eval()
-    found = model.detect(images(), SIZES, ORIGINALS)
+    found = model.predict(images(), SIZES, ORIGINALS)
     for result, (height, width) in zip(found, ORIGINALS, strict=True):
         assert 0 < len(result) <= model.config.max_per_image
         assert result.size == (height, width)
@@ -74,8 +81,8 @@ def test_detections_are_in_the_original_image(method: str) -> None:
 def test_the_images_of_a_batch_do_not_mix(method: str) -> None:
     torch.manual_seed(0)
     model, image = config(method).build().eval(), torch.randn(1, 3, 64, 64)
-    (alone,) = model.detect(image, SIZE, SIZE)
-    _, second = model.detect(torch.cat([torch.randn(1, 3, 64, 64), image]), SIZE * 2, SIZE * 2)
+    (alone,) = model.predict(image, SIZE, SIZE)
+    _, second = model.predict(torch.cat([torch.randn(1, 3, 64, 64), image]), SIZE * 2, SIZE * 2)
     assert len(alone) == len(second)
     torch.testing.assert_close(alone.scores, second.scores, rtol=1e-3, atol=1e-4)
 
@@ -85,10 +92,10 @@ def test_bfloat16_autocast_on_a_cpu(method: str) -> None:
     torch.manual_seed(0)
     model, targets = config(method).build().train(), [target(3), target(0)]
     with torch.autocast("cpu", torch.bfloat16):
-        losses = criterion(model.config)(model.training_outputs(images(), SIZES, targets), targets)
+        losses = model.loss(Batch(images(), SIZES, targets, []))
         assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
         torch.stack(list(losses.values())).sum().backward()
-        found = model.eval().detect(images(), SIZES, SIZES)
+        found = model.eval().predict(images(), SIZES, SIZES)
     assert all(result.boxes.dtype == torch.float32 for result in found)
 
 
@@ -96,7 +103,7 @@ def test_bfloat16_autocast_on_a_cpu(method: str) -> None:
 @torch.no_grad()
 def test_nothing_found(method: str) -> None:
     model = config(method, score_threshold=0.999).build().eval()
-    for result, size in zip(model.detect(images(), SIZES, ORIGINALS), ORIGINALS, strict=True):
+    for result, size in zip(model.predict(images(), SIZES, ORIGINALS), ORIGINALS, strict=True):
         assert len(result) == 0
         assert result.boxes.shape == (0, 4)
         assert result.masks is None or result.masks.shape == (0, *size)
@@ -108,7 +115,7 @@ def test_a_diverged_network_finds_nothing(method: str) -> None:
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))
     with torch.no_grad():
-        assert [len(found) for found in model.detect(images(), SIZES, ORIGINALS)] == [0, 0]
+        assert [len(found) for found in model.predict(images(), SIZES, ORIGINALS)] == [0, 0]
 
 
 @every_method
@@ -120,11 +127,11 @@ def test_configurations_go_through_json(method: str) -> None:
 
 
 def test_every_named_detector_has_a_configuration() -> None:
-    for name, variant in DETECTORS.items():
-        settings = variant.config(num_classes=4)
+    for name in DETECTORS:
+        settings: Any = registry.configure(name, num_classes=4)
         assert settings.num_classes == 4
         assert settings.backbone.pad_to_stride
-        assert settings.backbone.embed_dim == VARIANTS[variant.backbone].shape["embed_dim"], name
+        assert settings.backbone.embed_dim == VARIANTS[DETECTORS[name].backbone].shape["embed_dim"], name
 
 
 @pytest.mark.parametrize(
@@ -170,17 +177,17 @@ def test_a_faster_rcnn_has_no_masks() -> None:
     model = config("mask_rcnn", masks=False).build()
     assert not any("mask" in key for key in model.state_dict())
     boxes_only = [replace(target(1), masks=None), replace(target(0), masks=None)]
-    losses = criterion(model.config)(model.training_outputs(images(), SIZES, boxes_only), boxes_only)
+    losses = model.loss(Batch(images(), SIZES, boxes_only, []))
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"}
     with torch.no_grad():
-        assert model.eval().detect(images(), SIZES, SIZES)[0].masks is None
+        assert model.eval().predict(images(), SIZES, SIZES)[0].masks is None
 
 
 def test_masks_cannot_be_learned_from_boxes() -> None:
     model, targets = config("mask_rcnn").build(), [replace(target(1), masks=None), target(0)]
     outputs = model.training_outputs(images(), SIZES, targets)
     with pytest.raises(DataError, match="build it with masks=False"):
-        criterion(model.config)(outputs, targets)
+        losses_of(model.config, outputs, targets)
 
 
 @every_method
@@ -232,4 +239,4 @@ def test_backbones_of_three_stages() -> None:
     neck = FPNConfig(channels=16, extra="conv")
     small = create_model("atss_focalnet_nano", num_classes=2, neck=neck, channels=64, convs=1).eval()
     with torch.no_grad():
-        assert len(small.detect(torch.randn(1, 3, 64, 64), [(60, 61)], [(60, 61)])) == 1
+        assert len(small.predict(torch.randn(1, 3, 64, 64), [(60, 61)], [(60, 61)])) == 1

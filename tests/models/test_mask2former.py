@@ -64,7 +64,7 @@ def test_placed_values_tell_equal_things_apart() -> None:
 def test_results_are_in_the_original_image() -> None:
     for segments, noun in (("semantic", SemanticMap), ("instance", Detections), ("panoptic", PanopticMap)):
         model = build(segments=segments)
-        for found, size in zip(model.segment(images(), SIZES, ORIGINALS), ORIGINALS, strict=True):
+        for found, size in zip(model.predict(images(), SIZES, ORIGINALS), ORIGINALS, strict=True):
             assert isinstance(found, noun)
             if isinstance(found, SemanticMap):
                 assert found.labels.shape == size
@@ -185,7 +185,7 @@ def test_objects_by_hand() -> None:
 @torch.no_grad()
 def test_semantic_map_is_of_class_scores() -> None:
     model, batch = build(segments="semantic"), torch.randn(1, 3, 64, 96)
-    (found,) = model.segment(batch, [(61, 90)], [(50, 60)])
+    (found,) = model.predict(batch, [(61, 90)], [(50, 60)])
     expected = label_map(model.class_scores(batch)[0, :, :61, :90], (50, 60))
     assert torch.equal(found.labels, expected)
 
@@ -230,4 +230,4 @@ def test_bad_settings(options: dict, message: str) -> None:
 
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="do not fit"):
-        build().segment(torch.zeros(1, 3, 64, 64), [(65, 64)], [(65, 64)])
+        build().predict(torch.zeros(1, 3, 64, 64), [(65, 64)], [(65, 64)])

@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet import create_model, list_models
+from focalnet import create_model, list_models, registry
 from focalnet.errors import ConfigError, InputError
-from focalnet.losses.segmentation import criterion
-from focalnet.models import NETWORKS, SEGMENTERS, UPerNet, UPerNetConfig
+from focalnet.models import UPerNet, UPerNetConfig
 from focalnet.models.upernet import UPerNetOutputs
 from focalnet.results import SemanticMap
-from focalnet.samples import IGNORED
+from focalnet.samples import IGNORED, Batch, LabelMapTarget
 from tests.models.small import ORIGINALS, SIZES, images, upernet
 from tests.parity.golden import Case, cases
+
+SEGMENTERS = [name for family in registry.families() if "semantic" in family.tasks for name in family.variants]
 
 
 def built(seed: int = 0, **options: object) -> UPerNet:
@@ -36,7 +37,7 @@ def labels() -> torch.Tensor:
 
 def test_losses_are_finite_and_reach_every_parameter() -> None:
     model = built().train()
-    losses = criterion(model.config)(model.training_outputs(images()), labels())
+    losses = model.loss(Batch(images(), SIZES, [LabelMapTarget(one) for one in labels()], []))
     assert all(value.ndim == 0 and value.dtype == torch.float32 and value.isfinite() for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []  # DDP waits for every one
@@ -45,7 +46,7 @@ def test_losses_are_finite_and_reach_every_parameter() -> None:
 def test_bfloat16_autocast_on_a_cpu() -> None:
     model = built().train()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = criterion(model.config)(model.training_outputs(images()), labels())
+        losses = model.loss(Batch(images(), SIZES, [LabelMapTarget(one) for one in labels()], []))
         assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
         torch.stack(list(losses.values())).sum().backward()
         outputs = model.eval()(images())
@@ -55,7 +56,7 @@ def test_bfloat16_autocast_on_a_cpu() -> None:
 @torch.no_grad()
 def test_maps_are_of_the_original_size_and_do_not_see_the_padding() -> None:
     model, batch = built().eval(), images()
-    found = model.segment(batch, SIZES, ORIGINALS)
+    found = model.predict(batch, SIZES, ORIGINALS)
     scores = model.class_scores(batch)
     assert scores.shape == (2, 3, 64, 96)
     for one, result, (height, width), original in zip(scores, found, SIZES, ORIGINALS, strict=True):
@@ -112,15 +113,15 @@ def test_a_batch_of_one_size_is_its_images() -> None:
 
 
 def test_every_named_segmenter_has_a_configuration() -> None:
-    for name, variant in SEGMENTERS.items():
-        config = variant.config(num_classes=4)
+    for name in SEGMENTERS:
+        config = registry.configure(name, num_classes=4)
         assert config.num_classes == 4, name
         assert config.backbone.pad_to_stride
-    official = SEGMENTERS["upernet_focalnet_base_lrf"].config()
+    official = registry.configure("upernet_focalnet_base_lrf")
     assert official.backbone.focal_windows == (9, 9, 9, 9)
     assert isinstance(official, UPerNetConfig)
     assert (official.num_classes, official.channels, official.size_divisor) == (150, 512, 1)
-    assert set(SEGMENTERS) < set(NETWORKS) < set(list_models())
+    assert set(SEGMENTERS) < set(list_models())
 
 
 @pytest.mark.parametrize(

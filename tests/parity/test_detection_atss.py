@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focalnet.losses.detection import criterion
 from focalnet.models.atss import ATSS, ATSSConfig
 from focalnet.ops import assign
+from focalnet.samples import Batch
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 
@@ -44,7 +44,7 @@ def test_detections(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
-    for i, found in enumerate(model.detect(images, sizes, originals)):
+    for i, found in enumerate(model.predict(images, sizes, originals)):
         assert found.masks is None
         openmmlab.assert_detections(found, expected, f"{name}.{i}")
 
@@ -54,7 +54,7 @@ def test_losses_and_gradients(case: Case) -> None:
     model, facts = build(case), case.facts["train"]
     images, sizes = openmmlab.images(case)
     targets = openmmlab.targets(case)
-    losses = criterion(model.config)(model.training_outputs(images, sizes, targets), targets)
+    losses = model.loss(Batch(images, sizes, targets, []))
     openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
     torch.stack(list(losses.values())).sum().backward()
     openmmlab.assert_gradient_norms(model, facts["grad_norms"])

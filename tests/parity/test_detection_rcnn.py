@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focalnet.losses.detection import criterion
 from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.rcnn.config import RCNNConfig
+from focalnet.models.rcnn.loss import losses as losses_of
 from focalnet.models.rcnn.network import draw
 from focalnet.ops import assign, rois
-from focalnet.samples import ObjectTarget
+from focalnet.samples import Batch, ObjectTarget
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 
@@ -70,7 +70,7 @@ def test_detections(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
-    for i, found in enumerate(model.detect(images, sizes, originals)):
+    for i, found in enumerate(model.predict(images, sizes, originals)):
         assert found.size == originals[i]
         order = openmmlab.assert_detections(found, expected, f"{name}.{i}")
         assert found.masks is not None
@@ -90,7 +90,7 @@ def test_losses_and_gradients(case: Case) -> None:
     images, sizes = openmmlab.images(case)
     targets = openmmlab.targets(case)
     outputs = model.training_outputs(images, sizes, targets)
-    losses = criterion(model.config)(outputs, targets)
+    losses = losses_of(model.config, outputs, targets)
     openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
     for stage in facts.get("sampling", []):
         drawn = outputs.stages[stage["stage"]]
@@ -105,7 +105,7 @@ def test_losses_with_batch_statistics(case: Case) -> None:
     model, expected = build(case).train(), case.tensors
     images, sizes = openmmlab.images(case)
     targets = openmmlab.targets(case)
-    losses = criterion(model.config)(model.training_outputs(images, sizes, targets), targets)
+    losses = model.loss(Batch(images, sizes, targets, []))
     openmmlab.assert_losses(losses, case.facts["train_bn"], rtol=2e-3, total_rtol=2e-3)
     after = [key for key in expected if key.startswith("train_bn.after.")]
     assert after

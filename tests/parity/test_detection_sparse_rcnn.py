@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focalnet.losses.detection import criterion
 from focalnet.models.set_prediction import match
 from focalnet.models.sparse_rcnn import SparseRCNN, SparseRCNNConfig
+from focalnet.models.sparse_rcnn.loss import losses as losses_of
 from focalnet.models.sparse_rcnn.network import GRID, SAMPLES
 from focalnet.ops import rois
 from tests.parity import openmmlab
@@ -50,7 +50,7 @@ def test_detections(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
-    for i, found in enumerate(model.detect(images, sizes, originals)):
+    for i, found in enumerate(model.predict(images, sizes, originals)):
         openmmlab.assert_detections(found, expected, f"{name}.{i}")
 
 
@@ -59,8 +59,8 @@ def test_losses_gradients_and_matches(case: Case) -> None:
     model, facts, expected = build(case), case.facts["train"], case.tensors
     images, sizes = openmmlab.images(case)
     targets = openmmlab.targets(case)
-    outputs = model.training_outputs(images, sizes, targets)
-    losses = criterion(model.config)(outputs, targets)
+    outputs = model(images, sizes)
+    losses = losses_of(model.config, outputs, targets)
     openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
     torch.stack(list(losses.values())).sum().backward()
     openmmlab.assert_gradient_norms(model, facts["grad_norms"])

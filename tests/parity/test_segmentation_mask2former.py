@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from focalnet.models.mask2former import Mask2Former, Mask2FormerConfig
-from focalnet.models.mask2former.loss import mask2former, match
+from focalnet.models.mask2former.loss import losses as losses_of
+from focalnet.models.mask2former.loss import match
 from focalnet.models.mask2former.postprocess import class_scores
 from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.samples import Segments
@@ -78,7 +79,7 @@ def test_losses_gradients_and_matches(case: Case) -> None:
         return drawn.to(device)
 
     outputs = model.training_outputs(images)
-    losses = mask2former(model.config, outputs, targets, draw)
+    losses = losses_of(model.config, outputs, targets, draw)
     assert next(numbers, None) is None
     openmmlab.assert_losses(losses, facts, rtol=1e-3, total_rtol=1e-4)
     torch.stack(list(losses.values())).sum().backward()
@@ -101,7 +102,7 @@ def test_panoptic(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "pan_rescaled" else sizes
-    for i, found in enumerate(model.segment(images, sizes, originals)):
+    for i, found in enumerate(model.predict(images, sizes, originals)):
         assert isinstance(found, PanopticMap)
         theirs = expected[f"{name}.{i}"][0].long()
         ids = [number for number in theirs.unique().tolist() if number != model.config.num_classes]
@@ -139,7 +140,7 @@ def test_instances(case: Case, name: str) -> None:
     model, expected = build(case, segments="instance"), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "ins_rescaled" else sizes
-    for i, found in enumerate(model.segment(images, sizes, originals)):
+    for i, found in enumerate(model.predict(images, sizes, originals)):
         assert isinstance(found, Detections)
         assert found.masks is not None
         order = assert_objects(found, expected, f"{name}.{i}")

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from focalnet.inference.segmenting import slide
-from focalnet.losses.segmentation import criterion
 from focalnet.models.upernet import UPerNet, UPerNetConfig
 from focalnet.ops.label_maps import label_map
-from focalnet.samples import IGNORED
+from focalnet.samples import IGNORED, Batch, LabelMapTarget
 from tests.parity import openmmlab
 from tests.parity.golden import Case, cases
 
@@ -59,7 +58,7 @@ def test_labels(case: Case, mode: str) -> None:
         labels = label_map(scores[0], original)
     else:
         scores = model.class_scores(images)
-        (found,) = model.segment(images, [size], [original])
+        (found,) = model.predict(images, [size], [original])
         labels = found.labels
     assert_close(case, expected, f"{mode}.logits_input_size", scores)
     resized = torch.nn.functional.interpolate(scores, original, mode="bilinear")
@@ -88,7 +87,7 @@ def test_losses_and_gradients(case: Case, mode: str) -> None:
         for head in (model.decode_head, model.auxiliary_head):
             head.dropout.p = 0.0
     images, labels = training_batch(case)
-    losses = criterion(model.config)(model.training_outputs(images), labels)
+    losses = model.loss(Batch(images, [], [LabelMapTarget(one) for one in labels], []))
     rtol, total_rtol = (1e-3, 1e-4) if mode == "train" else (2e-3, 2e-3)
     openmmlab.assert_losses(losses, facts, rtol=rtol, total_rtol=total_rtol)
     torch.stack(list(losses.values())).sum().backward()

@@ -49,7 +49,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def test_logits_and_gradients(name: str, library: str) -> None:
     ours = shrunk(name)
     theirs = (timm_twin if library == "timm" else huggingface_twin)(ours)
-    theirs.load_state_dict(LAYOUTS[library].from_native(ours.state_dict(), ours.config))
+    theirs.load_state_dict(LAYOUTS[library].from_native(ours.state_dict(), ours.shape))
     images = torch.randn(1, 3, 64, 96)
     for mine, other in zip(logits_and_gradient(ours, images), logits_and_gradient(theirs, images), strict=True):
         assert_same(mine, other)
@@ -59,7 +59,7 @@ def test_logits_and_gradients(name: str, library: str) -> None:
 def test_transformers_can_be_isotropic(name: str) -> None:
     ours = shrunk(name)
     theirs = huggingface_twin(ours)
-    theirs.load_state_dict(LAYOUTS["huggingface"].from_native(ours.state_dict(), ours.config))
+    theirs.load_state_dict(LAYOUTS["huggingface"].from_native(ours.state_dict(), ours.shape))
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert_same(ours(images), logits_of(theirs, images))
@@ -69,7 +69,7 @@ def test_transformers_can_be_isotropic(name: str) -> None:
 def test_maps_of_each_stage(name: str) -> None:
     ours = shrunk(name)
     theirs = timm_twin(ours)
-    theirs.load_state_dict(LAYOUTS["timm"].from_native(ours.state_dict(), ours.config))
+    theirs.load_state_dict(LAYOUTS["timm"].from_native(ours.state_dict(), ours.shape))
     images = torch.randn(1, 3, 70, 101)  # odd: both drop what does not fill a patch
     with torch.no_grad():
         maps = theirs.forward_intermediates(images, intermediates_only=True)

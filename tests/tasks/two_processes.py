@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.train import fit, validate
-from focalnet.losses import detection
-from focalnet.models import Detector, Mask2Former
-from focalnet.models.mask2former.loss import mask2former
+from focalnet.models import Mask2Former
+from focalnet.models.mask2former.loss import losses as mask2former_losses
+from focalnet.samples import Batch
 from focalnet.tasks import engine
 from tests.models import small
 
@@ -72,20 +73,19 @@ def networks() -> dict[str, Any]:
     """Those whose losses are divided by what all processes have in their images."""
     torch.manual_seed(0)
     configs = (small.config("atss"), small.config("sparse_rcnn"), small.mask2former())
-    return {config.method: config.build().train() for config in configs}
+    return {registry.family_of(config).name: config.build().train() for config in configs}
 
 
 def gradients(network: Any, images: slice) -> dict[str, Tensor]:
     """Of the losses of some of two images, of which one has three objects and the other one."""
     torch.manual_seed(1)
     batch, counts = small.images()[images], (3, 1)[images]
-    if isinstance(network, Detector):
+    if not isinstance(network, Mask2Former):
         targets = [small.target(count) for count in counts]
-        outputs = network.training_outputs(batch, small.SIZES[images], targets)
-        losses = detection.criterion(network.config)(outputs, targets)
+        losses = network.loss(Batch(batch, small.SIZES[images], targets, []))
     else:
         segments = [small.segments(count) for count in counts]
-        losses = mask2former(network.config, network.training_outputs(batch), segments, same_points)
+        losses = mask2former_losses(network.config, network.training_outputs(batch), segments, same_points)
         # A mean over each process's own queries, as in the original; the others are what is shared.
         losses = {name: value for name, value in losses.items() if "cls" not in name}
     network.zero_grad()

@@ -41,4 +41,4 @@ def classifier(shape: dict[str, object], num_classes: int = 5, seed: int = 0) ->
 
 
 def images(model: Classifier, size: int = 64) -> torch.Tensor:
-    return torch.randn(2, model.config.in_chans, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, model.shape.in_chans, size, size, generator=torch.Generator().manual_seed(1))

@@ -213,7 +213,7 @@ def _contents() -> dict[str, bytes]:
     zipped, legacy = io.BytesIO(), io.BytesIO()
     torch.save({"model": model.state_dict(), "epoch": 1}, zipped)
     torch.save({"model": model.state_dict(), "epoch": 1}, legacy, _use_new_zipfile_serialization=False)
-    config = model.classifier_config
+    config = model.config
     header = weights.checkpoint._header(config, weights.checkpoint.ModelCard(name="x", class_names=("a", "b")))
     native = save(model.state_dict(), metadata={"format": "pt", weights.checkpoint.HEADER: header})
     return {"zip.pth": zipped.getvalue(), "legacy.pth": legacy.getvalue(), "native.safetensors": native}

@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def timm_twin(model: Classifier) -> torch.nn.Module:
-    c = model.config
+    c = model.shape
     return TimmFocalNet(
         in_chans=c.in_chans,
         num_classes=model.num_classes,
@@ -39,7 +39,7 @@ def timm_twin(model: Classifier) -> torch.nn.Module:
 
 
 def huggingface_twin(model: Classifier) -> torch.nn.Module:
-    config = transformers.FocalNetConfig(**huggingface.describe(model.classifier_config))
+    config = transformers.FocalNetConfig(**huggingface.describe(model.config))
     return transformers.FocalNetForImageClassification(config).eval()
 
 
@@ -58,7 +58,7 @@ def test_our_weights_give_the_same_logits_in_the_library(library: str, shape: st
     ours = classifier(CONFIGS[shape])
     theirs = TWINS[library](ours)
 
-    theirs.load_state_dict(LAYOUTS[library].from_native(ours.state_dict(), ours.config), strict=True)
+    theirs.load_state_dict(LAYOUTS[library].from_native(ours.state_dict(), ours.shape), strict=True)
 
     x = images(ours)
     torch.testing.assert_close(logits_of(theirs, x), logits_of(ours, x), rtol=1e-5, atol=1e-5)
@@ -77,8 +77,8 @@ def test_the_library_s_weights_give_the_same_logits_in_ours(library: str, shape:
     layout = layouts.detect(theirs.state_dict())
     state_dict, unknown = layout.to_native(theirs.state_dict())
     told = layout.post_norm_of(theirs.state_dict())
-    settings = {"normalize_modulator": reference.config.normalize_modulator}
-    settings["post_norm"] = reference.config.post_norm if told is None else told
+    settings = {"normalize_modulator": reference.shape.normalize_modulator}
+    settings["post_norm"] = reference.shape.post_norm if told is None else told
     config, _ = infer(state_dict, settings=settings)
     ours = config.build().eval()
     ours.load_state_dict(state_dict, strict=True)
@@ -94,7 +94,7 @@ def test_the_library_s_weights_give_the_same_logits_in_ours(library: str, shape:
 def test_round_trips_are_exact(layout: str, shape: str) -> None:
     model = classifier((CONFIGS | ONLY_OURS)[shape])
 
-    theirs = LAYOUTS[layout].from_native(model.state_dict(), model.config)
+    theirs = LAYOUTS[layout].from_native(model.state_dict(), model.shape)
     back, unknown = LAYOUTS[layout].to_native(theirs)
 
     assert unknown == []
@@ -124,9 +124,9 @@ def test_every_architecture_survives_the_round_trip(layout: str, name: str) -> N
 @pytest.mark.parametrize("shape", CONFIGS)
 def test_timm_names_tell_post_norm(shape: str) -> None:
     model = classifier(CONFIGS[shape])
-    theirs = LAYOUTS["timm"].from_native(model.state_dict(), model.config)
+    theirs = LAYOUTS["timm"].from_native(model.state_dict(), model.shape)
 
-    assert LAYOUTS["timm"].post_norm_of(theirs) is model.config.post_norm
+    assert LAYOUTS["timm"].post_norm_of(theirs) is model.shape.post_norm
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_overlapped_stem_of_another_size_is_refused_for_transformers() -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_wrappers_are_taken_off(prefix: str, layout: str) -> None:
     model = classifier(CONFIGS["plain"])
-    theirs = LAYOUTS[layout].from_native(model.state_dict(), model.config)
+    theirs = LAYOUTS[layout].from_native(model.state_dict(), model.shape)
     wrapped = {prefix + key: value for key, value in theirs.items()} | {"text.token_embedding": torch.zeros(1)}
 
     found = layouts.detect(wrapped)
@@ -175,7 +175,7 @@ def test_a_bare_transformers_model_is_recognised() -> None:
 
 def test_the_mask_token_of_a_masked_image_model_is_reported_as_unknown() -> None:
     model = classifier(CONFIGS["plain"])
-    theirs = LAYOUTS["huggingface"].from_native(model.state_dict(), model.config)
+    theirs = LAYOUTS["huggingface"].from_native(model.state_dict(), model.shape)
 
     _, unknown = LAYOUTS["huggingface"].to_native({**theirs, "focalnet.embeddings.mask_token": torch.zeros(1, 1, 8)})
 

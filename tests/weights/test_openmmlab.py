@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from focalnet import weights
+from focalnet import registry, weights
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, ConfigError
-from focalnet.models import DETECTORS, Detector
-from focalnet.models.detectors import METHODS
+from focalnet.models import Model
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
 from focalnet.zoo import load
-from tests.models.small import SIZES, config, images
+from tests.models.small import METHODS, SIZES, config, images
 from tests.parity import openmmlab as golden
 from tests.parity.golden import Case, cases
 
@@ -26,7 +25,7 @@ IMAGES = images()
 CARD = ModelCard(name="mine", class_names=("a", "b", "c"), preprocessing=Preprocessing(image_size=64, max_size=96))
 
 
-def built(method: str, **options: Any) -> Detector[Any, Any, Any]:
+def built(method: str, **options: Any) -> Model[Any, Any]:
     torch.manual_seed(0)
     model = config(method, **options).build().eval()
     model.card = CARD
@@ -58,7 +57,7 @@ def test_our_file_and_theirs_and_back(method: str, tmp_path: Path) -> None:
     assert back.state_dict.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict.items())
     with torch.no_grad():
-        found, expected = (m.detect(IMAGES, SIZES, SIZES) for m in (loaded, model))
+        found, expected = (m.predict(IMAGES, SIZES, SIZES) for m in (loaded, model))
     for ours_, theirs_ in zip(found, expected, strict=True):
         assert torch.equal(ours_.scores, theirs_.scores)
         assert ours_.names == ("a", "b", "c")
@@ -81,7 +80,7 @@ def _gives_what_mmdet_gave(case: Case, folder: Path) -> None:
     model = load(path)
     batch, sizes = golden.images(case)
     with torch.no_grad():
-        found = model.detect(batch, sizes, golden.original_sizes(case))
+        found = model.predict(batch, sizes, golden.original_sizes(case))
     for i, result in enumerate(found):
         golden.assert_detections(result, tensors, f"det_rescaled.{i}")
 
@@ -132,8 +131,9 @@ def test_the_backbone_alone(tmp_path: Path) -> None:
 
 def test_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mask_rcnn_focalnet_tiny_lrf"
-    narrow = {**DETECTORS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
-    monkeypatch.setitem(DETECTORS, name, replace(DETECTORS[name], shape=narrow))
+    variants = registry.family_of(name).variants
+    narrow = {**variants[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(variants, name, replace(variants[name], shape=narrow))
     path = tmp_path / "official.pth"
     model = config("mask_rcnn", **narrow, num_classes=80).build()
     torch.save({"state_dict": model.state_dict()}, path)
@@ -143,7 +143,7 @@ def test_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert loaded.card.class_names[:2] == ("person", "bicycle")
     assert len(loaded.card.class_names) == 80
     assert loaded.card.preprocessing.max_size == 1333
-    assert loaded.config.backbone == DETECTORS[name].config().backbone
+    assert loaded.config.backbone == registry.configure(name).backbone
     assert weights.read(path).architecture == name
     with pytest.raises(CheckpointError, match=r"it is not a mask_rcnn_focalnet_tiny_srf.*it looks like"):
         weights.read(path, architecture="mask_rcnn_focalnet_tiny_srf")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from focalnet import weights
+from focalnet import registry, weights
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, DownloadError
-from focalnet.models import SEGMENTERS, Mask2Former, Mask2FormerConfig, UPerNet, UPerNetConfig
+from focalnet.models import Mask2Former, Mask2FormerConfig, UPerNet, UPerNetConfig
 from focalnet.weights import download
 from focalnet.zoo import load
 from tests.models.small import ORIGINALS, SIZES, images, mask2former, upernet
@@ -49,7 +49,7 @@ def test_our_file_and_theirs_and_back(model: UPerNet, tmp_path: Path) -> None:
     assert back.state_dict.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict.items())
     with torch.no_grad():
-        found, expected = (m.segment(IMAGES, SIZES, ORIGINALS) for m in (loaded, model))
+        found, expected = (m.predict(IMAGES, SIZES, ORIGINALS) for m in (loaded, model))
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.labels, other.labels)
         assert one.names == ("a", "b", "c")
@@ -73,7 +73,7 @@ def test_a_released_file(case: Case, tmp_path: Path) -> None:
     mean, std = (torch.tensor(rule[name])[:, None, None] for name in ("mean", "std"))
     size, original = (tuple(facts["img_meta"][name]) for name in ("img_shape", "ori_shape"))
     with torch.no_grad():
-        (found,) = model.segment(((tensors["img"].float() - mean) / std)[None], [size], [original])
+        (found,) = model.predict(((tensors["img"].float() - mean) / std)[None], [size], [original])
     assert (found.labels == tensors["whole.pred"]).float().mean() > 0.999
 
 
@@ -91,8 +91,9 @@ def test_other_classes_give_new_classifiers(model: UPerNet, tmp_path: Path) -> N
 
 def test_a_published_name(model: UPerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "upernet_focalnet_tiny_lrf"
-    narrow = {**SEGMENTERS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
-    monkeypatch.setitem(SEGMENTERS, name, replace(SEGMENTERS[name], shape=narrow))
+    variants = registry.family_of(name).variants
+    narrow = {**variants[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(variants, name, replace(variants[name], shape=narrow))
     path = tmp_path / "official.pth"
     torch.save({"state_dict": upernet(**narrow, num_classes=150).build().state_dict()}, path)
     monkeypatch.setattr(download, "local_file", lambda _: path)
@@ -197,8 +198,9 @@ def test_mask2formers_of_coco(classes: int, segments: str, things: int, tmp_path
 
 def test_a_named_mask2former_has_the_norms_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mask2former_focalnet_large_fl3"
-    narrow = {**SEGMENTERS[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
-    monkeypatch.setitem(SEGMENTERS, name, replace(SEGMENTERS[name], shape=narrow))
+    variants = registry.family_of(name).variants
+    narrow = {**variants[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(variants, name, replace(variants[name], shape=narrow))
     model = mask2former(**narrow).build()
     torch.save(model.state_dict(), tmp_path / "x.pth")
     read = weights.read(tmp_path / "x.pth")

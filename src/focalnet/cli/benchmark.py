@@ -52,7 +52,7 @@ def benchmark(
         raise UnknownName(
             f'no architecture "{architecture}"{did_you_mean(architecture, VARIANTS)}; "focalnet models" lists all'
         )
-    side = size or VARIANTS[architecture].image_size
+    side = size or VARIANTS[architecture].image_size or 224
     images = torch.rand(batch, 3, side, side, device=place, dtype=getattr(torch, dtype))
 
     def build() -> nn.Module:

@@ -31,11 +31,10 @@ def explain(
     files = find(paths)  # before torch: a mistyped path is told at once
 
     from focalnet import explanations, zoo
-    from focalnet.models import DenseModel
     from focalnet.visualize import draw_kernels, save_image, unique_names
 
     loaded = zoo.load(model)
-    network = loaded.backbone if isinstance(loaded, DenseModel) else loaded
+    network = loaded.backbone
     for file, name in zip(files, unique_names(files), strict=True):
         sheet, *overlays = explanations.explain(network, file, block).save(out / name)
         typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays beside it")

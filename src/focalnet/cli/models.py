@@ -33,8 +33,7 @@ def models(
 
 def _matching(pattern: str) -> list[dict[str, Any]]:
     """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
-    from focalnet.models import NETWORKS
-    from focalnet.models.variants import VARIANTS
+    from focalnet import registry
     from focalnet.weights import catalogue
     from focalnet.zoo import cost, list_models
 
@@ -44,15 +43,15 @@ def _matching(pattern: str) -> list[dict[str, Any]]:
         entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
         chosen = [e for e in entries if whole or fnmatch.fnmatch(e.name, pattern)]
         if whole or chosen:
-            price, variant = cost(name), VARIANTS.get(name)
+            price, variant = cost(name), registry.family_of(name).variants[name]
             listing.append(
                 {
                     "name": name,
                     "params": price.params,
                     "macs": price.macs,
-                    "image_size": variant.image_size if variant else None,
-                    "num_classes": variant.num_classes if variant else NETWORKS[name].config().num_classes,
-                    "source": variant.source if variant else "arXiv 2203.11926",
+                    "image_size": variant.image_size,
+                    "num_classes": registry.configure(name).num_classes,
+                    "source": variant.source,
                     "weights": [_described(entry) for entry in chosen],
                 }
             )

@@ -79,16 +79,16 @@ def predict(
     from focalnet import zoo
     from focalnet.inference import Looks, Predictor
     from focalnet.inference.video import is_video
-    from focalnet.models import DenseModel
     from focalnet.visualize import unique_names
 
     network = zoo.load(model)
     looks = Looks(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
     predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, looks=looks)
     films = [file for file in files if is_video(file)]
-    if films and (out is None or not isinstance(network, DenseModel)):
+    names_whole_images = network.config.output == "classification"
+    if films and (out is None or names_whole_images):
         raise ConfigError(f"{films[0]}: a film needs a detector or segmenter, and --out for the film with the result")
-    results = Results(out, model, Ids(network, annotations) if isinstance(network, DenseModel) else None)
+    results = Results(out, model, None if names_whole_images else Ids(network, annotations))
     names = dict(zip(map(str, files), unique_names(files), strict=True))
     pictures = [file for file in files if file not in films]
     skip = _report_skipped if on_error is OnError.SKIP else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from focalnet.inference.predictor import Noun
-    from focalnet.models.base import DenseModel
+    from focalnet.models import Model
 
 
 class Results:
@@ -93,11 +93,9 @@ class Ids:
         DataError: a file of other classes, or none of annotations.
     """
 
-    def __init__(self, network: DenseModel[Any], annotations: Path | None) -> None:
-        from focalnet.models import Detector
-
+    def __init__(self, network: Model[Any, Any], annotations: Path | None) -> None:
         #: "detection", "semantic", "instance" or "panoptic".
-        self.kind: str = "detection" if isinstance(network, Detector) else network.config.segments
+        self.kind: str = network.config.output
         count = network.config.num_classes
         self.file, self.names = annotations, network.class_names or tuple(f"class {i}" for i in range(count))
         self.things = network.config.things if self.kind == "panoptic" else None

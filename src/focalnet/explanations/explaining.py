@@ -17,9 +17,9 @@ from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
 from focalnet.inference.predictor import SET_CARD, class_names
-from focalnet.models import Classifier, DenseModel
-from focalnet.models.backbone import FocalNetTrunk
-from focalnet.models.classifier import postprocess
+from focalnet.models import Model
+from focalnet.models.backbone import FocalNetBase
+from focalnet.models.classifier import best_classes
 from focalnet.results import Classification
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    model: FocalNetTrunk | str | Path, image: str | Path | bytes | Image, blocks: Sequence[str] | None = None
+    model: FocalNetBase | str | Path, image: str | Path | bytes | Image, blocks: Sequence[str] | None = None
 ) -> Explanation:
     """Shows what a network looked at: gates of each focal level, and the norm of the modulator.
 
@@ -41,9 +41,8 @@ def explain(
         ImageError: the picture cannot be read.
     """
     if isinstance(model, (str, Path)):
-        loaded = zoo.load(model)
-        model = loaded.backbone if isinstance(loaded, DenseModel) else loaded
-    if not isinstance(model, FocalNetTrunk):
+        model = zoo.load(model).backbone
+    if not isinstance(model, FocalNetBase):
         raise ConfigError(f"a {type(model).__name__} is no FocalNet of this library: focalnet.load reads its weights")
     if model.card is None:
         raise ConfigError(f"this {type(model).__name__} does not know how to prepare a picture: {SET_CARD}")
@@ -84,10 +83,10 @@ def seen_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[fl
 
 
 def _maps(
-    name: str, found: BlockRecord, model: FocalNetTrunk, seen: tuple[float, float, float, float], side: int
+    name: str, found: BlockRecord, model: FocalNetBase, seen: tuple[float, float, float, float], side: int
 ) -> BlockMaps:
     """Maps of the block on the CPU, and what they cover: odd sizes drop or add a rim at the right and the bottom."""
-    stride = model.config.strides[int(name.split(".")[1])]
+    stride = model.shape.strides[int(name.split(".")[1])]
     height, width = found.modulator.shape[2:]
     left, top, right, bottom = seen
     x, y = (right - left) * stride / side, (bottom - top) * stride / side
@@ -99,7 +98,8 @@ def _maps(
     )
 
 
-def _prediction(model: FocalNetTrunk, output: torch.Tensor) -> Classification | None:
-    if not isinstance(model, Classifier) or model.num_classes == 0:
+def _prediction(model: FocalNetBase, output: torch.Tensor) -> Classification | None:
+    if not isinstance(model, Model) or model.config.num_classes == 0:
         return None
-    return postprocess(output.cpu(), class_names(model))[0]
+    best: Classification = best_classes(output.cpu(), class_names(model))[0]
+    return best

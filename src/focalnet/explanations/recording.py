@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from focalnet.errors import ConfigError, did_you_mean
-from focalnet.models.backbone import FocalNetTrunk
+from focalnet.models.backbone import FocalNetBase
 from focalnet.nn import FocalModulation, FocalNetBlock
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class BlockRecord:
     modulator: torch.Tensor
 
 
-def block_names(model: FocalNetTrunk) -> list[str]:
+def block_names(model: FocalNetBase) -> list[str]:
     """Names of all blocks, first to last, as in ``model.named_modules()``: ``"layers.0.blocks.0"``, ..."""
     return [name for name, module in model.named_modules() if isinstance(module, FocalNetBlock)]
 
 
 @contextmanager
-def record(model: FocalNetTrunk, blocks: Sequence[str] | None = None) -> Iterator[dict[str, BlockRecord]]:
+def record(model: FocalNetBase, blocks: Sequence[str] | None = None) -> Iterator[dict[str, BlockRecord]]:
     """Records what happens in chosen blocks while the body of the ``with`` statement runs the model.
 
         with torch.inference_mode(), record(model, ["layers.3.blocks.1"]) as records:
@@ -64,7 +64,7 @@ def record(model: FocalNetTrunk, blocks: Sequence[str] | None = None) -> Iterato
         yield records
 
 
-def kernels(model: FocalNetTrunk, blocks: Sequence[str] | None = None) -> dict[str, list[NDArray[np.float32]]]:
+def kernels(model: FocalNetBase, blocks: Sequence[str] | None = None) -> dict[str, list[NDArray[np.float32]]]:
     """Depthwise kernels ``(k, k)`` of each focal level, averaged over channels, by block, as in the paper's figure.
 
     Args:
@@ -78,7 +78,7 @@ def kernels(model: FocalNetTrunk, blocks: Sequence[str] | None = None) -> dict[s
     return {name: [_mean_kernel(layer) for layer in _modulation(model, name).focal_layers] for name in names}
 
 
-def _chosen(model: FocalNetTrunk, blocks: Sequence[str] | None) -> list[str]:
+def _chosen(model: FocalNetBase, blocks: Sequence[str] | None) -> list[str]:
     """The names in network order, each once; default: the last block of each stage."""
     known = block_names(model)
     if blocks is None:
@@ -89,7 +89,7 @@ def _chosen(model: FocalNetTrunk, blocks: Sequence[str] | None) -> list[str]:
     return [name for name in known if name in blocks]
 
 
-def _modulation(model: FocalNetTrunk, name: str) -> FocalModulation:
+def _modulation(model: FocalNetBase, name: str) -> FocalModulation:
     block = model.get_submodule(name)
     assert isinstance(block, FocalNetBlock)
     return block.modulation

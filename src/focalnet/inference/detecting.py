@@ -13,7 +13,7 @@ from focalnet.card import Preprocessing
 from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.errors import ConfigError
 from focalnet.inference.tiling import Looks, Window, merge, windows
-from focalnet.models import Detector
+from focalnet.models import Model
 from focalnet.results import Detections
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Detecting:
         ConfigError: there is no card.
     """
 
-    def __init__(self, network: Detector[Any, Any, Any], looks: Looks, *, min_score: float, batch_size: int) -> None:
+    def __init__(self, network: Model[Any, Any], looks: Looks, *, min_score: float, batch_size: int) -> None:
         if network.card is None:
             raise ConfigError(
                 f"this {type(network).__name__} does not know its classes: set model.card = ModelCard(name=..., "
@@ -81,13 +81,14 @@ class Detecting:
             yield results[0][1] if len(results) == 1 else merge(results, size, limit)
 
     def _find(self, looks: Sequence[Look]) -> Iterator[Detections]:
-        like = next(self.network.parameters())
         sizes = [(look.pixels.shape[-2], look.pixels.shape[-1]) for look in looks]
         originals = [(look.window.height, look.window.width) for look in looks]
         with torch.inference_mode():
-            images = pad([look.pixels for look in looks], self.network.config.size_divisor).to(like)
+            images = pad([look.pixels for look in looks], self.network.config.size_divisor).to(
+                self.network.device, self.network.dtype
+            )
             images = images.contiguous(memory_format=torch.channels_last)
-            results = self.network.detect(images, sizes, originals)
+            results = self.network.predict(images, sizes, originals)
         for result in results:
             yield finished(result, self.min_score, self.class_names)
 

@@ -20,9 +20,8 @@ from focalnet.errors import ConfigError, ImageError
 from focalnet.inference.detecting import Detecting
 from focalnet.inference.segmenting import Segmenting
 from focalnet.inference.tiling import Looks
-from focalnet.models import Classifier, Detector
-from focalnet.models.base import DenseModel, Segmenter
-from focalnet.models.classifier import postprocess
+from focalnet.models import Model, ScoresPixels
+from focalnet.models.classifier import best_classes
 from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
 
 if TYPE_CHECKING:
@@ -82,17 +81,24 @@ class Predictor:
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
         network: nn.Module = zoo.load(model) if isinstance(model, (str, Path)) else model
-        self.batch_size = batch_size or (2 if isinstance(network, DenseModel) else 32)
+        if not isinstance(network, Model) or network.config.num_classes == 0:
+            raise ConfigError(
+                f"this {type(network).__name__} has no classes to name: "
+                "Predictor needs a Classifier, a detector or a segmenter"
+            )
+        output = network.config.output
+        self.batch_size = batch_size or (32 if output == "classification" else 2)
         self._way: _Classifying | Detecting | Segmenting
-        if isinstance(network, Detector):
-            self._way = Detecting(network, looks, min_score=min_score, batch_size=self.batch_size)
-        elif isinstance(network, Segmenter):
-            self._way = Segmenting(network, looks, min_score=min_score, batch_size=self.batch_size)
-        else:
+        if output == "classification":
             self._way = _Classifying(network, top_k)
+        elif output == "detection":
+            self._way = Detecting(network, looks, min_score=min_score, batch_size=self.batch_size)
+        else:
+            assert isinstance(network, ScoresPixels)
+            self._way = Segmenting(network, looks, min_score=min_score, batch_size=self.batch_size)
         self.class_names = self._way.class_names
         self.device = pick_device(device)
-        self.model = network.to(self.device).eval()
+        self.model: Model[Any, Any] = network.to(self.device).eval()
 
     @overload
     def __call__(self, images: Source) -> Noun: ...  # type: ignore[overload-overlap]  # a str is a sequence
@@ -152,12 +158,7 @@ class Predictor:
 class _Classifying:
     """Prepares pictures for a classifier, and names its best classes."""
 
-    def __init__(self, network: nn.Module, top_k: int) -> None:
-        if not isinstance(network, Classifier) or network.num_classes == 0:
-            raise ConfigError(
-                f"this {type(network).__name__} has no classes to name: "
-                "Predictor needs a Classifier, a detector or a segmenter"
-            )
+    def __init__(self, network: Model[Any, Any], top_k: int) -> None:
         if network.card is None:
             raise ConfigError(f"this {type(network).__name__} does not know how to prepare a picture: {SET_CARD}")
         self.network, self.top_k = network, top_k
@@ -168,23 +169,23 @@ class _Classifying:
         """The best classes of each picture."""
         images_BCHW = torch.stack(list(prepared))
         with torch.inference_mode():
-            logits = self.network(images_BCHW.to(next(self.network.parameters())))  # its device and type
-        yield from postprocess(logits, self.class_names, self.top_k)
+            logits = self.network(images_BCHW.to(self.network.device, self.network.dtype))
+        yield from best_classes(logits, self.class_names, self.top_k)
 
 
-def class_names(model: Classifier) -> tuple[str, ...]:
+def class_names(model: Model[Any, Any]) -> tuple[str, ...]:
     """The names on the model's card, or ``"class 0"``, ``"class 1"``, ... where they are unknown.
 
     Raises:
         ConfigError: the card has names for another number of classes.
     """
     known = model.card.class_names if model.card else ()
-    if known and len(known) != model.num_classes:
+    if known and len(known) != model.config.num_classes:
         raise ConfigError(
-            f"this model has {model.num_classes} classes and its card names {len(known)}: "
+            f"this model has {model.config.num_classes} classes and its card names {len(known)}: "
             "set model.card = dataclasses.replace(model.card, class_names=...)"
         )
-    return known or tuple(f"class {label}" for label in range(model.num_classes))
+    return known or tuple(f"class {label}" for label in range(model.config.num_classes))
 
 
 def devices() -> list[str]:

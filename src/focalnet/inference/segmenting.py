@@ -17,9 +17,10 @@ from focalnet.data.detection_transforms import normalise, pad, resized
 from focalnet.errors import ConfigError
 from focalnet.inference.detecting import finished
 from focalnet.inference.tiling import Looks, Window, merge, tiles
-from focalnet.models.base import Segmenter, Size
+from focalnet.models import ScoresPixels
 from focalnet.ops.label_maps import label_map
 from focalnet.results import Detections, PanopticMap, SemanticMap
+from focalnet.samples import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +56,7 @@ class Segmenting:
         ConfigError: there is no card, or the looks cannot be joined.
     """
 
-    def __init__(self, network: Segmenter[Any, Any, Any], looks: Looks, *, min_score: float, batch_size: int) -> None:
+    def __init__(self, network: ScoresPixels[Any, Any], looks: Looks, *, min_score: float, batch_size: int) -> None:
         if network.card is None:
             raise ConfigError(
                 f"this {type(network).__name__} does not know its classes: set model.card = ModelCard(name=..., "
@@ -67,7 +68,7 @@ class Segmenting:
                 f"this model has {count} classes and its card names {named}: "
                 "set model.card = dataclasses.replace(model.card, class_names=...)"
             )
-        self.kind: str = network.config.segments
+        self.kind: str = network.config.output
         if self.kind == "panoptic" and (looks.tile or looks.flip or len(looks.short_sides) > 1):
             raise ConfigError(
                 "tile, flip and several short_sides make no panoptic map: what is one segment in one look may be two "
@@ -142,7 +143,7 @@ class Segmenting:
             sizes = [look.size for _, look in batch]
             originals = [(look.window.height, look.window.width) for _, look in batch]
             with torch.inference_mode():
-                results = self.network.segment(self._pixels(batch), sizes, originals)
+                results = self.network.predict(self._pixels(batch), sizes, originals)
             for result in results:
                 if isinstance(result, Detections):
                     yield finished(result, self.min_score, self.class_names)
@@ -164,7 +165,7 @@ class Segmenting:
             one = normalise(to_pixels.resize(part, list(size), antialias=False), self.preprocessing)
             seen.append(one.flip(-1) if window.mirrored else one)
         images = pad(seen, self.network.config.size_divisor)
-        return images.to(next(self.network.parameters())).contiguous(memory_format=torch.channels_last)
+        return images.to(self.network.device, self.network.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def meeting_size(part: Size, looks: Sequence[Size]) -> Size:
@@ -193,7 +194,7 @@ def mean_scores(scores: Iterable[Tensor], size: Size, *, logits: bool) -> Tensor
     return total / count
 
 
-def slide(network: Segmenter[Any, Any, Any], images_BCHW: Tensor, crop: Size, stride: Size) -> Tensor:
+def slide(network: ScoresPixels[Any, Any], images_BCHW: Tensor, crop: Size, stride: Size) -> Tensor:
     """Class scores ``(B, N, H, W)`` of images seen through a window that slides over them, as mmseg does.
 
     Where windows overlap, the mean of their scores holds. The last window of each row and column is shifted inwards.

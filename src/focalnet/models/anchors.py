@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from focalnet.models.base import Size
 from focalnet.ops.anchors import base_anchors, grid_anchors, inside_image
+from focalnet.samples import Size
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """FocalNet, one class for every task (Yang et al., NeurIPS 2022, arXiv 2203.11926).
 
-``FocalNetTrunk`` is stem and stages; ``FocalNet`` returns its maps, each with its own norm, to any
-dense head; the classifier (``models/classifier.py``) pools its last map. Parameters are named as in
+``FocalNetBase`` is stem and stages; ``FocalNet`` returns its feature maps, each with its own norm, to any
+dense head; the classifier (``models/classifier``) pools its last feature map. Parameters are named as in
 the official classification release, so its state dicts load as they are.
 """
 
@@ -147,7 +147,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """Runs the blocks; the down-sampling is left to the trunk, since heads want the map before it."""
+        """Runs the blocks; the down-sampling is left to the backbone, since heads want the map before it."""
         x = x_BHWC
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
@@ -155,24 +155,24 @@ class Stage(nn.Module):
         return x
 
 
-class FocalNetTrunk(nn.Module):
+class FocalNetBase(nn.Module):
     """Stem and stages: what every FocalNet shares. Not used by itself: see ``FocalNet`` and ``Classifier``.
 
     Offers timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
     layer-wise learning rates) and ``no_weight_decay``.
     """
 
-    def __init__(self, config: FocalNetConfig) -> None:
+    def __init__(self, shape: FocalNetConfig) -> None:
         super().__init__()
-        self.config = config
+        self.shape = shape
         self.card: ModelCard | None = None  # set by whoever loads or trains the weights
         self.frozen_stages: int | None = None
-        self.patch_embed = _patch_embed(config, stage=None)
-        self.pos_drop = nn.Dropout(config.drop_rate)
-        self.layers = nn.ModuleList(_stages(config))
+        self.patch_embed = _patch_embed(shape, stage=None)
+        self.pos_drop = nn.Dropout(shape.drop_rate)
+        self.layers = nn.ModuleList(_stages(shape))
         self.feature_info = tuple(
             FeatureInfo(f"s{stride}", channels, stride)
-            for channels, stride in zip(config.channels, config.strides, strict=True)
+            for channels, stride in zip(shape.channels, shape.strides, strict=True)
         )
 
     @property
@@ -201,7 +201,7 @@ class FocalNetTrunk(nn.Module):
         """
         total = 0
         downsamples = [stage.downsample for stage in self.stages if stage.downsample is not None]
-        config, channels_in = self.config, self.config.in_chans
+        config, channels_in = self.shape, self.shape.in_chans
         for i, embed in enumerate([self.patch_embed, *downsamples]):
             height, width = embed.map_size(height, width)
             dim, levels, window = config.channels[i], config.focal_levels[i], config.focal_windows[i]
@@ -261,17 +261,17 @@ class FocalNetTrunk(nn.Module):
                 "this FocalNet's weights are on meta, where a tensor has no values: give it some by "
                 "load_state_dict(..., assign=True), or by to_empty(device=...) and load_state_dict(...)"
             )
-        if images.ndim != 4 or images.shape[1] != self.config.in_chans:
+        if images.ndim != 4 or images.shape[1] != self.shape.in_chans:
             raise InputError(
-                f"this FocalNet takes images (batch, {self.config.in_chans}, height, width), got "
+                f"this FocalNet takes images (batch, {self.shape.in_chans}, height, width), got "
                 f"{tuple(images.shape)}; other channels need create_model(..., in_chans=...)"
             )
-        least = 1 if self.config.pad_to_stride or self.config.overlapped else self.config.strides[-1]
+        least = 1 if self.shape.pad_to_stride or self.shape.overlapped else self.shape.strides[-1]
         if min(images.shape[2:]) < least:
             raise InputError(f"images of {tuple(images.shape[2:])} pixels are smaller than this FocalNet's {least}")
 
 
-class FocalNet(FocalNetTrunk):
+class FocalNet(FocalNetBase):
     """The backbone of every dense task: an image to a dict of maps, finest first.
 
     ``feature_info`` describes the maps, so that a neck or head never needs channel numbers by hand.
@@ -286,12 +286,17 @@ class FocalNet(FocalNetTrunk):
             self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
         init_weights(self)
 
+    @property
+    def config(self) -> FocalNetConfig:
+        """What it was built from."""
+        return self.shape
+
     def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns ``{"s4": (B, C, H/4, W/4), ...}``: channels first in shape, channels last in memory."""
         maps: dict[str, torch.Tensor] = {}
         for i, x in enumerate(self.forward_stages(images_BCHW)):
             if i in self.out_indices:
-                normed = getattr(self, f"norm{i}")(x) if self.config.out_norms else x
+                normed = getattr(self, f"norm{i}")(x) if self.shape.out_norms else x
                 maps[self.feature_info[len(maps)].name] = normed.permute(0, 3, 1, 2)
         return maps
 

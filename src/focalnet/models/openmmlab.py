@@ -1,9 +1,13 @@
-"""Reading the parts that configurations of mmdet's detectors and mmseg's segmenters have in common."""
+"""Reading what configurations and state dicts of mmdet's detectors and mmseg's segmenters have in common."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetConfig
@@ -122,3 +126,15 @@ def same(values: Sequence[Any], what: str) -> Any:
     if any(value != values[0] for value in values):
         raise ConfigError(f"{what} must be the same in every part, not {list(values)}")
     return values[0]
+
+
+def neck_of(tensors: Mapping[str, Tensor], published: FPNConfig) -> FPNConfig:
+    """The pyramid that the shapes of tensors describe; what they do not tell is as published."""
+    convs = count(tensors, r"neck\.fpn_convs\.\d+\.conv\.weight")
+    levels = convs if published.extra == "conv" else max(published.levels, convs)  # pooled levels have no weights
+    return replace(published, channels=tensors["neck.fpn_convs.0.conv.weight"].shape[0], levels=levels)
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many keys match a regular expression."""
+    return sum(re.fullmatch(pattern, key) is not None for key in tensors)

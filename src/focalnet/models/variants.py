@@ -7,25 +7,28 @@ and thinner ones also have overlapped embedding: only then do they have the para
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named architecture: ``shape`` are the keyword arguments of ``FocalNetConfig``.
+    """A published network.
 
     Args:
-        shape: what differs from the defaults of ``FocalNetConfig``.
-        num_classes: outputs of the published classifier.
-        image_size: side in pixels of the images it was published for.
+        shape: of its backbone: what differs from the defaults of ``FocalNetConfig``.
+        num_classes: as published; None for the default of the network's configuration.
+        image_size: side in pixels of the square images that it was published for; None where sizes vary.
         source: where the shape was published.
+        backbone: name of the backbone among ``VARIANTS``.
     """
 
     shape: dict[str, Any] = field(repr=False)
-    num_classes: int = 1000
-    image_size: int = 224
+    num_classes: int | None = 1000
+    image_size: int | None = 224
     source: str = "arXiv 2203.11926"
+    backbone: str = ""
 
 
 def _levels(levels: int, window: int = 3, stages: int = 4) -> dict[str, Any]:
@@ -82,3 +85,30 @@ VARIANTS: dict[str, Variant] = {
     "focalnet_nano_patch1": _ours(48, (2, 2), patch=1, size=8, classes=10),
     "focalnet_nano_patch4": _ours(64, (2, 4, 2), patch=4, size=64, classes=100),
 }
+
+BACKBONES = tuple(name for name, variant in VARIANTS.items() if len(variant.shape["depths"]) > 2)
+"""Every FocalNet with at least three feature maps."""
+
+
+def dense_variants(family: str, shape: Callable[[str], dict[str, Any]]) -> dict[str, Variant]:
+    """A family of dense-prediction networks on every backbone that has the feature maps for it.
+
+    Args:
+        family: its name, which those of its networks begin with.
+        shape: of a backbone, by its name.
+    """
+    return {f"{family}_{name}": Variant(shape(name), None, None, backbone=name) for name in BACKBONES}
+
+
+def dense_shape(backbone: str, *, four_windows: tuple[int, int, int, int] = (9, 9, 9, 9)) -> dict[str, Any]:
+    """The published shape as the official dense code has it: larger first kernels, odd sizes and stems padded.
+
+    Args:
+        backbone: a name of ``VARIANTS``.
+        four_windows: first kernel size of each stage; 9 for all where there are not four.
+    """
+    shape = {**VARIANTS[backbone].shape, "pad_to_stride": True}
+    stages = len(shape["depths"])
+    shape["focal_windows"] = four_windows if stages == 4 else (9,) * stages
+    shape.setdefault("stem_padding", 3)
+    return shape

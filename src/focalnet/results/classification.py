@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Classification:
         names: class names.
         path: the file it was read from, if any.
         image: the picture itself, for drawing; not part of equality.
+        logits: ``(N,)`` of all classes, by index; not part of equality, nor of ``to_dict``.
     """
 
     labels: tuple[int, ...]
@@ -27,6 +29,7 @@ class Classification:
     names: tuple[str, ...]
     path: str | None = None
     image: Image | None = field(default=None, repr=False, compare=False)
+    logits: Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``focalnet predict`` writes them to JSON."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as pl
@@ -11,13 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from focalnet import zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.models.backbone import FocalNetTrunk
+from focalnet.models.base import Model, TaskName
 from focalnet.tasks.callbacks import Inspector
 from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
 
@@ -58,10 +58,8 @@ class Task(pl.LightningModule, ABC):
         seed: of everything random; linked to ``seed_everything``.
     """
 
-    network: Any
-    network_type: ClassVar[type[nn.Module] | tuple[type[nn.Module], ...]]
-    kind: ClassVar[str]
-    """What messages call such a network."""
+    network: Model[Any, Any]
+    name: ClassVar[TaskName]
     inspector: ClassVar[type[Inspector]]
 
     def __init__(
@@ -88,27 +86,28 @@ class Task(pl.LightningModule, ABC):
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
         self.average: ModelEmaV3 | None = None
 
-    def build(self, num_classes: int) -> Any:
-        """The network with its initial weights.
+    def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
+        """The network with its initial weights, which gives what this task measures.
+
+        Args:
+            num_classes: of the data.
+            num_things: so many of the first classes are objects, the others stuff; None where all are.
 
         Raises:
-            ConfigError: the name is of another kind of network.
+            ConfigError: a network that cannot do the task.
         """
+        wanted = {"num_classes": num_classes, "task": self.name, "num_things": num_things, **self.options}
+        network: Model[Any, Any]
         if self.architecture is not None:
-            network: Any = zoo.create_model(self.architecture, num_classes=num_classes, **self.options)
+            network = zoo.create_model(self.architecture, **wanted)
         else:
-            network = zoo.load(str(self.weights), num_classes=num_classes, **self.options)
-        if not isinstance(network, self.network_type):
-            raise ConfigError(f"{self.architecture or self.weights} is no {self.kind}")
+            network = zoo.load(str(self.weights), **wanted)
         return network.train()
 
-    @abstractmethod
-    def blank(self) -> Any:
+    def blank(self) -> Model[Any, Any]:
         """A network of the same shape as the task's, to be filled with its weights."""
-
-    @abstractmethod
-    def trunk(self) -> FocalNetTrunk:
-        """The backbone within the network."""
+        network: Model[Any, Any] = self.network.config.build()
+        return network
 
     @property
     def trained(self) -> Any:
@@ -131,16 +130,22 @@ class Task(pl.LightningModule, ABC):
         if hasattr(self, "network"):  # Lightning calls this again before a second stage
             return
         torch.manual_seed(self.seed)
-        self.network = self.build(self.data.num_classes)
-        self.trunk().patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
+        self.network = self.build(self.data.num_classes, self.num_things())
+        self.data.size_divisor = self.network.config.size_divisor  # loaders, which pad, are made after this
+        backbone = self.network.backbone
+        backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
         if self.freeze_stages is not None:
-            self.trunk().freeze(self.freeze_stages)
-        self.trunk().set_grad_checkpointing(self.grad_checkpointing)
+            backbone.freeze(self.freeze_stages)
+        backbone.set_grad_checkpointing(self.grad_checkpointing)
         if self.ema_decay is not None:
             self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
         self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
         if self.compile_network:
-            self.trunk().compile()  # in place; a classifier is its own backbone, others call theirs in training
+            backbone.compile()  # in place; a classifier is its own backbone, others call theirs in training
+
+    def num_things(self) -> int:
+        """So many of the first classes of the data are objects, the others stuff."""
+        return int(self.data.num_classes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
@@ -176,6 +181,14 @@ class Task(pl.LightningModule, ABC):
     def data(self) -> Any:
         """The run's data module."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def total(self, losses: Mapping[str, torch.Tensor], images: int) -> torch.Tensor:
+        """The sum of the terms of a batch; all are logged."""
+        if len(losses) > 1:
+            self.log_dict({f"train_{name}_step": value.detach() for name, value in losses.items()})
+        loss = torch.stack(list(losses.values())).sum()
+        self.log_training(loss, images)
+        return loss
 
     def log_training(self, loss: torch.Tensor, images: int) -> None:
         """Logs the loss, by step and by epoch, and the learning rate."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
 from focalnet.errors import ConfigError
-from focalnet.models import Classifier
-from focalnet.models.backbone import FocalNetTrunk
-from focalnet.samples import ClassificationBatch
+from focalnet.samples import Batch
 from focalnet.tasks.base import Task
 from focalnet.tasks.callbacks import Predictions
 from focalnet.tasks.mix import MixConfig
@@ -25,9 +24,7 @@ class ClassificationTask(Task):
         kwargs: those of ``Task``.
     """
 
-    network: Classifier
-    network_type = Classifier
-    kind = "classifier"
+    name = "classification"
     inspector = Predictions
 
     def __init__(self, *, mix: MixConfig = MixConfig(), label_smoothing: float = 0.0, **kwargs: Any) -> None:  # noqa: B008
@@ -36,34 +33,35 @@ class ClassificationTask(Task):
             raise ConfigError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
         self.mix, self.label_smoothing = mix, label_smoothing
 
-    def blank(self) -> Classifier:
-        return self.network.classifier_config.build()
-
-    def trunk(self) -> FocalNetTrunk:
-        return self.network
-
     def configure_model(self) -> None:
         super().configure_model()
-        self.mixer = self.mix.build(self.network.num_classes)
+        self.mixer = self.mix.build(self.network.config.num_classes)
 
-    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch[int], batch_idx: int) -> torch.Tensor:
         self.reseed(batch_idx)
-        images, labels = batch["images"], batch["labels"]
+        images, targets = batch.images, cast("torch.Tensor", batch.targets)
         if self.mixer is not None and self._mixes_now():
             if len(images) % 2:
                 raise ConfigError(f"mixup and cutmix need even batches, not of {len(images)} images: --data.batch_size")
-            images, labels = self.mixer(images, labels)
-        logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        self.log_training(loss, len(images))
-        return loss
+            images, targets = self.mixer(images, targets)
+        batch = replace(batch, images=images, targets=cast("Any", self._smoothed(targets)))
+        return self.total(self.network.loss(batch), len(images))
+
+    def _smoothed(self, targets: torch.Tensor) -> torch.Tensor:
+        """Label smoothing: shares of each class ``(B, num_classes)``; without it, the targets as they are."""
+        if not self.label_smoothing:
+            return targets
+        classes = self.network.config.num_classes
+        shares: torch.Tensor = targets if targets.ndim == 2 else F.one_hot(targets, classes).float()
+        smoothed: torch.Tensor = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
+        return smoothed
 
     def _mixes_now(self) -> bool:
         return self.current_epoch < (self.trainer.max_epochs or 0) - self.mix.clean_epochs
 
-    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> torch.Tensor:
+    def validation_step(self, batch: Batch[int], batch_idx: int) -> torch.Tensor:
         """Returns logits ``(B, num_classes)``."""
-        images, labels = batch["images"], batch["labels"]
+        images, labels = batch.images, cast("torch.Tensor", batch.targets)
         logits: torch.Tensor = self.trained(images.contiguous(memory_format=torch.channels_last)).float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         metrics = {"val_loss": F.cross_entropy(logits, labels), "top1": 100.0 * best[:, 0].float().mean()}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from focalnet.errors import ConfigError
-from focalnet.losses import detection, segmentation
 from focalnet.metrics.coco import CocoMetric, summary
 from focalnet.metrics.instances import found_map, true_map
 from focalnet.metrics.panoptic import PanopticQuality, PanopticResult
-from focalnet.models import Detector, Mask2Former
+from focalnet.models.base import Model
 from focalnet.results import Detections
-from focalnet.samples import DetectionBatch
+from focalnet.samples import Batch, ObjectTarget
 from focalnet.tasks.dense import DenseTask
 from focalnet.tasks.detection_found import DetectionPredictions
 
@@ -23,48 +20,28 @@ from focalnet.tasks.detection_found import DetectionPredictions
 class DetectionTask(DenseTask):
     """Trains a detector: Mask R-CNN, Cascade Mask R-CNN, ATSS or Sparse R-CNN; or Mask2Former to find objects."""
 
-    network: Detector[Any, Any, Any] | Mask2Former
-    network_type = (Detector, Mask2Former)
-    kind = "detector"
+    name = "detection"
     inspector = DetectionPredictions
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if isinstance(self.network, Mask2Former):
-            if not self.data.masks:
-                raise ConfigError("Mask2Former finds objects by their masks: data.masks must be true")
-            self.ask_for("instance")
-            self.criterion: Any = segmentation.criterion(self.network.config)
-        else:
-            self.criterion = detection.criterion(self.network.config)
-
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
-        self.reseed(batch_idx)
-        images = batch["images"].contiguous(memory_format=torch.channels_last)
-        return self.total(self._losses(images, batch), len(images))
-
-    def _losses(self, images: Tensor, batch: DetectionBatch) -> Mapping[str, Tensor]:
-        targets = batch["targets"]
-        if isinstance(self.network, Mask2Former):
-            outputs: Any = self.network.training_outputs(images)
-            return cast("Mapping[str, Tensor]", self.criterion(outputs, [target.segments() for target in targets]))
-        outputs = self.network.training_outputs(images, batch["sizes"], targets)
-        return cast("Mapping[str, Tensor]", self.criterion(outputs, targets))
+    def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
+        network = super().build(num_classes, num_things)
+        if network.config.learns_masks and not self.data.masks:
+            raise ConfigError(f"a {type(network).__name__} learns masks: data.masks must be true")
+        return network
 
     def on_validation_epoch_start(self) -> None:
-        samples, masks = self.data.samples["val"], self.finds_masks and self.data.masks
+        samples, masks = self.data.samples["val"], self.network.config.learns_masks and self.data.masks
         self.metric = CocoMetric(samples.coco.to_coco(samples.images), masks=masks)
         self.quality = PanopticQuality(self.data.class_names, self.data.num_classes) if masks else None
 
-    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> dict[str, list[Detections]]:
+    def validation_step(self, batch: Batch[ObjectTarget], batch_idx: int) -> dict[str, list[Detections]]:
         """Returns the objects found in each image, as ``found``."""
-        images = batch["images"].contiguous(memory_format=torch.channels_last)
-        network: Any = self.trained
-        find: Any = network.segment if isinstance(network, Mask2Former) else network.detect
-        found: list[Detections] = find(images, batch["sizes"], batch["original_sizes"])
-        self.metric.update(found, batch["image_ids"])
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        found: list[Detections] = self.trained.predict(images, batch.sizes, batch.original_sizes)
+        ids = [info.image_id for info in batch.infos]
+        self.metric.update(found, ids)
         if self.quality is not None:
-            annotated = (self.data.samples["val"].annotated_masks(number) for number in batch["image_ids"])
+            annotated = (self.data.samples["val"].annotated_masks(number) for number in ids)
             self.quality.update(map(found_map, found), (true_map(*objects) for objects in annotated))
         return {"found": found}
 
@@ -79,8 +56,3 @@ class DetectionTask(DenseTask):
         if self.segmented is not None:
             shown |= {name: value for name, value in self.segmented.summary().items() if name == "pq_things"}
         self.log_dict(shown, sync_dist=False)
-
-    @property
-    def finds_masks(self) -> bool:
-        """Whether the network segments the objects it finds."""
-        return isinstance(self.network, Mask2Former) or bool(getattr(self.network.config, "masks", False))

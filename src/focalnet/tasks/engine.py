@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -24,12 +24,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
-from focalnet import weights
+from focalnet import registry, weights
 from focalnet.errors import ConfigError, TrainingError
 from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
-from focalnet.models import Classifier
-from focalnet.models.base import DenseModel
+from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
 from focalnet.tasks.base import Data, Task
 from focalnet.tasks.callbacks import HEADLINE, Inspector, Progress, StopAtNaN, headline
@@ -39,10 +38,6 @@ from focalnet.tasks.options import Options
 from focalnet.tasks.report import write_report
 
 log = logging.getLogger(__name__)
-
-
-#: What is trained and measured.
-Network: TypeAlias = "Classifier | DenseModel[Any]"
 
 
 class Run(NamedTuple):
@@ -108,7 +103,7 @@ class _Opening(pl.Callback):
             trainer.logger = TensorBoardLogger(self.folder.root, name="", version=version, default_hp_metric=False)
 
 
-def validate(recipe: Mapping[str, Any], model: Network) -> dict[str, Any]:
+def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> dict[str, Any]:
     """Measures a network on the validation images of a recipe.
 
     Returns:
@@ -119,10 +114,11 @@ def validate(recipe: Mapping[str, Any], model: Network) -> dict[str, Any]:
     """
     with explained():
         run = _build(Options(recipe), None)
-        if not isinstance(model, run.task.network_type):
+        family = registry.family_of(model)
+        if run.task.name not in family.tasks:
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.setup("validate")
-        known = model.config.num_classes if isinstance(model, DenseModel) else model.num_classes
+        known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
         return _measure(run, model).summary()
@@ -201,7 +197,7 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def _measure(run: Run, network: Network) -> Inspector:
+def _measure(run: Run, network: Model[Any, Any]) -> Inspector:
     run.task.network = network
     predictions = run.task.inspector()
     run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
@@ -209,11 +205,11 @@ def _measure(run: Run, network: Network) -> Inspector:
     return predictions
 
 
-def _kept_network(task: Task, folder: RunFolder) -> Network:
+def _kept_network(task: Task, folder: RunFolder) -> Model[Any, Any]:
     """What ``task.trained`` is, read from the checkpoint: there it is whole, however it was trained."""
     state = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network." if task.average is None else "average.module."
-    network = cast("Network", task.blank())
+    network = task.blank()
     network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     return network
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.data.detection_transforms import pad
 from focalnet.errors import ConfigError
 from focalnet.inference.segmenting import check_window, mean_scores, meeting_size, slide
-from focalnet.losses.segmentation import criterion
 from focalnet.metrics.semantic import SemanticMetric
-from focalnet.models import Mask2Former, Segmenter
-from focalnet.models.base import Size
 from focalnet.ops.label_maps import label_map
 from focalnet.results import SemanticMap
-from focalnet.samples import IGNORED, LabelMapTarget, SemanticBatch
-from focalnet.tasks.dense import DenseTask
+from focalnet.samples import Batch, LabelMapTarget, Size
+from focalnet.tasks.dense import DenseTask, padded
 from focalnet.tasks.semantic_found import SemanticPredictions
 
 logger = logging.getLogger(__name__)
@@ -54,9 +48,7 @@ class SemanticTask(DenseTask):
         kwargs: those of ``DenseTask``.
     """
 
-    network: Segmenter[Any, Any, Any]
-    network_type = Segmenter
-    kind = "segmenter"
+    name = "semantic"
     inspector = SemanticPredictions
 
     def __init__(self, *, slide: SlideConfig | None = None, flip: bool = False, **kwargs: Any) -> None:
@@ -66,32 +58,22 @@ class SemanticTask(DenseTask):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if isinstance(self.network, Mask2Former):
-            self.ask_for("semantic")
-        self.criterion = criterion(self.network.config)
         if self.slide is not None:
             check_window((self.slide.crop,) * 2, self.network.config.size_divisor, "model.slide: crop")
-
-    def training_step(self, batch: SemanticBatch, batch_idx: int) -> Tensor:
-        self.reseed(batch_idx)
-        images = padded(batch["images"], self.network.config.size_divisor)
-        outputs = self.network.training_outputs(images)
-        losses = self.criterion(outputs, self._targets(batch["labels"], images))
-        return self.total(losses, len(images))
 
     def on_validation_epoch_start(self) -> None:
         self.metric = SemanticMetric(self.data.num_classes)
 
-    def validation_step(self, batch: SemanticBatch, batch_idx: int) -> dict[str, list[SemanticMap]]:
+    def validation_step(self, batch: Batch[LabelMapTarget], batch_idx: int) -> dict[str, list[SemanticMap]]:
         """Returns the classes of each image's pixels, as ``found``."""
-        looks = [(batch["images"], batch["sizes"]), *batch["others"]]
-        ways = [(*look, mirrored) for look in looks for mirrored in ((False, True) if self.flip else (False,))]
-        scores = zip(*(self._scores(*way) for way in ways), strict=True)
+        sizes = [(batch.images, batch.sizes), *((view.images, view.sizes) for view in batch.views)]
+        views = [(*view, mirrored) for view in sizes for mirrored in ((False, True) if self.flip else (False,))]
+        scores = zip(*(self._scores(*view) for view in views), strict=True)
         found = [
             SemanticMap(label_map(self._mean(of_one, original), original), self.trained.class_names)
-            for of_one, original in zip(scores, batch["original_sizes"], strict=True)
+            for of_one, original in zip(scores, batch.original_sizes, strict=True)
         ]
-        self.metric.update(found, batch["labels"])
+        self.metric.update(found, [target.labels for target in batch.targets])
         return {"found": found}
 
     def on_validation_epoch_end(self) -> None:
@@ -123,17 +105,3 @@ class SemanticTask(DenseTask):
             return looks[0]
         size = meeting_size(original, [(one.shape[1], one.shape[2]) for one in looks])
         return mean_scores(looks, size, logits=self.trained.scores_are_logits)
-
-    def _targets(self, labels: Sequence[Tensor], images: Tensor) -> Any:
-        """What the losses take: maps of the images' size, or for Mask2Former a mask for each class in an image."""
-        height, width = images.shape[-2:]
-        maps = torch.stack(
-            [F.pad(one, (0, width - one.shape[1], 0, height - one.shape[0]), value=IGNORED) for one in labels]
-        )
-        return [LabelMapTarget(one).segments() for one in maps] if isinstance(self.network, Mask2Former) else maps
-
-
-def padded(images_BCHW: Tensor, divisor: int) -> Tensor:
-    """Zeros at the right and below, so that the sides are multiples of a divisor; in the memory networks like best."""
-    height, width = (math.ceil(side / divisor) * divisor - side for side in images_BCHW.shape[-2:])
-    return F.pad(images_BCHW, (0, width, 0, height)).contiguous(memory_format=torch.channels_last)

@@ -16,21 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import CheckpointError, ConfigError, FocalNetError
+from focalnet.errors import CheckpointError, ConfigError, FocalNetError, did_you_mean
 from focalnet.files import write
 from focalnet.models import (
-    NETWORKS,
-    ATSSConfig,
-    CascadeRCNNConfig,
-    Classifier,
     ClassifierConfig,
-    DenseConfig,
-    DenseModel,
-    Mask2FormerConfig,
-    MaskRCNNConfig,
-    SparseRCNNConfig,
-    UPerNetConfig,
+    Model,
+    ModelConfig,
 )
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
@@ -41,19 +34,9 @@ from focalnet.weights.labels import class_names
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
 from focalnet.weights.report import Report, compare
 
-Config = ClassifierConfig | FocalNetConfig | DenseConfig
-Model = Classifier | FocalNet | DenseModel[Any]
+Config = FocalNetConfig | ModelConfig
 
-_KINDS: dict[str, type[ClassifierConfig] | type[FocalNetConfig] | type[DenseConfig]] = {
-    "classifier": ClassifierConfig,
-    "backbone": FocalNetConfig,
-    "mask_rcnn": MaskRCNNConfig,
-    "cascade_rcnn": CascadeRCNNConfig,
-    "atss": ATSSConfig,
-    "sparse_rcnn": SparseRCNNConfig,
-    "upernet": UPerNetConfig,
-    "mask2former": Mask2FormerConfig,
-}
+BACKBONE = "backbone"  # kind of a file with a backbone alone, which is of no family
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
 _TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # rates, and a value that is only initial
 
@@ -90,12 +73,12 @@ class Checkpoint:
 
     @property
     def backbone(self) -> FocalNetConfig:
-        """The shape of the trunk, whatever was saved."""
+        """The shape of the backbone, whatever was saved."""
         return _backbone(self.config)
 
     @property
     def backbone_state_dict(self) -> dict[str, Tensor]:
-        """The tensors of the trunk, of a classifier with those of its head."""
+        """The tensors of the backbone, of a classifier with those of its head."""
         return _trunk(self.config, self.state_dict)
 
     @property
@@ -107,7 +90,7 @@ class Checkpoint:
     def settings(self) -> dict[str, Any]:
         """What the network computes with, by dotted names, and how its images are prepared and its classes called."""
         card = {"preprocessing": dataclasses.asdict(self.card.preprocessing), "class_names": self.card.class_names}
-        every = dict(_leaves({**dataclasses.asdict(self.config), **card}))
+        every = dict(_leaves({**_plain(self.config), **card}))
         return {name: value for name, value in every.items() if name.rpartition(".")[2] not in _TRAINING_ONLY}
 
     def report(self) -> Report:
@@ -163,15 +146,14 @@ def fetch(name: str, **settings: Any) -> Checkpoint:
     )
 
 
-def save(model: Model, path: str | Path) -> Path:
+def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
     """Writes a model's weights, configuration and card as one safetensors file, atomically.
 
     Raises:
         CheckpointError: the file cannot be written; nothing half written is left.
     """
-    config = model.classifier_config if isinstance(model, Classifier) else model.config
     card = model.card or ModelCard(name=Path(path).stem)
-    return write_safetensors(path, model.state_dict(), {HEADER: _header(config, card)})
+    return write_safetensors(path, model.state_dict(), {HEADER: _header(model.config, card)})
 
 
 def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
@@ -195,14 +177,14 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         card = dataclasses.replace(checkpoint.card, source=origin)
         return write_safetensors(path, stored, {HEADER: _header(config, card)})
     if layout == openmmlab.NAME:
-        if not isinstance(config, DenseConfig):
+        if isinstance(config, FocalNetConfig) or registry.family_of(config).layout is None:
             raise CheckpointError(f"{checkpoint.path}: only a detector or segmenter has the layout {layout}")
         beside = openmmlab.describe(config, checkpoint.card.class_names)
         if path.suffix == ".safetensors":
             return write_safetensors(path, stored, {})
         return write_pickle(path, stored, section="state_dict", beside=beside)
     if not isinstance(config, ClassifierConfig):
-        what = "bare backbone" if isinstance(config, FocalNetConfig) else f"{config.kind}, which has openmmlab's"
+        what = "bare backbone" if isinstance(config, FocalNetConfig) else f"{_title(config)}, which has openmmlab's"
         raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a {what}")
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
@@ -275,13 +257,10 @@ def _read_dense(
     config, name = openmmlab.infer(inside, architecture=architecture, settings=settings)
     with torch.device("meta"):
         wanted = config.build().state_dict()
-    published = [entry for entry in entries().values() if entry.network]
-    twin = next((entry for entry in published if entry.network == name), None)
-    # Published or not, images of one kind of network were all prepared alike, and of the same classes; mmdet's
-    # Mask2Former has those of its detectors.
-    kind = "detector" if isinstance(config, Mask2FormerConfig) else config.kind
-    like = twin or next(entry for entry in published if NETWORKS[str(entry.network)].config_class.kind == kind)
-    names = openmmlab.class_names(raw.content) or (class_names(like.labels) if name else ())
+    twin = next((entry for entry in entries().values() if entry.network == name), None) if name else None
+    family = registry.family_of(config)
+    labels = twin.labels if twin else family.labels
+    names = openmmlab.class_names(raw.content) or (class_names(labels) if name and labels else ())
     checkpoint = Checkpoint(
         path=raw.path,
         layout=openmmlab.NAME,
@@ -290,7 +269,7 @@ def _read_dense(
         card=ModelCard(
             name=name or raw.path.stem,
             class_names=names if len(names) == config.num_classes else (),
-            preprocessing=like.preprocessing,
+            preprocessing=twin.preprocessing if twin else family.preprocessing,
             source=raw.path.name,
         ),
         architecture=name,
@@ -303,7 +282,7 @@ def _read_dense(
 def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
     try:
         header = json.loads(raw.metadata[HEADER])
-        config = _KINDS[header["kind"]].from_dict(header["config"])
+        config = _config_class(header["kind"]).from_dict(header["config"])
         card = _card_from(header["card"])
         traced = shapes.trace(_trunk(config, raw.tensors))
         if architecture:
@@ -342,17 +321,39 @@ def _backbone(config: Config) -> FocalNetConfig:
 
 
 def _trunk(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return openmmlab.backbone_of(tensors) if isinstance(config, DenseConfig) else dict(tensors)
+    whole = isinstance(config, FocalNetConfig | ClassifierConfig)  # a classifier is its own backbone
+    return dict(tensors) if whole else openmmlab.backbone_of(tensors)
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     backbone = FocalNetConfig.from_dict({**dataclasses.asdict(_backbone(config)), **settings})
-    return backbone if isinstance(config, FocalNetConfig) else dataclasses.replace(config, backbone=backbone)
+    return backbone if isinstance(config, FocalNetConfig) else config.with_backbone(backbone)
 
 
 def _header(config: Config, card: ModelCard) -> str:
-    kind = next(name for name, cls in _KINDS.items() if type(config) is cls)
-    return json.dumps({"kind": kind, "config": dataclasses.asdict(config), "card": dataclasses.asdict(card)})
+    kind = BACKBONE if isinstance(config, FocalNetConfig) else registry.family_of(config).file_kind
+    return json.dumps({"kind": kind, "config": _plain(config), "card": dataclasses.asdict(card)})
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config) if isinstance(config, FocalNetConfig) else config.to_dict()
+
+
+def _config_class(kind: str) -> type[FocalNetConfig] | type[ModelConfig]:
+    """Of what the header of a file names."""
+    if kind == BACKBONE:
+        return FocalNetConfig
+    known = {family.file_kind: family.config for family in registry.families()}
+    if kind not in known:
+        raise CheckpointError(
+            f'it holds a "{kind}", which this version has no network for{did_you_mean(kind, known)}: update focalnet, '
+            "or import the module that registers it"
+        )
+    return known[kind]
+
+
+def _title(config: ModelConfig) -> str:
+    return {"detection": "detector"}.get(config.output, "segmenter")
 
 
 def _card_from(values: Mapping[str, Any]) -> ModelCard:

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from focalnet.errors import CheckpointError
-from focalnet.models import Classifier, ClassifierConfig
+from focalnet.models import Classifier
 
 UNUSED = "(unused)"
 UNUSED_INDEX = 850
@@ -69,7 +69,7 @@ def cut_to_imagenet1k(model: Classifier) -> Classifier:
             f"this one has {model.num_classes}"
         )
     with torch.device("meta"):
-        cut = ClassifierConfig(backbone=model.config, num_classes=1000).build()
+        cut = dataclasses.replace(model.config, num_classes=1000).build()
     weights = model.state_dict()
     weights |= {key: weights[key][:1000].clone() for key in ("head.weight", "head.bias")}
     cut.load_state_dict(weights, assign=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
+from focalnet.kernels.fuse import fuse
 from focalnet.models import openmmlab
-from focalnet.models.base import DetectorConfig, Method
+from focalnet.models.base import DetectorConfig
 from focalnet.nn.fpn import FPNConfig
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ class ATSSConfig(DetectorConfig):
         candidates: best pairs of anchor and class of each level that become boxes.
         nms_threshold: IoU from which the better box of the same class suppresses another.
     """
-
-    method: ClassVar[Method] = "atss"
 
     neck: FPNConfig = FPNConfig(extra="conv")  # noqa: RUF009 (frozen)
     convs: int = 4
@@ -81,4 +80,4 @@ class ATSSConfig(DetectorConfig):
     def build(self) -> ATSS:
         from focalnet.models.atss.network import ATSS  # built from this configuration
 
-        return ATSS(self)
+        return fuse(ATSS(self))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from focalnet.models.atss import ATSSConfig, ATSSOutputs
 
 
-def atss(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
+def losses(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Focal loss of the classes; GIoU of the boxes, central ones first; cross entropy of the centerness.
 
     Classes and centerness are divided by the number of anchors with an object, boxes by the sum of their centerness.

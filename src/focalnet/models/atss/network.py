@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from focalnet.models.anchors import AnchorGrid
 from focalnet.models.atss.config import ATSSConfig
-from focalnet.models.base import Detector, Size, check_sizes
+from focalnet.models.atss.loss import losses
+from focalnet.models.backbone import FocalNet
+from focalnet.models.base import Model, check_sizes
 from focalnet.nn.conv import ConvNorm
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import anchors, boxes
 from focalnet.results import Detections
-from focalnet.samples import ObjectTarget
+from focalnet.samples import Batch, ObjectTarget, Size
 
 _PRIOR = 0.01  # share of cells that hold an object, as the classifier assumes at the start
 
@@ -90,12 +92,15 @@ class ATSSHead(nn.Module):
         return scores, deltas, centerness
 
 
-class ATSS(Detector[ATSSConfig, ATSSOutputs, ATSSOutputs]):
+class ATSS(Model[ATSSConfig, ATSSOutputs]):
     """A class, a box and a centerness at every cell of a pyramid."""
 
+    takes_sizes = True
+
     def __init__(self, config: ATSSConfig) -> None:
-        super().__init__(config)
-        self.backbone = config.backbone.build()
+        super().__init__()
+        self.config = config
+        self.backbone = FocalNet(config.backbone)
         self.neck = config.neck.build(self.backbone.feature_info)
         self.bbox_head = ATSSHead(config, self.neck.feature_info)
         self.grid = AnchorGrid(config.anchor_scale, (1.0,), tuple(m.stride for m in self.neck.feature_info))
@@ -107,11 +112,8 @@ class ATSS(Detector[ATSSConfig, ATSSOutputs, ATSSOutputs]):
         scores, deltas, centerness = self.bbox_head(maps)
         return ATSSOutputs(scores, deltas, centerness, self.grid(maps), inside)
 
-    def training_outputs(
-        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]
-    ) -> ATSSOutputs:
-        outputs: ATSSOutputs = self(images_BCHW, sizes)
-        return outputs
+    def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
+        return losses(self.config, self(batch.images, batch.sizes), batch.targets)
 
     def postprocess(
         self, outputs: ATSSOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

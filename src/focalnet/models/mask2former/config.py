@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
+from focalnet.kernels.fuse import fuse
 from focalnet.models import openmmlab
-from focalnet.models.base import Method, SegmenterConfig
+from focalnet.models.base import DenseConfig, Output, TaskName
 
 if TYPE_CHECKING:
     from focalnet.models.mask2former.network import Mask2Former
@@ -19,7 +20,7 @@ Segmentation = Literal["semantic", "instance", "panoptic"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask2FormerConfig(SegmenterConfig):
+class Mask2FormerConfig(DenseConfig):
     """The settings of Mask2Former. Loss weights are the paper's: class 2, mask 5, dice 5, "no object" 0.1.
 
     Args:
@@ -47,8 +48,6 @@ class Mask2FormerConfig(SegmenterConfig):
         oversample: candidates for each point of the loss.
         importance: share of these points that are the least certain candidates; the rest is random.
     """
-
-    method: ClassVar[Method] = "mask2former"
 
     segments: Segmentation = "panoptic"
     num_things: int | None = None
@@ -85,6 +84,8 @@ class Mask2FormerConfig(SegmenterConfig):
             raise ConfigError(f'segments="{self.segments}" must be one of {", ".join(get_args(Segmentation))}')
         if self.num_things is not None and not 0 <= self.num_things <= self.num_classes:
             raise ConfigError(f"num_things={self.num_things} must be within 0..{self.num_classes}, the classes")
+        if self.num_things == self.num_classes:  # the same network is the same configuration
+            object.__setattr__(self, "num_things", None)
         if self.channels % (4 * self.heads) or self.channels % self.norm_groups:
             raise ConfigError(
                 f"channels={self.channels} must be a multiple of 4 * heads={4 * self.heads} and of "
@@ -95,9 +96,24 @@ class Mask2FormerConfig(SegmenterConfig):
             raise ConfigError("Mask2Former needs a backbone with at least two maps")
 
     @property
+    def output(self) -> Output:
+        return self.segments
+
+    @property
+    def learns_masks(self) -> bool:
+        return True
+
+    @property
     def things(self) -> int:
-        """How many of the classes are things."""
         return self.num_classes if self.num_things is None else self.num_things
+
+    def for_task(self, task: TaskName, num_things: int | None = None) -> Self:
+        segments: dict[str, Segmentation] = {"detection": "instance", "semantic": "semantic", "panoptic": "panoptic"}
+        return replace(self, segments=segments[task], num_things=self.num_things if num_things is None else num_things)
+
+    def with_classes(self, num_classes: int) -> Self:
+        kept = self.num_things if self.num_things is None or self.num_things <= num_classes else None
+        return replace(self, num_classes=num_classes, num_things=kept)
 
     def attended(self, maps: int) -> int:
         """How many of so many maps queries look at."""
@@ -146,7 +162,7 @@ class Mask2FormerConfig(SegmenterConfig):
     def build(self) -> Mask2Former:
         from focalnet.models.mask2former.network import Mask2Former  # built from this configuration
 
-        return Mask2Former(self)
+        return fuse(Mask2Former(self))
 
 
 def _expect_loss(head: Mapping[str, Any], train: Mapping[str, Any]) -> None:

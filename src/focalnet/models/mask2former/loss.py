@@ -28,7 +28,7 @@ NO_OBJECT_WEIGHT = 0.1  # of queries without a segment, in the class loss
 _HIGHEST_COST = 1e6  # stands for what is not a number, so that the loss, and not the matching, reports it
 
 
-def mask2former(
+def losses(
     config: Mask2FormerConfig,
     outputs: Sequence[Mask2FormerOutputs],
     targets: Sequence[Segments],

@@ -12,11 +12,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.models.base import Segmenter, Size
+from focalnet.models.backbone import FocalNet
+from focalnet.models.base import ScoresPixels
 from focalnet.models.mask2former import postprocess as results
 from focalnet.models.mask2former.config import Mask2FormerConfig
 from focalnet.models.mask2former.head import Mask2FormerHead
+from focalnet.models.mask2former.loss import losses
 from focalnet.results import Detections, PanopticMap, SemanticMap
+from focalnet.samples import Batch, LabelMapTarget, ObjectTarget, PanopticTarget, Size
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,23 @@ class Mask2FormerOutputs:
     size: Size
 
 
-class Mask2Former(Segmenter[Mask2FormerConfig, Mask2FormerOutputs, list[Mask2FormerOutputs]]):
+class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
     """Every segment is found by one query: a class and a mask. State dicts have mmdet's names."""
 
     scores_are_logits: ClassVar[bool] = False
 
     def __init__(self, config: Mask2FormerConfig) -> None:
-        super().__init__(config)
-        self.backbone = config.backbone.build()
+        super().__init__()
+        self.config = config
+        self.backbone = FocalNet(config.backbone)
         self.panoptic_head = Mask2FormerHead(config, self.backbone.feature_info)
 
     def forward(self, images_BCHW: Tensor) -> Mask2FormerOutputs:
         return self._layers(images_BCHW, every_layer=False)[-1]
+
+    def loss(self, batch: Batch[ObjectTarget | LabelMapTarget | PanopticTarget]) -> dict[str, Tensor]:
+        segments = [target.segments() for target in batch.targets]
+        return losses(self.config, self.training_outputs(batch.images), segments)
 
     def training_outputs(self, images_BCHW: Tensor) -> list[Mask2FormerOutputs]:
         """What the queries say before the first layer and after each."""

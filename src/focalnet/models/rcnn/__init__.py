@@ -1,5 +1,9 @@
-"""Faster, Mask and Cascade R-CNN."""
+"""Faster, Mask and Cascade R-CNN as section 4.2 of arXiv 2203.11926 and its appendix have them."""
 
+from typing import Any
+
+from focalnet.card import Preprocessing
+from focalnet.models.base import ModelFamily
 from focalnet.models.rcnn.config import (
     CascadeRCNNConfig,
     MaskRCNNConfig,
@@ -8,9 +12,12 @@ from focalnet.models.rcnn.config import (
     SamplingConfig,
     StageConfig,
 )
+from focalnet.models.rcnn.layouts import CASCADE_OPENMMLAB, OPENMMLAB
 from focalnet.models.rcnn.network import RCNN, RCNNOutputs, RCNNTrainingOutputs
+from focalnet.models.variants import dense_shape, dense_variants
 
 __all__ = [
+    "FAMILIES",
     "RCNN",
     "CascadeRCNNConfig",
     "MaskRCNNConfig",
@@ -21,3 +28,35 @@ __all__ = [
     "SamplingConfig",
     "StageConfig",
 ]
+
+
+_PREPROCESSING = Preprocessing(image_size=800, max_size=1333, crop_pct=1.0, interpolation="bilinear")
+
+
+def _cascade_shape(backbone: str) -> dict[str, Any]:
+    """First kernels 11, 9, 9, 7 by stage (``detection/configs`` of the release); Mask R-CNN has 9 everywhere."""
+    return dense_shape(backbone, four_windows=(11, 9, 9, 7))
+
+
+FAMILIES = (
+    ModelFamily(
+        name="mask_rcnn",
+        file_kind="mask_rcnn",
+        tasks=("detection",),
+        config=MaskRCNNConfig,
+        variants=dense_variants("mask_rcnn", dense_shape),
+        preprocessing=_PREPROCESSING,
+        labels="coco",
+        layout=OPENMMLAB,
+    ),
+    ModelFamily(
+        name="cascade_mask_rcnn",
+        file_kind="cascade_rcnn",
+        tasks=("detection",),
+        config=CascadeRCNNConfig,
+        variants=dense_variants("cascade_mask_rcnn", _cascade_shape),
+        preprocessing=_PREPROCESSING,
+        labels="coco",
+        layout=CASCADE_OPENMMLAB,
+    ),
+)

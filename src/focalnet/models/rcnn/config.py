@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
-from focalnet.models.base import DetectorConfig, Method
+from focalnet.kernels.fuse import fuse
+from focalnet.models.base import DetectorConfig
 from focalnet.nn.fpn import FPNConfig
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ class RCNNConfig(DetectorConfig, ABC):
         nms_threshold: IoU from which the better box of the same class suppresses another.
     """
 
-    method: ClassVar[Method] = "rcnn"
     indexed: ClassVar[bool]  # whether OpenMMLab numbers the heads of the stages
 
     neck: FPNConfig = FPNConfig()  # noqa: RUF009 (frozen)
@@ -154,6 +154,10 @@ class RCNNConfig(DetectorConfig, ABC):
                 f"roi_levels={self.roi_levels} must be within 1..{self.neck.levels}, the pyramid's levels"
             )
 
+    @property
+    def learns_masks(self) -> bool:
+        return self.masks
+
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
         from focalnet.models.rcnn.mmdet import translate  # reads into the classes above
@@ -163,7 +167,7 @@ class RCNNConfig(DetectorConfig, ABC):
     def build(self) -> RCNN:
         from focalnet.models.rcnn.network import RCNN  # the network needs this file first
 
-        return RCNN(self)
+        return fuse(RCNN(self))
 
 
 @dataclass(frozen=True, kw_only=True)

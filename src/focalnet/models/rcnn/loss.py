@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _RPN_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
-def rcnn(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
+def losses(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Every term by the name OpenMMLab gives it; those of the stages of a cascade begin with ``s0.``, ``s1.``, ...
 
     Raises:

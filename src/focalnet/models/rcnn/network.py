@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from focalnet.models.base import Detector, Size, check_sizes
+from focalnet.models.backbone import FocalNet
+from focalnet.models.base import Model, check_sizes
 from focalnet.models.rcnn.config import RCNNConfig, SamplingConfig
 from focalnet.models.rcnn.heads import BOX_GRID, MASK_GRID, BoxHead, MaskHead, own_class
+from focalnet.models.rcnn.loss import losses
 from focalnet.models.rcnn.rpn import RPN, Proposals, RPNOutputs
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import assign, boxes, rois
 from focalnet.results import Detections
-from focalnet.samples import ObjectTarget
+from focalnet.samples import Batch, ObjectTarget, Size
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,15 @@ class RoIHeads(nn.Module):
         return logits
 
 
-class RCNN(Detector[RCNNConfig, RCNNOutputs, RCNNTrainingOutputs]):
+class RCNN(Model[RCNNConfig, RCNNOutputs]):
     """Proposals, then classes, boxes and masks of them."""
 
+    takes_sizes = True
+
     def __init__(self, config: RCNNConfig) -> None:
-        super().__init__(config)
-        self.backbone = config.backbone.build()
+        super().__init__()
+        self.config = config
+        self.backbone = FocalNet(config.backbone)
         self.neck = config.neck.build(self.backbone.feature_info)
         self.rpn_head = RPN(config.rpn, self.neck.feature_info)
         self.roi_head = RoIHeads(config, self.neck.feature_info[: config.roi_levels])
@@ -146,6 +151,10 @@ class RCNN(Detector[RCNNConfig, RCNNOutputs, RCNNTrainingOutputs]):
             candidates = [refined[refined[:, 0] == image, 1:] for image in range(len(sizes))]
         inside = self.rpn_head.inside(rpn, sizes, self.config.size_divisor)
         return RCNNTrainingOutputs(rpn, inside, stages)
+
+    def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
+        outputs = self.training_outputs(batch.images, batch.sizes, batch.targets)
+        return losses(self.config, outputs, batch.targets)
 
     def postprocess(
         self, outputs: RCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

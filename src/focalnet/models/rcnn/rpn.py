@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from focalnet.models.anchors import AnchorGrid
-from focalnet.models.base import Size
 from focalnet.models.rcnn.config import RPNConfig
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import anchors, boxes
+from focalnet.samples import Size
 
 STDS = (1.0, 1.0, 1.0, 1.0)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
+from focalnet.kernels.fuse import fuse
 from focalnet.models import openmmlab
-from focalnet.models.base import DetectorConfig, Method
+from focalnet.models.base import DetectorConfig
 from focalnet.nn.fpn import FPNConfig
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ class SparseRCNNConfig(DetectorConfig):
         dropout: in attention and MLP, in training.
         stds: of dx, dy, dw, dh: the scale of what is predicted.
     """
-
-    method: ClassVar[Method] = "sparse_rcnn"
 
     neck: FPNConfig = FPNConfig(levels=4)  # noqa: RUF009 (frozen)
     score_threshold: float = 0.0
@@ -90,4 +89,4 @@ class SparseRCNNConfig(DetectorConfig):
     def build(self) -> SparseRCNN:
         from focalnet.models.sparse_rcnn.network import SparseRCNN  # built from this configuration
 
-        return SparseRCNN(self)
+        return fuse(SparseRCNN(self))

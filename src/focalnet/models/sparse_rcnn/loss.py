@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from focalnet.models.sparse_rcnn import SparseRCNNConfig, SparseRCNNOutputs, SparseStage
 
 
-def sparse_rcnn(
-    config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: Sequence[ObjectTarget]
-) -> dict[str, Tensor]:
+def losses(config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
     """Focal, L1 and GIoU losses of each stage, over the number of objects in the batch."""
     losses: dict[str, Tensor] = {}
     for i, stage in enumerate(outputs.stages):

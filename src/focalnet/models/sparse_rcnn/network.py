@@ -13,13 +13,15 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from focalnet.models.base import Detector, Size, check_sizes
+from focalnet.models.backbone import FocalNet
+from focalnet.models.base import Model, check_sizes
 from focalnet.models.sparse_rcnn.config import SparseRCNNConfig
+from focalnet.models.sparse_rcnn.loss import losses
 from focalnet.nn.feed_forward import FeedForward
 from focalnet.ops import boxes, rois
 from focalnet.ops.derivatives import attention_of_any_order
 from focalnet.results import Detections
-from focalnet.samples import ObjectTarget
+from focalnet.samples import Batch, ObjectTarget, Size
 
 GRID = 7  # side of the grid that regions are pooled to
 SAMPLES = 2  # points per bin and axis
@@ -148,12 +150,15 @@ class Stages(nn.Module):
         self.bbox_head = nn.ModuleList(Stage(config) for _ in range(config.stages))
 
 
-class SparseRCNN(Detector[SparseRCNNConfig, SparseRCNNOutputs, SparseRCNNOutputs]):
+class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
     """Learned proposals that find their objects in a fixed number of stages."""
 
+    takes_sizes = True
+
     def __init__(self, config: SparseRCNNConfig) -> None:
-        super().__init__(config)
-        self.backbone = config.backbone.build()
+        super().__init__()
+        self.config = config
+        self.backbone = FocalNet(config.backbone)
         self.neck = config.neck.build(self.backbone.feature_info)
         self.strides = [m.stride for m in self.neck.feature_info]
         self.rpn_head = Proposals(config.proposals, config.neck.channels)
@@ -173,11 +178,8 @@ class SparseRCNN(Detector[SparseRCNNConfig, SparseRCNNOutputs, SparseRCNNOutputs
             box = box.detach()  # a stage is not taught through the boxes of the next
         return SparseRCNNOutputs(stages, extents)
 
-    def training_outputs(
-        self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]
-    ) -> SparseRCNNOutputs:
-        outputs: SparseRCNNOutputs = self(images_BCHW, sizes)
-        return outputs
+    def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
+        return losses(self.config, self(batch.images, batch.sizes), batch.targets)
 
     def postprocess(
         self, outputs: SparseRCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from focalnet.errors import ConfigError
+from focalnet.kernels.fuse import fuse
 from focalnet.models import openmmlab
-from focalnet.models.base import Method, SegmenterConfig
+from focalnet.models.base import DenseConfig, Output
 
 if TYPE_CHECKING:
     from focalnet.models.upernet.network import UPerNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class UPerNetConfig(SegmenterConfig):
+class UPerNetConfig(DenseConfig):
     """The settings of UPerNet, by default those published for ADE20K.
 
     Args:
@@ -29,8 +30,6 @@ class UPerNetConfig(SegmenterConfig):
         auxiliary_weight: of its loss.
         dropout: share of channels dropped before each classifier, in training.
     """
-
-    method: ClassVar[Method] = "upernet"
 
     num_classes: int = 150
     size_divisor: int = 1
@@ -53,6 +52,10 @@ class UPerNetConfig(SegmenterConfig):
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         if not -maps <= self.auxiliary_index < maps:
             raise ConfigError(f"auxiliary_index={self.auxiliary_index} must be within {-maps}..{maps - 1}")
+
+    @property
+    def output(self) -> Output:
+        return "semantic"
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
@@ -84,4 +87,4 @@ class UPerNetConfig(SegmenterConfig):
     def build(self) -> UPerNet:
         from focalnet.models.upernet.network import UPerNet  # built from this configuration
 
-        return UPerNet(self)
+        return fuse(UPerNet(self))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from focalnet.models.upernet import UPerNetConfig, UPerNetTrainingOutputs
 
 
-def upernet(config: UPerNetConfig, outputs: UPerNetTrainingOutputs, labels_BHW: Tensor) -> dict[str, Tensor]:
+def losses(config: UPerNetConfig, outputs: UPerNetTrainingOutputs, labels_BHW: Tensor) -> dict[str, Tensor]:
     """Cross entropy of the classes of both heads, by mmseg's names.
 
     Args:

@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalnet.errors import InputError
 from focalnet.kernels.resized_conv import resized_conv
-from focalnet.models.base import Segmenter, Size
+from focalnet.models.backbone import FocalNet
+from focalnet.models.base import ScoresPixels
 from focalnet.models.upernet.config import UPerNetConfig
+from focalnet.models.upernet.loss import losses
 from focalnet.nn.conv import ConvNorm
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.pyramid_pooling import PyramidPooling
 from focalnet.ops.label_maps import label_map
 from focalnet.results import SemanticMap
+from focalnet.samples import IGNORED, Batch, LabelMapTarget, Size
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,13 @@ class FCNHead(nn.Module):
         return logits.float()
 
 
-class UPerNet(Segmenter[UPerNetConfig, UPerNetOutputs, UPerNetTrainingOutputs]):
+class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
     """Semantic segmentation. State dicts have mmseg's names: a released checkpoint's ``state_dict`` loads as it is."""
 
     def __init__(self, config: UPerNetConfig) -> None:
-        super().__init__(config)
-        self.backbone = config.backbone.build()
+        super().__init__()
+        self.config = config
+        self.backbone = FocalNet(config.backbone)
         maps = self.backbone.feature_info
         self.decode_head = UPerHead(config, maps)
         self.auxiliary_head = FCNHead(
@@ -113,8 +118,16 @@ class UPerNet(Segmenter[UPerNetConfig, UPerNetOutputs, UPerNetTrainingOutputs]):
         outputs: UPerNetOutputs = self(images_BCHW)
         return _resized(outputs.logits, outputs.size)
 
+    def loss(self, batch: Batch[LabelMapTarget]) -> dict[str, Tensor]:
+        height, width = batch.images.shape[2:]
+        labels = [
+            F.pad(t.labels, (0, width - t.labels.shape[1], 0, height - t.labels.shape[0]), value=IGNORED)
+            for t in batch.targets
+        ]
+        return losses(self.config, self.training_outputs(batch.images), torch.stack(labels))
+
     def training_outputs(self, images_BCHW: Tensor) -> UPerNetTrainingOutputs:
-        """See the base class.
+        """Logits of both heads.
 
         Raises:
             InputError: a single image, in training without synchronised norms.

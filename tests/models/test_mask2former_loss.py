@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.small import images, mask2former, segments
 
-from focalnet.losses.segmentation import criterion
 from focalnet.models.mask2former import Mask2FormerOutputs
 from focalnet.models.mask2former import loss as losses
 from focalnet.samples import Segments
+from tests.models.small import images, mask2former, segments
 
 CONFIG = mask2former()
 
@@ -35,7 +34,7 @@ def truth(count: int, seed: int = 0) -> Segments:
 
 def seeded(outputs: list[Mask2FormerOutputs], targets: list[Segments], seed: int = 0) -> dict[str, float]:
     torch.manual_seed(seed)
-    return {name: float(value) for name, value in criterion(CONFIG)(outputs, targets).items()}
+    return {name: float(value) for name, value in losses.losses(CONFIG, outputs, targets).items()}
 
 
 def test_terms_of_a_perfect_prediction() -> None:
@@ -45,7 +44,7 @@ def test_terms_of_a_perfect_prediction() -> None:
     wanted = torch.tensor([[2, 0, 2, 3, 3, 3]])
     sure = Mask2FormerOutputs(torch.nn.functional.one_hot(wanted) * 50.0, masks * 200.0 - 100.0, (32, 48))
     torch.manual_seed(0)
-    found = losses.mask2former(dataclasses.replace(CONFIG, importance=0.0), [sure], [target])
+    found = losses.losses(dataclasses.replace(CONFIG, importance=0.0), [sure], [target])
     assert list(found) == ["loss_cls", "loss_mask", "loss_dice"]
     assert found["loss_cls"] < 1e-6
     assert found["loss_mask"] < 5  # of logits of 100, at points between two pixels
@@ -63,7 +62,7 @@ def test_class_loss_of_no_knowledge() -> None:
 def test_losses_are_finite_and_reach_every_parameter(counts: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = mask2former().build().train()
-    terms = criterion(model.config)(model.training_outputs(images()), [segments(n) for n in counts])
+    terms = losses.losses(model.config, model.training_outputs(images()), [segments(n) for n in counts])
     assert len(terms) == 3 * (model.config.decoder_layers + 1)
     assert all(value.ndim == 0 and value.dtype == torch.float32 and value.isfinite() for value in terms.values())
     torch.stack(list(terms.values())).sum().backward()

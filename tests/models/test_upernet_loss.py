@@ -1,4 +1,4 @@
-"""The losses of segmenters, against what they say of themselves."""
+"""The losses of UPerNet, against what they say of themselves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from tests.models.small import upernet
 
-from focalnet.losses.segmentation import criterion
 from focalnet.models.upernet import UPerNetTrainingOutputs
-from focalnet.models.upernet.loss import pixelwise_cross_entropy
+from focalnet.models.upernet.loss import losses, pixelwise_cross_entropy
 from focalnet.samples import IGNORED
+from tests.models.small import upernet
 
 
 def test_ignored_pixels_count_but_add_nothing() -> None:
@@ -35,7 +34,7 @@ def test_no_gradient_from_ignored_pixels() -> None:
 def test_the_auxiliary_head_has_its_weight() -> None:
     labels = torch.randint(0, 3, (2, 16, 16))
     outputs = UPerNetTrainingOutputs(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1))
-    full, half = (criterion(upernet(auxiliary_weight=weight))(outputs, labels) for weight in (1.0, 0.5))
+    full, half = (losses(upernet(auxiliary_weight=weight), outputs, labels) for weight in (1.0, 0.5))
     assert list(full) == ["decode.loss_ce", "aux.loss_ce"]
     torch.testing.assert_close(half["aux.loss_ce"], full["aux.loss_ce"] / 2)
     torch.testing.assert_close(half["decode.loss_ce"], full["decode.loss_ce"])

@@ -1,0 +1,99 @@
+"""A FocalNet that names what an image shows: pool the last feature map, one linear layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from focalnet.models.backbone import FocalNetBase, init_weights
+from focalnet.models.base import Model
+from focalnet.models.classifier.config import ClassifierConfig
+from focalnet.results import Classification
+from focalnet.results.names import class_name
+from focalnet.samples import Batch, Size
+
+
+class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
+    """Logits of an image. It is its own backbone: its state dict is the official classification release's."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config.backbone)
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_features = config.backbone.channels[-1]
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = self._new_head()
+        init_weights(self)
+
+    @property
+    def backbone(self) -> FocalNetBase:  # type: ignore[override]  # an attribute of other networks
+        """The classifier itself."""
+        return self
+
+    @property
+    def classifier_config(self) -> ClassifierConfig:
+        """The old name of ``config``."""
+        warnings.warn("classifier_config is called config now", DeprecationWarning, stacklevel=2)
+        return self.config
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Returns logits ``(B, num_classes)``, or pooled features ``(B, num_features)`` with ``num_classes=0``."""
+        logits: torch.Tensor = self.head(self.forward_features(images_BCHW).mean((1, 2)))
+        return logits
+
+    def postprocess(
+        self, outputs: torch.Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Classification]:
+        """The five best classes of each image."""
+        return best_classes(outputs, self.class_names)
+
+    def loss(self, batch: Batch[int]) -> dict[str, torch.Tensor]:
+        """Cross entropy of class indices ``(B,)``, or of shares of each class ``(B, num_classes)``."""
+        targets = torch.as_tensor(batch.targets, device=batch.images.device)
+        logits = self(batch.images.contiguous(memory_format=torch.channels_last)).float()
+        return {"loss": F.cross_entropy(logits, targets)}
+
+    def forward_features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Returns the last map with the final norm, ``(B, H, W, num_features)``."""
+        *_, last = self.forward_stages(images_BCHW)
+        normed: torch.Tensor = self.norm(last)
+        return normed
+
+    def macs(self, height: int, width: int) -> int:
+        head = self.num_features * self.num_classes
+        return super().macs(height, width) + head
+
+    def get_classifier(self) -> nn.Module:
+        """The head (timm's protocol)."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the head by a new one, as for finetuning; 0 removes it."""
+        self.config = replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        self.head = self._new_head().to(self.norm.weight)
+        init_weights(self.head)
+
+    def _new_head(self) -> nn.Module:
+        return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
+
+
+def best_classes(logits_BN: torch.Tensor, class_names: Sequence[str], top_k: int = 5) -> list[Classification]:
+    """The ``top_k`` best classes of each image, with softmax scores.
+
+    Args:
+        logits_BN: of all classes.
+        class_names: by index; ``"class 0"``, ... where there are none.
+        top_k: at most so many.
+    """
+    scores, labels = logits_BN.float().softmax(1).topk(min(top_k, logits_BN.shape[1]))
+    names = tuple(class_names)
+    return [
+        Classification(tuple(row), tuple(values), tuple(class_name(names, i) for i in row), logits=logits)
+        for row, values, logits in zip(labels.tolist(), scores.tolist(), logits_BN, strict=True)
+    ]
