@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypedDict, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import DataError
@@ -58,6 +58,10 @@ class ObjectTarget:
         kept = self.masks.flatten(1).any(1)
         return Segments(labels=self.labels[kept], masks=self.masks[kept])
 
+    def padded(self, size: Size) -> ObjectTarget:
+        """With masks of this height and width."""
+        return self if self.masks is None else replace(self, masks=pad_to(self.masks, size))
+
 
 @dataclass
 class LabelMapTarget:
@@ -75,6 +79,10 @@ class LabelMapTarget:
         found = self.labels.unique()  # type: ignore[no-untyped-call]
         found = found[found != IGNORED].long()
         return Segments(labels=found, masks=self.labels == found[:, None, None])
+
+    def padded(self, size: Size) -> LabelMapTarget:
+        """With labels of this height and width; those added are ``IGNORED``."""
+        return LabelMapTarget(pad_to(self.labels, size, IGNORED))
 
 
 @dataclass
@@ -99,10 +107,20 @@ class PanopticTarget:
         kept = masks.flatten(1).any(1) & ~self.crowds
         return Segments(labels=self.labels[kept], masks=masks[kept])
 
+    def padded(self, size: Size) -> PanopticTarget:
+        """With ids of this height and width; those added are 0."""
+        return replace(self, ids=pad_to(self.ids, size))
 
-@dataclass(frozen=True)
+
+def pad_to(values: Tensor, size: Size, value: int = 0) -> Tensor:
+    """Pads an image, masks or a label map ``(..., h, w)`` right and below to a height and width."""
+    padding = (0, size[1] - values.shape[-1], 0, size[0] - values.shape[-2])
+    return F.pad(values, padding, value=value)
+
+
+@dataclass
 class ImageInfo:
-    """Where an image came from.
+    """Where an image came from. It is not frozen because Lightning copies batches to devices field by field.
 
     Args:
         path: a name that finds it again.
@@ -139,23 +157,27 @@ class View:
     images: Tensor
     sizes: list[Size]
 
+    def pin_memory(self) -> View:
+        """Copies the images to page-locked memory, from which they reach a GPU faster."""
+        return View(self.images.pin_memory(), self.sizes)
+
 
 @dataclass
 class Batch(Generic[T]):
-    """Collated samples.
+    """Collated samples whose targets are of one type; ``Batch[int]`` is a batch for classification.
 
     Args:
         images: ``(B, C, H, W)``, padded with zeros right and below.
         sizes: height and width of each image before padding.
-        targets: one for each image; of classification a tensor of class indices ``(B,)``, or of shares of each class
-            ``(B, N)`` where images were mixed.
+        targets: a list with one for each image; of classification a tensor of class indices ``(B,)``, or of shares of
+            each class ``(B, N)`` where images were mixed.
         infos: one for each image.
         views: the same images at further sizes.
     """
 
     images: Tensor
     sizes: list[Size]
-    targets: Sequence[T]
+    targets: Any
     infos: list[ImageInfo]
     views: list[View] = field(default_factory=list)
 
@@ -167,93 +189,22 @@ class Batch(Generic[T]):
         """Height and width of each image as it is on disk."""
         return [info.original_size for info in self.infos]
 
+    @property
+    def paths(self) -> list[str]:
+        """A name of each image that finds it again."""
+        return [info.path for info in self.infos]
 
-class ClassificationSample(TypedDict):
-    """One labelled image of a data set: ``image`` is ``(C, H, W)``, ``path`` says where it came from."""
-
-    image: Tensor
-    label: int
-    path: str
-
-
-class ClassificationBatch(TypedDict):
-    """Collated samples: ``images`` ``(B, C, H, W)``; ``labels`` ``(B,)``, or ``(B, N)`` when mixed."""
-
-    images: Tensor
-    labels: Tensor
-    paths: list[str]
-
-
-class DetectionSample(TypedDict):
-    """One annotated image: ``image`` is ``(C, H, W)``; ``original_size`` ``(height, width)`` on disk."""
-
-    image: Tensor
-    target: ObjectTarget
-    original_size: tuple[int, int]
-    image_id: int
-    path: str
+    def pin_memory(self) -> Batch[T]:
+        """Copies all tensors to page-locked memory; loaders call it with ``pin_memory=True``."""
+        targets = self.targets
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=targets.pin_memory() if isinstance(targets, Tensor) else [_pinned(target) for target in targets],
+            views=[view.pin_memory() for view in self.views],
+        )
 
 
-class DetectionBatch(TypedDict):
-    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before."""
-
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    targets: list[ObjectTarget]
-    original_sizes: list[tuple[int, int]]
-    image_ids: list[int]
-    paths: list[str]
-
-
-class SemanticSample(TypedDict):
-    """One image and the class of each of its pixels.
-
-    ``image`` is ``(C, H, W)``; ``labels`` ``(H, W)``, int64, from 0, or ``IGNORED``: in training those of the image as
-    the network sees it, in evaluation ``(original height, original width)``. ``others`` is the image at further sizes,
-    in evaluation at several.
-    """
-
-    image: Tensor
-    others: list[Tensor]
-    labels: Tensor
-    original_size: tuple[int, int]
-    path: str
-
-
-class SemanticBatch(TypedDict):
-    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before.
-
-    ``others`` are further images of the same kind with their sizes, see ``SemanticSample``. ``labels`` are one map for
-    each image, see there; in training padded with ``IGNORED`` like the images.
-    """
-
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    others: list[tuple[Tensor, list[tuple[int, int]]]]
-    labels: list[Tensor]
-    original_sizes: list[tuple[int, int]]
-    paths: list[str]
-
-
-class PanopticSample(TypedDict):
-    """One image with its segments: in training as the network sees it, in evaluation the truth of the original size."""
-
-    image: Tensor
-    truth: PanopticTarget
-    original_size: tuple[int, int]
-    image_id: int
-    path: str
-
-
-class PanopticBatch(TypedDict):
-    """Collated samples: ``images`` ``(B, C, H, W)``, padded with zeros right and below; ``sizes`` are those before.
-
-    ``truths`` are one for each image, see ``PanopticSample``; in training their ``ids`` are padded like the images.
-    """
-
-    images: Tensor
-    sizes: list[tuple[int, int]]
-    truths: list[PanopticTarget]
-    original_sizes: list[tuple[int, int]]
-    image_ids: list[int]
-    paths: list[str]
+def _pinned(target: Any) -> Any:
+    tensors = {field.name: getattr(target, field.name) for field in fields(target)}
+    return replace(target, **{name: one.pin_memory() for name, one in tensors.items() if isinstance(one, Tensor)})

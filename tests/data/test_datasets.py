@@ -178,7 +178,7 @@ def test_a_flat_folder_with_a_held_out_part(tmp_path: Path):
 def test_a_flat_folder_is_evaluated_whole(tmp_path: Path):
     data = ClassificationData(write_folder(tmp_path, 3), batch_size=4, num_workers=0, image_size=12)
     data.setup("validate")
-    assert sum(len(batch["labels"]) for batch in data.val_dataloader()) == 9
+    assert sum(len(batch.targets) for batch in data.val_dataloader()) == 9
 
 
 # --- tar files

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focalnet.data import DetectionAugmentation, DetectionData
-from focalnet.data.detection_samples import collate
 from focalnet.data.detection_transforms import resize, resized, to_target, view
+from focalnet.data.loading import collate
 from focalnet.errors import ConfigError, DataError, ImageError
 
 from .coco import HEIGHT, WIDTH, annotation, content, write_coco, write_images, write_json
@@ -36,25 +36,25 @@ def test_a_batch(tmp_path):
     module = data(write_coco(tmp_path))
     assert (module.class_names, module.num_classes) == (("ant", "bee"), 2)
     batch = next(iter(module.train_dataloader()))
-    images, target = batch["images"], batch["targets"][0]
+    images, target = batch.images, batch.targets[0]
     assert images.dtype == torch.float32
     assert all(side % 32 == 0 for side in images.shape[-2:])
     assert target.masks.shape == (len(target.boxes), *images.shape[-2:])
     assert target.labels.dtype == torch.int64
-    for image, (height, width) in zip(images, batch["sizes"], strict=True):
+    for image, (height, width) in zip(images, batch.sizes, strict=True):
         assert not image[:, height:].any()  # zeros after normalising
         assert not image[:, :, width:].any()
         assert image[:, :height, :width].abs().min() > 0
-    assert batch["original_sizes"] == [(HEIGHT, WIDTH)] * 2
+    assert batch.original_sizes == [(HEIGHT, WIDTH)] * 2
 
 
 def test_evaluation_resizes_only(tmp_path):
     batch = next(iter(data(write_coco(tmp_path)).val_dataloader()))
-    assert batch["sizes"][0] == (48, 64)
-    assert batch["image_ids"] == [10, 20]
+    assert batch.sizes[0] == (48, 64)
+    assert [info.image_id for info in batch.infos] == [10, 20]
     first = content()["annotations"][0]["bbox"]
     left, top, width, height = (0.8 * value for value in first)
-    torch.testing.assert_close(batch["targets"][0].boxes[0], torch.tensor([left, top, left + width, top + height]))
+    torch.testing.assert_close(batch.targets[0].boxes[0], torch.tensor([left, top, left + width, top + height]))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,10 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     first = samples[(3, 2)]
     torch.rand(7)
     again = samples[(3, 2)]
-    assert torch.equal(first["image"], again["image"])
-    assert torch.equal(first["target"].boxes, again["target"].boxes)
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.target.boxes, again.target.boxes)
     others = [samples[(epoch, 2)] for epoch in range(4, 8)]
-    assert any(
-        other["image"].shape != first["image"].shape or not torch.equal(other["image"], first["image"])
-        for other in others
-    )
+    assert any(other.image.shape != first.image.shape or not torch.equal(other.image, first.image) for other in others)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,8 +148,8 @@ def test_batches_do_not_depend_on_the_workers(tmp_path, workers):
     module = data(write_coco(tmp_path), num_workers=workers)
     batches = list(module.train_dataloader())
     expected = list(data(tmp_path).train_dataloader())
-    assert [batch["paths"] for batch in batches] == [batch["paths"] for batch in expected]
-    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(batches, expected, strict=True))
+    assert [batch.paths for batch in batches] == [batch.paths for batch in expected]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, expected, strict=True))
 
 
 def test_crowds_are_ignored_regions_and_empty_images_are_kept_or_left_out(tmp_path):
@@ -163,12 +160,12 @@ def test_crowds_are_ignored_regions_and_empty_images_are_kept_or_left_out(tmp_pa
     write_json(tmp_path / "annotations/instances_val.json", dataset)
     write_images(tmp_path / "images", dataset)
     module = data(tmp_path)
-    target = module.samples["val"][0]["target"]
+    target = module.samples["val"][0].target
     assert target.labels.tolist() == [1]
     assert target.ignored.shape == (1, 4)
-    empty = module.samples["train"][5]["target"]
+    empty = module.samples["train"][5].target
     assert (empty.boxes.shape, empty.masks.shape[0], empty.ignored.shape) == ((0, 4), 0, (0, 4))
-    assert collate([module.samples["train"][5]], multiple=32)["targets"][0].labels.shape == (0,)
+    assert collate([module.samples["train"][5]], divisor=32, training=True).targets[0].labels.shape == (0,)
     assert len(data(tmp_path, with_empty=False).samples["train"]) == 5
 
 
@@ -182,7 +179,7 @@ def test_boxes_alone(tmp_path):
     with pytest.raises(DataError, match=r"has no segmentation.*masks false"):
         data(tmp_path)
     batch = next(iter(data(tmp_path, masks=False).train_dataloader()))
-    assert batch["targets"][0].masks is None
+    assert batch.targets[0].masks is None
 
 
 # --- where things are
@@ -202,14 +199,14 @@ def test_pictures_are_read_from_a_tar_file(tmp_path):
     root = write_coco(tmp_path / "set")
     members = {f"images/{p.parent.name}/{p.name}": p.read_bytes() for p in sorted(root.glob("*/*.png"))}
     members |= {f"masks/{name}": b"" for name in ("train/01.png", "val/01.png")}
-    expected = data(root).samples["val"][0]["image"]
+    expected = data(root).samples["val"][0].image
     for part in ("train", "val"):
         shutil.rmtree(root / part)
     write_tar(root / "pictures.tar", members)
     for options in ({}, {"images": "pictures.tar"}):
         sample = data(root, **options).samples["val"][0]
-        assert torch.equal(sample["image"], expected)
-        assert sample["path"].endswith("pictures.tar/images/val/01.png")
+        assert torch.equal(sample.image, expected)
+        assert sample.info.path.endswith("pictures.tar/images/val/01.png")
 
 
 def test_names_with_years_and_wanted_ones(tmp_path):
@@ -258,7 +255,7 @@ def test_broken_pictures_and_wrong_sizes_are_named_or_replaced(tmp_path):
         with pytest.raises(ImageError, match=expected):
             samples[index]
     skipping = data(root, on_error="skip").samples["train"]
-    assert skipping[0]["path"].endswith("03.png")
+    assert skipping[0].info.path.endswith("03.png")
     assert "2 broken images" in skipping.broken()
 
 
@@ -293,4 +290,4 @@ def test_real_data_sets_have_no_problems(name, masks, train, val, shared):
     module = data(shared / "data" / name, masks=masks)
     assert (len(module.samples["train"]), len(module.samples["val"])) == (train, val)
     assert all(not samples.coco.problems for samples in module.samples.values())
-    assert (module.samples["train"][0]["target"].masks is not None) == masks
+    assert (module.samples["train"][0].target.masks is not None) == masks

@@ -38,7 +38,7 @@ def epochs(module: ClassificationData, count: int = 2) -> list[dict]:
 
 
 def same(ours: dict, theirs: dict) -> bool:
-    return ours["paths"] == theirs["paths"] and torch.equal(ours["images"], theirs["images"])
+    return ours.paths == theirs.paths and torch.equal(ours.images, theirs.images)
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
@@ -75,16 +75,16 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(folder: Path, augmentati
     samples = data(folder, augmentation=augmentation, seed=1).samples["train"]
     other_seed = data(folder, augmentation=augmentation, seed=2).samples["train"]
     for index in range(6):
-        first = samples[3, index]["image"]
+        first = samples[3, index].image
         samples[3, index + 1], random.random(), torch.rand(3), np.random.rand(3)
-        torch.testing.assert_close(samples[3, index]["image"], first, rtol=0, atol=0)
+        torch.testing.assert_close(samples[3, index].image, first, rtol=0, atol=0)
     for others in ([samples[4, i] for i in range(6)], [other_seed[3, i] for i in range(6)]):
-        assert any(not torch.equal(samples[3, i]["image"], other["image"]) for i, other in enumerate(others))
+        assert any(not torch.equal(samples[3, i].image, other.image) for i, other in enumerate(others))
 
 
 def test_an_index_alone_is_epoch_0(folder: Path):
     samples = data(folder).samples["train"]
-    torch.testing.assert_close(samples[5]["image"], samples[0, 5]["image"])
+    torch.testing.assert_close(samples[5].image, samples[0, 5].image)
 
 
 # --- batches
@@ -100,8 +100,8 @@ def test_workers_change_nothing(folder: Path, workers: int):
 def test_epochs_and_seeds_differ_in_order(folder: Path):
     both = epochs(data(folder))
     first, second = both[:4], both[4:]
-    order = [[path for batch in batches for path in batch["paths"]] for batches in (first, second)]
-    other = [path for batch in epochs(data(folder, seed=5), 1) for path in batch["paths"]]
+    order = [[path for batch in batches for path in batch.paths] for batches in (first, second)]
+    other = [path for batch in epochs(data(folder, seed=5), 1) for path in batch.paths]
     assert sorted(order[0]) == sorted(order[1]) == sorted(other)
     assert len({tuple(order[0]), tuple(order[1]), tuple(other)}) == 3
 
@@ -115,9 +115,9 @@ def test_processes_share_the_same_batches(folder: Path, processes: int, monkeypa
         shares.append(epochs(data(folder)))
     assert {len(share) for share in shares} == {len(alone)}
     for batch, *parts in zip(alone, *shares, strict=True):
-        together = {path: image for part in parts for path, image in zip(part["paths"], part["images"], strict=True)}
-        assert sorted(together) == sorted(batch["paths"])
-        for path, image in zip(batch["paths"], batch["images"], strict=True):
+        together = {path: image for part in parts for path, image in zip(part.paths, part.images, strict=True)}
+        assert sorted(together) == sorted(batch.paths)
+        for path, image in zip(batch.paths, batch.images, strict=True):
             torch.testing.assert_close(together[path], image, rtol=0, atol=0)
 
 
@@ -185,10 +185,10 @@ class Recorder(pl.LightningModule):
         self.stop_at, self.seen = stop_at, []
 
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
-        self.seen.append((self.current_epoch, batch_index, batch["paths"], batch["images"].sum().item()))
+        self.seen.append((self.current_epoch, batch_index, batch.paths, batch.images.sum().item()))
         if self.global_step == self.stop_at:
             raise KeyboardInterrupt
-        return self.weight * batch["images"].mean()
+        return self.weight * batch.images.mean()
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
         pass

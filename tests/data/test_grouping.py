@@ -116,7 +116,7 @@ def test_no_training_batch_is_padded_to_a_square(turned, workers):
     loader = loaded(turned, workers).train_dataloader()
     for epoch in range(3):
         loader.batch_sampler.set_epoch(epoch)
-        shapes = [tuple(batch["images"].shape) for batch in loader]
+        shapes = [tuple(batch.images.shape) for batch in loader]
         assert sorted(shapes) == [(4, 3, 64, 96), (4, 3, 64, 96), (4, 3, 96, 64)]
 
 
@@ -127,10 +127,10 @@ def test_the_loader_goes_on_within_an_epoch(turned):
     resumed = loaded(turned).train_dataloader()
     resumed.load_state_dict(loader.state_dict())
     found = first + list(resumed)
-    assert [batch["paths"] for batch in found] == [batch["paths"] for batch in whole]
-    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(found, whole, strict=True))
+    assert [batch.paths for batch in found] == [batch.paths for batch in whole]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, whole, strict=True))
 
 
 def test_evaluation_keeps_its_order(turned):
-    found = [number for batch in loaded(turned).val_dataloader() for number in batch["image_ids"]]
+    found = [info.image_id for batch in loaded(turned).val_dataloader() for info in batch.infos]
     assert found == [10 * number for number in range(1, 13)]

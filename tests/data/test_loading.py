@@ -27,7 +27,7 @@ def data(root: Path, **options) -> ClassificationData:
 
 
 def paths(loader) -> list[str]:
-    return [path for batch in loader for path in batch["paths"]]
+    return [path for batch in loader for path in batch.paths]
 
 
 # --- batches
@@ -35,10 +35,10 @@ def paths(loader) -> list[str]:
 
 def test_a_batch(folder: Path):
     batch = next(iter(data(folder).train_dataloader()))
-    assert set(batch) == {"images", "labels", "paths"}
-    assert (batch["images"].shape, batch["images"].dtype) == ((6, 3, 12, 12), torch.float32)
-    assert batch["labels"].dtype == torch.int64
-    assert [CLASSES[label] for label in batch["labels"]] == [Path(path).parent.name for path in batch["paths"]]
+    assert (len(batch), len(batch.infos), batch.sizes, batch.views) == (6, 6, [(12, 12)] * 6, [])
+    assert (batch.images.shape, batch.images.dtype) == ((6, 3, 12, 12), torch.float32)
+    assert batch.targets.dtype == torch.int64
+    assert [CLASSES[label] for label in batch.targets] == [Path(path).parent.name for path in batch.paths]
 
 
 def test_what_a_model_must_know(folder: Path):
@@ -46,7 +46,7 @@ def test_what_a_model_must_know(folder: Path):
     assert (module.class_names, module.num_classes) == (CLASSES, 3)
     assert module.preprocessing.image_size == 20
     assert module.preprocessing.mean == (0.5, 0.5, 0.5)
-    assert next(iter(module.val_dataloader()))["images"].shape[1:] == (3, 20, 20)
+    assert next(iter(module.val_dataloader())).images.shape[1:] == (3, 20, 20)
 
 
 def test_loading_moves_no_random_numbers(folder: Path):
@@ -60,8 +60,8 @@ def test_loading_moves_no_random_numbers(folder: Path):
 def test_cached_and_read_anew_are_the_same(folder: Path):
     ours, theirs = (list(data(folder, cache_in_memory=cache).train_dataloader()) for cache in (True, False))
     for one, other in zip(ours, theirs, strict=True):
-        assert one["paths"] == other["paths"]
-        torch.testing.assert_close(one["images"], other["images"], rtol=0, atol=0)
+        assert one.paths == other.paths
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
 
 
 # --- broken pictures
@@ -210,11 +210,11 @@ def test_shards_are_found_and_read(streamed: Path):
     module = stream(streamed)
     assert module.class_names == CLASSES
     batches = list(module.val_dataloader())
-    assert [len(batch["labels"]) for batch in batches] == [6, 6, 3]
-    assert [path for batch in batches for path in batch["paths"]] == [
+    assert [len(batch.targets) for batch in batches] == [6, 6, 3]
+    assert [path for batch in batches for path in batch.paths] == [
         f"set-val-{shard:03}.tar/{20 + 5 * shard + number:04}" for shard in range(3) for number in range(5)
     ]
-    assert [label for batch in batches for label in batch["labels"]] == [number % 3 for number in range(20, 35)]
+    assert [label for batch in batches for label in batch.targets] == [number % 3 for number in range(20, 35)]
 
 
 @pytest.mark.parametrize("options", [{}, {"train_split": "set-train-{000..003}.tar", "val_split": "set-val-000.tar"}])
@@ -236,8 +236,8 @@ def test_an_epoch_of_shards(streamed: Path, workers: int):
         loader.sampler.set_epoch(epoch)
         batches = list(loader)
         assert len(batches) == len(loader) == 5
-        assert all(len(batch["labels"]) == 4 for batch in batches)
-        orders.append([path for batch in batches for path in batch["paths"]])
+        assert all(len(batch.targets) == 4 for batch in batches)
+        orders.append([path for batch in batches for path in batch.paths])
     assert orders[0] == orders[2] != orders[1]
     if workers == 0:
         assert len(set(orders[0])) == 20
@@ -248,7 +248,7 @@ def test_a_streamed_sample_depends_on_seed_epoch_and_name(streamed: Path, monkey
     def images(**options) -> dict[str, torch.Tensor]:
         loader = stream(streamed, augmentation=Augmentation(), batch_size=4, **options).train_dataloader()
         loader.sampler.set_epoch(2)
-        return {p: image for b in loader for p, image in zip(b["paths"], b["images"], strict=True)}
+        return {p: image for b in loader for p, image in zip(b.paths, b.images, strict=True)}
 
     alone, other = images(), images(num_workers=2)
     for path in set(alone) & set(other):
@@ -261,7 +261,7 @@ def test_a_stream_goes_on_within_an_epoch(streamed: Path):
     loader = stream(streamed, batch_size=4).train_dataloader()
     loader.load_state_dict({"epoch": 0, "batches": 3})
     rest = list(loader)
-    assert [batch["paths"] for batch in rest] == [batch["paths"] for batch in whole[3:]]
+    assert [batch.paths for batch in rest] == [batch.paths for batch in whole[3:]]
     torch.testing.assert_close(rest[0]["images"], whole[3]["images"], rtol=0, atol=0)
 
 

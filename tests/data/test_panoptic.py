@@ -191,7 +191,7 @@ def test_unchecked_maps_are_told_when_they_are_read(tmp_path):
     with pytest.raises(ImageError, match=r'01.png: has pixels of segment 8.*on_error "skip"'):
         data(root, check=False).samples["train"][0]
     samples = data(root, check=False, on_error="skip").samples["train"]
-    assert samples[0]["path"].endswith("03.png")
+    assert samples[0].info.path.endswith("03.png")
     assert "2 broken images" in samples.broken()
 
 
@@ -220,7 +220,7 @@ def test_files_are_found_in_the_usual_places_and_in_tar_files(tmp_path):
     with pytest.raises(DataError, match=r"none of its images .*data.images"):
         data(root)
     found = data(root, images="pictures", train_annotations="annotations/panoptic_val.json").samples["val"][0]
-    assert torch.equal(found["image"], expected["image"])
+    assert torch.equal(found.image, expected.image)
     shutil.rmtree(root / "annotations/panoptic_train")
     with pytest.raises(DataError, match=r"none of its PNG files .*data.maps"):
         data(root, images="pictures")
@@ -230,7 +230,7 @@ def test_files_are_found_in_the_usual_places_and_in_tar_files(tmp_path):
         write_tar(root / f"{part}.tar", members)
     shutil.rmtree(root / "panoptic_val")
     shutil.rmtree(root / "pictures")
-    assert torch.equal(data(root).samples["val"][0]["truth"].ids, expected["truth"].ids)
+    assert torch.equal(data(root).samples["val"][0].target.ids, expected.target.ids)
 
 
 def test_parts_must_have_the_same_categories(tmp_path):
@@ -268,9 +268,9 @@ def test_a_batch(tmp_path):
     module = data(write_panoptic(tmp_path))
     assert (module.class_names, module.num_classes, module.num_things) == (("ant", "bee", "grass", "sky"), 4, 2)
     batch = next(iter(module.train_dataloader()))
-    assert batch["images"].shape == (2, 3, 64, 64)  # 50 pixels, and then a multiple of 32
-    assert not batch["images"][:, :, 50:].any()
-    for truth in batch["truths"]:
+    assert batch.images.shape == (2, 3, 64, 64)  # 50 pixels, and then a multiple of 32
+    assert not batch.images[:, :, 50:].any()
+    for truth in batch.targets:
         assert (truth.ids.shape, truth.ids.dtype) == ((64, 64), torch.int32)
         assert not truth.ids[50:].any()
         segments = truth.segments()
@@ -281,8 +281,12 @@ def test_a_batch(tmp_path):
 
 def test_evaluation_resizes_the_picture_and_not_the_truth(tmp_path):
     batch = next(iter(data(write_panoptic(tmp_path)).val_dataloader()))
-    assert (batch["sizes"][0], batch["original_sizes"][0], batch["image_ids"]) == ((48, 64), (HEIGHT, WIDTH), [10, 20])
-    truth, ids = batch["truths"][0], panoptic_content()[1]["01.png"]
+    assert (batch.sizes[0], batch.original_sizes[0], [info.image_id for info in batch.infos]) == (
+        (48, 64),
+        (HEIGHT, WIDTH),
+        [10, 20],
+    )
+    truth, ids = batch.targets[0], panoptic_content()[1]["01.png"]
     assert truth.labels.tolist() == [3, 2, 0, 1]
     assert not truth.crowds.any()
     for number, segment in enumerate((70_000, 300, 1, 2), start=1):
@@ -328,9 +332,9 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     first = samples[(3, 2)]
     torch.rand(7)
     again = samples[(3, 2)]
-    assert torch.equal(first["image"], again["image"])
-    assert torch.equal(first["truth"].ids, again["truth"].ids)
-    assert any(not torch.equal(samples[(epoch, 2)]["image"], first["image"]) for epoch in range(4, 8))
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.target.ids, again.target.ids)
+    assert any(not torch.equal(samples[(epoch, 2)].image, first.image) for epoch in range(4, 8))
 
 
 @pytest.mark.parametrize("options", [{"crop": 0}, {"scale": (2.0, 1.0)}, {"flip": 2.0}, {"flip_vertical": -1.0}])
@@ -355,7 +359,7 @@ def test_the_sample_of_coco(shared):
     assert (module.num_classes, module.num_things) == (133, 80)
     assert (module.class_names[0], module.class_names[79:81]) == ("person", ("toothbrush", "banner"))
     assert problems_of(root / name) == []
-    truths = [sample["truth"] for sample in module.samples["val"]]
+    truths = [sample.target for sample in module.samples["val"]]
     assert [len(truth.labels) for truth in truths] == [18, 32]
     assert [int(truth.crowds.sum()) for truth in truths] == [1, 2]
 

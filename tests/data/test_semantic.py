@@ -38,7 +38,7 @@ def data(root: Path, stage: str = "fit", **options) -> SemanticData:
 
 
 def truth(module: SemanticData, index: int = 0) -> np.ndarray:
-    return module.samples["val"][index]["labels"].numpy()
+    return module.samples["val"][index].target.labels.numpy()
 
 
 # --- batches
@@ -48,19 +48,19 @@ def test_a_batch_of_training(tmp_path):
     module = data(write_semantic(tmp_path))
     assert (module.class_names, module.num_classes) == (NAMES, 3)
     batch = next(iter(module.train_dataloader()))
-    assert batch["images"].shape == (2, 3, 32, 40)
-    assert batch["images"].dtype == torch.float32
-    assert batch["sizes"] == [(32, 40)] * 2
-    for labels in batch["labels"]:
+    assert batch.images.shape == (2, 3, 32, 40)
+    assert batch.images.dtype == torch.float32
+    assert batch.sizes == [(32, 40)] * 2
+    for labels in (target.labels for target in batch.targets):
         assert (labels.shape, labels.dtype) == ((32, 40), torch.int64)
         assert set(labels.unique().tolist()) <= {0, 1, 2, IGNORED}
 
 
 def test_evaluation_resizes_the_picture_and_not_its_labels(tmp_path):
     batch = next(iter(data(write_semantic(tmp_path), image_size=60).val_dataloader()))
-    assert batch["images"].shape == (1, 3, 60, 80)
-    assert batch["original_sizes"] == [(HEIGHT, WIDTH)]
-    assert np.array_equal(batch["labels"][0].numpy(), blocks(100)[1])
+    assert batch.images.shape == (1, 3, 60, 80)
+    assert batch.original_sizes == [(HEIGHT, WIDTH)]
+    assert np.array_equal(batch.targets[0].labels.numpy(), blocks(100)[1])
 
 
 def test_pictures_of_other_sizes_are_padded_in_evaluation_alone_if_asked_for(tmp_path):
@@ -68,12 +68,12 @@ def test_pictures_of_other_sizes_are_padded_in_evaluation_alone_if_asked_for(tmp
     for folder in ("images", "masks"):
         path = root / folder / "val/00.png"
         Image.open(path).crop((0, 0, 48, 48)).save(path)
-    shapes = [batch["images"].shape for batch in data(root).val_dataloader()]
+    shapes = [batch.images.shape for batch in data(root).val_dataloader()]
     assert shapes[:2] == [(1, 3, 48, 48), (1, 3, 48, 64)]
     batch = next(iter(data(root, val_batch_size=2).val_dataloader()))
-    assert batch["sizes"] == [(48, 48), (48, 64)]
-    assert not batch["images"][0, :, :, 48:].any()
-    assert batch["labels"][0].shape == (48, 48)
+    assert batch.sizes == [(48, 48), (48, 64)]
+    assert not batch.images[0, :, :, 48:].any()
+    assert batch.targets[0].labels.shape == (48, 48)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -84,13 +84,13 @@ def test_batches_are_a_function_of_seed_and_epoch(tmp_path, workers):
     for loader in loaders:
         torch.rand(3)
         loader.batch_sampler.set_epoch(4)
-        seen.append([(batch["images"], batch["labels"]) for batch in loader])
+        seen.append([(batch.images, [target.labels for target in batch.targets]) for batch in loader])
     assert len(seen[0]) == 3
     for (images, labels), (others, other_labels) in zip(*seen, strict=True):
         assert torch.equal(images, others)
         assert all(map(torch.equal, labels, other_labels))
     loaders[0].batch_sampler.set_epoch(5)
-    assert not torch.equal(next(iter(loaders[0]))["images"], seen[0][0][0])
+    assert not torch.equal(next(iter(loaders[0])).images, seen[0][0][0])
 
 
 # --- augmentation
@@ -145,13 +145,13 @@ def test_large_scale_jitter_is_a_square_of_random_size(tmp_path):
     jitter = SemanticAugmentation(scale=(0.1, 2.0), crop=(64, 64), max_class_share=1.0)
     module = data(write_semantic(tmp_path), image_size=64, max_size=64, augmentation=jitter)
     samples = [module.samples["train"][(epoch, 0)] for epoch in range(20)]
-    assert all(sample["image"].shape == (3, 64, 64) for sample in samples)
-    used = [int(sample["image"].abs().sum((0, 1)).ne(0).sum()) for sample in samples]  # columns of picture
+    assert all(sample.image.shape == (3, 64, 64) for sample in samples)
+    used = [int(sample.image.abs().sum((0, 1)).ne(0).sum()) for sample in samples]  # columns of picture
     assert min(used) < 40
     assert max(used) == 64
     for sample in samples:
-        beyond = sample["image"].abs().sum(0) == 0
-        assert (sample["labels"][beyond] == IGNORED).all()
+        beyond = sample.image.abs().sum(0) == 0
+        assert (sample.target.labels[beyond] == IGNORED).all()
 
 
 def test_photometric_distortion_changes_colours_as_mmseg_does():
@@ -507,9 +507,9 @@ def test_camvid_and_ade20k_are_read(shared):
     camvid.setup("test")
     assert (len(camvid.samples["test"]), camvid.num_classes, camvid.class_names[0]) == (233, 11, "Sky")
     sample = camvid.samples["test"][0]
-    assert sample["image"].shape == (3, 90, 120)
-    assert sample["labels"].shape == (360, 480)
-    assert set(sample["labels"].unique().tolist()) <= {*range(11), IGNORED}
+    assert sample.image.shape == (3, 90, 120)
+    assert sample.target.labels.shape == (360, 480)
+    assert set(sample.target.labels.unique().tolist()) <= {*range(11), IGNORED}
     ade20k = SemanticData(shared / "data/ade20k_sample", num_workers=0)
     ade20k.setup("validate")
     assert (len(ade20k.samples["val"]), ade20k.num_classes, ade20k.class_names[2]) == (3, 150, "sky")
@@ -568,7 +568,7 @@ def test_problems_stop_training_before_it_starts_unless_skipped(tmp_path, caplog
     assert [len(module.samples[part]) for part in ("train", "val")] == [2, 4]
     unchecked = data(root, on_error="skip", check=False)
     assert [len(unchecked.samples[part]) for part in ("train", "val")] == [4, 6]
-    assert sum(len(batch["paths"]) for batch in unchecked.train_dataloader()) == 4  # others take their place
+    assert sum(len(batch.paths) for batch in unchecked.train_dataloader()) == 4  # others take their place
     with pytest.raises(ImageError, match=r"val/00\.png: is a picture in colours.*on_error"):
         list(data(root, "validate", check=False).val_dataloader())
 

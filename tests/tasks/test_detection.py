@@ -201,7 +201,7 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
     found = []
-    for i, target in enumerate(batch["targets"]):
+    for i, target in enumerate(batch.targets):
         boxes = target.boxes if i else torch.zeros(0, 4)  # the first image's objects are missed
         masks = torch.zeros(len(boxes), 60, 80, dtype=torch.bool)
         found.append(
@@ -211,7 +211,7 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     task = type("Task", (), {})()
     samples = data.samples["val"]
     metric = CocoMetric(samples.coco.to_coco(samples.images))
-    metric.update(found, batch["image_ids"])
+    metric.update(found, [info.image_id for info in batch.infos])
     task.found, task.segmented = metric.compute(), None
     predictions.on_validation_start(trainer, task)
     predictions.on_validation_batch_end(trainer, task, {"found": found}, batch, 0)

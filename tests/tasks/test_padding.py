@@ -63,9 +63,9 @@ def test_training_and_validation_pad_to_the_networks_divisor(family, divisor, ro
     assert watch.sizes == {True: [up(trained, divisor)], False: [up(measured, divisor)]}
     (batch,) = watch.batches  # what it is trained on has the images' size
     if family == "mask2former_panoptic":
-        truths = [truth.ids for truth in batch["truths"]]
+        truths = [truth.ids for truth in batch.targets]
     else:
-        truths = batch["labels"] if family in CROPPED else [target.masks for target in batch["targets"]]
+        truths = [target.labels if family in CROPPED else target.masks for target in batch.targets]
     assert {tuple(truth.shape[-2:]) for truth in truths} == {up(trained, divisor)}
 
 

@@ -141,14 +141,14 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     found = []
-    for i, truth in enumerate(batch["truths"]):
+    for i, truth in enumerate(batch.targets):
         labels = truth.labels.tolist()
         kept = truth.ids if i else truth.ids * (truth.ids < 3)  # the first image's objects are missed
         segments = [Segment(n + 1, label, label < 2, 0.9, int((kept == n + 1).sum())) for n, label in enumerate(labels)]
         found.append(PanopticMap(kept, tuple(segments[:2] if not i else segments)))
     task: Any = type("Task", (), {})()
     task.metric = PanopticQuality(data.class_names, data.num_things)
-    task.metric.update(found, batch["truths"])
+    task.metric.update(found, batch.targets)
     task.found = task.metric.compute()
     predictions, trainer = PanopticPredictions(), _Trainer(data)
     predictions.on_validation_start(trainer, task)

@@ -273,9 +273,9 @@ def test_the_report_shows_figures_classes_confusions_best_and_worst(tmp_path, ma
     task.metric = SemanticMetric(3)
     predictions.on_validation_start(trainer, task)
     for i, batch in enumerate(data.val_dataloader()):
-        found = batch["labels"][0].clamp(max=2)
+        found = batch.targets[0].labels.clamp(max=2)
         found[: 8 * i] = 0  # each picture worse than the one before
-        task.metric.update([SemanticMap(found)], batch["labels"])
+        task.metric.update([SemanticMap(found)], [target.labels for target in batch.targets])
         predictions.on_validation_batch_end(trainer, task, {"found": [SemanticMap(found)]}, batch, i)
     task.found = task.metric.compute()
     predictions.on_validation_end(trainer, task)

@@ -15,11 +15,11 @@ from focalnet.data.datasets.classes import read_class_map
 from focalnet.data.datasets.collection import Collection, Format, Part, detect
 from focalnet.data.datasets.shards import ShardDataset
 from focalnet.data.datasets.source import InMemory
-from focalnet.data.loading import ImageDataset, Loader, cores_per_process
+from focalnet.data.loading import ImageDataset, Loader, collate, cores_per_process
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Augmentation, eval_transform
 from focalnet.errors import ConfigError, DataError
-from focalnet.samples import ClassificationBatch
+from focalnet.samples import Batch
 
 
 class ClassificationData(LightningDataModule):
@@ -130,13 +130,13 @@ class ClassificationData(LightningDataModule):
             self.samples[part] = self._open(collection, part)
         self._check_classes()
 
-    def train_dataloader(self) -> DataLoader[ClassificationBatch]:
+    def train_dataloader(self) -> DataLoader[Batch[int]]:
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[ClassificationBatch]:
+    def val_dataloader(self) -> DataLoader[Batch[int]]:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[ClassificationBatch]:
+    def test_dataloader(self) -> DataLoader[Batch[int]]:
         return self._loader("test")
 
     def _open(self, collection: Collection, part: Part) -> ImageDataset | ShardDataset:
@@ -178,7 +178,9 @@ class ClassificationData(LightningDataModule):
         else:
             order = EpochBatches(len(samples), self.batch_size, seed=self.seed, training=part == "train")
         pin = torch.cuda.is_available()
-        return Loader(samples, order, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin)
+        return Loader(
+            samples, order, collate=collate, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+        )
 
     def _workers(self) -> int:
         if self.num_workers is not None:

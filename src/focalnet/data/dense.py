@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.collection import Part
-from focalnet.data.loading import Loader, cores_per_process
+from focalnet.data.loading import Loader, collate, cores_per_process
 from focalnet.data.samples import Samples
 from focalnet.data.sampling import EpochBatches
 from focalnet.errors import ConfigError, DataError
@@ -43,8 +43,6 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
         ConfigError: an option has an impossible value.
     """
 
-    collate: ClassVar[Callable[..., Any]]
-    """From samples to a batch."""
     size_divisor: int = 32
     """Sides of batches are multiples of it. A task sets its network's here before there are loaders; without a task it
     is that of the published networks."""
@@ -130,7 +128,6 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
 
     def _loader(self, part: Part) -> Loader:
         samples, training = self.samples[part], part == "train"
-        samples.size_divisor = self.size_divisor
         workers = self.num_workers
         if workers is None:
             workers = cores_per_process(self.trainer.num_devices if self.trainer else 1)
@@ -138,5 +135,5 @@ class DenseData(LightningDataModule, ABC, Generic[D]):
         kinds = self._kinds(samples)
         order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training, kinds=kinds)
         options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-        collate = partial(type(self).collate, multiple=self.size_divisor)
-        return Loader(samples, order, collate=collate, **options)
+        make_batch = partial(collate, divisor=self.size_divisor, training=training)
+        return Loader(samples, order, collate=make_batch, **options)

@@ -9,12 +9,12 @@ from typing import Any
 from focalnet.data.annotated import AnnotatedData
 from focalnet.data.check import check_part, decide
 from focalnet.data.datasets.collection import Part
-from focalnet.data.detection_samples import DetectionDataset, collate
+from focalnet.data.detection_samples import DetectionDataset
 from focalnet.data.detection_transforms import DetectionAugmentation
 
 
 class DetectionData(AnnotatedData[DetectionDataset]):
-    """Loaders of ``samples.DetectionBatch`` for training, validation and test.
+    """Loaders of ``samples.Batch`` for training, validation and test.
 
     The annotations are in COCO's JSON form; ``focalnet convert-data`` makes it of Pascal VOC's XML. Without other word,
     a part's file is ``annotations/instances_train.json`` or ``instances_train2017.json``,
@@ -32,7 +32,6 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         ConfigError: an option has an impossible value.
     """
 
-    collate = staticmethod(collate)
     form = "instances"
     usual = "annotations/instances_{part}.json or {part}/_annotations.coco.json"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco import Annotated, CocoFile, inside
 from focalnet.data.datasets.pictures import Pictures, read_picture
-from focalnet.data.detection_transforms import DetectionAugmentation, View, normalise, pad, resize, to_target, view
+from focalnet.data.detection_transforms import DetectionAugmentation, View, normalise, resize, to_target, view
 from focalnet.data.masks import to_bitmaps
-from focalnet.data.samples import Samples, only_whole
-from focalnet.samples import DetectionBatch, DetectionSample, ObjectTarget
+from focalnet.data.samples import Samples
+from focalnet.samples import ImageInfo, ObjectTarget, Sample
 
 
-class DetectionDataset(Samples[DetectionSample, View]):
+class DetectionDataset(Samples[Sample[ObjectTarget], View]):
     """The pictures of an annotation file as samples.
 
     Args:
@@ -81,19 +80,17 @@ class DetectionDataset(Samples[DetectionSample, View]):
         crowds = [bool(a["iscrowd"]) for a in entry.annotations]
         return masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(crowds, dtype=torch.bool)
 
-    def prepare(self, read: View, index: int) -> DetectionSample:
+    def prepare(self, read: View, index: int) -> Sample[ObjectTarget]:
         longest = self.preprocessing.max_size
         assert longest is not None
         if self.augmentation is None:
             given = resize(read, self.preprocessing.image_size, longest)
         else:
             given = self.augmentation(read, longest)
-        return DetectionSample(
+        return Sample(
             image=normalise(given.image, self.preprocessing),
             target=to_target(given),
-            original_size=read.size,
-            image_id=self.images[index].image_id,
-            path=self.path(index),
+            info=ImageInfo(self.path(index), read.size, self.images[index].image_id),
         )
 
 
@@ -106,34 +103,3 @@ def _corners(annotations: Sequence[dict[str, object]], image: Annotated) -> Tens
     """Boxes ``(N, 4)``, x1 y1 x2 y2, within the image."""
     corners = [inside(a["bbox"], image.height, image.width) for a in annotations]  # type: ignore[arg-type]
     return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
-
-
-def collate(samples: Sequence[DetectionSample | None], *, multiple: int) -> DetectionBatch:
-    """Pads samples to a batch, images and masks alike; broken pictures (None) are left out.
-
-    Args:
-        samples: of any sizes.
-        multiple: the sides of the batch are multiples of it.
-
-    Raises:
-        DataError: there is not one whole picture.
-    """
-    whole = only_whole(samples)
-    images_BCHW = pad([sample["image"] for sample in whole], multiple)
-    height, width = images_BCHW.shape[-2:]
-    return DetectionBatch(
-        images=images_BCHW,
-        sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
-        targets=[_padded(sample["target"], height, width) for sample in whole],
-        original_sizes=[sample["original_size"] for sample in whole],
-        image_ids=[sample["image_id"] for sample in whole],
-        paths=[sample["path"] for sample in whole],
-    )
-
-
-def _padded(target: ObjectTarget, height: int, width: int) -> ObjectTarget:
-    masks = target.masks
-    if masks is None:
-        return target
-    padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-    return replace(target, masks=torch.nn.functional.pad(masks, padding))

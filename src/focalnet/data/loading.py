@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader
 
 from focalnet.data.datasets.shards import ShardDataset
 from focalnet.data.datasets.source import Source
+from focalnet.data.detection_transforms import pad
 from focalnet.data.samples import Samples, only_whole
 from focalnet.data.sampling import EpochBatches
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, FocalNetError
-from focalnet.samples import ClassificationBatch, ClassificationSample
+from focalnet.samples import Batch, ImageInfo, ObjectTarget, Sample, View
 
 logger = logging.getLogger(__name__)
 
 
-class ImageDataset(Samples[ClassificationSample, Image]):
+class ImageDataset(Samples[Sample[int], Image]):
     """The pictures of a source as samples.
 
     Args:
@@ -60,24 +61,40 @@ class ImageDataset(Samples[ClassificationSample, Image]):
     def read(self, index: int) -> Image:
         return self.source.read(index)
 
-    def prepare(self, read: Image, index: int) -> ClassificationSample:
-        return ClassificationSample(
-            image=self.transform(read), label=int(self.source.labels[index]), path=self.path(index)
+    def prepare(self, read: Image, index: int) -> Sample[int]:
+        return Sample(
+            image=self.transform(read),
+            target=int(self.source.labels[index]),
+            info=ImageInfo(self.path(index), (read.height, read.width)),
         )
 
 
-def collate(samples: Sequence[ClassificationSample | None]) -> ClassificationBatch:
-    """Stacks samples to a batch; broken pictures (``None``) are left out.
+def collate(samples: Sequence[Sample[Any] | None], divisor: int = 1, *, training: bool = False) -> Batch[Any]:
+    """Makes a batch of samples; broken images (None) are left out.
+
+    Images are padded with zeros right and below, and masks of objects alike. Class indices become one tensor.
+
+    Args:
+        samples: of any sizes; each has as many views.
+        divisor: the sides of the batch are multiples of it.
+        training: whether label maps and panoptic ids belong to the images as the network sees them, and are padded
+            like those; in evaluation they keep the size of the images on disk.
 
     Raises:
-        DataError: there is not one whole picture.
+        DataError: there is not one whole image.
     """
     whole = only_whole(samples)
-    return ClassificationBatch(
-        images=torch.stack([sample["image"] for sample in whole]),
-        labels=torch.tensor([sample["label"] for sample in whole]),
-        paths=[sample["path"] for sample in whole],
+    first, *views = (
+        View(pad(images, divisor), [(image.shape[-2], image.shape[-1]) for image in images])
+        for images in zip(*([sample.image, *sample.views] for sample in whole), strict=True)
     )
+    size = (first.images.shape[-2], first.images.shape[-1])
+    targets: Any = [sample.target for sample in whole]
+    if isinstance(targets[0], int):
+        targets = torch.tensor(targets)
+    elif training or isinstance(targets[0], ObjectTarget):
+        targets = [target.padded(size) for target in targets]
+    return Batch(first.images, first.sizes, targets, [sample.info for sample in whole], views)
 
 
 class Loader(DataLoader[Any]):
@@ -97,7 +114,7 @@ class Loader(DataLoader[Any]):
         samples: Samples[Any, Any] | ShardDataset,
         order: EpochBatches | None = None,
         *,
-        collate: Callable[..., Any] = collate,
+        collate: Callable[..., Batch[Any]],
         **options: Any,
     ) -> None:
         # Its own generator: starting a pass draws from it, which must not move the training's random numbers.

@@ -9,13 +9,13 @@ from focalnet.data.annotated import AnnotatedData
 from focalnet.data.check import decide
 from focalnet.data.datasets.collection import Part
 from focalnet.data.panoptic_check import check_panoptic, only_stuff_of_one_kind
-from focalnet.data.panoptic_samples import PanopticDataset, collate
+from focalnet.data.panoptic_samples import PanopticDataset
 from focalnet.data.panoptic_transforms import PanopticAugmentation
 from focalnet.errors import DataError
 
 
 class PanopticData(AnnotatedData[PanopticDataset]):
-    """Loaders of ``samples.PanopticBatch`` for training, validation and test.
+    """Loaders of ``samples.Batch`` for training, validation and test.
 
     The annotations are in COCO's panoptic form: a JSON, and a PNG for each image. Without other word, a part's file is
     ``annotations/panoptic_train.json`` or ``panoptic_train2017.json`` (and ``val``, ``test``), and its PNG files are
@@ -33,7 +33,6 @@ class PanopticData(AnnotatedData[PanopticDataset]):
         ConfigError: an option has an impossible value.
     """
 
-    collate = staticmethod(collate)
     form = "panoptic"
     usual = "annotations/panoptic_{part}.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,14 +11,14 @@ from torchvision.transforms.v2 import functional as F
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco_panoptic import PanopticFile, read_ids
 from focalnet.data.datasets.pictures import Pictures, read_picture
-from focalnet.data.detection_transforms import normalise, pad, resized
-from focalnet.data.panoptic_transforms import PanopticAugmentation, pad_to
-from focalnet.data.samples import Samples, only_whole
+from focalnet.data.detection_transforms import normalise, resized
+from focalnet.data.panoptic_transforms import PanopticAugmentation
+from focalnet.data.samples import Samples
 from focalnet.data.semantic_transforms import SemanticView, view
-from focalnet.samples import PanopticBatch, PanopticSample, PanopticTarget
+from focalnet.samples import ImageInfo, PanopticTarget, Sample, pad_to
 
 
-class PanopticDataset(Samples[PanopticSample, SemanticView]):
+class PanopticDataset(Samples[Sample[PanopticTarget], SemanticView]):
     """The pictures of a panoptic annotation file as samples.
 
     Args:
@@ -64,7 +63,7 @@ class PanopticDataset(Samples[PanopticSample, SemanticView]):
         ids = read_ids(self.maps, self.annotated.maps[entry.image_id], entry)
         return view(read_picture(self.pictures, entry), torch.from_numpy(ids))
 
-    def prepare(self, read: SemanticView, index: int) -> PanopticSample:
+    def prepare(self, read: SemanticView, index: int) -> Sample[PanopticTarget]:
         if self.augmentation is None:
             longest = self.preprocessing.max_size
             assert longest is not None
@@ -74,37 +73,15 @@ class PanopticDataset(Samples[PanopticSample, SemanticView]):
         else:
             varied = self.augmentation(read)
             image, ids = normalise(varied.image, self.preprocessing), varied.labels.as_subclass(Tensor)
-            image, ids = pad_to(image, ids, -(-self.augmentation.crop // self.size_divisor) * self.size_divisor)
+            square = (self.augmentation.crop, self.augmentation.crop)
+            image, ids = pad_to(image, square), pad_to(ids, square)
         entry = self.annotated.images[index]
-        return PanopticSample(
+        return Sample(
             image=image,
-            truth=PanopticTarget(
+            target=PanopticTarget(
                 ids=ids,
                 labels=torch.tensor([self._label_of[s["category_id"]] for s in entry.annotations], dtype=torch.int64),
                 crowds=torch.tensor([bool(s["iscrowd"]) for s in entry.annotations], dtype=torch.bool),
             ),
-            original_size=read.size,
-            image_id=entry.image_id,
-            path=self.path(index),
+            info=ImageInfo(self.path(index), read.size, entry.image_id),
         )
-
-
-def collate(samples: Sequence[PanopticSample | None], *, multiple: int) -> PanopticBatch:
-    """Pads samples to a batch; broken pictures (None) are left out.
-
-    Args:
-        samples: of any sizes.
-        multiple: the sides of the images are multiples of it.
-
-    Raises:
-        DataError: there is not one whole picture.
-    """
-    whole = only_whole(samples)
-    return PanopticBatch(
-        images=pad([sample["image"] for sample in whole], multiple),
-        sizes=[(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in whole],
-        truths=[sample["truth"] for sample in whole],
-        original_sizes=[sample["original_size"] for sample in whole],
-        image_ids=[sample["image_id"] for sample in whole],
-        paths=[sample["path"] for sample in whole],
-    )

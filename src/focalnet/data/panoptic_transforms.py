@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional
-from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -60,9 +58,3 @@ class PanopticAugmentation:
         corner = [int(torch.randint(0, most - side + 1, ())) for most, side in zip(image.shape[-2:], size, strict=True)]
         image, labels = (F.crop(part, *corner, *size) for part in (image, labels))
         return SemanticView(distort(image) if self.photometric else image, labels)
-
-
-def pad_to(image: Tensor, ids: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Pads a picture ``(3, h, w)`` and its ids ``(h, w)`` with zeros, right and below, to a square."""
-    padding = (0, side - image.shape[-1], 0, side - image.shape[-2])
-    return torch.nn.functional.pad(image, padding), torch.nn.functional.pad(ids, padding)

@@ -34,9 +34,6 @@ class Samples(Dataset["S | None"], ABC, Generic[S, P]):
             its place, so that batches keep their size; in evaluation it is left out (the sample is None).
     """
 
-    size_divisor: int = 1
-    """Where an augmentation gives pictures of one size, they are padded to a multiple of it; a data module sets it."""
-
     def __init__(self, count: int, *, seed: int, training: bool, on_error: Literal["raise", "skip"]) -> None:
         self.seed, self.training, self.on_error = seed, training, on_error
         # Shared with the workers so that the main process can report: one byte a picture, which is only ever set.

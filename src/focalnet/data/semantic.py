@@ -26,7 +26,7 @@ from focalnet.data.semantic_check import (
     too_few_classes,
     unchecked,
 )
-from focalnet.data.semantic_samples import SemanticDataset, collate
+from focalnet.data.semantic_samples import SemanticDataset
 from focalnet.data.semantic_transforms import SemanticAugmentation
 from focalnet.errors import ConfigError, DataError
 from focalnet.samples import IGNORED
@@ -40,7 +40,7 @@ UNCHECKED = 64  # masks of a part that are opened all the same, where 255 may be
 
 
 class SemanticData(DenseData[SemanticDataset]):
-    """Loaders of ``samples.SemanticBatch`` for training, validation and test.
+    """Loaders of ``samples.Batch`` for training, validation and test.
 
     A picture and its mask, a label map with one number a pixel, have the same name in two folders, or in an
     uncompressed tar file with such folders. Without other word these are ``images/training`` and
@@ -74,7 +74,6 @@ class SemanticData(DenseData[SemanticDataset]):
         ConfigError: an option has an impossible value.
     """
 
-    collate = staticmethod(collate)
     size_divisor = 1  # as UPerNet's
 
     def __init__(

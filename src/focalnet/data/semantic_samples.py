@@ -11,14 +11,14 @@ from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.label_maps import LabelRule, Pairs
-from focalnet.data.detection_transforms import normalise, pad, resized
-from focalnet.data.samples import Samples, only_whole
-from focalnet.data.semantic_transforms import SemanticAugmentation, SemanticView, pad_to, view
+from focalnet.data.detection_transforms import normalise, resized
+from focalnet.data.samples import Samples
+from focalnet.data.semantic_transforms import SemanticAugmentation, SemanticView, view
 from focalnet.errors import ImageError
-from focalnet.samples import SemanticBatch, SemanticSample
+from focalnet.samples import ImageInfo, LabelMapTarget, Sample, pad_to
 
 
-class SemanticDataset(Samples[SemanticSample, SemanticView]):
+class SemanticDataset(Samples[Sample[LabelMapTarget], SemanticView]):
     """The pictures of a part with the class of each pixel.
 
     Args:
@@ -65,7 +65,7 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         check_sizes(self.pairs, index, (picture.height, picture.width), (labels.shape[0], labels.shape[1]))
         return view(picture, labels)
 
-    def prepare(self, read: SemanticView, index: int) -> SemanticSample:
+    def prepare(self, read: SemanticView, index: int) -> Sample[LabelMapTarget]:
         short, longest = self.preprocessing.image_size, self.preprocessing.max_size
         assert longest is not None
         if self.augmentation is None:
@@ -74,12 +74,11 @@ class SemanticDataset(Samples[SemanticSample, SemanticView]):
         else:
             image, labels = self.augmentation(read, short, longest)
             images = [image]
-        pixels, *others = (normalise(image, self.preprocessing) for image in images)
-        truth = labels.as_subclass(Tensor).long()
+        pixels, *views = (normalise(image, self.preprocessing) for image in images)
+        target = LabelMapTarget(labels.as_subclass(Tensor).long())
         if self.augmentation is not None:
-            height, width = (-(-side // self.size_divisor) * self.size_divisor for side in self.augmentation.crop)
-            pixels, truth = pad_to(pixels, truth, (height, width))
-        return SemanticSample(image=pixels, others=others, labels=truth, original_size=read.size, path=self.path(index))
+            pixels, target = pad_to(pixels, self.augmentation.crop), target.padded(self.augmentation.crop)
+        return Sample(image=pixels, target=target, info=ImageInfo(self.path(index), read.size), views=views)
 
 
 def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[int, int]) -> None:
@@ -90,28 +89,3 @@ def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[
             f"{place}: has {mask[1]} x {mask[0]} pixels, its picture {pairs.pictures.path(pairs.names[index][0])} "
             f"has {picture[1]} x {picture[0]}"
         )
-
-
-def collate(samples: Sequence[SemanticSample | None], *, multiple: int) -> SemanticBatch:
-    """Makes a batch, in evaluation padded to its largest picture; broken pictures (None) are left out.
-
-    Args:
-        samples: in training of one size.
-        multiple: the sides of the images are multiples of it; label maps stay as they are.
-
-    Raises:
-        DataError: there is not one whole picture.
-    """
-    whole = only_whole(samples)
-    (images, sizes), *others = (
-        (pad(alike, multiple), [(image.shape[-2], image.shape[-1]) for image in alike])
-        for alike in zip(*([sample["image"], *sample["others"]] for sample in whole), strict=True)
-    )
-    return SemanticBatch(
-        images=images,
-        sizes=sizes,
-        others=others,
-        labels=[sample["labels"] for sample in whole],
-        original_sizes=[sample["original_size"] for sample in whole],
-        paths=[sample["path"] for sample in whole],
-    )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional
 from PIL import Image as Pillow
 from torch import Tensor
 from torchvision import tv_tensors
@@ -128,13 +127,6 @@ def distort(image: tv_tensors.Image) -> tv_tensors.Image:
     if contrast_last and _chance(0.5):
         colours = (colours * _uniform(0.5, 1.5)).clamp(0, 1)
     return tv_tensors.Image((255 * colours).round().byte())
-
-
-def pad_to(image: Tensor, labels: Tensor, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pads a picture ``(3, h, w)`` with zeros and labels ``(h, w)`` with ``IGNORED``, right and below, to a size."""
-    padding = (0, crop[1] - image.shape[-1], 0, crop[0] - image.shape[-2])
-    pad = torch.nn.functional.pad
-    return pad(image, padding), pad(labels, padding, value=IGNORED)
 
 
 def _saturate(colours_3HW: Tensor, factor: float) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import TrainingError
-from focalnet.samples import ClassificationBatch
+from focalnet.samples import Batch
 from focalnet.tasks.folder import RunFolder, write
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ class Progress(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: ClassificationBatch,
+        batch: Batch[Any],
         batch_idx: int,
     ) -> None:
-        self.images += len(batch["images"]) * trainer.world_size
+        self.images += len(batch) * trainer.world_size
         now = time.monotonic()
         if trainer.is_last_batch:
             self.speed = self.images / (now - self.epoch_started)
@@ -133,7 +133,7 @@ class StopAtNaN(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: ClassificationBatch,
+        batch: Batch[Any],
         batch_idx: int,
     ) -> None:
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:
@@ -199,18 +199,18 @@ class Predictions(Inspector):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: ClassificationBatch,
+        batch: Batch[Any],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        labels = batch["labels"]
+        labels = batch.targets
         self.classes = outputs.shape[1]
         scores = outputs.softmax(1).gather(1, labels[:, None])[:, 0].tolist()
         ranked = outputs.topk(min(5, self.classes)).indices.cpu()
         self.parts.append((labels.cpu(), ranked))
         order = sorted(range(len(scores)), key=scores.__getitem__)
         for i in {*order[: self.pictures], *order[-self.pictures :]}:
-            judged = Judged(scores[i], int(labels[i]), int(ranked[i, 0]), batch["images"][i].cpu())
+            judged = Judged(scores[i], int(labels[i]), int(ranked[i, 0]), batch.images[i].cpu())
             (self.best if judged.label == judged.predicted else self.worst).append(judged)
         self.best = sorted(self.best, key=lambda judged: -judged.score)[: self.pictures]
         self.worst = sorted(self.worst, key=lambda judged: judged.score)[: self.pictures]

@@ -64,9 +64,9 @@ class DensePredictions(Inspector, Generic[K]):
 
     def picture(self, batch: Any, i: int) -> Image.Image:
         """Image ``i`` of a batch as the network saw it, before normalisation and padding."""
-        height, width = batch["sizes"][i]
+        height, width = batch.sizes[i]
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.preprocessing.mean, self.preprocessing.std))
-        image_CHW = batch["images"][i, :, :height, :width].cpu().float() * std + mean
+        image_CHW = batch.images[i, :, :height, :width].cpu().float() * std + mean
         return Image.fromarray((image_CHW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
     def summary(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from focalnet.metrics.coco import CocoResult, summary
 from focalnet.metrics.confusion import DetectionConfusion
 from focalnet.metrics.panoptic import PanopticResult
 from focalnet.results import Detections
-from focalnet.samples import DetectionBatch, ObjectTarget
+from focalnet.samples import Batch, ObjectTarget
 from focalnet.tasks.dense_found import DensePredictions, gathered
 
 if TYPE_CHECKING:
@@ -51,17 +51,17 @@ class DetectionPredictions(DensePredictions[Inspected]):
         super().on_validation_start(trainer, pl_module)
         self.confusion = DetectionConfusion(len(self.names), min_score=MIN_SCORE)
 
-    def inspect(self, task: Any, found: Detections, batch: DetectionBatch, i: int) -> None:
-        size = batch["sizes"][i]
+    def inspect(self, task: Any, found: Detections, batch: Batch[ObjectTarget], i: int) -> None:
+        size = batch.sizes[i]
         seen = _resized(_on_cpu(found), size).above(MIN_SCORE)
-        target = _target_on_cpu(batch["targets"][i])
+        target = _target_on_cpu(batch.targets[i])
         before = self.confusion.matrix.clone()
         self.confusion.update(seen, target)
         counted = self.confusion.matrix - before
         mistakes = int(counted.sum() - counted.diagonal().sum())
 
         def make() -> Inspected:
-            picture, boxes, masks = self.picture(batch, i), target.boxes, batch["targets"][i].masks
+            picture, boxes, masks = self.picture(batch, i), target.boxes, batch.targets[i].masks
             masks = None if masks is None else masks[:, : size[0], : size[1]].cpu()
             scores = torch.ones(len(boxes))
             true = Detections(boxes, scores, target.labels, self.names, masks, size=size, image=picture)

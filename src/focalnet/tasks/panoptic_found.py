@@ -10,7 +10,7 @@ import torch
 
 from focalnet.metrics.panoptic import PanopticResult
 from focalnet.results import PanopticMap, Segment
-from focalnet.samples import PanopticBatch, PanopticTarget
+from focalnet.samples import Batch, PanopticTarget
 from focalnet.tasks.dense_found import DensePredictions
 
 
@@ -38,8 +38,8 @@ class PanopticPredictions(DensePredictions[InspectedSegments]):
         super().on_validation_start(trainer, pl_module)
         self.num_things: int = trainer.datamodule.num_things  # type: ignore[attr-defined]
 
-    def inspect(self, task: Any, found: PanopticMap, batch: PanopticBatch, i: int) -> None:
-        truth = batch["truths"][i]
+    def inspect(self, task: Any, found: PanopticMap, batch: Batch[PanopticTarget], i: int) -> None:
+        truth = batch.targets[i]
         ious, matches, invented, missed = task.metric.count(found, truth).sum(0).tolist()
         if not matches + invented + missed:
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focalnet.metrics.semantic import SemanticResult, evaluate
 from focalnet.results import SemanticMap
-from focalnet.samples import SemanticBatch
+from focalnet.samples import Batch, LabelMapTarget
 from focalnet.tasks.dense_found import DensePredictions
 
 
@@ -35,12 +35,12 @@ class SemanticPredictions(DensePredictions[InspectedMap]):
         """``miou``, ``pixel_accuracy`` and ``mean_accuracy`` in percent."""
         return self.result.summary()
 
-    def inspect(self, task: Any, found: SemanticMap, batch: SemanticBatch, i: int) -> None:
-        there = batch["labels"][i]
+    def inspect(self, task: Any, found: SemanticMap, batch: Batch[LabelMapTarget], i: int) -> None:
+        there = batch.targets[i].labels
         miou = evaluate(task.metric.count(found.labels, there).numpy()).miou
 
         def make() -> InspectedMap:
-            picture, size = self.picture(batch, i), batch["sizes"][i]
+            picture, size = self.picture(batch, i), batch.sizes[i]
             true, seen = (SemanticMap(_resized(labels, size), self.names, picture) for labels in (there, found.labels))
             return InspectedMap(miou, true, seen)
 

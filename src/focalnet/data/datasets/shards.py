@@ -26,7 +26,7 @@ from focalnet.data.sampling import per_process, world
 from focalnet.data.seeding import random_state_kept, seed_all
 from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, ImageError, require
-from focalnet.samples import ClassificationSample
+from focalnet.samples import ImageInfo, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _read_shards(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             raise DataError(f"{path}: cannot be read as a tar file of samples: {error.args[0]}") from error
 
 
-class ShardDataset(IterableDataset[list["ClassificationSample | None"]]):
+class ShardDataset(IterableDataset[list["Sample[int] | None"]]):
     """Batches of samples, read shard by shard. Each process and each of its workers reads its own shards.
 
     Unlike the other formats: the shards are shuffled by ``(seed, epoch)`` and within a worker the samples
@@ -163,7 +163,7 @@ class ShardDataset(IterableDataset[list["ClassificationSample | None"]]):
         """Batches in an epoch of this process."""
         return sum(self._batches(reader) for reader in range(self.readers))
 
-    def __iter__(self) -> Iterator[list[ClassificationSample | None]]:
+    def __iter__(self) -> Iterator[list[Sample[int] | None]]:
         worker = get_worker_info()
         reader = worker.id if worker else 0
         samples = self._samples(reader)
@@ -185,7 +185,7 @@ class ShardDataset(IterableDataset[list["ClassificationSample | None"]]):
             return len(range(reader, total, self.readers))
         return -(-sum(count for _, count in self._mine(reader, 0)) // self.share)
 
-    def _samples(self, reader: int) -> Iterator[ClassificationSample | None]:
+    def _samples(self, reader: int) -> Iterator[Sample[int] | None]:
         epoch, broken_in_a_row = self.epoch, 0
         for raw in self._raw_samples(reader, epoch):
             try:
@@ -219,7 +219,7 @@ class ShardDataset(IterableDataset[list["ClassificationSample | None"]]):
             yield first
             yield from samples
 
-    def _decode(self, raw: dict[str, Any], epoch: int) -> ClassificationSample:
+    def _decode(self, raw: dict[str, Any], epoch: int) -> Sample[int]:
         name = f"{Path(raw['__url__']).name}/{raw['__key__']}"
         content = next((raw[suffix] for suffix in raw if f".{suffix}" in images.SUFFIXES), None)
         if content is None or "cls" not in raw:
@@ -232,4 +232,4 @@ class ShardDataset(IterableDataset[list["ClassificationSample | None"]]):
         if self.training:
             identity = hashlib.blake2b(name.encode(), digest_size=8).digest()
             seed_all(self.seed, epoch, int.from_bytes(identity, "big"))
-        return ClassificationSample(image=self.transform(image), label=label, path=name)
+        return Sample(self.transform(image), label, ImageInfo(name, (image.height, image.width)))
