@@ -262,7 +262,7 @@ def test_a_stream_goes_on_within_an_epoch(streamed: Path):
     loader.load_state_dict({"epoch": 0, "batches": 3})
     rest = list(loader)
     assert [batch.paths for batch in rest] == [batch.paths for batch in whole[3:]]
-    torch.testing.assert_close(rest[0]["images"], whole[3]["images"], rtol=0, atol=0)
+    torch.testing.assert_close(rest[0].images, whole[3].images, rtol=0, atol=0)
 
 
 def test_processes_read_different_shards(streamed: Path, monkeypatch: pytest.MonkeyPatch):

@@ -102,7 +102,7 @@ def test_what_is_found_as_it_is_measures_100_whatever_the_ids(finished, coco, tm
         return Detections(boxes, torch.ones(len(objects)), labels, masks=masks, size=(HEIGHT, WIDTH))
 
     found = iter(map(perfect, dataset["images"]))
-    monkeypatch.setattr(RCNN, "detect", lambda self, images, sizes, originals: [next(found) for _ in sizes])
+    monkeypatch.setattr(RCNN, "predict", lambda self, images, sizes, originals: [next(found) for _ in sizes])
     options = {name: TOY[name] for name in ("data.num_workers", "trainer.accelerator", "trainer.precision")}
     measured = validate(RECIPE, finished / "model.safetensors", **options, **{"data.root": str(tmp_path)})
     assert [measured[name] for name in ("box_ap", "mask_ap", "box_ar_100", "pq_things")] == pytest.approx([100] * 4)

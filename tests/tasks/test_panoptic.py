@@ -17,6 +17,7 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
 from focalnet.results import PanopticMap, Segment
+from focalnet.samples import ObjectTarget
 from focalnet.tasks import report
 from focalnet.tasks.folder import RunFolder
 from focalnet.tasks.panoptic import PanopticTask
@@ -116,7 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, root, file, tm
 
 def test_other_networks_are_refused(root, tmp_path):
     file = recipe(tmp_path, {**PANOPTIC, "model": {"architecture": "upernet_focalnet_nano"}})
-    with pytest.raises(ConfigError, match="upernet_focalnet_nano is no Mask2Former"):
+    with pytest.raises(ConfigError, match="upernet_focalnet_nano is not a network for panoptic: there are mask2former"):
         fit(file, output=tmp_path / "run", **{"data.root": str(root)})
     assert not (tmp_path / "run").exists()
 
@@ -211,12 +212,7 @@ def test_weights_give_what_the_task_asks_for(root, file, tmp_path):
 def test_objects_that_were_cut_off_are_no_segments():
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, 0], masks[2, 1:] = True, True
-    target = {
-        "boxes": torch.zeros(3, 4),
-        "labels": torch.tensor([4, 5, 6]),
-        "masks": masks,
-        "ignored": torch.zeros(0, 4),
-    }
+    target = ObjectTarget(torch.zeros(3, 4), torch.tensor([4, 5, 6]), masks, torch.zeros(0, 4))
     segments = target.segments()
     assert segments.labels.tolist() == [4, 6]
     assert torch.equal(segments.masks, masks[[0, 2]])

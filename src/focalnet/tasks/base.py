@@ -127,11 +127,13 @@ class Task(pl.LightningModule, ABC):
         )
 
     def configure_model(self) -> None:
-        if hasattr(self, "network"):  # Lightning calls this again before a second stage
-            return
-        torch.manual_seed(self.seed)
-        self.network = self.build(self.data.num_classes, self.num_things())
+        given = hasattr(self, "network")  # to be measured, or Lightning calls this again before a second stage
+        if not given:
+            torch.manual_seed(self.seed)
+            self.network = self.build(self.data.num_classes, self.num_things(self.data))
         self.data.size_divisor = self.network.config.size_divisor  # loaders, which pad, are made after this
+        if given:
+            return
         backbone = self.network.backbone
         backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
         if self.freeze_stages is not None:
@@ -143,9 +145,9 @@ class Task(pl.LightningModule, ABC):
         if self.compile_network:
             backbone.compile()  # in place; a classifier is its own backbone, others call theirs in training
 
-    def num_things(self) -> int:
+    def num_things(self, data: Any) -> int:
         """So many of the first classes of the data are objects, the others stuff."""
-        return int(self.data.num_classes)
+        return int(data.num_classes)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from focalnet.errors import ConfigError
 from focalnet.metrics.coco import CocoMetric, summary
 from focalnet.metrics.instances import found_map, true_map
 from focalnet.metrics.panoptic import PanopticQuality, PanopticResult
-from focalnet.models.base import Model
 from focalnet.results import Detections
 from focalnet.samples import Batch, ObjectTarget
 from focalnet.tasks.dense import DenseTask
@@ -23,11 +20,10 @@ class DetectionTask(DenseTask):
     name = "detection"
     inspector = DetectionPredictions
 
-    def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
-        network = super().build(num_classes, num_things)
-        if network.config.learns_masks and not self.data.masks:
-            raise ConfigError(f"a {type(network).__name__} learns masks: data.masks must be true")
-        return network
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.trainer.training and self.network.config.learns_masks and not self.data.masks:
+            raise ConfigError(f"a {type(self.network).__name__} learns masks: data.masks must be true")
 
     def on_validation_epoch_start(self) -> None:
         samples, masks = self.data.samples["val"], self.network.config.learns_masks and self.data.masks

@@ -121,7 +121,18 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> dict[str, Any
         known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
-        return _measure(run, model).summary()
+        return _measure(run, _for_task(run, model)).summary()
+
+
+def _for_task(run: Run, model: Model[Any, Any]) -> Model[Any, Any]:
+    """The network that gives what the task measures: the same one, or a twin with its weights."""
+    config = registry.for_task(model.config, run.task.name, run.task.num_things(run.data))
+    if config == model.config:
+        return model
+    twin = config.build()
+    twin.load_state_dict(model.state_dict())
+    twin.card = model.card
+    return twin
 
 
 def versions() -> dict[str, Any]:

@@ -151,7 +151,8 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 def _scaled(groups: list[dict[str, Any]], network: nn.Module, scale: float) -> list[dict[str, Any]]:
     """The groups with the backbone's parameters in groups of their own."""
-    if not isinstance(backbone := getattr(network, "backbone", None), nn.Module):
+    backbone = getattr(network, "backbone", network)
+    if backbone is network or not isinstance(backbone, nn.Module):
         raise ConfigError("optimizer.backbone_scale is for networks with a head of their own, not for a classifier")
     inside = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
     if not inside:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from focalnet.metrics.panoptic import PanopticQuality
@@ -17,8 +19,8 @@ class PanopticTask(DenseTask):
     name = "panoptic"
     inspector = PanopticPredictions
 
-    def num_things(self) -> int:
-        return int(self.data.num_things)
+    def num_things(self, data: Any) -> int:
+        return int(data.num_things)
 
     def on_validation_epoch_start(self) -> None:
         self.metric = PanopticQuality(self.data.class_names, self.data.num_things)
