@@ -57,7 +57,7 @@ def test_a_semantic_model_writes_label_maps(network, options, pictures, tmp_path
     assert report["categories"] == [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     for i, one in enumerate(report["predictions"]):
         truth = blocks(96, 64, seed=i, block=32)[1].numpy()
-        with Image.open(one.labels) as png:
+        with Image.open(one["labels"]) as png:
             assert png.mode == "P"
             labels = np.asarray(png)
         assert (labels == truth).mean() > 0.93

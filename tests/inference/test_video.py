@@ -12,10 +12,9 @@ from PIL import Image
 
 from focalnet import zoo
 from focalnet.cli.main import main
-from focalnet.cli.results import frame
 from focalnet.errors import FocalNetError, ImageError
 from focalnet.inference.video import frame_rate, frames, write_video
-from focalnet.results import Detections, PanopticMap, Segment, SemanticMap
+from focalnet.results import Detections, PanopticMap, Result, Segment, SemanticMap
 from tests.inference.segmenters import Colours, colours
 
 cv2 = pytest.importorskip("cv2", reason="videos need the extra video")
@@ -59,7 +58,7 @@ def test_frames_are_read_as_they_were_written(size, tmp_path):
 def test_what_is_drawn_on_a_frame_keeps_its_size(kind, size, count):
     image, (width, height) = Image.new("L", size), size
     ids = torch.arange(width * height).reshape(height, width) % (count + 1)
-    result: object
+    result: Result
     if kind in ("boxes", "masks"):
         found = objects(count if size[0] < 1000 else min(count, 40), size, masks=kind == "masks")
         result = Detections(found.boxes, found.scores, found.labels, masks=found.masks, size=found.size, image=image)
@@ -68,7 +67,7 @@ def test_what_is_drawn_on_a_frame_keeps_its_size(kind, size, count):
     else:
         segments = [Segment(i, i % 7, i % 2 == 0, 0.9, int((ids == i).sum())) for i in range(1, count + 1)]
         result = PanopticMap(ids.int(), tuple(segments), image=image)
-    drawn = frame(result)
+    drawn = result.draw(as_frame=True)
     assert (drawn.size, drawn.mode) == (size, "RGB")
     assert image.getextrema() == (0, 0)  # it is drawn on a copy
 

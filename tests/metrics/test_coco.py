@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focalnet.errors import DataError, InputError
-from focalnet.metrics.coco import CocoMetric, coco_results, summary
+from focalnet.metrics.coco import CocoMetric, summary
 from focalnet.results import Detections
 
 cocoapi = pytest.importorskip("pycocotools.coco", reason="detection needs the extra dense")
@@ -144,16 +144,6 @@ def test_nothing_found_at_all():
     metric = CocoMetric(content([annotation(1, 1, 7, [10, 10, 40, 40])], 1), masks=True)
     metric.update([detections([], [], [])], [1])
     assert summary(metric.compute())["mask_ap"] == 0
-
-
-def test_results_are_in_cocos_form():
-    from pycocotools import mask
-
-    found = detections([[10, 20, 30, 40]], [2], [0.5])
-    (one,) = json.loads(json.dumps(coco_results(found, 12, [3, 7, 90])))
-    assert (one["image_id"], one["category_id"], one["bbox"], one["score"]) == (12, 90, [10, 20, 30, 40], 0.5)
-    assert mask.area(one["segmentation"]) == 1200
-    assert "segmentation" not in coco_results(Detections(found.boxes, found.scores, found.labels), 1, [1, 2, 3])[0]
 
 
 # --- ids

@@ -1,4 +1,4 @@
-"""``focalnet predict``: what do these pictures show, what is where in them, and what is each of their pixels?"""
+"""``focalnet predict``: what do these images show, what is where in them, and what is each of their pixels?"""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from focalnet.cli import DEFAULT_MODEL
-from focalnet.cli.results import Ids, Results, frame, text
+from focalnet.cli.results import Ids, Results
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OnError(str, Enum):
-    """What to do with a picture that cannot be read."""
+    """What to do with an image that cannot be read."""
 
     RAISE = "raise"
     SKIP = "skip"
@@ -31,7 +31,7 @@ class OnError(str, Enum):
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Pictures; with a detector or segmenter also films."),
+        typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; with a detector or segmenter also videos."),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="A name of 'focalnet models', or a weights file.")] = (
         DEFAULT_MODEL
@@ -39,36 +39,36 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for pictures with the result drawn on them, predictions.json, and: detections.json of "
+            help="Folder for images with the result drawn on them, predictions.json, and: detections.json of "
             "objects; NAME.labels.png of classes; NAME.panoptic.png and panoptic.json of segments."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes of a picture shown, best first.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Classes of an image shown, best first.")] = 5,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Objects below are left out; 0 to evaluate.")] = 0.3,
     tile: Annotated[
-        int | None, typer.Option(min=32, help="Look at tiles of so many pixels, one by one: for large pictures.")
+        int | None, typer.Option(min=32, help="Predict tiles of so many pixels, one by one: for large images.")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbour also covers.")] = 0.25,
-    flip: Annotated[bool, typer.Option("--flip", help="Look at the mirrored picture, too.")] = False,
+    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor also covers.")] = 0.25,
+    flip: Annotated[bool, typer.Option("--flip", help="Predict the mirrored image, too.")] = False,
     short_side: Annotated[
-        list[int] | None, typer.Option(help="Look at it at this size in pixels; may be repeated.")
+        list[int] | None, typer.Option(help="Predict it at this size in pixels; may be repeated.")
     ] = None,
     annotations: Annotated[
         Path | None,
         typer.Option(
-            help="COCO annotations that give the ids of pictures and categories in detections.json or panoptic.json."
+            help="COCO annotations that give the ids of images and categories in detections.json or panoptic.json."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures that go through the network at once.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images that go through the network at once.")] = None,
     max_megapixels: Annotated[
-        int, typer.Option(min=1, help="Larger pictures are refused: a small broken file may claim any size.")
+        int, typer.Option(min=1, help="Larger images are refused: a small broken file may claim any size.")
     ] = 200,
-    on_error: Annotated[OnError, typer.Option(help="A picture that cannot be read: stop, or leave it out.")] = (
+    on_error: Annotated[OnError, typer.Option(help="An image that cannot be read: stop, or leave it out.")] = (
         OnError.RAISE
     ),
 ) -> None:
-    """Says what pictures show: their classes and scores.
+    """Says what images show: their classes and scores.
 
     With a detector, which objects are where; with a segmenter, what each pixel is.
     """
@@ -84,30 +84,32 @@ def predict(
     network = zoo.load(model)
     looks = Looks(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
     predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, looks=looks)
-    films = [file for file in files if is_video(file)]
-    names_whole_images = network.config.output == "classification"
-    if films and (out is None or names_whole_images):
-        raise ConfigError(f"{films[0]}: a film needs a detector or segmenter, and --out for the film with the result")
-    results = Results(out, model, None if names_whole_images else Ids(network, annotations))
+    videos = [file for file in files if is_video(file)]
+    classifies = network.config.output == "classification"
+    if videos and (out is None or classifies):
+        raise ConfigError(
+            f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"
+        )
+    results = Results(out, model, None if classifies else Ids(network, annotations))
     names = dict(zip(map(str, files), unique_names(files), strict=True))
-    pictures = [file for file in files if file not in films]
+    images = [file for file in files if file not in videos]
     skip = _report_skipped if on_error is OnError.SKIP else None
     with _sizes_up_to(max_megapixels):
-        for result in predictor.stream(pictures, skip=skip):
-            typer.echo(text(result))
+        for result in predictor.stream(images, skip=skip):
+            typer.echo("\n  ".join([str(result.path), *result.summary()]))
             results.add(result, names[str(result.path)])
-    for film in films:
+    for video in videos:
         assert out is not None
-        typer.echo(f"{film}\n  {_follow(predictor, film, out / f'{names[str(film)]}-prediction.mp4')}")
-    if not results.predictions and not films:
-        raise ImageError(f"none of the {len(files)} pictures could be read")
+        typer.echo(f"{video}\n  {_follow(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
+    if not results.predictions and not videos:
+        raise ImageError(f"none of the {len(files)} images could be read")
     if out is not None and results.predictions:
         typer.echo(results.write())
 
 
 @contextmanager
 def _sizes_up_to(megapixels: int) -> Iterator[None]:
-    """Pillow refuses larger pictures; it does so at twice its number, and warns from that on."""
+    """Pillow refuses larger images; it does so at twice its number, and warns from that on."""
     from PIL import Image as Pillow
 
     before, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, megapixels * 500_000
@@ -119,7 +121,7 @@ def _sizes_up_to(megapixels: int) -> Iterator[None]:
         Pillow.MAX_IMAGE_PIXELS = before
 
 
-def _follow(predictor: Predictor, film: Path, target: Path) -> Path:
+def _follow(predictor: Predictor, video: Path, target: Path) -> Path:
     """Writes a video with the predictions of each of its frames drawn on it, as many frames as it has.
 
     Raises:
@@ -131,20 +133,19 @@ def _follow(predictor: Predictor, film: Path, target: Path) -> Path:
 
     def given() -> Iterator[Image]:
         nonlocal read
-        for picture in frames(film):
+        for image in frames(video):
             read += 1
-            yield picture
+            yield image
 
     def with_predictions() -> Iterator[Image]:
         nonlocal drawn
-        results: Iterator[Any] = predictor.stream(given())
-        for result in results:
+        for result in predictor.stream(given()):
             drawn += 1
-            yield frame(result)
+            yield result.draw(as_frame=True)
         if drawn != read:
-            raise FocalNetError(f"{film}: {read} frames were read, and {drawn} have predictions")
+            raise FocalNetError(f"{video}: {read} frames were read, and {drawn} have predictions")
 
-    return write_video(with_predictions(), target, frame_rate(film))
+    return write_video(with_predictions(), target, frame_rate(video))
 
 
 def _report_skipped(error: ImageError) -> None:

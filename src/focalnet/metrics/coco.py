@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +31,7 @@ _ALL_SIZES, _MOST = 0, -1  # places in COCOeval's axes: objects of any size, the
 
 @dataclass(frozen=True, eq=False)
 class CocoResult:
-    """How well boxes or masks were found; all values in percent, NaN where there is nothing to find.
+    """How good predicted boxes or masks are; all values in percent, NaN where there are no targets.
 
     Args:
         kind: boxes or masks.
@@ -88,7 +88,7 @@ class CocoMetric:
         Raises:
             InputError: the annotations have no such image.
         """
-        for found, given in zip(detections, image_ids, strict=True):
+        for prediction, given in zip(detections, image_ids, strict=True):
             image_id = given.item() if isinstance(given, torch.Tensor) else given
             if not _is_known(image_id, self._images):
                 raise InputError(
@@ -96,7 +96,7 @@ class CocoMetric:
                     "give update() the ids that the annotations have"
                 )
             self.image_ids.append(image_id)
-            self.results += coco_results(found, image_id, self.category_ids)
+            self.results += prediction.to_coco(image_id, self.category_ids)
 
     def gather(self) -> None:
         """Adds what all processes have; each then computes the same."""
@@ -134,35 +134,6 @@ def summary(results: Mapping[Kind, CocoResult]) -> dict[str, float]:
     """One number a name: ``box_ap``, ``box_ap50``, ..., ``mask_ap``, ...; without those that nothing is measured by."""
     named = {f"{kind}_{name}": value for kind, result in results.items() for name, value in result.stats.items()}
     return {name: value for name, value in named.items() if not np.isnan(value)}
-
-
-def coco_results(found: Detections, image_id: Any, category_ids: Sequence[Any]) -> list[dict[str, Any]]:
-    """The objects of an image in COCO's result form, which its server and pycocotools take.
-
-    Args:
-        found: the objects.
-        image_id: of the image, in the annotation file.
-        category_ids: by label.
-    """
-    from_masks: list[dict[str, Any]] = []
-    if found.masks is not None:
-        codes = require("pycocotools.mask", "dense")
-        bitmaps_HWN = found.masks.cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
-        encoded = codes.encode(np.asfortranarray(bitmaps_HWN)) if len(found) else []
-        from_masks = [{"segmentation": {**code, "counts": code["counts"].decode()}} for code in encoded]
-    corners = found.boxes.double()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    scores, labels = found.scores.double().tolist(), found.labels.tolist()
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[labels[i]],
-            "bbox": boxes[i],
-            "score": scores[i],
-            **(from_masks[i] if from_masks else {}),
-        }
-        for i in range(len(found))
-    ]
 
 
 def _numbers(entries: Iterable[Mapping[str, Any]], kind: str) -> dict[Hashable, int]:
@@ -222,5 +193,5 @@ def _loaded(truth: Any, results: list[dict[str, Any]]) -> Any:
 
 
 def _percent(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """COCOeval's -1 is "nothing to find"."""
+    """COCOeval's -1 is "no targets"."""
     return np.where(values < 0, np.nan, 100.0 * values)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from focalnet import visualize
+from focalnet.results.base import Result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -12,15 +14,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Result):
     """What an image shows, best class first.
 
     Args:
         labels: class indices.
         scores: softmax probabilities, in [0, 1].
-        names: class names.
-        path: the file it was read from, if any.
-        image: the picture itself, for drawing; not part of equality.
+        names: class names, one for each label.
+        path: the file that the image was read from, if any.
+        image: the image itself, if it was kept; not part of equality.
         logits: ``(N,)`` of all classes, by index; not part of equality, nor of ``to_dict``.
     """
 
@@ -32,12 +34,20 @@ class Classification:
     logits: Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``focalnet predict`` writes them to JSON."""
         ranked = zip(self.labels, self.names, self.scores, strict=True)
         return {"path": self.path, "top": [{"label": i, "name": n, "score": s} for i, n, s in ranked]}
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the picture with its best classes and scores drawn on it; the suffix chooses the format."""
-        from focalnet.visualize import draw_classification, save_image  # drawing is optional for a noun
+    def summary(self) -> list[str]:
+        """Returns a line for each class: its score in percent, and its name."""
+        return [f"{100 * score:5.1f} %  {name}" for score, name in zip(self.scores, self.names, strict=True)]
 
-        return save_image(draw_classification(self), path)
+    def draw(self, *, as_frame: bool = False) -> Image:
+        """Draws the image with its best classes and their scores below.
+
+        Args:
+            as_frame: keep the size of the image, and write only the best class, in its corner.
+
+        Raises:
+            ConfigError: the result has no image.
+        """
+        return visualize.draw_ranking(self._canvas(), self.names, self.scores, as_frame=as_frame)

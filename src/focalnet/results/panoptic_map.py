@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focalnet.results.names import class_name
+import numpy as np
+from PIL import Image as Pillow
+
+from focalnet import visualize
+from focalnet.results.base import Result, class_name, percent, share_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a panoptic map: an object, or all stuff of a kind.
+    """One segment of a panoptic map: an object, or all stuff of a class.
 
     Args:
         id: its number in the map, from 1.
@@ -33,15 +39,15 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class PanopticMap:
+class PanopticMap(Result):
     """Every pixel of the original image belongs to one segment, or to none.
 
     Args:
         ids: ``(height, width)``, int32, numbers of segments; 0 where there is none.
         segments: what they are.
         names: of all classes, by index; empty where unknown.
-        image: the picture itself, if kept.
-        path: the file it came from, if any.
+        image: the image itself, if it was kept; not part of equality.
+        path: the file that the image was read from, if any.
     """
 
     ids: Tensor
@@ -51,17 +57,98 @@ class PanopticMap:
     path: str | None = None
 
     def name(self, label: int) -> str:
-        """Of a class, ``"class 3"`` where it is unknown."""
+        """The name of a class, ``"class 3"`` where it is unknown."""
         return class_name(self.names, label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``focalnet predict`` writes them to JSON; the map itself is a PNG beside it."""
+        """Returns plain values, as ``focalnet predict`` writes them to JSON; the map itself is a PNG beside it."""
         segments = [{**asdict(s), "name": self.name(s.label)} for s in self.segments]
         height, width = self.ids.shape
         return {"path": self.path, "height": height, "width": width, "segments": segments}
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the picture with its segments laid over it, named; the suffix chooses the format."""
-        from focalnet.visualize import draw_panoptic, save_image  # drawing is optional for a noun
+    def summary(self) -> list[str]:
+        """Returns a line for each class: its share of the pixels, its name, and how many objects it has."""
+        return share_lines(
+            (share, self.name(label) + (f" ({things})" if things else "")) for label, share, things in self._classes()
+        )
 
-        return save_image(draw_panoptic(self), path)
+    def draw(self, *, legend: bool = True, as_frame: bool = False) -> Image:
+        """Lays the segments over the image, those of one class in shades of one color, named; the rest is dark.
+
+        Args:
+            legend: list the classes below the image: how many objects, or which share of it. Without, images of one
+                size stay of one.
+            as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
+
+        Raises:
+            ConfigError: the result has no image.
+        """
+        pixels = self.ids.numel()
+        entries = [
+            (label, f"{self.name(label)}  {f'({things})' if things else percent(share)}")
+            for label, share, things in self._classes()
+        ]
+        return visualize.draw_label_map(
+            self._canvas(),
+            self.ids,
+            [visualize.Area(s.id, s.label, self.name(s.label), s.area / pixels) for s in self.segments],
+            legend=entries if legend else None,
+            as_frame=as_frame,
+        )
+
+    def save_ids(self, path: str | Path) -> Path:
+        """Writes the segment of each pixel as a PNG in COCO's form: its id is R + 256 G + 65536 B, 0 is none.
+
+        Args:
+            path: where to, ending in ``.png``; missing folders are made.
+
+        Raises:
+            FocalNetError: the file cannot be written.
+        """
+        bytes_HW4 = self.ids.cpu().numpy()[..., None].astype("<u4").view(np.uint8)
+        return visualize.save_image(Pillow.fromarray(np.ascontiguousarray(bytes_HW4[..., :3])), path)
+
+    def to_coco(self, image_id: Any, file_name: str, category_ids: Sequence[Any]) -> dict[str, Any]:
+        """Returns the annotation of the image in COCO's panoptic form: which segments are in its PNG.
+
+        Args:
+            image_id: of the image.
+            file_name: of the PNG.
+            category_ids: by label.
+        """
+        ids = self.ids.cpu().numpy()
+        segments = []
+        for segment in self.segments:
+            rows, columns = np.nonzero(ids == segment.id)
+            if len(rows):
+                left, top = int(columns.min()), int(rows.min())
+                segments.append({
+                    "id": segment.id,
+                    "category_id": category_ids[segment.label],
+                    "area": len(rows),
+                    "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
+                    "iscrowd": 0,
+                })  # fmt: skip
+        return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+
+    def write_maps(self, folder: Path, name: str) -> dict[str, str]:
+        """Writes the map of segments; see ``Result.write_maps``."""
+        return {"ids": str(self.save_ids(folder / _ids_file(name)))}
+
+    def coco_entries(self, image_id: Any, category_ids: Sequence[Any], name: str) -> dict[str, list[dict[str, Any]]]:
+        """Returns the lists of ``panoptic.json``."""
+        height, width = self.ids.shape
+        image = {"id": image_id, "file_name": Path(str(self.path)).name, "height": height, "width": width}
+        return {"images": [image], "annotations": [self.to_coco(image_id, _ids_file(name), category_ids)]}
+
+    def _classes(self) -> list[tuple[int, float, int]]:
+        """Label, share of the pixels and number of objects of each class, the largest share first."""
+        areas: Counter[int] = Counter()
+        for segment in self.segments:
+            areas[segment.label] += segment.area
+        things = Counter(segment.label for segment in self.segments if segment.is_thing)
+        return [(label, area / self.ids.numel(), things[label]) for label, area in areas.most_common()]
+
+
+def _ids_file(name: str) -> str:
+    return f"{name}.panoptic.png"

@@ -6,24 +6,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focalnet.results.names import class_name
+import numpy as np
+from PIL import Image as Pillow
+
+from focalnet import visualize
+from focalnet.results.base import Result, class_name, percent, share_lines
 from focalnet.samples import IGNORED
+from focalnet.visualize import palettes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+SMALLEST_NAMED = 0.005  # of the pixels: classes with a smaller share are in the legend only
+
 
 @dataclass(frozen=True)
-class SemanticMap:
+class SemanticMap(Result):
     """The class of each pixel of the original image.
 
     Args:
         labels: ``(height, width)``, int64, class indices from 0; ``IGNORED`` where there is none, except with more
             than 255 classes, where that is one of them.
         names: of all classes, by index; empty where unknown.
-        image: the picture itself, if kept.
-        path: the file it came from, if any.
+        image: the image itself, if it was kept; not part of equality.
+        path: the file that the image was read from, if any.
     """
 
     labels: Tensor
@@ -32,7 +39,7 @@ class SemanticMap:
     path: str | None = None
 
     def shares(self) -> dict[int, float]:
-        """The classes that are there, and their share of all pixels, 0 to 1; the largest first."""
+        """Returns the classes that are there, and their share of all pixels, 0 to 1; the largest first."""
         counts = self.labels.flatten().bincount()
         if len(self.names) <= IGNORED:
             counts[IGNORED : IGNORED + 1] = 0
@@ -40,17 +47,60 @@ class SemanticMap:
         return {int(label): int(counts[label]) / self.labels.numel() for label in largest}
 
     def name(self, label: int) -> str:
-        """Of a class, ``"class 3"`` where it is unknown."""
+        """The name of a class, ``"class 3"`` where it is unknown."""
         return class_name(self.names, label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``focalnet predict`` writes them to JSON: each class and its share of the pixels."""
+        """Returns plain values, as ``focalnet predict`` writes them to JSON: each class and its share of the pixels."""
         classes = [{"label": i, "name": self.name(i), "share": share} for i, share in self.shares().items()]
         height, width = self.labels.shape
         return {"path": self.path, "height": height, "width": width, "classes": classes}
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the picture with its classes laid over it and a legend; the suffix chooses the format."""
-        from focalnet.visualize import draw_semantic, save_image  # drawing is optional for a noun
+    def summary(self) -> list[str]:
+        """Returns a line for each class: its share of the pixels, and its name."""
+        return share_lines((share, self.name(label)) for label, share in self.shares().items())
 
-        return save_image(draw_semantic(self), path)
+    def draw(self, *, legend: bool = True, as_frame: bool = False) -> Image:
+        """Lays the classes over the image, each in its own color; pixels of no class are dark.
+
+        Args:
+            legend: list the classes and their shares below the image. Without, images of one size stay of one.
+            as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
+
+        Raises:
+            ConfigError: the result has no image.
+        """
+        shares = self.shares()
+        entries = [(label, f"{self.name(label)}  {percent(share)}") for label, share in shares.items()]
+        return visualize.draw_label_map(
+            self._canvas(),
+            self.labels,
+            [visualize.Area(label, label, self.name(label), share) for label, share in shares.items()],
+            legend=entries if legend else None,
+            smallest_named=SMALLEST_NAMED,
+            as_frame=as_frame,
+        )
+
+    def save_labels(self, path: str | Path) -> Path:
+        """Writes the class of each pixel as a PNG: its value is the class, 255 is none, colors are those of drawings.
+
+        With more than 255 classes it has 16 bits and no colors, and 255 is a class.
+
+        Args:
+            path: where to, ending in ``.png``; missing folders are made.
+
+        Raises:
+            FocalNetError: the file cannot be written.
+        """
+        labels = self.labels.cpu().numpy()
+        if max(len(self.names), int(labels.max()) + 1) > IGNORED + 1:
+            return visualize.save_image(Pillow.fromarray(labels.astype(np.uint16)), path)
+        png = Pillow.fromarray(labels.astype(np.uint8))
+        colors = palettes.regions().copy()
+        colors[IGNORED] = palettes.rgb(palettes.NOTHING)
+        png.putpalette(colors.tobytes())
+        return visualize.save_image(png, path)
+
+    def write_maps(self, folder: Path, name: str) -> dict[str, str]:
+        """Writes the label map; see ``Result.write_maps``."""
+        return {"labels": str(self.save_labels(folder / f"{name}.labels.png"))}

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from focalnet.tasks.detection_found import MIN_SCORE, DetectionPredictions, Inspected
 from focalnet.tasks.html import number, pairs, picture
 from focalnet.tasks.panoptic_report import quality
-from focalnet.visualize import draw_confusion, draw_detections, draw_precision_recall
+from focalnet.visualize import draw_confusion, draw_precision_recall
 
 if TYPE_CHECKING:
     from focalnet.metrics.coco import CocoResult, Kind
@@ -69,6 +69,6 @@ def _drawn(inspected: Sequence[Inspected]) -> list[tuple[Image, str]]:
     """The objects there are, and those found."""
     drawn = []
     for one in inspected:
-        drawn.append((draw_detections(one.true, scores=False), f"{len(one.true)} there"))
-        drawn.append((draw_detections(one.found), f"{len(one.found)} found"))
+        drawn.append((one.true.draw(scores=False), f"{len(one.true)} there"))
+        drawn.append((one.found.draw(), f"{len(one.found)} found"))
     return drawn

@@ -11,7 +11,6 @@ from PIL.Image import Image
 from focalnet.metrics.panoptic import PanopticResult
 from focalnet.tasks.html import number, pairs
 from focalnet.tasks.panoptic_found import InspectedSegments, PanopticPredictions
-from focalnet.visualize import draw_panoptic
 
 TITLES = {"pq": "PQ", "sq": "SQ", "rq": "RQ"}
 GROUPS = {"": "all classes", "_things": "things", "_stuff": "stuff"}
@@ -53,7 +52,7 @@ def _drawn(inspected: Sequence[InspectedSegments]) -> list[tuple[Image, str]]:
     """The truth, and what was found."""
     drawn = []
     for one in inspected:
-        drawn.append((draw_panoptic(one.true, legend=False), f"{len(one.true.segments)} there"))
+        drawn.append((one.true.draw(legend=False), f"{len(one.true.segments)} there"))
         found = f"{len(one.found.segments)} found, PQ {one.pq:.1f} %"
-        drawn.append((draw_panoptic(one.found, legend=False), found))
+        drawn.append((one.found.draw(legend=False), found))
     return drawn

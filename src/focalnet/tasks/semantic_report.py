@@ -12,7 +12,7 @@ from PIL.Image import Image
 from focalnet.metrics.semantic import SemanticResult
 from focalnet.tasks.html import number, pairs, picture, table
 from focalnet.tasks.semantic_found import InspectedMap, SemanticPredictions
-from focalnet.visualize import draw_confusion, draw_semantic
+from focalnet.visualize import draw_confusion
 
 TITLES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy"}
 MOST_CLASSES = 100  # above, a confusion matrix shows nothing
@@ -51,6 +51,6 @@ def _drawn(inspected: Sequence[InspectedMap]) -> list[tuple[Image, str]]:
     """The truth, and what was found."""
     drawn = []
     for one in inspected:
-        drawn.append((draw_semantic(one.true, legend=False), "truth"))
-        drawn.append((draw_semantic(one.found, legend=False), f"found, mIoU {one.miou:.1f} %"))
+        drawn.append((one.true.draw(legend=False), "truth"))
+        drawn.append((one.found.draw(legend=False), f"found, mIoU {one.miou:.1f} %"))
     return drawn

@@ -1,4 +1,7 @@
-"""Pictures of results: nouns, maps over their picture, sheets of them. Imported when used: matplotlib is slow."""
+"""Drawings of arrays: boxes, masks, label maps, charts, heatmaps and sheets of them. It knows no results: these use it.
+
+The names below are imported when first used: matplotlib is slow.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "Area": "label_maps",
     "SheetRow": "sheets",
-    "draw_classification": "classification",
-    "draw_confusion": "evaluation",
-    "draw_detections": "detections",
+    "draw_boxes": "boxes",
+    "draw_confusion": "charts",
     "draw_heatmap": "heatmaps",
     "draw_kernels": "sheets",
-    "draw_panoptic": "panoptic",
-    "draw_precision_recall": "evaluation",
-    "draw_semantic": "semantic",
+    "draw_label_map": "label_maps",
+    "draw_precision_recall": "charts",
+    "draw_ranking": "ranking",
     "draw_sheet": "sheets",
     "save_image": "files",
     "unique_names": "files",
@@ -22,15 +25,15 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
-    from focalnet.visualize.classification import draw_classification as draw_classification
-    from focalnet.visualize.detections import draw_detections as draw_detections
-    from focalnet.visualize.evaluation import draw_confusion as draw_confusion
-    from focalnet.visualize.evaluation import draw_precision_recall as draw_precision_recall
+    from focalnet.visualize.boxes import draw_boxes as draw_boxes
+    from focalnet.visualize.charts import draw_confusion as draw_confusion
+    from focalnet.visualize.charts import draw_precision_recall as draw_precision_recall
     from focalnet.visualize.files import save_image as save_image
     from focalnet.visualize.files import unique_names as unique_names
     from focalnet.visualize.heatmaps import draw_heatmap as draw_heatmap
-    from focalnet.visualize.panoptic import draw_panoptic as draw_panoptic
-    from focalnet.visualize.semantic import draw_semantic as draw_semantic
+    from focalnet.visualize.label_maps import Area as Area
+    from focalnet.visualize.label_maps import draw_label_map as draw_label_map
+    from focalnet.visualize.ranking import draw_ranking as draw_ranking
     from focalnet.visualize.sheets import SheetRow as SheetRow
     from focalnet.visualize.sheets import draw_kernels as draw_kernels
     from focalnet.visualize.sheets import draw_sheet as draw_sheet

@@ -1,15 +1,18 @@
-"""What drawings share: a size that can be looked at, text that can be drawn, a page without a window."""
+"""What drawings share: a size that can be looked at, text that can be drawn, a legend, a page without a window."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
+
+from focalnet.visualize import palettes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +21,7 @@ SMALLEST, LARGEST = 320, 1024  # pixels of the long side: room for text, and no 
 
 
 def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = LARGEST) -> Image.Image:
-    """Returns the picture in RGB with its long side between ``smallest`` and ``largest`` pixels, same proportions."""
+    """Returns the image in RGB with its long side between ``smallest`` and ``largest`` pixels, same proportions."""
     long_side = max(image.size)
     scale = min(max(long_side, smallest), largest) / long_side
     width, height = (max(round(side * scale), 1) for side in image.size)
@@ -42,8 +45,56 @@ def font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
+def label_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+    """The letters of labels on an image of that width and height."""
+    return font(min(max(max(size) // 60, 11), 24), bold=False)
+
+
+def write_label(
+    image: Image.Image, box: Sequence[float], text: str, color: palettes.RGB, *, only_if_it_fits: bool = False
+) -> None:
+    """Writes white text on its color above a box, or within it where there is no room above.
+
+    Args:
+        image: is drawn on.
+        box: left, top, right, bottom.
+        text: one line.
+        color: behind the text.
+        only_if_it_fits: write nothing where the text is wider than the box.
+    """
+    draw, letters = ImageDraw.Draw(image), label_font(image.size)
+    left, top, right, bottom = draw.textbbox((0, 0), text, letters)
+    width, height = right - left + 6, bottom - top + 6
+    if only_if_it_fits and width > box[2] - box[0]:
+        return
+    x = min(max(box[0], 0), max(image.width - width, 0))
+    y = box[1] - height if box[1] >= height else box[1]
+    draw.rectangle((x, y, x + width, y + height), fill=color)
+    draw.text((x + 3 - left, y + 3 - top), text, palettes.PAPER, letters)
+
+
+def with_legend(image: Image.Image, entries: Sequence[tuple[palettes.RGB, str]]) -> Image.Image:
+    """The image with a legend below it, in as many columns as there is room for."""
+    width = max(image.width, SMALLEST)
+    text_size = min(max(width // 55, 12), 24)
+    letters, line, gap = font(text_size, bold=False), int(1.6 * text_size), text_size
+    room = width - 2 * gap - 2 * text_size
+    texts = [_shortened(printable(text), letters, room) for _, text in entries]
+    column = int(max((letters.getlength(text) for text in texts), default=0)) + 2 * text_size + gap
+    columns = max((width - gap) // column, 1)
+    rows = -(-len(entries) // columns)
+    page = Image.new("RGB", (width, image.height + (rows * line + 2 * gap if rows else 0)), palettes.PAPER)
+    page.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(page)
+    for i, ((color, _), text) in enumerate(zip(entries, texts, strict=True)):
+        left, top = gap + i // rows * column, image.height + gap + i % rows * line
+        draw.rectangle((left, top, left + text_size, top + text_size), fill=color)
+        draw.text((left + int(1.5 * text_size), top + text_size / 2), text, palettes.INK, letters, anchor="lm")
+    return page
+
+
 def render(figure: Figure) -> Image.Image:
-    """Draws a matplotlib figure into a picture, without pyplot and its global state."""
+    """Draws a matplotlib figure into an image, without pyplot and its global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -52,3 +103,9 @@ def render(figure: Figure) -> Image.Image:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib's
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
+
+
+def _shortened(text: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
+    while len(text) > 1 and letters.getlength(text) > room:
+        text = text[:-2] + "…"
+    return text

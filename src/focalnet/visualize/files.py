@@ -1,4 +1,4 @@
-"""Pictures as files: their formats and their names."""
+"""Images as files: their formats and their names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def save_image(image: Image, path: str | Path) -> Path:
-    """Writes a picture; an interrupted or failed write leaves whatever was there before.
+    """Writes an image; an interrupted or failed write leaves whatever was there before.
 
     Args:
-        image: the picture.
+        image: in a mode that the format knows.
         path: where to; its suffix chooses the format; missing folders are made.
 
     Raises:
@@ -29,7 +29,7 @@ def save_image(image: Image, path: str | Path) -> Path:
     path = Path(path)
     suffixes = Pillow.registered_extensions()
     if suffixes.get(path.suffix.lower()) not in Pillow.SAVE:
-        raise ConfigError(f'cannot save a picture as "{path}": end the name in .png, .jpg or .webp')
+        raise ConfigError(f'cannot save an image as "{path}": end the name in .png, .jpg or .webp')
     with atomic(path) as part:
         image.save(part, format=suffixes[path.suffix.lower()])
     return path

@@ -1,4 +1,4 @@
-"""Maps laid smoothly over the picture they were computed from."""
+"""Maps laid smoothly over the image they were computed from."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the original picture."""
+"""Left, top, right, bottom in pixels of the original image."""
 
-HEAT_SHARE = 0.65  # of the colour; the rest is the picture in grey
+HEAT_SHARE = 0.65  # of the color; the rest is the image in gray
 
 
 def draw_heatmap(image: Image.Image, values: NDArray[np.float32], region: Box | None = None) -> Image.Image:
-    """Lays a coarse map over a picture: the lowest and the highest value take the ends of the palette.
+    """Lays a coarse map over an image: the lowest and the highest value take the ends of the palette.
 
     Args:
-        image: the picture; a very small or large one is drawn in a size that can be looked at.
+        image: a very small or large one is drawn in a size that can be looked at.
         values: ``(h, w)``.
-        region: the part of the picture that the map covers, in its pixels; may reach beyond it; what
-            the map does not cover is left grey. Default: the whole picture.
+        region: the part of the image that the map covers, in its pixels; may reach beyond it; what
+            the map does not cover is left gray. Default: the whole image.
     """
-    picture = readable_size(image)
-    scale = picture.width / image.width, picture.height / image.height
+    drawn = readable_size(image)
+    scale = drawn.width / image.width, drawn.height / image.height
     left, top, right, bottom = (0, 0, *image.size) if region is None else region
     box = left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]
-    heat = upsample(values, picture.size, box)
+    heat = upsample(values, drawn.size, box)
     low, high = float(values.min()), float(values.max())
     unit = np.clip((heat - low) / (high - low), 0, 1) if high > low else heat * 0 + 0.5
-    colour = matplotlib.colormaps[palettes.HEAT](np.nan_to_num(unit))[..., :3] * 255
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
-    seen = ~np.isnan(heat)[..., None]
-    light = 0.8 * grey + 0.2 * 255  # so that dark parts do not swallow the colours
-    mixed = np.where(seen, (1 - HEAT_SHARE) * light + HEAT_SHARE * colour, 0.4 * grey + 0.6 * 255)
+    color = matplotlib.colormaps[palettes.HEAT](np.nan_to_num(unit))[..., :3] * 255
+    gray = np.asarray(drawn.convert("L"), dtype=np.float32)[..., None]
+    covered = ~np.isnan(heat)[..., None]
+    light = 0.8 * gray + 0.2 * 255  # so that dark parts do not swallow the colors
+    mixed = np.where(covered, (1 - HEAT_SHARE) * light + HEAT_SHARE * color, 0.4 * gray + 0.6 * 255)
     return Image.fromarray(mixed.astype(np.uint8))
 
 

@@ -1,14 +1,15 @@
-"""Colours, in one place."""
+"""Colors, in one place."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Colours = npt.NDArray[np.float64]  # (N, 3)
+RGB: TypeAlias = "tuple[int, int, int]"
+Colors: TypeAlias = "npt.NDArray[np.float64]"  # (N, 3)
 
 INK: Final = "#1b1f24"  # text
 FAINT: Final = "#6a737d"  # secondary text
@@ -23,51 +24,51 @@ CLASSES: Final = (
 )  # fmt: skip
 
 NOTHING: Final = "#000000"  # where a map has no class
-REGIONS: Final = 256  # colours of areas before they repeat
+REGIONS: Final = 256  # colors of areas before they repeat
 
-HEAT: Final = "Spectral_r"  # matplotlib's name of the colour map for gates and modulators
+HEAT: Final = "Spectral_r"  # matplotlib's name of the color map for gates and modulators
 KERNEL: Final = "viridis"  # and for kernels
 
 
 def of_class(label: int) -> str:
-    """The colour of a class."""
+    """The color of a class."""
     return CLASSES[label % len(CLASSES)]
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
+def rgb(color: str) -> RGB:
     """``"#ff8000"`` as (255, 128, 0)."""
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue
 
 
-def of_region(label: int) -> tuple[int, int, int]:
-    """The colour of a class that covers areas; the first 256 differ."""
+def of_region(label: int) -> RGB:
+    """The color of a class that covers areas; the first 256 differ."""
     red, green, blue = regions()[label % REGIONS].tolist()
     return red, green, blue
 
 
-def shades(colour: tuple[int, int, int], count: int) -> list[tuple[int, int, int]]:
-    """Variations of a colour for the objects of a class, the colour itself first, then lighter and darker in turn."""
-    found = [colour]
+def shades(color: RGB, count: int) -> list[RGB]:
+    """Variations of a color for the objects of a class, the color itself first, then lighter and darker in turn."""
+    varied = [color]
     for step in range(1, count):
         towards, share = (255, 0)[step % 2], 0.2 + 0.2 * ((step - 1) // 2 % 2)
-        red, green, blue = (round(value + share * (towards - value)) for value in colour)
-        found.append((red, green, blue))
-    return found
+        red, green, blue = (round(value + share * (towards - value)) for value in color)
+        varied.append((red, green, blue))
+    return varied
 
 
-def ink_on(colour: tuple[int, int, int]) -> str:
-    """White or dark, whichever is easier to read on a colour."""
-    luminance = float(_linear(np.array([colour], dtype=np.float64))[0] @ (0.2126, 0.7152, 0.0722))
+def ink_on(color: RGB) -> str:
+    """White or dark, whichever is easier to read on a color."""
+    luminance = float(_linear(np.array([color], dtype=np.float64))[0] @ (0.2126, 0.7152, 0.0722))
     return PAPER if luminance < 0.3 else INK
 
 
 @cache
 def regions() -> npt.NDArray[np.uint8]:
-    """Colours ``(256, 3)``, each as far as can be from all before it, also for eyes that do not tell red from green.
+    """Colors ``(256, 3)``, each as far as can be from all before it, also for eyes that do not tell red from green.
 
     Distances are those of Oklab (B. Ottosson, 2020), the smallest of normal vision and, with less weight, of
-    protanopia and deuteranopia (Machado et al., 2009). Very light, dark, grey and glaring colours are left out.
+    protanopia and deuteranopia (Machado et al., 2009). Very light, dark, gray and glaring colors are left out.
     """
     steps = np.arange(0, 256, 17)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3).astype(np.float64)
@@ -79,11 +80,11 @@ def regions() -> npt.NDArray[np.uint8]:
     nearest = np.full(len(candidates), np.inf)
     chosen = [int(np.abs(candidates - rgb(BAR)).sum(1).argmin())]
     while len(chosen) < REGIONS:
-        distances = [weight * np.linalg.norm(seen - seen[chosen[-1]], axis=1) for weight, seen in visions]
+        distances = [weight * np.linalg.norm(lab - lab[chosen[-1]], axis=1) for weight, lab in visions]
         nearest = np.minimum(nearest, np.min(distances, 0))
         chosen.append(int(nearest.argmax()))
-    found: npt.NDArray[np.uint8] = candidates[chosen].astype(np.uint8)
-    return found
+    colors: npt.NDArray[np.uint8] = candidates[chosen].astype(np.uint8)
+    return colors
 
 
 _PROTAN = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
@@ -98,13 +99,13 @@ _OPPONENT = np.array(
 )  # fmt: skip
 
 
-def _linear(colours: Colours) -> Colours:
+def _linear(colors: Colors) -> Colors:
     """sRGB, 0 to 255, to linear light, 0 to 1."""
-    share = colours / 255
+    share = colors / 255
     return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
 
 
-def _oklab(light: Colours) -> Colours:
+def _oklab(light: Colors) -> Colors:
     """Linear light to lightness and two opponents, in which equal steps look equal."""
-    found: Colours = np.cbrt(light @ _CONES.T) @ _OPPONENT.T
-    return found
+    lab: Colors = np.cbrt(light @ _CONES.T) @ _OPPONENT.T
+    return lab

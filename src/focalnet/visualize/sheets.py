@@ -1,4 +1,4 @@
-"""Pages of many small panels: the maps of several blocks beside their picture, and kernels."""
+"""Pages of many small panels: the maps of several blocks beside their image, and kernels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SheetRow:
     Args:
         label: what the maps come from.
         maps: by column title, each ``(h, w)``.
-        region: the part of the picture they cover; None for all of it.
+        region: the part of the image they cover; None for all of it.
     """
 
     label: str
@@ -44,7 +44,7 @@ class SheetRow:
 
 
 def draw_sheet(image: Image.Image, rows: Sequence[SheetRow], *, title: str, subtitle: str = "") -> Image.Image:
-    """Draws one row of panels for each block: the picture, then its maps, each with its own range stated below.
+    """Draws one row of panels for each block: the image, then its maps, each with its own range stated below.
 
     Columns are those of the rows' maps, in order of appearance; a row without a map leaves its place empty.
     """
@@ -56,7 +56,7 @@ def draw_sheet(image: Image.Image, rows: Sequence[SheetRow], *, title: str, subt
     for i, row in enumerate(rows):
         page.row_label(i, row.label)
         region = None if row.region is None else _scaled(row.region, image, thumbnail)
-        _show_picture(page.axes(i, 0), thumbnail, region)
+        _show_image(page.axes(i, 0), thumbnail, region)
         for j, column in enumerate(columns, start=1):
             if column in row.maps:
                 values = row.maps[column]
@@ -97,12 +97,12 @@ class _Page:
         axes.set_axis_off()
         return axes
 
-    def range_bar(self, row: int, column: int, values: NDArray[np.float32], colours: str) -> None:
-        """A colour bar under a panel, with the lowest and the highest value at its ends."""
+    def range_bar(self, row: int, column: int, values: NDArray[np.float32], colors: str) -> None:
+        """A color bar under a panel, with the lowest and the highest value at its ends."""
         left, top = self._corner(row, column)
         axes = self._add(left, top + self.panel[1] + 0.07, self.panel[0], 0.07)
         low, high = float(values.min()), float(values.max())
-        bar = ScalarMappable(Normalize(0, 1), colours)
+        bar = ScalarMappable(Normalize(0, 1), colors)
         axes.imshow(bar.to_rgba(np.linspace(0, 1, 256)[None]), aspect="auto")
         axes.set_axis_off()
         text: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": palettes.FAINT, "va": "top"}
@@ -143,11 +143,11 @@ def _scaled(region: Box, image: Image.Image, thumbnail: Image.Image) -> Box:
     return left * x, top * y, right * x, bottom * y
 
 
-def _show_picture(axes: Axes, picture: Image.Image, region: Box | None) -> None:
-    """The picture, with a frame around what the network saw where that is not all of it."""
-    axes.imshow(picture)
-    left, top, right, bottom = region or (0, 0, *picture.size)
-    if right - left < picture.width - 1 or bottom - top < picture.height - 1:
+def _show_image(axes: Axes, image: Image.Image, region: Box | None) -> None:
+    """The image, with a frame around what the network saw where that is not all of it."""
+    axes.imshow(image)
+    left, top, right, bottom = region or (0, 0, *image.size)
+    if right - left < image.width - 1 or bottom - top < image.height - 1:
         corner = left - 0.5, top - 0.5  # pixel centres are at whole numbers
         frame = Rectangle(corner, right - left, bottom - top, fill=False, ec="white", lw=1.2, ls="--", clip_on=False)
         axes.add_patch(frame)

@@ -1,4 +1,4 @@
-"""Figures on how well objects are found: precision over recall, and confusions."""
+"""Charts of how good predictions are: precision over recall, and confusions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Counts of true (rows) and predicted (columns) classes, coloured by their share of the row.
+    """Counts of true (rows) and predicted (columns) classes, colored by their share of the row.
 
     Args:
         matrix: counts, ``(rows, columns)``.
@@ -69,6 +69,6 @@ def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequ
         axes.set_yticks(range(len(rows)), rows, parse_math=False)
     if len(rows) <= 20:
         for i, j in np.argwhere(matrix).tolist():
-            colour = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=color)
     return figure

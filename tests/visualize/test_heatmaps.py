@@ -1,54 +1,17 @@
-"""What is drawn, as far as a test can see it."""
+"""Heatmaps and sheets of them, as far as a test can see them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from focalnet.errors import ConfigError
-from focalnet.results import Classification
-from focalnet.visualize import SheetRow, draw_classification, draw_heatmap, draw_kernels, draw_sheet
+from focalnet.visualize import SheetRow, draw_heatmap, draw_kernels, draw_sheet
 from focalnet.visualize.heatmaps import upsample
-
-
-def result(width: int = 400, height: int = 300, names: tuple[str, ...] = ("cat", "dog")) -> Classification:
-    scores = tuple(np.linspace(0.9, 0.0, len(names)).tolist())
-    return Classification(tuple(range(len(names))), scores, names, image=Image.new("RGB", (width, height), "navy"))
 
 
 def grid(height: int = 3, width: int = 4) -> np.ndarray:
     return np.arange(height * width, dtype=np.float32).reshape(height, width)
-
-
-@settings(deadline=None, max_examples=25)
-@given(width=st.integers(1, 3000), height=st.integers(1, 3000), name=st.text(max_size=200))
-def test_any_picture_and_name_can_be_drawn(width: int, height: int, name: str) -> None:
-    drawn = draw_classification(result(width, height, (name, "dog")))
-    assert drawn.width >= 320
-    assert max(drawn.width, drawn.height) < 1800
-
-
-def test_the_picture_stays_as_it_is_above_the_classes() -> None:
-    original = result()
-    drawn = draw_classification(original)
-    assert drawn.width == 400
-    assert drawn.crop((0, 0, 400, 300)).tobytes() == original.image.tobytes()
-    assert len(drawn.crop((0, 300, *drawn.size)).getcolors(99999)) > 10  # text and bars below
-
-
-def test_bars_grow_with_the_score() -> None:
-    drawn = np.asarray(draw_classification(result(names=("a", "b", "c"))))
-    best = (drawn == (0x2F, 0x6F, 0xDE)).all(-1).sum()
-    rest = (drawn == (0xA9, 0xC3, 0xF2)).all(-1).sum()
-    assert best == pytest.approx(2 * rest, rel=0.05)  # scores 0.9, 0.45 and 0
-
-
-def test_a_result_without_picture_cannot_be_drawn() -> None:
-    with pytest.raises(ConfigError, match=r"cat\.jpg"):
-        draw_classification(Classification((0,), (1.0,), ("cat",), path="cat.jpg"))
 
 
 def test_upsampling_is_smooth_and_keeps_values() -> None:
@@ -77,9 +40,9 @@ def test_the_highest_value_is_red_and_the_lowest_blue() -> None:
 
 
 def test_outside_of_the_region_is_grey_and_the_region_moves_with_the_size() -> None:
-    picture = Image.new("RGB", (40, 20), "green")
-    drawn = np.asarray(draw_heatmap(picture, grid(), (20, 0, 40, 20))).astype(int)
-    assert drawn.shape == (160, 320, 3)  # small pictures are enlarged
+    image = Image.new("RGB", (40, 20), "green")
+    drawn = np.asarray(draw_heatmap(image, grid(), (20, 0, 40, 20))).astype(int)
+    assert drawn.shape == (160, 320, 3)  # small images are enlarged
     assert np.ptp(drawn[:, :159], axis=-1).max() == 0
     assert np.ptp(drawn[:, 161:], axis=-1).max() > 30
 
@@ -91,18 +54,18 @@ def test_a_flat_map_is_drawn(values: np.ndarray) -> None:
 
 
 def test_a_sheet_has_a_row_for_each_block_and_a_column_for_each_map() -> None:
-    picture = Image.new("RGB", (400, 300), "navy")
+    image = Image.new("RGB", (400, 300), "navy")
     levels = {"level 1": grid(), "level 2": grid(), "global": grid()}
-    one = draw_sheet(picture, [SheetRow("a", levels)], title="t")
-    two = draw_sheet(picture, [SheetRow("a", levels), SheetRow("b", {"global": grid()})], title="t")
-    wider = draw_sheet(picture, [SheetRow("a", {**levels, "modulator": grid()}, (50, 0, 350, 300))], title="t")
+    one = draw_sheet(image, [SheetRow("a", levels)], title="t")
+    two = draw_sheet(image, [SheetRow("a", levels), SheetRow("b", {"global": grid()})], title="t")
+    wider = draw_sheet(image, [SheetRow("a", {**levels, "modulator": grid()}, (50, 0, 350, 300))], title="t")
     assert two.width == one.width
     assert two.height > one.height + 150
     assert wider.width > one.width + 200
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1000, 10), (10, 1000)])
-def test_a_sheet_of_any_picture_is_drawn(size: tuple[int, int]) -> None:
+def test_a_sheet_of_any_image_is_drawn(size: tuple[int, int]) -> None:
     assert min(draw_sheet(Image.new("RGB", size), [SheetRow("a", {"global": grid()})], title="t").size) > 100
 
 

@@ -1,32 +1,40 @@
-"""A picture with what was recognised in it."""
+"""An image with the best classes and their scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw, ImageFont
 
-from focalnet.errors import ConfigError
-from focalnet.results import Classification
 from focalnet.visualize import palettes
-from focalnet.visualize.canvas import SMALLEST, font, printable, readable_size
+from focalnet.visualize.canvas import SMALLEST, font, original_size, printable, readable_size, write_label
 
 
-def draw_classification(result: Classification) -> Image.Image:
-    """Draws the picture with its best classes below: name, score in percent, and a bar.
+def draw_ranking(
+    image: Image.Image, names: Sequence[str], scores: Sequence[float], *, as_frame: bool = False
+) -> Image.Image:
+    """Draws the image with its best classes below: name, score in percent, and a bar.
 
-    Raises:
-        ConfigError: the result carries no picture.
+    Args:
+        image: is left as it is.
+        names: of the classes, best first.
+        scores: of the classes, 0 to 1.
+        as_frame: keep the size of the image, and write only the best class, in its corner.
     """
-    if result.image is None:
-        raise ConfigError(f"nothing to draw on: the classification of {result.path or 'this picture'} has no image")
-    picture = readable_size(result.image)
-    width = max(picture.width, SMALLEST)
+    if as_frame:
+        frame = original_size(image)
+        for name, score in zip(names[:1], scores[:1], strict=True):
+            write_label(frame, (0, 0, *frame.size), f"{printable(name)} {score:.0%}", palettes.rgb(palettes.BAR))
+        return frame
+    drawn = readable_size(image)
+    width = max(drawn.width, SMALLEST)
     text_size = min(max(width // 26, 14), 30)
     row, margin = int(text_size * 2.1), text_size
-    sheet = Image.new("RGB", (width, picture.height + 2 * margin + row * len(result.labels)), palettes.PAPER)
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    sheet = Image.new("RGB", (width, drawn.height + 2 * margin + row * len(names)), palettes.PAPER)
+    sheet.paste(drawn, ((width - drawn.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
-    for rank, (name, score) in enumerate(zip(result.names, result.scores, strict=True)):
-        top = picture.height + margin + rank * row
+    for rank, (name, score) in enumerate(zip(names, scores, strict=True)):
+        top = drawn.height + margin + rank * row
         _draw_row(draw, (margin, top, width - margin), name, score, text_size, best=rank == 0)
     return sheet
 

@@ -1,0 +1,93 @@
+"""An image with objects drawn over it: boxes, masks, names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from focalnet.visualize import palettes
+from focalnet.visualize.canvas import original_size, printable, readable_size, with_legend, write_label
+
+MASK_SHARE = 0.45  # of the color within a mask
+LARGEST = 1600  # pixels of the long side: objects are smaller than their image
+CROWD = 20  # from so many objects on, names that are wider than their object would hide the others
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    names: Sequence[str],
+    scores: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    *,
+    as_frame: bool = False,
+) -> Image.Image:
+    """Draws boxes, masks, names and scores over an image, one color a class, the first objects on top.
+
+    In a crowd, names are written only where they are no wider than their object, and a legend below counts the classes.
+
+    Args:
+        image: is left as it is.
+        boxes: ``(N, 4)``, x1 y1 x2 y2 in pixels of the image.
+        labels: ``(N,)``, class indices, which choose the colors.
+        names: of each object's class.
+        scores: ``(N,)``, 0 to 1, written behind the names; true objects have none.
+        masks: ``(N, height, width)``, bool.
+        as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
+    """
+    drawn = original_size(image) if as_frame else readable_size(image, largest=LARGEST)
+    if masks is not None and len(masks):
+        drawn = _with_masks(drawn, masks, labels)
+    draw = ImageDraw.Draw(drawn)
+    line = max(max(drawn.size) // 400, 2)
+    scale = torch.tensor([drawn.width / image.width, drawn.height / image.height] * 2)
+    colors = [palettes.rgb(palettes.of_class(label)) for label in labels.tolist()]
+    percents = [""] * len(colors) if scores is None else [f" {score:.0%}" for score in scores.tolist()]
+    objects = list(zip((boxes.cpu() * scale).tolist(), colors, names, percents, strict=True))
+    for box, color, _, _ in reversed(objects):
+        draw.rectangle(_ordered(box), outline=color, width=line)
+    crowd = len(objects) >= CROWD
+    for box, color, name, percent in reversed(objects):
+        write_label(drawn, box, printable(name) + percent, color, only_if_it_fits=crowd)
+    if not crowd or as_frame:
+        return drawn
+    name_of = dict(zip(labels.tolist(), names, strict=True))
+    counts = Counter(labels.tolist()).most_common()
+    return with_legend(drawn, [(palettes.rgb(palettes.of_class(i)), f"{name_of[i]}  {count}") for i, count in counts])
+
+
+def _with_masks(image: Image.Image, masks: torch.Tensor, labels: torch.Tensor) -> Image.Image:
+    """Each pixel takes on the color of the first object it belongs to, and outlines are drawn in full."""
+    first = masks.int().argmax(0)
+    colors = np.array([palettes.rgb(palettes.of_class(int(label))) for label in labels], dtype=np.uint8)
+    owner: NDArray[np.int64] = torch.where(masks.any(0), first, -1).cpu().numpy()
+    large = np.asarray(Image.fromarray(owner.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
+    covered = large >= 0
+    pixels = np.asarray(image).copy()
+    mixed = (1 - MASK_SHARE) * pixels[covered] + MASK_SHARE * colors[large[covered]]
+    pixels[covered] = mixed.astype(np.uint8)
+    edge = _edges(large) & covered
+    pixels[edge] = colors[large[edge]]
+    return Image.fromarray(pixels)
+
+
+def _edges(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels with a neighbor that belongs to another object."""
+    edge = np.zeros(owner.shape, dtype=bool)
+    edge[:, :-1] |= owner[:, :-1] != owner[:, 1:]
+    edge[:, 1:] |= owner[:, :-1] != owner[:, 1:]
+    edge[:-1] |= owner[:-1] != owner[1:]
+    edge[1:] |= owner[:-1] != owner[1:]
+    return edge
+
+
+def _ordered(box: list[float]) -> tuple[float, float, float, float]:
+    """Pillow refuses boxes of negative size, which an untrained network may well return."""
+    left, top, right, bottom = box
+    return left, top, max(right, left), max(bottom, top)
