@@ -39,7 +39,7 @@ def test_the_highest_value_is_red_and_the_lowest_blue() -> None:
     assert high[0] > high[2] + 30
 
 
-def test_outside_of_the_region_is_grey_and_the_region_moves_with_the_size() -> None:
+def test_outside_of_the_region_is_gray_and_the_region_moves_with_the_size() -> None:
     image = Image.new("RGB", (40, 20), "green")
     drawn = np.asarray(draw_heatmap(image, grid(), (20, 0, 40, 20))).astype(int)
     assert drawn.shape == (160, 320, 3)  # small images are enlarged

@@ -21,7 +21,7 @@ def test_256_colors_differ_and_stay_what_they_are():
     assert min(np.abs(a - b).sum() for a, b in itertools.combinations(first, 2)) > 60
 
 
-def test_objects_of_a_class_have_neighbouring_shades_that_differ():
+def test_objects_of_a_class_have_neighboring_shades_that_differ():
     color = palettes.of_region(3)
     chosen = palettes.shades(color, 4)
     assert chosen[0] == color
