@@ -1,4 +1,4 @@
-"""What every test shares: the folder of reference numbers and data, or the reason why a test is skipped."""
+"""What every test shares: the folder of data and of all reference numbers, or the reason why a test is skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder that holds ``golden/`` and ``data/``; without it the test is skipped."""
+    """The folder that holds ``data/``; without it the test is skipped."""
     if not SHARED.is_dir():
         pytest.skip(f"no reference data at {SHARED}; set FOCALNET_SHARED")
     return SHARED

@@ -1,4 +1,8 @@
-"""Reading the reference cases: a folder of ``NAME.json`` and ``NAME.safetensors`` (see its README)."""
+"""Reading the reference cases: folders of ``NAME.json`` and ``NAME.safetensors``.
+
+``tests/golden`` holds the smallest case of each family, with the README files of the full set, which is not part of the
+repository. Where ``FOCALNET_SHARED`` has the full set, that is read instead.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import SHARED
+
+FULL_SET, SUBSET = SHARED / "golden", Path(__file__).parents[1] / "golden"
+GOLDEN = FULL_SET if FULL_SET.is_dir() else SUBSET
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class Case:
 
 
 def cases(pattern: str) -> Any:
-    """Parametrises a test over every case that matches the pattern below ``golden/``."""
-    paths = sorted((SHARED / "golden").glob(pattern))
-    skip = pytest.param(None, marks=pytest.mark.skip(reason=f"no case matches {SHARED}/golden/{pattern}"))
+    """Parametrizes a test over every case that matches the pattern below ``GOLDEN``."""
+    paths = sorted(GOLDEN.glob(pattern))
+    skip = pytest.param(None, marks=pytest.mark.skip(reason=f"no case matches {GOLDEN}/{pattern}"))
     return pytest.mark.parametrize("case", [pytest.param(Case(p), id=p.stem) for p in paths] or [skip])
 
 

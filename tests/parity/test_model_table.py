@@ -12,9 +12,9 @@ from focalnet import create_model
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.variants import VARIANTS
 from focalnet.zoo import cost
-from tests.conftest import SHARED
+from tests.parity.golden import GOLDEN
 
-TABLE_FILE = SHARED / "golden" / "model_table.json"
+TABLE_FILE = GOLDEN / "model_table.json"
 TABLE: dict[str, Any] = json.loads(TABLE_FILE.read_text())["models"] if TABLE_FILE.is_file() else {}
 pytestmark = pytest.mark.skipif(not TABLE, reason=f"no {TABLE_FILE}")
 HEADS = [(name, int(key.rsplit("_", 1)[1])) for name, row in TABLE.items() for key in row if "num_classes_" in key]

@@ -11,11 +11,12 @@ from focalnet import create_model
 from focalnet.errors import ConfigError
 from focalnet.models import ClassifierConfig
 from focalnet.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, parameter_groups
+from tests.parity.golden import GOLDEN
 
 
 @pytest.fixture(scope="module")
-def recipe(shared):
-    return json.loads((shared / "golden" / "training_recipe.json").read_text())
+def recipe():
+    return json.loads((GOLDEN / "training_recipe.json").read_text())
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from focalnet.errors import CheckpointError, DownloadError, UnknownName
 from focalnet.models.variants import VARIANTS
 from focalnet.weights import catalogue
 from focalnet.weights.catalogue import Entry
+from tests.parity.golden import GOLDEN
 
 DETECTORS = {name: v for f in registry.families() if "detection" == f.tasks[0] for name, v in f.variants.items()}
 SEGMENTERS = {name: v for f in registry.families() if "semantic" in f.tasks for name, v in f.variants.items()}
@@ -102,8 +103,8 @@ def test_every_timm_checkpoint_is_listed_with_timm_s_facts() -> None:
         assert headless == (entry.note is not None and "num_classes=0" in entry.note)
 
 
-def test_the_published_figures_are_those_of_the_readme(shared: Path) -> None:
-    tables = json.loads((shared / "golden" / "published_results.json").read_text())["tables"]
+def test_the_published_figures_are_those_of_the_readme() -> None:
+    tables = json.loads((GOLDEN / "published_results.json").read_text())["tables"]
     figures = {"Top-1": "imagenet1k_top1", "box mAP": "coco_box_ap", "mask mAP": "coco_mask_ap"}
     figures |= {"mIoU": "ade20k_miou", "mIoU (MS)": "ade20k_miou_ms"}
     by_file = {s.file: e for e in catalogue.entries().values() for s in e.sources if s.dead}
