@@ -36,11 +36,19 @@ class Case:
         return load_file(self.path.with_suffix(".safetensors"))
 
 
-def cases(pattern: str) -> Any:
-    """Parametrizes a test over every case that matches the pattern below ``GOLDEN``."""
-    paths = sorted(GOLDEN.glob(pattern))
-    skip = pytest.param(None, marks=pytest.mark.skip(reason=f"no case matches {GOLDEN}/{pattern}"))
-    return pytest.mark.parametrize("case", [pytest.param(Case(p), id=p.stem) for p in paths] or [skip])
+def cases(pattern: str, *, holding: str | None = None) -> Any:
+    """Parametrizes a test over every case that matches the pattern below ``GOLDEN``.
+
+    Args:
+        pattern: of the JSON files.
+        holding: a key of the facts or of the tensors; cases without it are left out.
+    """
+    chosen = [Case(path) for path in sorted(GOLDEN.glob(pattern))]
+    if holding is not None:
+        chosen = [case for case in chosen if holding in case.facts or holding in case.facts["tensors"]]
+    reason = f"no case matches {GOLDEN}/{pattern}" + (f" and holds {holding}" if holding else "")
+    skip = pytest.param(None, marks=pytest.mark.skip(reason=reason))
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.path.stem) for case in chosen] or [skip])
 
 
 def weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

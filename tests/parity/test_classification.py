@@ -15,8 +15,8 @@ def build(case: Case, dtype: torch.dtype = torch.float32) -> Classifier:
     return model.to(dtype)
 
 
-def tokens(map_BHWC: torch.Tensor) -> torch.Tensor:
-    return map_BHWC.flatten(1, 2)
+def tokens(features_BHWC: torch.Tensor) -> torch.Tensor:
+    return features_BHWC.flatten(1, 2)
 
 
 @cases("classification/*.json")

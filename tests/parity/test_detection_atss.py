@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ PATTERN = "openmmlab/atss_*.json"
 
 
 def build(case: Case) -> ATSS:
-    model = ATSSConfig.from_official(case.facts["config"]).build().eval()
+    config = ATSSConfig.from_official(case.facts["config"])
+    model = replace(config, size_divisor=openmmlab.size_divisor(case)).build().eval()
     model.load_state_dict(openmmlab.state(case.tensors))
     assert sum(t.numel() for t in model.state_dict().values()) == case.facts["num_params"]
     return model
@@ -23,18 +26,18 @@ def build(case: Case) -> ATSS:
 
 @cases(PATTERN)
 @torch.no_grad()
-def test_maps(case: Case) -> None:
+def test_feature_maps(case: Case) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
-    maps = model.backbone(images)
-    openmmlab.assert_maps(case, expected, "backbone", maps.values())
-    openmmlab.assert_maps(case, expected, "neck", model.neck(maps).values())
+    features = model.backbone(images)
+    openmmlab.assert_feature_maps(case, expected, "backbone", features.values())
+    openmmlab.assert_feature_maps(case, expected, "neck", model.neck(features).values())
     outputs = model(images, sizes)
-    openmmlab.assert_maps(case, expected, "head.cls", outputs.scores)
-    openmmlab.assert_maps(case, expected, "head.reg", outputs.deltas)
-    openmmlab.assert_maps(case, expected, "head.centerness", outputs.centerness)
-    for level, anchors in enumerate(outputs.anchors):
-        torch.testing.assert_close(anchors[:4], expected["anchors.first4_per_level"][level])
+    openmmlab.assert_feature_maps(case, expected, "head.cls", outputs.scores)
+    openmmlab.assert_feature_maps(case, expected, "head.reg", outputs.deltas)
+    openmmlab.assert_feature_maps(case, expected, "head.centerness", outputs.centerness)
+    for anchors, first in zip(outputs.anchors, expected["anchors.first4_per_level"], strict=True):
+        torch.testing.assert_close(anchors[: len(first)], first)
 
 
 @pytest.mark.parametrize("name", ["det_input", "det_rescaled"])
@@ -44,9 +47,9 @@ def test_detections(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
-    for i, found in enumerate(model.predict(images, sizes, originals)):
-        assert found.masks is None
-        openmmlab.assert_detections(found, expected, f"{name}.{i}")
+    for i, detections in enumerate(model.predict(images, sizes, originals)):
+        assert detections.masks is None
+        openmmlab.assert_detections(detections, expected, f"{name}.{i}")
 
 
 @cases(PATTERN)

@@ -18,25 +18,26 @@ def build(case: Case) -> FocalNet:
 
 
 def outputs(model: FocalNet, images: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Our maps by the number of their stage."""
+    """Our feature maps by the number of their stage."""
     return dict(zip(model.out_indices, model(images).values(), strict=True))
 
 
-def expected_maps(case: Case) -> dict[int, torch.Tensor]:
-    """The i-th stored map belongs to the i-th of ``out_indices``."""
+def expected_feature_maps(case: Case) -> dict[int, torch.Tensor]:
+    """The i-th stored feature map belongs to the i-th of ``out_indices``."""
     tensors = case.tensors
-    stages = sorted(case.facts["config"].get("out_indices", (0, 1, 2, 3)))
+    config = case.facts["config"]
+    stages = sorted(config.get("out_indices", range(len(config["depths"]))))
     return {stage: tensors[f"out.{i}"] for i, stage in enumerate(stages)}
 
 
 @cases("detection/d*.json")
-def test_maps(case: Case) -> None:
+def test_feature_maps(case: Case) -> None:
     with torch.no_grad():
-        maps = outputs(build(case), case.tensors["input"])
-    expected = expected_maps(case)
-    assert list(maps) == list(expected)
+        features = outputs(build(case), case.tensors["input"])
+    expected = expected_feature_maps(case)
+    assert list(features) == list(expected)
     for stage, value in expected.items():
-        assert_forward(maps[stage], value)
+        assert_forward(features[stage], value)
 
 
 @cases("detection/d*.json")

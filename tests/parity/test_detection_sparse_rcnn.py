@@ -25,21 +25,22 @@ def build(case: Case) -> SparseRCNN:
 
 @cases(PATTERN)
 @torch.no_grad()
-def test_maps_proposals_and_stages(case: Case) -> None:
+def test_feature_maps_proposals_and_stages(case: Case) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
-    maps = model.backbone(images)
-    openmmlab.assert_maps(case, expected, "backbone", maps.values())
-    pyramid = list(model.neck(maps).values())
-    openmmlab.assert_maps(case, expected, "neck", pyramid)
+    features = model.backbone(images)
+    openmmlab.assert_feature_maps(case, expected, "backbone", features.values())
+    pyramid = list(model.neck(features).values())
+    openmmlab.assert_feature_maps(case, expected, "neck", pyramid)
     proposals, _ = model.rpn_head(torch.tensor(sizes))
     torch.testing.assert_close(proposals, expected["rpn.proposals"], rtol=0, atol=openmmlab.BOXES)
-    regions = rois.with_batch_index(list(expected["rpn.proposals"]))[:4]
-    features = rois.pool(pyramid, model.strides, regions, GRID, SAMPLES)
-    torch.testing.assert_close(features, expected["roi.s0.feats_first4"], **openmmlab.MAPS)
+    first = expected["roi.s0.feats_first4"]
+    boxes = rois.with_batch_index(list(expected["rpn.proposals"]))[: len(first)]
+    pooled = rois.pool(pyramid, model.strides, boxes, GRID, SAMPLES)
+    torch.testing.assert_close(pooled, first, **openmmlab.FEATURE_MAPS)
     for i, stage in enumerate(model(images, sizes).stages):
-        torch.testing.assert_close(stage.logits, expected[f"roi.s{i}.cls_score"], **openmmlab.MAPS)
-        torch.testing.assert_close(stage.objects, expected[f"roi.s{i}.object_feats"], **openmmlab.MAPS)
+        torch.testing.assert_close(stage.logits, expected[f"roi.s{i}.cls_score"], **openmmlab.FEATURE_MAPS)
+        torch.testing.assert_close(stage.objects, expected[f"roi.s{i}.object_feats"], **openmmlab.FEATURE_MAPS)
         torch.testing.assert_close(stage.boxes, expected[f"roi.s{i}.bboxes"], rtol=0, atol=openmmlab.BOXES)
 
 
@@ -50,8 +51,8 @@ def test_detections(case: Case, name: str) -> None:
     model, expected = build(case), case.tensors
     images, sizes = openmmlab.images(case)
     originals = openmmlab.original_sizes(case) if name == "det_rescaled" else sizes
-    for i, found in enumerate(model.predict(images, sizes, originals)):
-        openmmlab.assert_detections(found, expected, f"{name}.{i}")
+    for i, detections in enumerate(model.predict(images, sizes, originals)):
+        openmmlab.assert_detections(detections, expected, f"{name}.{i}")
 
 
 @cases(PATTERN)

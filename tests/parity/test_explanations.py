@@ -19,9 +19,9 @@ def test_gates_and_modulators(case: Case) -> None:
         model(expected["input"])
 
     compared = set()
-    for name, found in records.items():
+    for name, record_of_block in records.items():
         _, stage, _, block = name.split(".")
-        assert_forward(found.gates, expected[f"block.{stage}.{block}.gates"])
-        assert_forward(found.modulator, expected[f"block.{stage}.{block}.modulator"])
+        assert_forward(record_of_block.gates, expected[f"block.{stage}.{block}.gates"])
+        assert_forward(record_of_block.modulator, expected[f"block.{stage}.{block}.modulator"])
         compared |= {f"block.{stage}.{block}.gates", f"block.{stage}.{block}.modulator"}
     assert compared == {key for key in expected if key.startswith("block.")}

@@ -1,4 +1,4 @@
-"""Dense initialisation against the official detection loader, one test a case. It copies, so equality is exact."""
+"""Backbone adaptation against the official detection loader, one test a case. It copies, so equality is exact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.parity.golden import Case, cases
 
 
 @cases("detection/kernel_resize_*.json")
-def test_a_classifier_initialises_a_detection_backbone(case: Case) -> None:
+def test_a_classifier_initializes_a_detection_backbone(case: Case) -> None:
     tensors, facts = case.tensors, case.facts
     pretrained = _classifier_state(facts["config"]["pretrained"])
     stored = {k.removeprefix("pretrained."): v for k, v in tensors.items() if k.startswith("pretrained.")}

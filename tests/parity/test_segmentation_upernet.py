@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -22,29 +24,29 @@ def build(case: Case) -> UPerNet:
     return model
 
 
-def image(case: Case) -> torch.Tensor:
+def normalized(case: Case, name: str) -> torch.Tensor:
     rule = case.facts["input"]
-    mean, std = (torch.tensor(rule[name])[:, None, None] for name in ("mean", "std"))
-    return ((case.tensors["img"].float() - mean) / std)[None]
+    mean, std = (torch.tensor(rule[key])[:, None, None] for key in ("mean", "std"))
+    return (case.tensors[name].float() - mean) / std
 
 
 def assert_close(case: Case, expected: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    torch.testing.assert_close(openmmlab.stored_part(case, name, value), expected[name], **openmmlab.MAPS)
+    torch.testing.assert_close(openmmlab.subsampled(case, name, value), expected[name], **openmmlab.FEATURE_MAPS)
 
 
 @cases(PATTERN)
 @torch.no_grad()
-def test_maps(case: Case) -> None:
+def test_feature_maps(case: Case) -> None:
     model, expected = build(case), case.tensors
-    maps = list(model.backbone(image(case)).values())
-    openmmlab.assert_maps(case, expected, "backbone", maps)
+    features = list(model.backbone(normalized(case, "img")[None]).values())
+    openmmlab.assert_feature_maps(case, expected, "backbone", features)
     head = model.decode_head
-    seen: list[torch.Tensor] = []
-    head.bottleneck.bn.register_forward_hook(lambda *args: seen.append(args[-1].relu()))
-    assert_close(case, expected, "head.feature", head.features(maps))
-    assert_close(case, expected, "head.psp", seen[0])
-    assert_close(case, expected, "head.logits", head(maps))
-    assert_close(case, expected, "aux.logits", model.auxiliary_head(maps[model.config.auxiliary_index]))
+    pooled: list[torch.Tensor] = []
+    head.bottleneck.bn.register_forward_hook(lambda *args: pooled.append(args[-1].relu()))
+    assert_close(case, expected, "head.feature", head.features(features))
+    assert_close(case, expected, "head.psp", pooled[0])
+    assert_close(case, expected, "head.logits", head(features))
+    assert_close(case, expected, "aux.logits", model.auxiliary_head(features[model.config.auxiliary_index]))
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
@@ -52,14 +54,15 @@ def test_maps(case: Case) -> None:
 @torch.no_grad()
 def test_labels(case: Case, mode: str) -> None:
     model, expected, facts = build(case), case.tensors, case.facts
-    images, size, original = image(case), tuple(facts["img_meta"]["img_shape"]), tuple(facts["img_meta"]["ori_shape"])
+    size, original = (tuple(facts["img_meta"][key]) for key in ("img_shape", "ori_shape"))
+    images = normalized(case, "img")[None]
     if mode == "slide":
         scores = slide(model, images, tuple(facts["slide"]["crop_size"]), tuple(facts["slide"]["stride"]))
         labels = label_map(scores[0], original)
     else:
         scores = model.class_scores(images)
-        (found,) = model.predict(images, [size], [original])
-        labels = found.labels
+        (semantic_map,) = model.predict(images, [size], [original])
+        labels = semantic_map.labels
     assert_close(case, expected, f"{mode}.logits_input_size", scores)
     resized = torch.nn.functional.interpolate(scores, original, mode="bilinear")
     assert_close(case, expected, f"{mode}.logits_ori_size", resized)
@@ -67,12 +70,17 @@ def test_labels(case: Case, mode: str) -> None:
 
 
 def training_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images; the second is padded after normalisation, see JSON ``train_input``."""
-    rule, tensors = case.facts["input"], case.tensors
-    mean, std = (torch.tensor(rule[name])[:, None, None] for name in ("mean", "std"))
-    images = torch.stack([(tensors[f"train.img.{i}"].float() - mean) / std for i in range(2)])
-    images[1, :, 55:], images[1, :, :, 58:] = 0, 0
-    labels = torch.stack([tensors[f"train.gt.{i}"].long() for i in range(2)])
+    """Images, some of them padded after normalization as the rule of JSON ``train_input`` says, and their labels."""
+    numbers = range(len(case.facts["train_input"]["ignored_fraction"]))
+    images = torch.stack([normalized(case, f"train.img.{i}") for i in numbers])
+    labels = torch.stack([case.tensors[f"train.gt.{i}"].long() for i in numbers])
+    rule = case.facts["train_input"]["rule"]
+    padded = re.findall(r"i == (\d+) rows >= (\d+) and columns >= (\d+)", rule)
+    assert len(padded) == rule.count("rows >="), rule
+    for i, height, width in (map(int, numbers) for numbers in padded):
+        images[i, :, height:], images[i, :, :, width:] = 0, 0
+        assert (labels[i, height:] == IGNORED).all()
+        assert (labels[i, :, width:] == IGNORED).all()
     ignored = (labels == IGNORED).float().mean((1, 2))
     torch.testing.assert_close(ignored, torch.tensor(case.facts["train_input"]["ignored_fraction"]))
     return images, labels

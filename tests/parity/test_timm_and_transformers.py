@@ -1,6 +1,6 @@
 """Independent references: every architecture that timm or transformers share with us, at a tenth of its width.
 
-Same weights, same image: the same maps of each stage (timm), logits and gradients of the image. The widths are
+Same weights, same image: the same feature maps of each stage (timm), logits and gradients of the image. The widths are
 shrunk, depths, levels, windows and norms are those of the published network.
 """
 
@@ -22,7 +22,7 @@ ISOTROPIC = [name for name in VARIANTS if name.endswith("_iso")]
 
 
 def shrunk(name: str) -> Classifier:
-    """The architecture with narrow stages and weights far from trivial, so that every part of it shows."""
+    """The architecture with narrow stages and weights far from trivial, so that everything in it shows."""
     torch.manual_seed(0)
     shape: dict[str, Any] = VARIANTS[name].shape
     model = create_model(name, embed_dim=shape["embed_dim"] // 10, num_classes=7).eval()
@@ -66,12 +66,12 @@ def test_transformers_can_be_isotropic(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_maps_of_each_stage(name: str) -> None:
+def test_feature_maps_of_each_stage(name: str) -> None:
     ours = shrunk(name)
     theirs = timm_twin(ours)
     theirs.load_state_dict(LAYOUTS["timm"].from_native(ours.state_dict(), ours.shape))
     images = torch.randn(1, 3, 70, 101)  # odd: both drop what does not fill a patch
     with torch.no_grad():
-        maps = theirs.forward_intermediates(images, intermediates_only=True)
-        for mine, other in zip(ours.forward_stages(images), maps, strict=True):
+        features = theirs.forward_intermediates(images, intermediates_only=True)
+        for mine, other in zip(ours.forward_stages(images), features, strict=True):
             assert_same(mine.permute(0, 3, 1, 2), other)
