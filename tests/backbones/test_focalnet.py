@@ -122,14 +122,37 @@ def test_drop_path_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"drop_path_rate": 1.0},
+        {"drop_rate": 1.0},
+        {"focal_levels": (2, 0, 1), "focal_windows": (3, 0, 5)},
+        {"embed_dim": 5, "mlp_ratio": 1.7},
+    ],
+)
+def test_options_at_the_edge_that_the_official_code_builds(options: dict[str, object]) -> None:
+    model = dataclasses.replace(TOY, **options).build().train()
+    assert all(value.isfinite().all() for value in model(torch.randn(2, 3, 33, 40)).values())
+
+
+def test_values_beyond_the_last_stage_are_left_out() -> None:
+    """As in the official code, whose defaults have four."""
+    two = dataclasses.replace(TOY, depths=(1, 2))
+    assert (two.focal_levels, two.focal_windows) == ((2, 1), (3, 5))
+    assert two == dataclasses.replace(two, focal_windows=(3, 5, 7, 9))
+    three = FocalNetConfig.from_official({"embed_dim": 8, "depths": [1, 1, 1]}).build()
+    assert len(three(torch.randn(1, 3, 32, 32))) == 3
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depths": (1, 1)}, "focal_levels"),
-        ({"depths": ()}, "focal_levels"),
+        ({"depths": (1, 1, 1, 1)}, "focal_levels"),
+        ({"depths": ()}, "depths"),
         ({"depths": (1, 0, 1)}, "depths"),
         ({"focal_windows": (3, 4, 3)}, "odd window"),
         ({"focal_levels": (2, -1, 2)}, "levels >= 0"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate"),
         ({"out_indices": (3,)}, "out_indices"),
         ({"in_chans": 0}, "in_chans"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from tests.models.small import images, mask2former, segments
 
 # transformers fixes 32 groups in norms, 3 levels and 4 points.
 OURS = mask2former(channels=32, norm_groups=32, encoder_layers=2, train_points=50)
+HEADS = (2, 16)  # of 16 and 2 channels each
 TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_windows": (3, 3, 3, 3), "stem_padding": 3}
 
 
-def theirs() -> Mask2FormerForUniversalSegmentation:
+def theirs(heads: int) -> Mask2FormerForUniversalSegmentation:
     config = Mask2FormerConfig(
         backbone_config=FocalNetDenseConfig(options=TRUNK),
         feature_size=32,
@@ -28,7 +30,7 @@ def theirs() -> Mask2FormerForUniversalSegmentation:
         decoder_layers=OURS.decoder_layers + 1,
         encoder_feedforward_dim=OURS.encoder_hidden,
         dim_feedforward=OURS.decoder_hidden,
-        num_attention_heads=OURS.heads,
+        num_attention_heads=heads,
         num_queries=OURS.num_queries,
         train_num_points=OURS.train_points,
         num_labels=OURS.num_classes,
@@ -87,15 +89,15 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module")
-def pair() -> tuple[Mask2Former, Mask2FormerForUniversalSegmentation]:
+@pytest.fixture(scope="module", params=HEADS)
+def pair(request: pytest.FixtureRequest) -> tuple[Mask2Former, Mask2FormerForUniversalSegmentation]:
     torch.manual_seed(0)
-    reference = theirs()
+    reference = theirs(request.param)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():  # masks and attention of some contrast
             if "focalnet" not in name and parameter.ndim > 1:
                 torch.nn.init.xavier_normal_(parameter, gain=1.5)
-    model = OURS.build().eval()
+    model = replace(OURS, heads=request.param).build().eval()
     model.load_state_dict(renamed(reference.state_dict()))
     return model, reference
 

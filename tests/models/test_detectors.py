@@ -213,6 +213,14 @@ def test_settings_that_cannot_work(options: dict[str, object], says: str) -> Non
         config("mask_rcnn", **options)
 
 
+@torch.no_grad()
+def test_channels_of_atss_are_free_without_convolutions() -> None:
+    with pytest.raises(ConfigError, match="channels=20 must be a multiple of 32"):
+        config("atss", channels=20)  # mmdet's norm has 32 groups, too
+    model = config("atss", channels=20, convs=0).build().eval()
+    assert len(model.detect(images(), SIZES, ORIGINALS)) == 2
+
+
 def test_crowds_are_neither_object_nor_background() -> None:
     from focalnet.models.rcnn import SamplingConfig
     from focalnet.models.rcnn.network import draw

@@ -13,7 +13,8 @@ from focalnet.models import Mask2Former, Mask2FormerConfig
 from focalnet.models.mask2former import postprocess as results
 from focalnet.ops.label_maps import label_map
 from focalnet.results import Detections, PanopticMap, SemanticMap
-from tests.models.small import ORIGINALS, SIZES, images, mask2former
+from focalnet.samples import Batch
+from tests.models.small import ORIGINALS, SIZES, images, mask2former, target
 
 BIG = 20.0  # a logit of which the sigmoid is 1
 
@@ -215,7 +216,10 @@ def test_named_models() -> None:
     [
         ({"segments": "everything"}, "segments"),
         ({"num_things": 4}, "num_things=4"),
-        ({"channels": 20}, "channels=20"),
+        ({"channels": 18, "norm_groups": 1}, "channels=18"),
+        ({"channels": 20, "heads": 3}, "heads=3"),
+        ({"channels": 20, "norm_groups": 8}, "norm_groups=8"),
+        ({"channels": 0}, "channels=0"),
         ({"num_queries": 0}, "num_queries=0"),
         ({"heads": 0}, "heads=0"),
         ({"importance": 1.5}, "importance=1.5"),
@@ -231,3 +235,13 @@ def test_bad_settings(options: dict, message: str) -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="do not fit"):
         build().predict(torch.zeros(1, 3, 64, 64), [(65, 64)], [(65, 64)])
+
+
+@pytest.mark.parametrize(("channels", "heads", "norm_groups"), [(48, 8, 8), (36, 9, 6), (4, 4, 1)])
+def test_channels_are_divided_by_heads_and_groups_alone(channels: int, heads: int, norm_groups: int) -> None:
+    """As in mmdet; sines and cosines of rows and columns take a multiple of 4."""
+    model = mask2former(channels=channels, heads=heads, norm_groups=norm_groups).build()
+    losses = model.loss(Batch(images(), SIZES, [target(2), target(0)], []))
+    assert all(value.isfinite() for value in losses.values())
+    with torch.no_grad():
+        assert len(model.eval().predict(images(), SIZES, ORIGINALS)) == 2

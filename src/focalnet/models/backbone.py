@@ -33,8 +33,8 @@ class FocalNetConfig:
         in_chans: channels of the image.
         embed_dim: channels of the first stage; each later stage doubles them.
         depths: blocks per stage; one stage only makes an isotropic (ViT-like) network.
-        focal_levels: focal levels L per stage.
-        focal_windows: kernel size of the first focal level per stage, odd; level l has ``window + 2 l``.
+        focal_levels: focal levels L per stage; values beyond the last stage are left out, as in the official code.
+        focal_windows: kernel size of the first focal level per stage, odd; level l has ``window + 2 l``. Likewise.
         patch_size: stride of the stem.
         mlp_ratio: hidden width of the MLPs, in units of the stage's channels.
         overlapped: overlapping patch embedding: kernel ``2 * patch_size - 1`` in the stem, 3 between stages.
@@ -81,16 +81,17 @@ class FocalNetConfig:
             if value is not None:  # lists come from YAML and JSON
                 object.__setattr__(self, name, tuple(value))
         for name in ("focal_levels", "focal_windows"):
-            if len(getattr(self, name)) != stages:
+            if len(getattr(self, name)) < stages:
                 raise ConfigError(f"{name}={getattr(self, name)} must have one value for each of the {stages} stages")
+            object.__setattr__(self, name, getattr(self, name)[:stages])
         for name, least in (("in_chans", 1), ("embed_dim", 1), ("patch_size", 1), ("stem_padding", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
         if stages == 0 or min(self.depths) < 1:
             raise ConfigError(f"depths={self.depths} must name at least one stage, each with at least one block")
         for name in ("drop_rate", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1)")
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1]")
         for index in self.out_indices or ():
             if not 0 <= index < stages:
                 raise ConfigError(f"out_indices={self.out_indices} must be within 0..{stages - 1}")

@@ -25,7 +25,7 @@ class FocalModulation(nn.Module):
     Args:
         dim: channels C.
         levels: focal levels L, >= 0 (0: global context only, as in the paper's Table 14).
-        window: kernel size of the first level, odd.
+        window: kernel size of the first level, odd; of no meaning without levels.
         post_norm: layer norm on the modulated query (huge models).
         normalize: divide the aggregated context by L + 1 (large fl4 models of the official release).
         drop: dropout rate after ``proj``.
@@ -42,7 +42,7 @@ class FocalModulation(nn.Module):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if levels < 0 or window < 1 or window % 2 == 0:
+        if levels < 0 or (levels > 0 and (window < 1 or window % 2 == 0)):
             raise ConfigError(
                 f"focal modulation needs levels >= 0 and an odd window >= 1, got levels={levels}, window={window}"
             )

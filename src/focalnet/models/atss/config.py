@@ -25,7 +25,7 @@ class ATSSConfig(DetectorConfig):
     Args:
         neck: the pyramid.
         convs: 3x3 convolutions of each of the two towers.
-        channels: of each, a multiple of 32.
+        channels: of each, a multiple of 32; of no meaning without ``convs``.
         anchor_scale: side of the anchor in cells.
         stds: of dx, dy, dw, dh: the scale of what is predicted.
         nearest: anchors of each level that an object considers.
@@ -49,7 +49,7 @@ class ATSSConfig(DetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels % 32 or self.channels < 32:
+        if self.convs and (self.channels % 32 or self.channels < 32):
             raise ConfigError(f"channels={self.channels} must be a multiple of 32, the number of groups of the norm")
 
     @classmethod

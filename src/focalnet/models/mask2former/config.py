@@ -30,7 +30,7 @@ class Mask2FormerConfig(DenseConfig):
         segments: what comes out: ``SemanticMap``, ``Detections`` with masks, or ``PanopticMap``.
         num_things: how many of the classes are things; None for all.
         num_queries: segments that can be found in an image.
-        channels: of queries, pixel decoder and mask features.
+        channels: of queries, pixel decoder and mask features; a multiple of 4, of ``heads`` and of ``norm_groups``.
         heads: of every attention.
         norm_groups: of the group norms.
         levels: the coarsest maps that queries and deformable attention look at, at most; the finest map never is one.
@@ -86,10 +86,10 @@ class Mask2FormerConfig(DenseConfig):
             raise ConfigError(f"num_things={self.num_things} must be within 0..{self.num_classes}, the classes")
         if self.num_things == self.num_classes:  # the same network is the same configuration
             object.__setattr__(self, "num_things", None)
-        if self.channels % (4 * self.heads) or self.channels % self.norm_groups:
+        if self.channels < 1 or any(self.channels % divisor for divisor in (4, self.heads, self.norm_groups)):
             raise ConfigError(
-                f"channels={self.channels} must be a multiple of 4 * heads={4 * self.heads} and of "
-                f"norm_groups={self.norm_groups}"
+                f"channels={self.channels} must be a multiple of 4, for sines and cosines of rows and columns, of "
+                f"heads={self.heads} and of norm_groups={self.norm_groups}"
             )
         maps = self.backbone.out_indices or self.backbone.depths
         if len(maps) < 2:

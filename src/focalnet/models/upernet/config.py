@@ -24,7 +24,7 @@ class UPerNetConfig(DenseConfig):
     Args:
         size_divisor: 1, since the published networks see images without padding.
         channels: of every map of the head.
-        pool_scales: sides in cells of the grids that the coarsest map is averaged over.
+        pool_scales: sides in cells of the grids that the coarsest map is averaged over; may be empty.
         auxiliary_channels: of the auxiliary head, which helps training only.
         auxiliary_index: which of the backbone's maps it sees; -2 is the second coarsest.
         auxiliary_weight: of its loss.
@@ -46,10 +46,10 @@ class UPerNetConfig(DenseConfig):
         for name, least in (("channels", 1), ("auxiliary_channels", 1), ("auxiliary_weight", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not self.pool_scales or min(self.pool_scales) < 1:
-            raise ConfigError(f"pool_scales={self.pool_scales} must name at least one side, each at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        if any(scale < 1 for scale in self.pool_scales):
+            raise ConfigError(f"pool_scales={self.pool_scales} must name sides, each at least 1")
+        if not 0 <= self.dropout <= 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1]")
         if not -maps <= self.auxiliary_index < maps:
             raise ConfigError(f"auxiliary_index={self.auxiliary_index} must be within {-maps}..{maps - 1}")
 

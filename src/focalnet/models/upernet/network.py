@@ -130,9 +130,10 @@ class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
         """Logits of both heads.
 
         Raises:
-            InputError: a single image, in training without synchronised norms.
+            InputError: a single image, in training without synchronized norms, where a pool scale is 1.
         """
-        if len(images_BCHW) == 1 and any(m.training for m in self.modules() if type(m) is nn.BatchNorm2d):
+        alone = len(images_BCHW) == 1 and 1 in self.config.pool_scales
+        if alone and any(m.training for m in self.modules() if type(m) is nn.BatchNorm2d):
             raise InputError(
                 "UPerNet's batch norms cannot learn from a single image, which pyramid pooling makes a single value: "
                 "take a batch of at least 2, or several processes and trainer.sync_batchnorm=true"
