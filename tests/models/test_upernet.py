@@ -181,14 +181,14 @@ def test_settings_that_cannot_work(options: dict[str, object], says: str) -> Non
 )
 def test_settings_at_the_edge_that_mmseg_builds(options: dict[str, object]) -> None:
     model = built(**options).train()
-    losses = criterion(model.config)(model.training_outputs(images()), labels())
+    losses = model.loss(Batch(images(), SIZES, [LabelMapTarget(one) for one in labels()], []))
     assert all(value.isfinite() for value in losses.values())
-    assert [found.labels.shape for found in model.eval().segment(images(), SIZES, ORIGINALS)] == ORIGINALS
+    assert [found.labels.shape for found in model.eval().predict(images(), SIZES, ORIGINALS)] == ORIGINALS
 
 
 def test_a_single_image_trains_where_no_pool_scale_makes_it_a_single_value() -> None:
     model = built(pool_scales=(2, 3)).train()
-    losses = criterion(model.config)(model.training_outputs(images()[:1]), labels()[:1])
+    losses = model.loss(Batch(images()[:1], SIZES[:1], [LabelMapTarget(labels()[0])], []))
     assert all(value.isfinite() for value in losses.values())
 
 

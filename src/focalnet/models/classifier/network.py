@@ -14,7 +14,7 @@ from focalnet.models.backbone import FocalNetBase, init_weights
 from focalnet.models.base import Model
 from focalnet.models.classifier.config import ClassifierConfig
 from focalnet.results import Classification
-from focalnet.results.names import class_name
+from focalnet.results.base import class_name
 from focalnet.samples import Batch, Size
 
 
