@@ -218,7 +218,7 @@ def test_channels_of_atss_are_free_without_convolutions() -> None:
     with pytest.raises(ConfigError, match="channels=20 must be a multiple of 32"):
         config("atss", channels=20)  # mmdet's norm has 32 groups, too
     model = config("atss", channels=20, convs=0).build().eval()
-    assert len(model.detect(images(), SIZES, ORIGINALS)) == 2
+    assert len(model.predict(images(), SIZES, ORIGINALS)) == 2
 
 
 def test_crowds_are_neither_object_nor_background() -> None:

@@ -36,6 +36,12 @@ def images(case: Case) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     return batch, sizes
 
 
+def unpublished(config: Any, *names: str) -> dict[str, Any]:
+    """Settings of a case that leave no trace in its weights and are not the published ones, which are the defaults."""
+    values = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return {name: value for name, value in values.items() if value != getattr(type(config), name)}
+
+
 def original_sizes(case: Case) -> list[tuple[int, int]]:
     return [(height, width) for height, width in (meta["ori_shape"] for meta in case.facts["img_metas"])]
 

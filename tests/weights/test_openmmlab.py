@@ -13,6 +13,7 @@ from focalnet import registry, weights
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import Model
+from focalnet.models.base import DetectorConfig
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
 from focalnet.zoo import load
@@ -75,9 +76,15 @@ def test_shapes_tell_atss(case: Case, tmp_path: Path) -> None:
 
 def _gives_what_mmdet_gave(case: Case, folder: Path) -> None:
     """A released file has no configuration beside it: names, shapes and what was published are enough."""
-    path, tensors = folder / "released.pth", case.tensors
+    path, tensors, facts = folder / "released.pth", case.tensors, case.facts
+    if facts["config"]["type"] == "CascadeRCNN" and facts["config"]["roi_head"]["num_stages"] != 3:
+        pytest.skip("nobody published a cascade of another number of stages")
     torch.save({"meta": {}, "state_dict": golden.state(tensors)}, path)
-    model = load(path)
+    read = weights.read(path).config
+    assert isinstance(read, DetectorConfig)
+    official = type(read).from_official(facts["config"])
+    options = golden.unpublished(official, "score_threshold", "nms_threshold", "max_per_image", "candidates", "rpn")
+    model = load(path, **options)
     batch, sizes = golden.images(case)
     with torch.no_grad():
         found = model.predict(batch, sizes, golden.original_sizes(case))
