@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from focalnet.data import DetectionAugmentation, DetectionData
-from focalnet.data.detection_transforms import resize, resized, to_target, view
+from focalnet.data.detection_transforms import resize, to_target, view
 from focalnet.data.loading import collate
+from focalnet.data.preprocess import fitted_size
 from focalnet.errors import ConfigError, DataError, ImageError
 
 from .coco import HEIGHT, WIDTH, annotation, content, write_coco, write_images, write_json
@@ -68,7 +69,7 @@ def test_evaluation_resizes_only(tmp_path):
     ],
 )
 def test_sizes_are_rounded_as_in_mmdet(size, short, longest, expected):
-    assert resized(size, short, longest) == expected
+    assert fitted_size(size, short, longest) == expected
 
 
 def test_the_resize_is_bilinear_without_antialiasing():

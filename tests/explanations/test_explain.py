@@ -14,7 +14,7 @@ from PIL import Image
 
 from focalnet import explain
 from focalnet.card import Preprocessing
-from focalnet.data.transforms import eval_transform
+from focalnet.data.preprocess import eval_transform
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 from focalnet.explanations import record
 from focalnet.explanations.explaining import seen_region

@@ -11,7 +11,7 @@ import torch
 
 from focalnet import Predictor
 from focalnet.card import ModelCard
-from focalnet.data.transforms import eval_transform
+from focalnet.data.preprocess import eval_transform
 from focalnet.errors import ConfigError, ImageError, InputError, UnknownName
 from tests.inference.small import CARD, backbone, classifier, noise
 

@@ -14,7 +14,7 @@ _WHERE = {
     "PanopticData": "panoptic",
     "SemanticAugmentation": "semantic_transforms",
     "SemanticData": "semantic",
-    "eval_transform": "transforms",
+    "eval_transform": "preprocess",
     "find": "images",
     "read": "images",
 }
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from focalnet.data.images import read as read
     from focalnet.data.panoptic import PanopticData as PanopticData
     from focalnet.data.panoptic_transforms import PanopticAugmentation as PanopticAugmentation
+    from focalnet.data.preprocess import eval_transform as eval_transform
     from focalnet.data.semantic import SemanticData as SemanticData
     from focalnet.data.semantic_transforms import SemanticAugmentation as SemanticAugmentation
     from focalnet.data.transforms import Augmentation as Augmentation
-    from focalnet.data.transforms import eval_transform as eval_transform
 
 
 def __getattr__(name: str) -> Any:

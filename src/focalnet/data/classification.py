@@ -16,8 +16,9 @@ from focalnet.data.datasets.collection import Collection, Format, Part, detect
 from focalnet.data.datasets.shards import ShardDataset
 from focalnet.data.datasets.source import InMemory
 from focalnet.data.loading import ImageDataset, Loader, collate, cores_per_process
+from focalnet.data.preprocess import eval_transform
 from focalnet.data.sampling import EpochBatches
-from focalnet.data.transforms import Augmentation, eval_transform
+from focalnet.data.transforms import Augmentation
 from focalnet.errors import ConfigError, DataError
 from focalnet.samples import Batch
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco import Annotated, CocoFile, inside
 from focalnet.data.datasets.pictures import Pictures, read_picture
-from focalnet.data.detection_transforms import DetectionAugmentation, View, normalise, resize, to_target, view
+from focalnet.data.detection_transforms import DetectionAugmentation, View, resize, to_target, view
 from focalnet.data.masks import to_bitmaps
+from focalnet.data.preprocess import normalize
 from focalnet.data.samples import Samples
 from focalnet.samples import ImageInfo, ObjectTarget, Sample
 
@@ -88,7 +89,7 @@ class DetectionDataset(Samples[Sample[ObjectTarget], View]):
         else:
             given = self.augmentation(read, longest)
         return Sample(
-            image=normalise(given.image, self.preprocessing),
+            image=normalize(given.image, self.preprocessing),
             target=to_target(given),
             info=ImageInfo(self.path(index), read.size, self.images[index].image_id),
         )

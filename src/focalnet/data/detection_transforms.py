@@ -6,7 +6,6 @@ torchvision does otherwise than the official code is here: rounding of sizes, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from focalnet.card import Preprocessing
+from focalnet.data.preprocess import fitted_size
+from focalnet.data.preprocess import resize as resize_image
 from focalnet.errors import ConfigError
 from focalnet.samples import ObjectTarget
 
@@ -107,27 +107,13 @@ class DetectionAugmentation:
         return _without_empty(part)
 
 
-def resized(size: tuple[int, int], short: int, max_size: int) -> tuple[int, int]:
-    """Height and width with the short side as given, unless the long one is too long; rounded as mmdet does."""
-    scale = min(short / min(size), max_size / max(size))
-    height, width = (max(int(side * scale + 0.5), 1) for side in size)
-    return height, width
-
-
 def resize(given: View, short: int, max_size: int) -> View:
     """Resizes the shorter side to ``short`` pixels, or less where the longer one would pass ``max_size``.
 
     The picture bilinearly without antialiasing, as the official models saw them; masks by nearest neighbour.
     """
-    size = list(resized(given.size, short, max_size))
-    return _without_empty(_moved(lambda part: F.resize(part, size, antialias=False), given))
-
-
-def normalise(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """``(3, H, W)``, uint8, to float32 with the preprocessing's mean and deviation."""
-    mean, std = ([255 * value for value in values] for values in (preprocessing.mean, preprocessing.std))
-    normalised: Tensor = F.normalize(image.as_subclass(Tensor).float(), mean, std)
-    return normalised
+    size = fitted_size(given.size, short, max_size)
+    return _without_empty(_moved(lambda part: resize_image(part, size), given))
 
 
 def to_target(given: View) -> ObjectTarget:
@@ -138,15 +124,6 @@ def to_target(given: View) -> ObjectTarget:
         masks=None if given.masks is None else given.masks.as_subclass(Tensor).bool(),
         ignored=given.ignored.as_subclass(Tensor).float(),
     )
-
-
-def pad(images: Sequence[Tensor], multiple: int) -> Tensor:
-    """Images ``(C, h, w)`` of any sizes as ``(B, C, H, W)``, zeros at the right and the bottom, sides multiples."""
-    height, width = (math.ceil(max(image.shape[axis] for image in images) / multiple) * multiple for axis in (-2, -1))
-    batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[-2], : image.shape[-1]] = image
-    return batch
 
 
 def _moved(transform: Any, given: View) -> View:

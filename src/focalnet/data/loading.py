@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader
 
 from focalnet.data.datasets.shards import ShardDataset
 from focalnet.data.datasets.source import Source
-from focalnet.data.detection_transforms import pad
+from focalnet.data.preprocess import Transform, pad
 from focalnet.data.samples import Samples, only_whole
 from focalnet.data.sampling import EpochBatches
-from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, FocalNetError
 from focalnet.samples import Batch, ImageInfo, ObjectTarget, Sample, View
 

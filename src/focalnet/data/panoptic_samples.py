@@ -6,13 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.coco_panoptic import PanopticFile, read_ids
 from focalnet.data.datasets.pictures import Pictures, read_picture
-from focalnet.data.detection_transforms import normalise, resized
 from focalnet.data.panoptic_transforms import PanopticAugmentation
+from focalnet.data.preprocess import normalize, preprocess
 from focalnet.data.samples import Samples
 from focalnet.data.semantic_transforms import SemanticView, view
 from focalnet.samples import ImageInfo, PanopticTarget, Sample, pad_to
@@ -65,14 +64,10 @@ class PanopticDataset(Samples[Sample[PanopticTarget], SemanticView]):
 
     def prepare(self, read: SemanticView, index: int) -> Sample[PanopticTarget]:
         if self.augmentation is None:
-            longest = self.preprocessing.max_size
-            assert longest is not None
-            size = list(resized(read.size, self.preprocessing.image_size, longest))
-            image = normalise(F.resize(read.image, size, antialias=False), self.preprocessing)
-            ids = read.labels.as_subclass(Tensor)
+            image, ids = preprocess(read.image, self.preprocessing), read.labels.as_subclass(Tensor)
         else:
             varied = self.augmentation(read)
-            image, ids = normalise(varied.image, self.preprocessing), varied.labels.as_subclass(Tensor)
+            image, ids = normalize(varied.image, self.preprocessing), varied.labels.as_subclass(Tensor)
             square = (self.augmentation.crop, self.augmentation.crop)
             image, ids = pad_to(image, square), pad_to(ids, square)
         entry = self.annotated.images[index]

@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
 from focalnet.data.datasets.label_maps import LabelRule, Pairs
-from focalnet.data.detection_transforms import normalise, resized
+from focalnet.data.preprocess import fitted_size, normalize, preprocess
 from focalnet.data.samples import Samples
 from focalnet.data.semantic_transforms import SemanticAugmentation, SemanticView, view
 from focalnet.errors import ImageError
@@ -68,17 +67,14 @@ class SemanticDataset(Samples[Sample[LabelMapTarget], SemanticView]):
     def prepare(self, read: SemanticView, index: int) -> Sample[LabelMapTarget]:
         short, longest = self.preprocessing.image_size, self.preprocessing.max_size
         assert longest is not None
+        info = ImageInfo(self.path(index), read.size)
         if self.augmentation is None:
-            sizes = [resized(read.size, int(short * ratio), int(longest * ratio)) for ratio in self.ratios]
-            images, labels = [F.resize(read.image, list(size), antialias=False) for size in sizes], read.labels
-        else:
-            image, labels = self.augmentation(read, short, longest)
-            images = [image]
-        pixels, *views = (normalise(image, self.preprocessing) for image in images)
-        target = LabelMapTarget(labels.as_subclass(Tensor).long())
-        if self.augmentation is not None:
-            pixels, target = pad_to(pixels, self.augmentation.crop), target.padded(self.augmentation.crop)
-        return Sample(image=pixels, target=target, info=ImageInfo(self.path(index), read.size), views=views)
+            sizes = [fitted_size(read.size, int(short * ratio), int(longest * ratio)) for ratio in self.ratios]
+            image, *views = (preprocess(read.image, self.preprocessing, size) for size in sizes)
+            return Sample(image, LabelMapTarget(read.labels.as_subclass(Tensor).long()), info, views)
+        varied, crop = self.augmentation(read, short, longest), self.augmentation.crop
+        image = pad_to(normalize(varied.image, self.preprocessing), crop)
+        return Sample(image, LabelMapTarget(varied.labels.as_subclass(Tensor).long()).padded(crop), info)
 
 
 def check_sizes(pairs: Pairs, index: int, picture: tuple[int, int], mask: tuple[int, int]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from focalnet.data.detection_transforms import resized
+from focalnet.data.preprocess import fitted_size
+from focalnet.data.preprocess import resize as resize_image
 from focalnet.errors import ConfigError
 from focalnet.samples import IGNORED
 
@@ -104,8 +105,8 @@ def resize(given: SemanticView, short: int, longest: int) -> SemanticView:
 
     The picture bilinearly without antialiasing, as the official models saw them; labels by nearest neighbour.
     """
-    size = list(resized(given.size, short, longest))
-    return _moved(lambda part: F.resize(part, size, antialias=False), given)
+    size = fitted_size(given.size, short, longest)
+    return _moved(lambda part: resize_image(part, size), given)
 
 
 def distort(image: tv_tensors.Image) -> tv_tensors.Image:

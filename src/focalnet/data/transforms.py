@@ -1,37 +1,21 @@
-"""From an RGB picture to a network's input: for evaluation as ``Preprocessing`` says, for training augmented.
+"""Augmentation of images for classification.
 
 Everything is timm's or torchvision's; here are only the settings. The paper's are the defaults of ``Augmentation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from PIL.Image import Image
 from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
-from torch import Tensor
 from torchvision import transforms
 
 from focalnet.card import Preprocessing
+from focalnet.data.preprocess import Transform, short_side
 from focalnet.errors import ConfigError
-
-#: A picture to ``(C, H, W)``, float32, normalised.
-Transform: TypeAlias = Callable[[Image], Tensor]
-
-
-def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Resizes the short side to ``image_size / crop_pct``, crops the centre, normalises."""
-    transform: Transform = create_transform(
-        preprocessing.image_size,
-        interpolation=preprocessing.interpolation,
-        crop_pct=preprocessing.crop_pct,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
-    return transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +93,8 @@ class Augmentation:
         if self.crop == "padded":
             crop.transforms = [transforms.Resize(size, mode), transforms.RandomCrop(size, self.padding), *flip]
         elif self.crop == "center":
-            short_side = int(size / preprocessing.crop_pct)
-            crop.transforms = [transforms.Resize(short_side, mode), transforms.CenterCrop(size), *flip]
+            side = short_side(preprocessing)
+            crop.transforms = [transforms.Resize(side, mode), transforms.CenterCrop(size), *flip]
         if trivial:
             vary.transforms = [transforms.TrivialAugmentWide(interpolation=mode)]
         elif self.policy:

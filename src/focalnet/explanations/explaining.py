@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import torch
 from focalnet import zoo
 from focalnet.card import Preprocessing
 from focalnet.data.images import read
-from focalnet.data.transforms import eval_transform
+from focalnet.data.preprocess import preprocess, short_side
 from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
@@ -21,6 +20,7 @@ from focalnet.models import Model
 from focalnet.models.backbone import FocalNetBase
 from focalnet.models.classifier import best_classes
 from focalnet.results import Classification
+from focalnet.samples import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +47,7 @@ def explain(
     if model.card is None:
         raise ConfigError(f"this {type(model).__name__} does not know how to prepare a picture: {SET_CARD}")
     picture = read(image)
-    pixels = eval_transform(model.card.preprocessing)(picture)[None].to(next(model.parameters()))  # device and type
+    pixels = preprocess(picture, model.card.preprocessing)[None].to(next(model.parameters()))  # device and type
     was_training = model.training
     try:
         model.eval()
@@ -55,27 +55,28 @@ def explain(
             output = model(pixels)
     finally:
         model.train(was_training)
-    seen = seen_region(picture.size, model.card.preprocessing)
+    seen, size = seen_region(picture.size, model.card.preprocessing), (pixels.shape[-2], pixels.shape[-1])
     return Explanation(
         image=picture,
-        blocks=tuple(_maps(name, found, model, seen, pixels.shape[-1]) for name, found in records.items()),
+        blocks=tuple(_maps(name, found, model, seen, size) for name, found in records.items()),
         path=str(image) if isinstance(image, (str, Path)) else None,
         prediction=_prediction(model, output),
     )
 
 
 def seen_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
-    """The part of a picture that the network sees: what is left of it after resizing and cropping the centre.
+    """The part of an image that the network sees: what is left of it after resizing and cropping the center.
 
     Args:
-        size: width and height of the picture.
+        size: width and height of the image.
         preprocessing: what is done to it.
 
     Returns:
-        left, top, right, bottom in pixels of the picture.
+        left, top, right, bottom in pixels of the image.
     """
-    side = preprocessing.image_size
-    short = math.floor(side / preprocessing.crop_pct)
+    if preprocessing.max_size is not None:
+        return 0, 0, *size
+    side, short = preprocessing.image_size, short_side(preprocessing)
     width, height = (int(short * edge / min(size)) for edge in size)
     left, top = (round((edge - side) / 2) for edge in (width, height))
     x, y = size[0] / width, size[1] / height
@@ -83,13 +84,13 @@ def seen_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[fl
 
 
 def _maps(
-    name: str, found: BlockRecord, model: FocalNetBase, seen: tuple[float, float, float, float], side: int
+    name: str, found: BlockRecord, model: FocalNetBase, seen: tuple[float, float, float, float], size: Size
 ) -> BlockMaps:
     """Maps of the block on the CPU, and what they cover: odd sizes drop or add a rim at the right and the bottom."""
     stride = model.shape.strides[int(name.split(".")[1])]
     height, width = found.modulator.shape[2:]
     left, top, right, bottom = seen
-    x, y = (right - left) * stride / side, (bottom - top) * stride / side
+    x, y = (right - left) * stride / size[1], (bottom - top) * stride / size[0]
     return BlockMaps(
         name=name,
         gates=found.gates[0].float().cpu().numpy(),

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from focalnet.card import Preprocessing
-from focalnet.data.detection_transforms import normalise, pad, resized
+from focalnet.data.preprocess import fitted_size, pad, preprocess
 from focalnet.errors import ConfigError
 from focalnet.inference.tiling import Looks, Window, merge, windows
 from focalnet.models import Model
@@ -51,6 +50,7 @@ class Detecting:
         self.preprocessing = network.card.preprocessing
         if self.preprocessing.max_size is None:  # not said: as every published detector
             self.preprocessing = replace(self.preprocessing, image_size=800, max_size=1333)
+        self.longest = self.preprocessing.max_size or 1333
 
     def prepare(self, image: Image) -> list[Look]:
         """Every look at a picture."""
@@ -58,9 +58,10 @@ class Detecting:
         sides = self.looks.short_sides or (self.preprocessing.image_size,)
         prepared = []
         for window in windows(image.height, image.width, self.looks.tile, self.looks.overlap):
-            part = whole[:, window.top : window.top + window.height, window.left : window.left + window.width]
+            part = window.of(whole)
             for side in sides:
-                pixels = _sized(part, side, self.preprocessing)
+                size = fitted_size((window.height, window.width), side, max(self.longest, side))
+                pixels = preprocess(part, self.preprocessing, size)
                 prepared.append(Look(window, pixels))
                 if self.looks.flip:
                     prepared.append(Look(replace(window, mirrored=True), pixels.flip(-1)))
@@ -104,10 +105,3 @@ def finished(result: Detections, min_score: float, names: tuple[str, ...]) -> De
         masks=None if kept.masks is None else kept.masks.cpu(),
         names=names,
     )
-
-
-def _sized(part: torch.Tensor, short: int, preprocessing: Preprocessing) -> torch.Tensor:
-    """A part of a picture ``(3, h, w)``, uint8, at the network's size, normalised."""
-    assert preprocessing.max_size is not None
-    size = resized((part.shape[-2], part.shape[-1]), short, max(preprocessing.max_size, short))
-    return normalise(F.resize(part, list(size), antialias=False), preprocessing)

@@ -15,7 +15,7 @@ from torch import nn
 
 from focalnet import zoo
 from focalnet.data.images import read
-from focalnet.data.transforms import eval_transform
+from focalnet.data.preprocess import eval_transform
 from focalnet.errors import ConfigError, ImageError
 from focalnet.inference.detecting import Detecting
 from focalnet.inference.segmenting import Segmenting

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as to_pixels
 
-from focalnet.data.detection_transforms import normalise, pad, resized
+from focalnet.data.preprocess import fitted_size, pad, preprocess
 from focalnet.errors import ConfigError
 from focalnet.inference.detecting import finished
 from focalnet.inference.tiling import Looks, Window, merge, tiles
@@ -93,7 +92,7 @@ class Segmenting:
         usual, longest = self.preprocessing.image_size, self.preprocessing.max_size
         assert longest is not None
         sides = self.looks.short_sides or (usual,)
-        return [resized((window.height, window.width), side, round(longest * side / usual)) for side in sides]
+        return [fitted_size((window.height, window.width), side, round(longest * side / usual)) for side in sides]
 
     def predict(self, images: Sequence[Image], prepared: Sequence[list[list[Look]]]) -> Iterator[Found]:
         """What each picture shows, in its own pixels."""
@@ -161,8 +160,7 @@ class Segmenting:
         seen = []
         for image, (window, _, size) in batch:
             box = (window.left, window.top, window.left + window.width, window.top + window.height)
-            part = to_pixels.pil_to_tensor(image.crop(box))
-            one = normalise(to_pixels.resize(part, list(size), antialias=False), self.preprocessing)
+            one = preprocess(image.crop(box), self.preprocessing, size)
             seen.append(one.flip(-1) if window.mirrored else one)
         images = pad(seen, self.network.config.size_divisor)
         return images.to(self.network.device, self.network.dtype).contiguous(memory_format=torch.channels_last)

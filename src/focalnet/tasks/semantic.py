@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from focalnet.data.detection_transforms import pad
+from focalnet.data.preprocess import pad
 from focalnet.errors import ConfigError
 from focalnet.inference.segmenting import check_window, mean_scores, meeting_size, slide
 from focalnet.metrics.semantic import SemanticMetric
@@ -90,7 +90,7 @@ class SemanticTask(DenseTask):
     def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:
         """Of each image the scores of its classes, without padding and no longer mirrored."""
         if mirrored:
-            images = pad([one[:, :h, :w].flip(-1) for one, (h, w) in zip(images, sizes, strict=True)], multiple=1)
+            images = pad([one[:, :h, :w].flip(-1) for one, (h, w) in zip(images, sizes, strict=True)], divisor=1)
         images = padded(images, self.trained.config.size_divisor)
         if self.slide is None:
             scores = self.trained.class_scores(images)

@@ -22,9 +22,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from focalnet.data import images
 from focalnet.data.datasets.source import MAX_BROKEN_IN_A_ROW
+from focalnet.data.preprocess import Transform
 from focalnet.data.sampling import per_process, world
 from focalnet.data.seeding import random_state_kept, seed_all
-from focalnet.data.transforms import Transform
 from focalnet.errors import DataError, ImageError, require
 from focalnet.samples import ImageInfo, Sample
 

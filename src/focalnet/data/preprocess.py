@@ -1,0 +1,134 @@
+"""From an image to the tensor that a network sees, wherever it comes from.
+
+Validation, prediction, tiles and explanations call ``preprocess``; training shares its parts. There are two ways, those
+of the published models, and ``Preprocessing.max_size`` says which:
+
+* without it, a classifier's: the short side is resized to ``image_size / crop_pct`` with antialiasing, the center is
+  cropped, and values in [0, 1] are normalized;
+* with it, that of detectors and segmenters: the whole image is resized to fit ``image_size`` and ``max_size``,
+  bilinearly without antialiasing, sizes are rounded as mmdet does, and values are normalized in their own range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from focalnet.card import Preprocessing
+from focalnet.errors import InputError
+from focalnet.samples import Size
+
+#: An image to ``(C, H, W)``, float32, normalized.
+Transform: TypeAlias = Callable[[Image.Image], Tensor]
+T = TypeVar("T", bound=Tensor)
+
+
+def preprocess(image: Image.Image | Tensor, preprocessing: Preprocessing, size: Size | None = None) -> Tensor:
+    """The network's input ``(C, H, W)``, float32.
+
+    Args:
+        image: or ``(C, H, W)``: uint8; other integers, of which the largest of their type is white; or floating point,
+            where 1 is. ``mean`` and ``std`` say how many channels it has.
+        preprocessing: of the model's card.
+        size: height and width to resize to, with nothing cropped; default: as ``preprocessing`` says.
+
+    Raises:
+        InputError: the image has another number of channels.
+    """
+    if isinstance(image, Tensor) or image.mode not in ("L", "RGB"):
+        image = to_tensor(image)
+    if size is None and preprocessing.max_size is None:
+        image = _center(image, preprocessing)
+    pixels = to_tensor(image)
+    if size is None and preprocessing.max_size is not None:
+        size = fitted_size((pixels.shape[-2], pixels.shape[-1]), preprocessing.image_size, preprocessing.max_size)
+    if size is not None:
+        pixels = resize(pixels, size)
+    return normalize(pixels, preprocessing)
+
+
+def eval_transform(preprocessing: Preprocessing) -> Transform:
+    """``preprocess`` as a function of the image alone."""
+    return partial(preprocess, preprocessing=preprocessing)
+
+
+def to_tensor(image: Image.Image | Tensor) -> Tensor:
+    """``(C, H, W)``: uint8, or floating point where 1 is white."""
+    pixels: Tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+    if pixels.dtype == torch.uint8 or pixels.is_floating_point():
+        return pixels
+    return pixels.float() / torch.iinfo(pixels.dtype).max
+
+
+def short_side(preprocessing: Preprocessing) -> int:
+    """What the short side of a classifier's image is resized to before the center is cropped."""
+    return math.floor(preprocessing.image_size / preprocessing.crop_pct)
+
+
+def _center(image: Any, preprocessing: Preprocessing) -> Any:
+    mode = InterpolationMode(preprocessing.interpolation)
+    resized = F.resize(image, [short_side(preprocessing)], interpolation=mode, antialias=True)
+    return F.center_crop(resized, [preprocessing.image_size])
+
+
+def fitted_size(size: Size, short: int, longest: int) -> Size:
+    """Height and width with the short side as given, unless the long one is too long; rounded as mmdet does.
+
+    Args:
+        size: height and width of the image.
+        short: pixels of the short side.
+        longest: most pixels of the long side.
+    """
+    scale = min(short / min(size), longest / max(size))
+    height, width = (max(int(side * scale + 0.5), 1) for side in size)
+    return height, width
+
+
+def resize(image: T, size: Size) -> T:
+    """Resizes an image bilinearly without antialiasing, as the official models saw them.
+
+    Args:
+        image: ``(C, H, W)``; or masks or boxes of ``torchvision.tv_tensors``, resized as becomes them.
+        size: height and width.
+    """
+    resized: T = F.resize(image, list(size), antialias=False)
+    return resized
+
+
+def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """An image ``(C, H, W)``, uint8 or floating point, as float32 with the preprocessing's mean and deviation.
+
+    Raises:
+        InputError: it has another number of channels than the preprocessing.
+    """
+    mean, std = preprocessing.mean, preprocessing.std
+    if not image.shape[0] == len(mean) == len(std):
+        raise InputError(
+            f"an image has {image.shape[0]} channels, and the card's preprocessing is for {len(mean)} (mean) and "
+            f"{len(std)} (std)"
+        )
+    pixels = image.as_subclass(Tensor).float()
+    if image.dtype == torch.uint8:
+        if preprocessing.max_size is None:
+            pixels = pixels / 255
+        else:  # which is the same but for rounding
+            mean, std = (tuple(255 * value for value in values) for values in (mean, std))
+    normalized: Tensor = F.normalize(pixels, list(mean), list(std))
+    return normalized
+
+
+def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
+    """Images ``(C, h, w)`` of any sizes as ``(B, C, H, W)``, zeros right and below, sides multiples of a divisor."""
+    height, width = (math.ceil(max(image.shape[axis] for image in images) / divisor) * divisor for axis in (-2, -1))
+    batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[-2], : image.shape[-1]] = image
+    return batch
