@@ -45,7 +45,7 @@ def test_voc_becomes_data_to_train_on(voc: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_listed_classes_are_labels_in_their_order(voc: Path, tmp_path: Path) -> None:
-    from focalnet.data.datasets.coco import read_coco
+    from focalnet.data.formats.coco import read_coco
 
     (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
     target = tmp_path / "all.json"

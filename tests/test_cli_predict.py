@@ -13,8 +13,8 @@ from PIL import Image
 from focalnet import Predictor, optimize, weights, zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
-from focalnet.data.datasets.coco_panoptic import read_ids, read_panoptic
-from focalnet.data.datasets.pictures import FolderOfPictures
+from focalnet.data.formats.coco_panoptic import read_ids, read_panoptic
+from focalnet.data.readers.image_files import FolderOfImages
 from focalnet.results import PanopticMap, SemanticMap
 from tests.inference.segmenters import NAMES, Colours, blocks, colours
 
@@ -83,7 +83,7 @@ def test_a_panoptic_model_writes_what_our_own_reader_takes(network, pictures, tm
     assert (found.class_names, found.num_things) == (NAMES, 2)
     for i, image in enumerate(found.images):
         truth = blocks(96, 64, seed=i, block=32)[1].numpy()
-        numbers = read_ids(FolderOfPictures(out), found.maps[image.image_id], image)
+        numbers = read_ids(FolderOfImages(out), found.maps[image.image_id], image)
         for number, segment in enumerate(image.annotations, start=1):
             label = found.label_of()[segment["category_id"]]
             assert ((numbers == number) == (truth == label)).all()

@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from focalnet.data.loading import collate
+from focalnet.data.loader import collate
 from focalnet.samples import IGNORED, Batch, ImageInfo, LabelMapTarget, ObjectTarget, PanopticTarget, Sample
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .coco import HEIGHT, WIDTH, content, write_images, write_json
+from tests.data.coco import HEIGHT, WIDTH, content, write_images, write_json
 
 #: By id neither in order nor things first; the labels are ant, bee, grass, sky.
 CATEGORIES = [

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet.data import Augmentation, ClassificationData, sampling
-from focalnet.data.sampling import EpochBatches
-from focalnet.data.seeding import random_state_kept, seed_all
+from focalnet.data import Augmentation, ClassificationData
+from focalnet.data import loader as loading
+from focalnet.data.loader import EpochBatches, random_state_kept, seed_all
 from focalnet.errors import DataError
 
 LIGHT = Augmentation(crop="padded", policy=None, color_jitter=0, erase_prob=0.5)
@@ -42,7 +42,7 @@ def same(ours: dict, theirs: dict) -> bool:
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
-    monkeypatch.setattr(sampling, "world", lambda: (rank, processes))
+    monkeypatch.setattr(loading, "world", lambda: (rank, processes))
 
 
 # --- samples

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from focalnet.data import DetectionAugmentation, DetectionData, sampling
-from focalnet.data.grouping import by_kind
-from focalnet.data.sampling import EpochBatches
-
-from .coco import HEIGHT, WIDTH, content, write_json
+from focalnet.data import DetectionAugmentation, DetectionData
+from focalnet.data import loader as loading
+from focalnet.data.loader import EpochBatches, by_group
+from tests.data.coco import HEIGHT, WIDTH, content, write_json
 
 pytest.importorskip("pycocotools", reason="detection needs the extra dense")
 
@@ -26,7 +25,7 @@ def batches(size: int, batch_size: int, processes: int = 1, skip: int = 0, **opt
     shares = []
     for rank in range(processes):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sampling, "world", lambda rank=rank: (rank, processes))
+            patch.setattr(loading, "world", lambda rank=rank: (rank, processes))
             order = EpochBatches(size, batch_size, training=True, **options)
             order.set_epoch(3)
             order.skip = skip
@@ -42,45 +41,45 @@ def batches(size: int, batch_size: int, processes: int = 1, skip: int = 0, **opt
     seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=200)
-def test_batches_are_of_one_kind_but_for_the_remainders(ratios, share, processes, seed):
-    size, batch_size, kinds = len(ratios), share * processes, [ratio < 1 for ratio in ratios]
-    shares = batches(size, batch_size, processes, seed=seed, kinds=kinds)
+def test_batches_are_of_one_group_but_for_the_remainders(ratios, share, processes, seed):
+    size, batch_size, groups = len(ratios), share * processes, [ratio < 1 for ratio in ratios]
+    shares = batches(size, batch_size, processes, seed=seed, groups=groups)
     assert {len(one) for one in shares} == {size // batch_size}
     assert {len(batch) for one in shares for batch in one} <= {share}
     together = [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
     used = sorted(itertools.chain(*together))
     (without,) = batches(size, batch_size, seed=seed)
     assert used == sorted(itertools.chain(*without))  # each picture once, and none left out that was not before
-    mixed = [number for number, batch in enumerate(together) if len({kinds[index] for index in batch}) > 1]
-    remainder = sum(kinds[index] for index in used) % batch_size
+    mixed = [number for number, batch in enumerate(together) if len({groups[index] for index in batch}) > 1]
+    remainder = sum(groups[index] for index in used) % batch_size
     assert mixed == ([len(together) - 1] if remainder else [])
-    (alone,) = batches(size, batch_size, seed=seed, kinds=kinds)
+    (alone,) = batches(size, batch_size, seed=seed, groups=groups)
     assert [sorted(batch) for batch in alone] == together
 
 
 @given(st.integers(9, 200), st.integers(1, 9), st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_where_all_are_of_one_kind_nothing_changes(size, batch_size, upright):
-    assert batches(size, batch_size, seed=1, kinds=[upright] * size) == batches(size, batch_size, seed=1)
+def test_where_all_are_of_one_group_nothing_changes(size, batch_size, upright):
+    assert batches(size, batch_size, seed=1, groups=[upright] * size) == batches(size, batch_size, seed=1)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 7))
 @settings(deadline=None, max_examples=100)
-def test_a_batch_comes_where_its_last_picture_was_and_kinds_keep_their_order(kinds, batch_size):
-    order = np.random.default_rng(0).permutation(len(kinds))
+def test_a_batch_comes_where_its_last_picture_was_and_groups_keep_their_order(groups, batch_size):
+    order = np.random.default_rng(0).permutation(len(groups))
     place = {index: number for number, index in enumerate(order.tolist())}
-    arranged = by_kind(order, kinds, batch_size).tolist()
-    for kind in set(kinds):
-        of_it = [place[index] for index in arranged if kinds[index] == kind]
+    arranged = by_group(order, groups, batch_size).tolist()
+    for group in set(groups):
+        of_it = [place[index] for index in arranged if groups[index] == group]
         assert of_it == sorted(of_it)
-    whole = sum(kinds.count(kind) // batch_size for kind in set(kinds))
+    whole = sum(groups.count(group) // batch_size for group in set(groups))
     last = [place[index] for index in arranged[batch_size - 1 : whole * batch_size : batch_size]]
     assert last == sorted(last)
 
 
 def test_an_interrupted_epoch_goes_on():
-    kinds = [index % 3 == 0 for index in range(40)]
-    whole, rest = (batches(40, 4, 2, skip=skip, seed=1, kinds=kinds) for skip in (0, 7))
+    groups = [index % 3 == 0 for index in range(40)]
+    whole, rest = (batches(40, 4, 2, skip=skip, seed=1, groups=groups) for skip in (0, 7))
     assert rest == [share[7:] for share in whole]
 
 

@@ -187,7 +187,7 @@ def test_grey_and_1_bit():
 
 
 def test_a_mode_without_rgb_is_named():
-    with pytest.raises(ImageError, match="image: has the colour mode LAB"):
+    with pytest.raises(ImageError, match="image: has the color mode LAB"):
         images.read(Image.new("LAB", (2, 2)))
 
 

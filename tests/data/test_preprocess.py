@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.inference.small import classifier
-from tests.models.small import config, mask2former, upernet
 from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
@@ -21,10 +19,11 @@ from focalnet.data import ClassificationData, DetectionData, PanopticData, Seman
 from focalnet.data.preprocess import eval_transform, fitted_size, preprocess, short_side
 from focalnet.errors import InputError
 from focalnet.inference import Looks
-
-from .coco import write_coco
-from .panoptic import write_panoptic
-from .semantic import write_semantic
+from tests.data.coco import write_coco
+from tests.data.panoptic import write_panoptic
+from tests.data.semantic import write_semantic
+from tests.inference.small import classifier
+from tests.models.small import config, mask2former, upernet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHOLE = Looks(tile=512)  # larger than any image here

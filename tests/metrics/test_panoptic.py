@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focalnet.data.datasets.coco_panoptic import read_ids, read_panoptic
-from focalnet.data.datasets.pictures import find_maps
+from focalnet.data.formats.coco_panoptic import read_ids, read_panoptic
+from focalnet.data.readers.image_files import find_maps
 from focalnet.errors import ConfigError, InputError
 from focalnet.metrics.instances import found_map, true_map
 from focalnet.metrics.panoptic import PanopticQuality

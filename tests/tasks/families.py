@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
-from focalnet.data.detection_transforms import DetectionAugmentation
-from focalnet.data.panoptic_transforms import PanopticAugmentation
-from focalnet.data.semantic_transforms import SemanticAugmentation
+from focalnet.data.augment import DetectionAugmentation, PanopticAugmentation, SemanticAugmentation
 from focalnet.tasks import ClassificationTask, DetectionTask, SemanticTask
 from focalnet.tasks.base import Task
 from focalnet.tasks.failures import explained

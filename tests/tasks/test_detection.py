@@ -16,7 +16,7 @@ from focalnet import weights, zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
-from focalnet.data.masks import to_bitmaps
+from focalnet.data.formats.coco import to_bitmaps
 from focalnet.errors import ConfigError, DataError, UnknownName
 from focalnet.models import RCNN, MaskRCNNConfig
 from focalnet.results import Detections

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from focalnet.cli.train import fit
-from focalnet.data.datasets.digits import Digits
+from focalnet.data.readers.digits import Digits
 from focalnet.errors import ConfigError, DataError, ImageError, TrainingError
 from focalnet.tasks import ClassificationTask
 from focalnet.tasks.failures import explained

@@ -11,14 +11,14 @@ import typer
 from focalnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from focalnet.data.check import Form
-    from focalnet.data.datasets.coco import Problem
-    from focalnet.data.datasets.collection import Part
-    from focalnet.data.semantic import SemanticData
+    from focalnet.data import SemanticData
+    from focalnet.data.formats.coco import Form
+    from focalnet.data.formats.problems import Problem
+    from focalnet.data.readers.collection import Split
 
 
 class Report(NamedTuple):
-    """What was found in a part of a data set."""
+    """What was found in a split of a data set."""
 
     name: str
     summary: str
@@ -59,7 +59,7 @@ def check_data(
     if files := _annotation_files(root):
         reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
     else:
-        from focalnet.data.semantic import SemanticData
+        from focalnet.data import SemanticData
 
         data = SemanticData(
             root,
@@ -97,40 +97,39 @@ def _numbers_by_number(text: str) -> dict[int, int]:
 
 def _annotation_files(root: Path) -> list[Path]:
     """Of a COCO-format data set; none where it is another."""
-    from focalnet.data.check import find_annotations
+    from focalnet.data.formats.coco import find_annotations
 
     if root.is_file():
         return [root] if root.suffix != ".tar" else []
-    parts: tuple[Part, ...] = ("train", "val", "test")
+    splits: tuple[Split, ...] = ("train", "val", "test")
     forms: tuple[Form, ...] = ("instances", "panoptic")
-    files = (find_annotations(root, part, form=form) for form in forms for part in parts)
+    files = (find_annotations(root, split, form=form) for form in forms for split in splits)
     return [file for file in files if file is not None]
 
 
 def _check_coco(
     root: Path, files: Sequence[Path], images: str | None, maps: str | None, *, masks: bool, decode: bool
 ) -> Iterator[Report]:
-    from focalnet.data.check import check_part, check_pictures
-    from focalnet.data.datasets.coco import Problem
-    from focalnet.data.datasets.coco_panoptic import is_panoptic
-    from focalnet.data.panoptic_check import check_panoptic, only_stuff_of_one_kind
+    from focalnet.data.formats.coco import check_coco, check_images
+    from focalnet.data.formats.coco_panoptic import check_panoptic, is_panoptic, only_one_stuff_class
+    from focalnet.data.formats.problems import Problem
 
     folder = root if root.is_dir() else _above(root)
-    training = True  # the first panoptic file is that of the training part, if there is one
+    training = True  # the first panoptic file is that of the training split, if there is one
     for file in files:
         if is_panoptic(file):
             checked = check_panoptic(folder, file, images=images, maps=maps, decode=decode)
             segments = ", ".join(f"{count} {name}" for name, count in checked.segments().items() if count)
             problems = [*checked.problems]
-            if training and (why := only_stuff_of_one_kind(checked.annotated)):
+            if training and (why := only_one_stuff_class(checked.annotated)):
                 problems.append(Problem(str(file), "", why))
             training = False
             yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", problems)
             continue
-        part = check_part(folder, file, masks=masks, images=images)
-        problems = [*part.problems, *(check_pictures(part) if decode else [])]
-        objects = ", ".join(f"{count} {name}" for name, count in part.objects().items())
-        yield Report(str(file), f"{len(part.coco.images)} images; {objects}", problems)
+        split = check_coco(folder, file, masks=masks, images=images)
+        problems = [*split.problems, *(check_images(split) if decode else [])]
+        objects = ", ".join(f"{count} {name}" for name, count in split.objects().items())
+        yield Report(str(file), f"{len(split.coco.images)} images; {objects}", problems)
 
 
 def _above(file: Path) -> Path:
@@ -139,12 +138,11 @@ def _above(file: Path) -> Path:
 
 
 def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
-    from focalnet.data.datasets.coco import Problem
-    from focalnet.data.datasets.label_maps import find_pairs
-    from focalnet.data.semantic_check import check_masks, remarks, too_few_classes
+    from focalnet.data.formats.label_maps import check_masks, find_pairs, remarks, too_few_classes
+    from focalnet.data.formats.problems import Problem
 
-    parts: tuple[Part | None, ...] = ("train", "val", "test")
-    found = {part: find_pairs(data.root, part, data.layouts) for part in parts}
+    splits: tuple[Split | None, ...] = ("train", "val", "test")
+    found = {split: find_pairs(data.root, split, data.layouts) for split in splits}
     if not any(found.values()):
         found = {None: find_pairs(data.root, None, data.layouts)}
     if not any(found.values()):
@@ -152,7 +150,7 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
             f"{data.root}: neither annotation files there, e.g. annotations/instances_train.json, nor folders of "
             "pictures and label maps, e.g. images/train and masks/train"
         )
-    for part, pairs in found.items():
+    for split, pairs in found.items():
         if pairs is None:
             continue
         rule, names = data.rule(pairs)
@@ -160,10 +158,10 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
         shares = 100 * checked.pixels / max(checked.pixels.sum(), 1)
         named = dict(enumerate(names)) | {len(shares) - 1: "ignored"}
         classes = ", ".join(f"{share:.1f} % {named.get(i, f'class {i}')}" for i, share in enumerate(shares) if share)
-        problems, training = [*checked.problems], part in ("train", None)
+        problems, training = [*checked.problems], split in ("train", None)
         if training and (why := too_few_classes(checked, rule, names)):
             problems.append(Problem(pairs.name, "", why))
-        listed = bool(names) or not training  # another part may well lack classes
+        listed = bool(names) or not training  # another split may well lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
             typer.echo(f"warning: {remark}", err=True)
         yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)

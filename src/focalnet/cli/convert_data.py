@@ -29,8 +29,8 @@ def convert_data(
 
     Pictures stay where they are. Objects marked difficult become crowd regions: neither to be found nor a mistake.
     """
-    from focalnet.data.datasets.classes import read_class_names
-    from focalnet.data.voc import convert_voc
+    from focalnet.data.formats.voc import convert_voc
+    from focalnet.data.readers.classes import read_class_names
 
     if target.exists() and not force:
         raise DataError(f"{target}: exists already; overwrite it with --force")

@@ -58,7 +58,7 @@ def _write_digits(folder: Path) -> list[Path]:
     """One test picture of each digit, as PNG."""
     import numpy as np
 
-    from focalnet.data.datasets.digits import Digits
+    from focalnet.data.readers.digits import Digits
     from focalnet.visualize import save_image
 
     digits = Digits("test")

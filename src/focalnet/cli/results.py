@@ -81,8 +81,8 @@ class Ids:
             self._read(annotations)
 
     def _read(self, annotations: Path) -> None:
-        from focalnet.data.datasets.coco import read_coco
-        from focalnet.data.datasets.coco_panoptic import read_panoptic
+        from focalnet.data.formats.coco import read_coco
+        from focalnet.data.formats.coco_panoptic import read_panoptic
 
         if self.kind == "semantic":
             raise ConfigError("--annotations is for objects and panoptic maps: a label map holds classes from 0")

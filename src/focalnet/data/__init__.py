@@ -1,4 +1,4 @@
-"""From files to batches. Names are imported when first used: reading a picture must not need Lightning."""
+"""From files to batches. Names are imported when first used: reading an image must not need Lightning."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
-    "Augmentation": "transforms",
-    "ClassificationData": "classification",
-    "DetectionAugmentation": "detection_transforms",
-    "DetectionData": "detection",
-    "PanopticAugmentation": "panoptic_transforms",
-    "PanopticData": "panoptic",
-    "SemanticAugmentation": "semantic_transforms",
-    "SemanticData": "semantic",
+    "Augmentation": "augment",
+    "ClassificationData": "modules.classification",
+    "DetectionAugmentation": "augment",
+    "DetectionData": "modules.detection",
+    "PanopticAugmentation": "augment",
+    "PanopticData": "modules.panoptic",
+    "SemanticAugmentation": "augment",
+    "SemanticData": "modules.semantic",
     "eval_transform": "preprocess",
     "find": "images",
     "read": "images",
@@ -21,17 +21,17 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
-    from focalnet.data.classification import ClassificationData as ClassificationData
-    from focalnet.data.detection import DetectionData as DetectionData
-    from focalnet.data.detection_transforms import DetectionAugmentation as DetectionAugmentation
+    from focalnet.data.augment import Augmentation as Augmentation
+    from focalnet.data.augment import DetectionAugmentation as DetectionAugmentation
+    from focalnet.data.augment import PanopticAugmentation as PanopticAugmentation
+    from focalnet.data.augment import SemanticAugmentation as SemanticAugmentation
     from focalnet.data.images import find as find
     from focalnet.data.images import read as read
-    from focalnet.data.panoptic import PanopticData as PanopticData
-    from focalnet.data.panoptic_transforms import PanopticAugmentation as PanopticAugmentation
+    from focalnet.data.modules.classification import ClassificationData as ClassificationData
+    from focalnet.data.modules.detection import DetectionData as DetectionData
+    from focalnet.data.modules.panoptic import PanopticData as PanopticData
+    from focalnet.data.modules.semantic import SemanticData as SemanticData
     from focalnet.data.preprocess import eval_transform as eval_transform
-    from focalnet.data.semantic import SemanticData as SemanticData
-    from focalnet.data.semantic_transforms import SemanticAugmentation as SemanticAugmentation
-    from focalnet.data.transforms import Augmentation as Augmentation
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Any picture a person may have, as 8-bit RGB; and the pictures in files, folders and patterns."""
+"""Any image a person may have, as 8-bit RGB; and the images in files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from focalnet.errors import DataError, ImageError
 
-#: What counts as a picture in a folder. A file named one by one is opened whatever its suffix.
+#: What counts as an image in a folder. A file named one by one is opened whatever its suffix.
 SUFFIXES = tuple(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
-# Pillow also opens documents and scientific containers, some through external programs; those are not pictures.
+# Pillow also opens documents and scientific containers, some through external programs; those are not images.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 T = TypeVar("T")
 
 
 def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """Decodes a picture to 8-bit RGB, upright.
+    """Decodes an image to 8-bit RGB, upright.
 
     Exif orientation is applied; transparency is laid over white; 16-bit, 32-bit and float values are
     scaled, not clipped; of an animation the first frame is taken; the content, not the suffix, decides
-    the format. Colour profiles are ignored, as in the published models' training.
+    the format. Color profiles are ignored, as in the published models' training.
 
     Args:
-        source: a file, the content of one, or an opened picture.
+        source: a file, the content of one, or an opened image.
         name: what error messages call it; default: the file's path.
 
     Returns:
@@ -47,12 +47,12 @@ def read(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None 
 def decode(
     source: str | os.PathLike[str] | bytes | Image.Image, name: str | None, convert: Callable[[Image.Image], T]
 ) -> T:
-    """Opens a picture for ``convert``, which loads its pixels if it needs them; what goes wrong is told as in ``read``.
+    """Opens an image for ``convert``, which loads its pixels if it needs them; what goes wrong is told as in ``read``.
 
     Args:
-        source: a file, the content of one, or an opened picture.
+        source: a file, the content of one, or an opened image.
         name: what error messages call it; default: the file's path.
-        convert: makes of the picture what is returned; an ``ImageError`` of its own need not name the file.
+        convert: makes of the image what is returned; an ``ImageError`` of its own need not name the file.
 
     Raises:
         ImageError: it cannot be read; the message names the file and what is wrong with it.
@@ -75,19 +75,19 @@ def decode(
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of a picture once its Exif orientation is applied; its pixels are not loaded."""
+    """Height and width of an image once its Exif orientation is applied; its pixels are not loaded."""
     turned = _orientation(image) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Lists the pictures in files, folders and patterns: in the order given, each once.
+    """Lists the images in files, folders and patterns: in the order given, each once.
 
     Folders are searched with all their subfolders, in sorted order, for files with one of ``SUFFIXES``;
     hidden files and folders are passed over. Patterns are those of the shell, with ``**`` for any depth.
 
     Raises:
-        DataError: a path does not exist or cannot be listed, or holds no picture.
+        DataError: a path does not exist or cannot be listed, or holds no image.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
@@ -108,7 +108,7 @@ def _find(path: Path) -> list[Path]:
         return [path]
     elif glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [f for m in matches for f in (list_folder(m) if m.is_dir() else [m] if _is_picture(m) else [])]
+        files = [f for m in matches for f in (list_folder(m) if m.is_dir() else [m] if _is_image(m) else [])]
     else:
         raise DataError(f"{path}: no such file or folder")
     if not files:
@@ -117,7 +117,7 @@ def _find(path: Path) -> list[Path]:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Every picture in a folder and its subfolders, sorted by path; hidden ones are passed over.
+    """Every image in a folder and its subfolders, sorted by path; hidden ones are passed over.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -129,11 +129,11 @@ def list_folder(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(parent, f) for f in files if _is_picture(Path(f))]
+        found += [Path(parent, f) for f in files if _is_image(Path(f))]
     return sorted(found)
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -179,7 +179,7 @@ def _loaded_as_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture with its Exif orientation applied."""
+    """The image with its Exif orientation applied."""
     return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
 
 
@@ -194,16 +194,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # I;16, I;16B, I, F
         return _to_8_bit(np.asarray(image), image.mode).convert("RGB")
     if image.has_transparency_data:
-        colours = image.convert("RGBA")
+        colors = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, colours).convert("RGB")
+        return Image.alpha_composite(white, colors).convert("RGB")
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        raise ImageError(f"has the colour mode {image.mode}, which cannot be turned into RGB")
+        raise ImageError(f"has the color mode {image.mode}, which cannot be turned into RGB")
     return image.convert("RGB")
 
 
 def _to_8_bit(values_HW: npt.NDArray[Any], mode: str) -> Image.Image:
-    """Scales grey values of more than 8 bits: by type where the type has a range, else by the values' range.
+    """Scales gray values of more than 8 bits: by type where the type has a range, else by the values' range.
 
     16-bit values are 0...65535. For 32-bit integers and floats, white is the first of 1 (floats only), 255
     and 65535 that no value exceeds; values beyond that, or negative ones, are stretched from min to max.
@@ -217,7 +217,7 @@ def _to_8_bit(values_HW: npt.NDArray[Any], mode: str) -> Image.Image:
     if low < 0 or white is None:
         values -= low
         white = (high - low) or 1.0
-    values *= 255.0 / white  # in place: a scan of 100 megapixels is common among 16-bit pictures
+    values *= 255.0 / white  # in place: a scan of 100 megapixels is common among 16-bit images
     return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 

@@ -1,1 +1,0 @@
-"""Labelled pictures, whatever they are stored in."""

@@ -1,0 +1,1 @@
+"""Annotation formats: each is read, checked and written in one place."""

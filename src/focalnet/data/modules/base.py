@@ -1,0 +1,224 @@
+"""What the data modules of all tasks share: splits are opened when a stage needs them, and their loaders."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from focalnet.card import Preprocessing
+from focalnet.data.dataset import Samples
+from focalnet.data.formats.coco import Form, find_annotations
+from focalnet.data.loader import EpochBatches, Loader, collate, cores_per_process
+from focalnet.data.readers.collection import Split
+from focalnet.data.readers.webdataset import ShardDataset
+from focalnet.errors import ConfigError, DataError
+
+#: What each stage of Lightning needs.
+SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+
+D = TypeVar("D", bound=Samples[Any, Any])
+S = TypeVar("S", bound="Samples[Any, Any] | ShardDataset")
+
+
+class DataModule(LightningDataModule, ABC, Generic[S]):
+    """Loaders of ``samples.Batch`` for training, validation and test, and what a model must know of the data."""
+
+    size_divisor: int = 1
+    """Sides of batches are multiples of it. A task sets its network's here before there are loaders."""
+
+    def __init__(self, *, batch_size: int, num_workers: int | None, seed: int) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.samples: dict[Split, S] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; known after ``setup``."""
+        assert self.samples, "setup() comes first"
+        return next(iter(self.samples.values())).class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Known after ``setup``."""
+        return len(self.class_names)
+
+    def train_dataloader(self) -> Loader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> Loader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        return self._loader("test")
+
+    def eval_batch_size(self) -> int:
+        """Images at once in evaluation, over all processes."""
+        return self.batch_size
+
+    def _groups(self, samples: S) -> Sequence[int] | None:
+        """By index: training images of one group share a batch; None where all have one size by then."""
+        return None
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return cores_per_process(self.trainer.num_devices if self.trainer else 1)
+
+    def _loader(self, split: Split) -> Loader:
+        samples, training, workers, order = self.samples[split], split == "train", self._workers(), None
+        if isinstance(samples, ShardDataset):
+            workers = samples.num_workers
+        else:
+            batch_size = self.batch_size if training else self.eval_batch_size()
+            groups = self._groups(samples)
+            order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training, groups=groups)
+        options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        make_batch = partial(collate, divisor=self.size_divisor, training=training)
+        return Loader(samples, order, collate=make_batch, **options)
+
+
+class DenseData(DataModule[D]):
+    """Loaders of batches for detection and segmentation.
+
+    Args:
+        root: the folder of the data set.
+        image_size: short side in pixels of the network's input, in evaluation.
+        max_size: most pixels of the long side.
+        mean: per channel, of values in [0, 1], for normalization.
+        std: per channel.
+        batch_size: images a step, over all processes; it must divide evenly among them.
+        val_batch_size: likewise in evaluation; null for the default: as in training, for label maps one a process.
+        num_workers: processes that load, for each training process; by default one a core, at most 8.
+        on_error: what to do about broken or unfit files: ``"raise"``, or ``"skip"`` and report.
+        seed: determines shuffling and augmentation.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+
+    size_divisor: int = 32
+    """As the published networks'; see ``DataModule``."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        image_size: int = 800,
+        max_size: int = 1333,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        batch_size: int = 16,
+        val_batch_size: int | None = None,
+        num_workers: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        if min(batch_size, image_size, 1 if val_batch_size is None else val_batch_size) < 1 or (num_workers or 0) < 0:
+            raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
+        if max_size < image_size:
+            raise ConfigError(f"data.max_size={max_size} must be at least data.image_size={image_size}")
+        self.root = Path(root).absolute()
+        self.preprocessing = Preprocessing(
+            image_size=image_size,
+            crop_pct=1.0,
+            interpolation="bilinear",
+            mean=tuple(mean),
+            std=tuple(std),
+            max_size=max_size,
+        )
+        self.val_batch_size = val_batch_size
+        self.on_error: Literal["raise", "skip"] = on_error
+
+    def setup(self, stage: str) -> None:
+        """Opens and checks what a stage ("fit", "validate" or "test") needs and no earlier one did.
+
+        Raises:
+            DataError: the data cannot be used; the message names the file and the way out.
+        """
+        for split in SPLITS.get(stage, ()):
+            if split not in self.samples:
+                samples = self._open(split)
+                if not len(samples) or (split == "train" and len(samples) < self.batch_size):
+                    found = f"{len(samples)} image{'s' * (len(samples) != 1)}"
+                    raise DataError(f"{samples.name}: {found} do not fill one batch of batch_size={self.batch_size}")
+                self.samples[split] = samples
+
+    def eval_batch_size(self) -> int:
+        return self.val_batch_size or self.default_val_batch_size()
+
+    def default_val_batch_size(self) -> int:
+        """Images at once in evaluation, over all processes, unless an option says so."""
+        return self.batch_size
+
+    @abstractmethod
+    def _open(self, split: Split) -> D:
+        """A split of the data, checked."""
+
+
+class AnnotatedData(DenseData[D]):
+    """Loaders of batches whose splits have an annotation file each.
+
+    Args:
+        root: the folder of the data set.
+        train_annotations: the annotation file for training, relative to the root; default: looked for.
+        val_annotations: likewise for validation; the test file's name validates on the test images.
+        test_annotations: likewise for test; default: looked for, else the validation split.
+        images: the folder or uncompressed tar file of the images, relative to the root; default: looked for.
+        kwargs: those of ``DenseData``.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+
+    form: ClassVar[Form]
+    usual: ClassVar[str]
+    """Where a split's file is looked for first, with ``{split}`` for its name."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        train_annotations: str | None = None,
+        val_annotations: str | None = None,
+        test_annotations: str | None = None,
+        images: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, **kwargs)
+        self.annotations: dict[Split, str | None] = {
+            "train": train_annotations,
+            "val": val_annotations,
+            "test": test_annotations,
+        }
+        self.images = images
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        first, *others = self.samples.values()
+        for other in others:
+            if self._categories(other) != self._categories(first):
+                raise DataError(f"{other.name}: its categories differ from those of {first.name}; give both the same")
+
+    @abstractmethod
+    def _categories(self, samples: D) -> object:
+        """What must be the same in all splits."""
+
+    def _annotation_file(self, split: Split) -> Path:
+        """The annotation file of a split; that of ``val`` where there is none of ``test``."""
+        file = find_annotations(self.root, split, self.annotations[split], self.form)
+        if file is None and split == "test":
+            file = find_annotations(self.root, "val", self.annotations["val"], self.form)
+        if file is None:
+            raise DataError(
+                f"{self.root}: no annotation file for {split} there ({self.usual.format(split=split)}); "
+                f"data.{split}_annotations names it"
+            )
+        return file

@@ -1,0 +1,145 @@
+"""Classification data for training: from a folder, archive or named set to loaders of batches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from focalnet.card import Preprocessing
+from focalnet.data.augment import Augmentation
+from focalnet.data.dataset import ImageDataset
+from focalnet.data.modules.base import SPLITS, DataModule
+from focalnet.data.preprocess import eval_transform
+from focalnet.data.readers.classes import read_class_map
+from focalnet.data.readers.collection import Collection, Format, Split, detect
+from focalnet.data.readers.source import InMemory
+from focalnet.data.readers.webdataset import ShardDataset
+from focalnet.errors import ConfigError, DataError
+
+
+class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
+    """Loaders of batches of labelled images.
+
+    Validation takes the split called val, validation, valid, dev or eval; without one, the ``holdout`` part
+    of the training images. Test takes the split called test, without one the validation's.
+
+    Args:
+        root: a folder of class folders with or without splits, a tar file or a folder of them, a folder of
+            Parquet files, or a folder of WebDataset shards; not needed for ``format="digits"``.
+        format: which of these it is; ``"auto"`` finds out.
+        train_split: name of the training split, where it is not the usual.
+        val_split: name of the validation split, likewise; ``"test"`` validates on the test split.
+        test_split: name of the test split, likewise.
+        holdout: fraction of the training images of each class, in (0, 1), to hold out for validation instead
+            of a validation split. The choice does not depend on the seed.
+        class_map: a text file with the classes in label order, one a line: the name in the data, then
+            optionally a tab and the name to show. WebDataset needs one, for other formats it is the way to
+            other labels than the sorted names.
+        image_size: side in pixels of the network's input.
+        crop_pct: of evaluation, the crop over the resized short side, in (0, 1].
+        interpolation: of all resizing.
+        mean: per channel, of values in [0, 1], for normalization.
+        std: per channel.
+        augmentation: how training images are varied; the default is the paper's.
+        batch_size: images a step, over all processes; it must divide evenly among them.
+        num_workers: processes that load, for each training process; by default one a core, at most 8.
+        on_error: what to do about a broken image: ``"raise"``, or ``"skip"`` and report.
+        seed: determines shuffling and augmentation.
+        cache_in_memory: decode every image once, at the start, and keep it; for small images.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        format: Literal["auto", "folder", "tar", "parquet", "wds", "digits"] = "auto",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        holdout: float | None = None,
+        class_map: str | os.PathLike[str] | None = None,
+        image_size: int = 224,
+        crop_pct: float = 0.875,
+        interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic",
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        augmentation: Augmentation = Augmentation(),  # noqa: B008  # frozen
+        batch_size: int = 128,
+        num_workers: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+        cache_in_memory: bool = False,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        if batch_size < 1 or image_size < 1 or (num_workers or 0) < 0:
+            raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
+        if not 0 < crop_pct <= 1:
+            raise ConfigError(f"data.crop_pct={crop_pct} must be above 0 and at most 1")
+        if holdout is not None and not 0 < holdout < 1:
+            raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+        if root is None and format != "digits":
+            raise ConfigError('data.root is missing: the folder with your images (or data.format "digits")')
+        self.root = Path(root or "").absolute()
+        self.format: Literal["auto"] | Format = format
+        self.splits: dict[Split, str | None] = {"train": train_split, "val": val_split, "test": test_split}
+        self.holdout, self.class_map = holdout, class_map
+        self.preprocessing = Preprocessing(
+            image_size=image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
+        )
+        self.cache_in_memory = cache_in_memory
+        self.on_error: Literal["raise", "skip"] = on_error
+        self._train_transform = augmentation.build(self.preprocessing)
+        self._eval_transform = eval_transform(self.preprocessing)
+
+    def setup(self, stage: str) -> None:
+        """Opens what a stage ("fit", "validate" or "test") needs and no earlier one did.
+
+        Raises:
+            DataError: the data cannot be used; the message names the folder or file and the way out.
+        """
+        missing = [split for split in SPLITS.get(stage, ()) if split not in self.samples]
+        if not missing:
+            return
+        format = detect(self.root) if self.format == "auto" else self.format
+        titles = read_class_map(Path(self.class_map)) if self.class_map else None
+        collection = Collection(self.root, format, wanted=self.splits, holdout=self.holdout, titles=titles)
+        if stage == "fit" and not (collection.has_splits or self.holdout):
+            raise DataError(f"{self.root}: no images to validate on; set data.holdout to 0.1 to hold out 10 %")
+        for split in missing:
+            self.samples[split] = self._open(collection, split)
+        self._check_classes()
+
+    def _open(self, collection: Collection, split: Split) -> ImageDataset | ShardDataset:
+        training = split == "train"
+        transform = self._train_transform if training else self._eval_transform
+        options: dict[str, Any] = {"seed": self.seed, "training": training, "on_error": self.on_error}
+        if collection.format == "wds":
+            options |= {"batch_size": self.batch_size, "num_workers": self._workers()}
+            names = tuple((collection.titles or {}).values())
+            if len(names) == 1:
+                raise DataError(f'{self.class_map}: only one class ("{names[0]}"), a classifier needs two or more')
+            return ShardDataset(collection.shards(split), names, transform, **options)
+        source = collection.open(split)
+        if training and (source.labels == source.labels[0]).all():
+            raise DataError(
+                f'{source.name}: all images are of one class ("{source.class_names[source.labels[0]]}"), a classifier '
+                "needs images of two or more"
+            )
+        if training and len(source) < self.batch_size:
+            raise DataError(
+                f"{source.name}: {len(source)} images do not fill one batch of batch_size={self.batch_size}"
+            )
+        return ImageDataset(InMemory(source) if self.cache_in_memory else source, transform, **options)
+
+    def _check_classes(self) -> None:
+        first, *others = self.samples.values()
+        for other in others:
+            if other.class_names != first.class_names:
+                different = sorted(set(first.class_names) ^ set(other.class_names)) or other.class_names
+                raise DataError(
+                    f'{other.name}: its classes differ from those of {first.name}, e.g. "{different[0]}"; '
+                    "give every split the same class folders, or list all classes in a data.class_map"
+                )

@@ -1,0 +1,263 @@
+"""Semantic segmentation data for training: from images and label maps to loaders of batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focalnet.data.augment import SemanticAugmentation
+from focalnet.data.dataset import SemanticDataset
+from focalnet.data.formats.label_maps import (
+    OBJECT_AS_255,
+    CheckedPairs,
+    LabelRule,
+    Pairs,
+    check_masks,
+    find_pairs,
+    hold_0_and_255,
+    own_layout,
+    remarks,
+    too_few_classes,
+    unchecked,
+)
+from focalnet.data.formats.problems import decide
+from focalnet.data.loader import world
+from focalnet.data.modules.base import DenseData
+from focalnet.data.readers.classes import read_class_names
+from focalnet.data.readers.collection import Split
+from focalnet.errors import ConfigError, DataError
+from focalnet.samples import IGNORED
+
+logger = logging.getLogger(__name__)
+
+ADE20K = "objectInfo150"  # how it calls its list of classes
+#: Where the names of the classes are looked for in the root.
+CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
+UNCHECKED = 64  # masks of a split that are opened all the same, where 255 may be an object
+
+
+class SemanticData(DenseData[SemanticDataset]):
+    """Loaders of ``samples.Batch`` for training, validation and test.
+
+    An image and its mask, a label map with one number a pixel, have the same name in two folders, or in an
+    uncompressed tar file with such folders. By default these are ``images/training`` and
+    ``annotations/training`` as in ADE20K (also ``masks`` or ``labels``, ``train``; ``train/images`` and
+    ``train/masks``), or Cityscapes' ``leftImg8bit`` and ``gtFine``. Every mask is checked before training.
+
+    Args:
+        root: the folder of the data set, or a tar file.
+        images: the folder of images, with the splits in it, or in each split; goes with ``masks``.
+        masks: the folder of label maps.
+        mask_suffix: what a mask's name has behind that of its image, e.g. ``"_mask"``.
+        train_split: the training split's own name; default: ``train`` or ``training``.
+        val_split: likewise; default: ``val``, ``validation``, ...
+        test_split: likewise; default: ``test``, else the validation split.
+        holdout: fraction of the training images to validate on, instead of a split.
+        class_names: by label, or the file that lists them (see ``readers.classes.read_class_names``); default:
+            ``classes.json``, ``classes.txt`` or ADE20K's list in the root, else as many as the training masks have.
+        ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255, except where the
+            masks of all splits hold only 0 and 255: there 255 is class 1, and a warning says so.
+        reduce_zero_label: 0 is no class either, and the classes count from 1; default: where ADE20K's list is.
+        label_map: other numbers for some of those in the masks, before anything else.
+        check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
+        image_size: short side in pixels of the network's input, in evaluation.
+        max_size: most pixels of the long side, in evaluation.
+        ratios: in evaluation each image is seen at these sizes, as factors of ``image_size`` and ``max_size``, and
+            the mean of the probabilities counts; 0.5, 0.75, ..., 1.75 (with ``model.flip``) is the multi-scale test.
+        augmentation: how training images are varied; the default is the official one of ADE20K.
+        kwargs: those of ``DenseData``.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+
+    size_divisor = 1  # as UPerNet's
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        images: str | None = None,
+        masks: str | None = None,
+        mask_suffix: str = "",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        holdout: float | None = None,
+        class_names: list[str] | str | None = None,
+        ignore_index: int | None = None,
+        reduce_zero_label: bool | None = None,
+        label_map: dict[int, int] | None = None,
+        check: bool = True,
+        image_size: int = 512,
+        max_size: int = 2048,
+        ratios: tuple[float, ...] = (1.0,),
+        augmentation: SemanticAugmentation = SemanticAugmentation(),  # noqa: B008  # frozen
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, image_size=image_size, max_size=max_size, **kwargs)
+        if holdout is not None and not 0 < holdout < 1:
+            raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+        if not ratios or min(image_size * ratio for ratio in ratios) < 1:
+            raise ConfigError(f"data.ratios={list(ratios)} must be one factor or more that leaves an image pixels")
+        self.layouts = own_layout(images, masks, mask_suffix)
+        self.splits: dict[Split, str | None] = {"train": train_split, "val": val_split, "test": test_split}
+        self.holdout, self.given_names, self.ignore_index = holdout, class_names, ignore_index
+        self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
+        self.ratios, self.augmentation = tuple(ratios), augmentation
+        self._class_names: tuple[str, ...] = ()
+        self._object_is_255: bool | None = None  # known once the masks have been opened
+
+    def default_val_batch_size(self) -> int:
+        return world()[1]  # one each: the others' sizes would pad it
+
+    def find(self, split: Split) -> Pairs:
+        """The images of a split and their masks.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if self.holdout and split != "test":
+            whole = self._find("train") or find_pairs(self.root, None, self.layouts)
+            found = held_out(whole, self.holdout)[split == "val"] if whole else None
+        elif split == "test" and self.splits["test"] is None:
+            found = self._find("test") or self._find("val")
+        else:
+            found = self._find(split)
+        if found is None:
+            wanted = self.splits[split] or split
+            raise DataError(
+                f"{self.root}: no images with masks for {wanted} there (images/{wanted} and annotations/{wanted}, or "
+                f"{wanted}/images and {wanted}/masks); data.images, data.masks and data.{split}_split name other "
+                "folders, data.holdout 0.1 validates on a tenth of the training images"
+            )
+        return found
+
+    def _find(self, split: Split) -> Pairs | None:
+        return find_pairs(self.root, split, self.layouts, self.splits[split])
+
+    def rule(self, pairs: Pairs) -> tuple[LabelRule, tuple[str, ...]]:
+        """What the numbers in masks mean, and the names of the classes as far as they are known.
+
+        Raises:
+            DataError: the list of classes cannot be read, or is too long; or masks hold only 0 and 255, of which it is
+                not said what they mean, and ``check`` is false.
+        """
+        listed = self._class_file()
+        names, ignored = read_class_names(listed) if listed else ((), None)
+        if isinstance(self.given_names, list):
+            names = tuple(self.given_names)
+        names = names or pairs.layout.class_names
+        if len(names) >= IGNORED:
+            raise DataError(f"{self.root}: {len(names)} classes; at most {IGNORED - 1} are possible")
+        if self.ignore_index is not None:
+            ignored = self.ignore_index
+        from_one = self.reduce_zero_label
+        if from_one is None:
+            from_one = listed is not None and listed.stem == ADE20K
+        label_map = pairs.layout.label_map if self.label_map is None else self.label_map
+        chosen = self.label_map is not None or ignored is not None or from_one or pairs.layout.label_map
+        if not chosen and len(names) in (0, 2) and self._finds_objects_of_255():
+            label_map = OBJECT_AS_255
+        rule = LabelRule(
+            ignore_index=IGNORED if ignored is None else ignored, reduce_zero_label=from_one, label_map=label_map
+        )
+        return rule, names
+
+    def _finds_objects_of_255(self) -> bool:
+        """Whether 255 is an object: the masks of all splits hold only 0 and 255. Says so, once."""
+        if self._object_is_255 is None:
+            splits: tuple[Split, ...] = ("train", "val", "test")
+            found = [self._find(split) for split in splits]
+            if not any(found):
+                found = [find_pairs(self.root, None, self.layouts)]
+            there = [pairs for pairs in found if pairs is not None]
+            self._object_is_255 = hold_0_and_255(there, None if self.check else UNCHECKED)
+            if self._object_is_255 and not self.check:
+                raise DataError(
+                    f"{self.root}: its masks seem to hold only 0 and 255, and data.check is false: data.label_map "
+                    "{255: 1} makes 255 an object, data.ignore_index 255 ignores it, data.check true finds out"
+                )
+            if self._object_is_255:
+                logger.warning(
+                    "%s: its masks hold only 0 and 255, so 255 is read as class 1, as by data.label_map {255: 1}; "
+                    "data.ignore_index 255 ignores it instead",
+                    self.root,
+                )
+        return self._object_is_255
+
+    @property
+    def ignores_by_default(self) -> bool:
+        """Whether no option says what is ignored."""
+        return self.ignore_index is None and self.label_map is None
+
+    def _class_file(self) -> Path | None:
+        """The file that lists the classes, if any."""
+        folder = self.root if self.root.is_dir() else self.root.parent
+        if isinstance(self.given_names, str):
+            return folder / self.given_names
+        return next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+
+    def _open(self, split: Split) -> SemanticDataset:
+        pairs = self.find(split)
+        rule, names = self.rule(pairs)
+        named = bool(names) or split != "train"  # another split may well lack classes
+        if not (names or self._class_names):
+            names = self._count_classes(rule)
+        self._class_names = self._class_names or names
+        checked = check_masks(pairs, rule, len(self._class_names)) if self.check else unchecked(pairs)
+        decide(checked, self.on_error)
+        if split == "train":
+            self._check_classes(checked, rule)
+        for remark in remarks(checked, rule, named=named, by_default=self.ignores_by_default):
+            logger.warning("%s", remark)
+        return SemanticDataset(
+            checked.pairs,
+            rule,
+            self._class_names,
+            self.preprocessing,
+            augmentation=self.augmentation if split == "train" else None,
+            ratios=self.ratios,
+            seed=self.seed,
+            on_error=self.on_error,
+        )
+
+    def _check_classes(self, checked: CheckedPairs, rule: LabelRule) -> None:
+        why = too_few_classes(checked, rule, self._class_names) if self.check else None
+        if why is None and len(self._class_names) < 2:
+            why = f'there is one class only, "{self._class_names[0]}", and a segmenter needs two or more'
+        if why is not None:
+            raise DataError(f"{checked.pairs.name}: {why}")
+
+    def _count_classes(self, rule: LabelRule) -> tuple[str, ...]:
+        """Made-up names for as many classes as the training masks have."""
+        if not self.check:
+            raise DataError(f"{self.root}: unknown classes; list them as data.class_names, or leave data.check true")
+        checked = check_masks(self.find("train"), rule, None)
+        if not checked.labels:
+            decide(checked, "raise")
+            raise DataError(f"{checked.pairs.name}: {too_few_classes(checked, rule, ())}")
+        return tuple(f"class {label}" for label in range(checked.labels[-1] + 1))
+
+
+def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
+    """The rest, and a fraction that is held out, at least one; a function of the pairs alone, not of any seed.
+
+    Raises:
+        DataError: there is but one pair.
+    """
+    if len(pairs) < 2:
+        raise DataError(f"{pairs.name}: {len(pairs)} image; holding out some needs 2 or more")
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
+
+    def part(indices: Sequence[int], problems: bool) -> Pairs:
+        names = [pairs.names[index] for index in sorted(indices)]
+        return replace(pairs, names=names, problems=pairs.problems if problems else [])
+
+    return part(order[count:], True), part(order[:count], False)

@@ -1,0 +1,1 @@
+"""Images with labels or names, whatever they are stored in."""

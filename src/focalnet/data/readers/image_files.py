@@ -1,0 +1,174 @@
+"""Where the images of an annotation file are: a folder, or a tar file."""
+
+from __future__ import annotations
+
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from focalnet.data import images
+from focalnet.errors import DataError
+
+
+class ImageFiles(ABC):
+    """Files by the names that annotations give them."""
+
+    @abstractmethod
+    def content(self, name: str) -> Path | bytes:
+        """The file, or what is in it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    def path(self, name: str) -> str:
+        """Where the file is, or would be."""
+
+    @abstractmethod
+    def below(self, folder: str) -> ImageFiles:
+        """The files below another folder of the same place."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every image's, sorted; hidden files are passed over."""
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+
+class FolderOfImages(ImageFiles):
+    """A name is a path below the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def content(self, name: str) -> Path:
+        return self.folder / name
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def below(self, folder: str) -> FolderOfImages:
+        return FolderOfImages(self.folder / folder)
+
+    def names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return [path.relative_to(self.folder).as_posix() for path in images.list_folder(self.folder)]
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return (self.folder / name).is_file()
+        except OSError:  # longer than a file name can be
+            return False
+
+
+class TarOfImages(ImageFiles):
+    """A name is a path below a folder of an uncompressed tar file; each read opens it anew: workers share no file."""
+
+    def __init__(self, archive: Path, folder: str = "") -> None:
+        self.archive, self.folder = archive, PurePosixPath(folder)
+        try:
+            with tarfile.open(archive, "r:") as members:
+                self._places = {
+                    str(PurePosixPath(m.name)): (m.offset_data, m.size) for m in members if m.isfile() and not m.sparse
+                }
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"{archive}: cannot be read as an uncompressed tar file: {error}") from error
+
+    def below(self, folder: str) -> TarOfImages:
+        other = object.__new__(TarOfImages)
+        other.archive, other.folder, other._places = self.archive, PurePosixPath(folder), self._places
+        return other
+
+    def content(self, name: str) -> bytes:
+        offset, size = self._places[str(self.folder / name)]
+        with self.archive.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def path(self, name: str) -> str:
+        return f"{self.archive}/{self.folder / name}"
+
+    def names(self) -> list[str]:
+        inside = (PurePosixPath(place) for place in self._places)
+        below = (path.relative_to(self.folder) for path in inside if path.is_relative_to(self.folder))
+        return sorted(str(p) for p in below if p.suffix.lower() in images.SUFFIXES and not hidden(p))
+
+    def __contains__(self, name: str) -> bool:
+        return str(self.folder / name) in self._places
+
+
+def hidden(path: PurePosixPath) -> bool:
+    """Whether a file, or a folder it is in, begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> ImageFiles:
+    """Finds where the images named in an annotation file are.
+
+    Tried are, for ``annotations/instances_train.json``: the folders ``train``, ``images/train``, ``images`` and
+    ``train/images`` of the root, the root, the folder of the annotation file, and the same in tar files of the root.
+
+    Args:
+        root: the folder of the data set.
+        annotations: the annotation file.
+        names: file names in it; the place where most of the first hundred are is taken.
+        wanted: the folder or tar file, relative to the root; nothing else is tried.
+
+    Raises:
+        DataError: none of them is anywhere.
+    """
+    split = annotations.stem.removeprefix("instances_").removeprefix("panoptic_")
+    folders = [split, f"images/{split}", "images", f"{split}/images", ""]
+    beside = annotations.parent
+    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its images", "images")
+
+
+def find_maps(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> ImageFiles:
+    """Finds where the PNG files named in a panoptic annotation file are.
+
+    Tried are, for ``annotations/panoptic_train.json``: the folders ``annotations/panoptic_train`` and
+    ``panoptic_train`` of the root, and the same in tar files of the root.
+
+    Args:
+        root: the folder of the data set.
+        annotations: the annotation file.
+        names: file names in it; the place where most of the first hundred are is taken.
+        wanted: the folder or tar file, relative to the root; nothing else is tried.
+
+    Raises:
+        DataError: none of them is anywhere.
+    """
+    folders = [annotations.stem, f"annotations/{annotations.stem}"]
+    beside = annotations.with_suffix("")
+    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its PNG files", "maps")
+
+
+def _most(names: Sequence[str], candidates: Iterable[ImageFiles], none_of: str, option: str) -> ImageFiles:
+    """The place where most of the first hundred files are."""
+    places, some = list(candidates), list(names[:100])
+    counts = [sum(name in place for name in some) for place in places]
+    if not counts or not max(counts):
+        looked = ", ".join(dict.fromkeys(place.path("") for place in places))
+        raise DataError(
+            f"{none_of} ({some[0]}, ...) is there; looked in {looked}; data.{option} names the folder or tar file"
+        )
+    return places[counts.index(max(counts))]
+
+
+def _candidates(root: Path, folders: Sequence[str], beside: Path, wanted: str | None) -> Iterator[ImageFiles]:
+    if wanted is None:
+        yield from (FolderOfImages(root / folder) for folder in folders if (root / folder).is_dir())
+        yield FolderOfImages(beside)
+        archives = sorted(root.glob("*.tar"))
+    elif (root / wanted).is_dir():
+        yield FolderOfImages(root / wanted)
+        return
+    else:
+        archives = [root / wanted]
+    for archive in archives:
+        whole = TarOfImages(archive)
+        yield from (whole.below(folder) for folder in folders)
