@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a network's input: resize the short side, crop the centre, normalise.
+    """How an image becomes a network's input: ``data.preprocess`` does it.
 
-    Detectors see the whole image: with ``max_size``, nothing is cropped, and ``image_size`` is the short side.
+    Without ``max_size``, as a classifier's: the short side is resized with antialiasing and the center is cropped. With
+    it, as those of detectors and segmenters: the whole image is resized bilinearly without antialiasing, so that its
+    short side has ``image_size`` pixels unless the long one would have more than ``max_size``.
 
     Args:
-        image_size: side in pixels of the square crop.
+        image_size: side in pixels of the square crop, or of the short side.
         crop_pct: crop over short side, in (0, 1]; 0.875 is the official code's 224 of 256.
-        interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
-        mean: per channel, of values in [0, 1].
+        interpolation: before a crop, ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
+        mean: per channel, of values in [0, 1]; as many as the image has channels.
         std: per channel.
-        max_size: of a detector, the most pixels of the long side; the short one gives way.
+        max_size: most pixels of the long side of an image that is seen whole.
     """
 
     image_size: int = 224

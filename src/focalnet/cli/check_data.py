@@ -12,7 +12,7 @@ from focalnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from focalnet.data import SemanticData
-    from focalnet.data.formats.coco import Form
+    from focalnet.data.formats.coco import AnnotationFormat
     from focalnet.data.formats.problems import Problem
     from focalnet.data.readers.collection import Split
 
@@ -102,8 +102,8 @@ def _annotation_files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix != ".tar" else []
     splits: tuple[Split, ...] = ("train", "val", "test")
-    forms: tuple[Form, ...] = ("instances", "panoptic")
-    files = (find_annotations(root, split, form=form) for form in forms for split in splits)
+    formats: tuple[AnnotationFormat, ...] = ("instances", "panoptic")
+    files = (find_annotations(root, split, format=format) for format in formats for split in splits)
     return [file for file in files if file is not None]
 
 

@@ -260,7 +260,7 @@ def _corners(annotations: Sequence[dict[str, object]], image: Annotated) -> Tens
 
 
 class SemanticDataset(Samples[Sample[LabelMapTarget], ImageWithLabels]):
-    """The images of a part with the class of each pixel.
+    """The images of a split with the class of each pixel.
 
     Args:
         pairs: images and masks.

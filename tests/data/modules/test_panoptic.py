@@ -178,7 +178,7 @@ def test_areas_that_do_not_add_up_are_told_and_kept(tmp_path):
         f"{root / 'annotations/panoptic_train.json'}: image 10 (01.png): segment 70000 has {right} pixels, "
         "its area is given as 5"
     ]
-    assert problems(root, look=False) == []
+    assert problems(root, open_maps=False) == []
     assert len(data(root, on_error="skip").samples["train"]) == 6
 
 

@@ -66,7 +66,7 @@ class CocoFile:
         return {category: label for label, category in enumerate(self.category_ids)}
 
     def to_coco(self, images: Sequence[Annotated] | None = None) -> dict[str, Any]:
-        """The usable content in COCO's own form, as the evaluation takes it; of some images, or of all."""
+        """The usable content in COCO's own format, as the evaluation takes it; of some images, or of all."""
         images = self.images if images is None else images
         named = zip(self.category_ids, self.class_names, strict=True)
         return {
@@ -148,10 +148,10 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: is not in COCO's form: expected images, annotations and categories")
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content.get(part), list):
-            raise DataError(f'{path}: is not in COCO\'s form: it has no list "{part}"')
+        raise DataError(f"{path}: is not in COCO's format: expected images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f'{path}: is not in COCO\'s format: it has no list "{key}"')
     return content
 
 
@@ -159,27 +159,27 @@ Report: TypeAlias = Callable[..., None]
 
 
 def unique(
-    entries: list[Any], kind: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
+    entries: list[Any], item: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
 ) -> dict[int, dict[str, Any]]:
     """The entries without a problem, by id; ``problem`` says what is wrong with one, ``report`` takes it."""
     found: dict[int, dict[str, Any]] = {}
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict) or not is_whole(entry.get("id")):
-            report(f"{kind} number {place + 1}", 'has no "id" that is a whole number')
+            report(f"{item} number {place + 1}", 'has no "id" that is a whole number')
             continue
         number = entry["id"]
         if number in found:
-            report(_name(kind, entry), f"its id {number} is given twice")
+            report(_name(item, entry), f"its id {number} is given twice")
         elif what := problem(entry):
-            report(_name(kind, entry), what)
+            report(_name(item, entry), what)
         else:
             found[number] = entry
     return found
 
 
-def _name(kind: str, entry: Mapping[str, Any]) -> str:
+def _name(item: str, entry: Mapping[str, Any]) -> str:
     file = f" ({entry['file_name']})" if isinstance(entry.get("file_name"), str) else ""
-    return f"{kind} {entry['id']}{file}"
+    return f"{item} {entry['id']}{file}"
 
 
 def category_problem(entry: Mapping[str, Any]) -> str | None:
@@ -305,17 +305,19 @@ def are_numbers(values: Any) -> bool:
     )  # not a number compares false
 
 
-Form: TypeAlias = Literal["instances", "panoptic"]
+AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
 
 
-def find_annotations(root: Path, split: Split, wanted: str | None = None, form: Form = "instances") -> Path | None:
+def find_annotations(
+    root: Path, split: Split, wanted: str | None = None, format: AnnotationFormat = "instances"
+) -> Path | None:
     """The annotation file of a split: ``annotations/instances_train*.json``, ``train/_annotations.coco.json``, ...
 
     Args:
         root: the folder of the data set.
         split: which one.
         wanted: its path relative to the root, where it is none of these.
-        form: COCO's for objects, or for segments: then it is ``annotations/panoptic_train*.json``.
+        format: COCO's for objects, or for segments: then it is ``annotations/panoptic_train*.json``.
 
     Raises:
         DataError: the wanted file is not there, or several could be meant.
@@ -326,7 +328,7 @@ def find_annotations(root: Path, split: Split, wanted: str | None = None, form: 
             raise DataError(f"{root / wanted}: no such annotation file")
         return root / wanted
     for name in SYNONYMS[split]:
-        for pattern in _patterns(name) if form == "instances" else _panoptic_patterns(name):
+        for pattern in _patterns(name) if format == "instances" else _panoptic_patterns(name):
             found = sorted(root.glob(pattern))
             if len(found) > 1:
                 names = ", ".join(str(path.relative_to(root)) for path in found)

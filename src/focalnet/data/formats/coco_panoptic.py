@@ -65,7 +65,7 @@ class PanopticFile:
 
 
 def is_panoptic(path: Path) -> bool:
-    """Whether an annotation file is in panoptic form.
+    """Whether an annotation file is in panoptic format.
 
     Raises:
         DataError: it is no annotation file at all.
@@ -247,7 +247,7 @@ def check_panoptic(
     *,
     images: str | None = None,
     maps: str | None = None,
-    look: bool = True,
+    open_maps: bool = True,
     decode: bool = False,
 ) -> CheckedPanoptic:
     """Reads a split's annotations and looks for its images and PNG files.
@@ -257,7 +257,7 @@ def check_panoptic(
         annotations: the annotation file.
         images: the folder or tar file of the images, relative to the root; default: looked for.
         maps: that of the PNG files of segments; default: looked for.
-        look: open every PNG, and compare its size and its segments with what is written of them.
+        open_maps: open every PNG, and compare its size and its segments with what is written of them.
         decode: open every image, too, and compare its size.
 
     Raises:
@@ -269,7 +269,7 @@ def check_panoptic(
 
     def problems(image: Annotated) -> list[Problem]:
         name = f"image {image.image_id} ({image.file_name})"
-        found = _problems(image, annotated.maps[image.image_id], files, places, look=look, decode=decode)
+        found = _problems(image, annotated.maps[image.image_id], files, places, open_maps=open_maps, decode=decode)
         return [Problem(str(annotations), name, what, fatal) for what, fatal in found]
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without holding the interpreter
@@ -280,7 +280,7 @@ def check_panoptic(
 
 
 def _problems(
-    image: Annotated, name: str, files: ImageFiles, maps: ImageFiles, *, look: bool, decode: bool
+    image: Annotated, name: str, files: ImageFiles, maps: ImageFiles, *, open_maps: bool, decode: bool
 ) -> Iterator[tuple[str, bool]]:
     """What is wrong with an image, and whether it is of no use for that."""
     if image.file_name not in files:
@@ -292,7 +292,7 @@ def _problems(
             yield str(error), True
     if name not in maps:
         yield f"no such file {maps.path(name)}", True
-    elif look:
+    elif open_maps:
         try:
             ids = read_ids(maps, name, image)
         except ImageError as error:

@@ -36,21 +36,21 @@ def list_problems(problems: Sequence[Problem], most: int = 3) -> Iterator[str]:
 
 
 class Checked(Protocol):
-    """Any part of a data set in which problems were looked for."""
+    """Any split of a data set in which problems were looked for."""
 
     @property
     def problems(self) -> list[Problem]: ...
 
 
-def decide(part: Checked, on_error: Literal["raise", "skip"]) -> None:
+def decide(checked: Checked, on_error: Literal["raise", "skip"]) -> None:
     """Stops at a data set with problems, or warns that what is wrong with it is left out.
 
     Raises:
         DataError: there are problems and they are not to be skipped.
     """
-    if not part.problems:
+    if not checked.problems:
         return
-    found = "; ".join(list_problems(part.problems))
+    found = "; ".join(list_problems(checked.problems))
     if on_error == "raise":
         raise DataError(f"{found}. focalnet check-data lists all; data.on_error skip leaves such entries out")
     logger.warning("left out what is wrong with the annotations: %s", found)

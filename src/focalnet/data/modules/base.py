@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from focalnet.card import Preprocessing
 from focalnet.data.dataset import Samples
-from focalnet.data.formats.coco import Form, find_annotations
+from focalnet.data.formats.coco import AnnotationFormat, find_annotations
 from focalnet.data.loader import EpochBatches, Loader, collate, cores_per_process
 from focalnet.data.readers.collection import Split
 from focalnet.data.readers.webdataset import ShardDataset
@@ -84,7 +84,7 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         return Loader(samples, order, collate=make_batch, **options)
 
 
-class DenseData(DataModule[D]):
+class DensePredictionData(DataModule[D]):
     """Loaders of batches for detection and segmentation.
 
     Args:
@@ -163,7 +163,7 @@ class DenseData(DataModule[D]):
         """A split of the data, checked."""
 
 
-class AnnotatedData(DenseData[D]):
+class AnnotatedData(DensePredictionData[D]):
     """Loaders of batches whose splits have an annotation file each.
 
     Args:
@@ -172,13 +172,13 @@ class AnnotatedData(DenseData[D]):
         val_annotations: likewise for validation; the test file's name validates on the test images.
         test_annotations: likewise for test; default: looked for, else the validation split.
         images: the folder or uncompressed tar file of the images, relative to the root; default: looked for.
-        kwargs: those of ``DenseData``.
+        kwargs: those of ``DensePredictionData``.
 
     Raises:
         ConfigError: an option has an impossible value.
     """
 
-    form: ClassVar[Form]
+    format: ClassVar[AnnotationFormat]
     usual: ClassVar[str]
     """Where a split's file is looked for first, with ``{split}`` for its name."""
 
@@ -213,9 +213,9 @@ class AnnotatedData(DenseData[D]):
 
     def _annotation_file(self, split: Split) -> Path:
         """The annotation file of a split; that of ``val`` where there is none of ``test``."""
-        file = find_annotations(self.root, split, self.annotations[split], self.form)
+        file = find_annotations(self.root, split, self.annotations[split], self.format)
         if file is None and split == "test":
-            file = find_annotations(self.root, "val", self.annotations["val"], self.form)
+            file = find_annotations(self.root, "val", self.annotations["val"], self.format)
         if file is None:
             raise DataError(
                 f"{self.root}: no annotation file for {split} there ({self.usual.format(split=split)}); "

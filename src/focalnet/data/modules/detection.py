@@ -27,13 +27,13 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         masks: read segmentations, which every object must then have.
         with_empty: train on images without objects, too; the official training leaves them out.
         augmentation: how training images are varied; the default is the official one. ``max_size`` holds for it, too.
-        kwargs: those of ``AnnotatedData`` and ``DenseData``.
+        kwargs: those of ``AnnotatedData`` and ``DensePredictionData``.
 
     Raises:
         ConfigError: an option has an impossible value.
     """
 
-    form = "instances"
+    format = "instances"
     usual = "annotations/instances_{split}.json or {split}/_annotations.coco.json"
 
     def __init__(

@@ -27,13 +27,13 @@ class PanopticData(AnnotatedData[PanopticDataset]):
             for.
         check: open every PNG before training; false where ``focalnet check-data`` has done it once and for all.
         augmentation: how training images are varied, and the size of the result; the default is Mask2Former's.
-        kwargs: those of ``AnnotatedData`` and ``DenseData``.
+        kwargs: those of ``AnnotatedData`` and ``DensePredictionData``.
 
     Raises:
         ConfigError: an option has an impossible value.
     """
 
-    form = "panoptic"
+    format = "panoptic"
     usual = "annotations/panoptic_{split}.json"
 
     def __init__(
@@ -60,7 +60,7 @@ class PanopticData(AnnotatedData[PanopticDataset]):
 
     def _open(self, split: Split) -> PanopticDataset:
         file = self._annotation_file(split)
-        checked = check_panoptic(self.root, file, images=self.images, maps=self.maps, look=self.check)
+        checked = check_panoptic(self.root, file, images=self.images, maps=self.maps, open_maps=self.check)
         decide(checked, self.on_error)
         if split == "train" and (why := only_one_stuff_class(checked.annotated)):
             raise DataError(f"{file}: {why}")

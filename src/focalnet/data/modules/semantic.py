@@ -28,7 +28,7 @@ from focalnet.data.formats.label_maps import (
 )
 from focalnet.data.formats.problems import decide
 from focalnet.data.loader import world
-from focalnet.data.modules.base import DenseData
+from focalnet.data.modules.base import DensePredictionData
 from focalnet.data.readers.classes import read_class_names
 from focalnet.data.readers.collection import Split
 from focalnet.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
 UNCHECKED = 64  # masks of a split that are opened all the same, where 255 may be an object
 
 
-class SemanticData(DenseData[SemanticDataset]):
+class SemanticData(DensePredictionData[SemanticDataset]):
     """Loaders of ``samples.Batch`` for training, validation and test.
 
     An image and its mask, a label map with one number a pixel, have the same name in two folders, or in an
@@ -71,7 +71,7 @@ class SemanticData(DenseData[SemanticDataset]):
         ratios: in evaluation each image is seen at these sizes, as factors of ``image_size`` and ``max_size``, and
             the mean of the probabilities counts; 0.5, 0.75, ..., 1.75 (with ``model.flip``) is the multi-scale test.
         augmentation: how training images are varied; the default is the official one of ADE20K.
-        kwargs: those of ``DenseData``.
+        kwargs: those of ``DensePredictionData``.
 
     Raises:
         ConfigError: an option has an impossible value.
@@ -176,8 +176,8 @@ class SemanticData(DenseData[SemanticDataset]):
             found = [self._find(split) for split in splits]
             if not any(found):
                 found = [find_pairs(self.root, None, self.layouts)]
-            there = [pairs for pairs in found if pairs is not None]
-            self._object_is_255 = hold_0_and_255(there, None if self.check else UNCHECKED)
+            present = [pairs for pairs in found if pairs is not None]
+            self._object_is_255 = hold_0_and_255(present, None if self.check else UNCHECKED)
             if self._object_is_255 and not self.check:
                 raise DataError(
                     f"{self.root}: its masks seem to hold only 0 and 255, and data.check is false: data.label_map "
@@ -256,8 +256,8 @@ def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     order = np.random.default_rng(0).permutation(len(pairs)).tolist()
     count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
 
-    def part(indices: Sequence[int], problems: bool) -> Pairs:
+    def subset(indices: Sequence[int], problems: bool) -> Pairs:
         names = [pairs.names[index] for index in sorted(indices)]
         return replace(pairs, names=names, problems=pairs.problems if problems else [])
 
-    return part(order[count:], True), part(order[:count], False)
+    return subset(order[count:], True), subset(order[:count], False)

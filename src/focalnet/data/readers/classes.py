@@ -57,7 +57,7 @@ def number_classes(
 def read_class_names(path: Path) -> tuple[tuple[str, ...], int | None]:
     """Reads the names of classes in label order, and the number to ignore in label maps where the file says it.
 
-    Three forms: JSON, ``["sky", ...]`` or ``{"classes": ["sky", ...], "ignore_index": 11}``; text with a name a line;
+    Three formats: JSON, ``["sky", ...]`` or ``{"classes": ["sky", ...], "ignore_index": 11}``; text with a name a line;
     ADE20K's ``objectInfo150.txt``, a table whose column ``Name`` counts, up to its first semicolon.
 
     Raises:
