@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -58,6 +59,12 @@ def test_lightning_moves_every_tensor(batch):
     assert [one.device.type for one in tensors(moved)] == ["meta"] * len(tensors(batch))
     assert {one.device.type for one in tensors(batch)} == {"cpu"}
     assert (moved.infos, moved.sizes, moved.views[0].sizes) == (batch.infos, batch.sizes, batch.views[0].sizes)
+
+
+def test_lightning_converts_images_to_half_precision(batch):
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+    assert {converted.images.dtype, converted.views[0].images.dtype} == {torch.bfloat16}
+    assert batch.images.dtype == torch.float32
 
 
 def test_every_tensor_is_pinned(batch, monkeypatch):
