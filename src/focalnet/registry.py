@@ -1,10 +1,16 @@
-"""Every family of networks: those of the subpackages of ``focalnet.models``, and those that were registered."""
+"""Every family of networks: those of the subpackages of ``focalnet.models``, and those from outside.
+
+Another package offers its own by an entry point of the group ``focalnet.models``, which names a module with
+``FAMILIES``; code that is not installed calls ``register``.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import pkgutil
+import warnings
 from typing import Any
 
 from focalnet import models
@@ -43,7 +49,20 @@ def unregister(name: str) -> None:
 
 def families() -> tuple[ModelFamily, ...]:
     """All of them; the classifier first."""
-    return (*_ours(), *_registered)
+    return (*_ours(), *_installed(), *_registered)
+
+
+@functools.cache
+def _installed() -> tuple[ModelFamily, ...]:
+    """Those of other packages; a package that cannot be imported is left out with a warning."""
+    found: list[ModelFamily] = []
+    for entry in importlib.metadata.entry_points(group="focalnet.models"):
+        try:
+            found += entry.load().FAMILIES
+        except Exception as error:  # whatever a foreign module does when it is imported
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f'the networks of "{entry.name}" are left out: {reason}', UserWarning, stacklevel=2)
+    return tuple(found)
 
 
 @functools.cache

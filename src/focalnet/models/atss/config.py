@@ -59,6 +59,13 @@ class ATSSConfig(DetectorConfig):
         assigner = openmmlab.expect(model["train_cfg"]["assigner"], "assigner", "ATSSAssigner")
         openmmlab.unweighted(head["loss_cls"], "bbox_head.loss_cls", "FocalLoss")
         openmmlab.unweighted(head["loss_centerness"], "bbox_head.loss_centerness", "CrossEntropyLoss")
+        groups = (head.get("norm_cfg") or {}).get("num_groups", 32)
+        if groups != 32:
+            raise ConfigError(f"bbox_head: norm_cfg num_groups={groups} is not supported, only 32")
+        if list(head["anchor_generator"].get("ratios", [1.0])) != [1.0]:
+            raise ConfigError(
+                f"anchor_generator: ratios {head['anchor_generator']['ratios']} must be one square anchor"
+            )
         test = model["test_cfg"]
         return cls(
             backbone=backbone,
