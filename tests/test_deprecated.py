@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from focalnet import card, nn, results
+from focalnet import card, create_model, nn, results
 
 
 def test_layers_is_nn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +24,9 @@ def test_structures_are_results_samples_and_cards(monkeypatch: pytest.MonkeyPatc
         structures = importlib.import_module("focalnet.structures")
     assert structures.Detections is results.Detections
     assert structures.ModelCard is card.ModelCard
+
+
+def test_classifier_config_is_config() -> None:
+    model = create_model("focalnet_nano")
+    with pytest.warns(DeprecationWarning, match="config"):
+        assert model.classifier_config is model.config
