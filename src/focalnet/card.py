@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from focalnet.errors import ConfigError
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +40,9 @@ class Preprocessing:
         mean: per channel, of values in [0, 1]; as many as the image has channels.
         std: per channel.
         max_size: most pixels of the long side of an image that is seen whole.
+
+    Raises:
+        ConfigError: a value of another type, or one that cannot work.
     """
 
     image_size: int = 224
@@ -28,6 +51,23 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "max_size"):
+            value = getattr(self, name)
+            if not (_is_whole(value) and value >= 1) and not (name == "max_size" and value is None):
+                raise ConfigError(f"preprocessing: {name}={value!r} must be a whole number of pixels, 1 or more")
+        if not (_is_number(self.crop_pct) and 0 < self.crop_pct <= 1):
+            raise ConfigError(f"preprocessing: crop_pct={self.crop_pct!r} must be above 0 and at most 1")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ConfigError(f"preprocessing: interpolation={self.interpolation!r} must be one of {known}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not (isinstance(values, tuple) and values and all(map(_is_number, values))):
+                raise ConfigError(f"preprocessing: {name}={values!r} must be a finite number for each channel")
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ConfigError(f"preprocessing: std={self.std} must be above 0, and as many as mean={self.mean}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +81,9 @@ class ModelCard:
         licence: SPDX name where known.
         source: where the weights came from.
         metrics: measured or published figures, e.g. ``{"imagenet1k_top1": 82.3}``, percent.
+
+    Raises:
+        ConfigError: a value of another type.
     """
 
     name: str
@@ -49,3 +92,19 @@ class ModelCard:
     licence: str | None = None
     source: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "licence", "source"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name != "name" and value is None):
+                raise ConfigError(f"model card: {name}={value!r} must be a text")
+        names = self.class_names
+        if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise ConfigError(f"model card: class_names must be a tuple of texts, not {_short(names)}")
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise ConfigError(f"model card: preprocessing must be a Preprocessing, not {_short(self.preprocessing)}")
+        figures = self.metrics
+        if not (isinstance(figures, dict) and all(isinstance(key, str) for key in figures)) or not all(
+            isinstance(value, Real) and not isinstance(value, bool) for value in figures.values()
+        ):
+            raise ConfigError(f"model card: metrics must be numbers by name, not {_short(figures)}")

@@ -360,8 +360,9 @@ def _card_from(values: Mapping[str, Any]) -> ModelCard:
     preprocessing: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values["preprocessing"].items()
     }
-    tuples = {"class_names": tuple(values["class_names"]), "preprocessing": Preprocessing(**preprocessing)}
-    return ModelCard(**{**values, **tuples})
+    names = values["class_names"]
+    names = tuple(names) if isinstance(names, list) else names
+    return ModelCard(**{**values, "class_names": names, "preprocessing": Preprocessing(**preprocessing)})
 
 
 def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> ModelCard:

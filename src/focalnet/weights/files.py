@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -68,14 +69,27 @@ def read_tensors(path: str | Path) -> RawFile:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Writes tensors and metadata, atomically."""
+    """Writes tensors and metadata, atomically; the same ones are the same bytes."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic(path, CheckpointError) as part:
         try:
             safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata})
+            _sort_metadata(part)
         except safetensors.SafetensorError as error:
             raise OSError(_reason(error)) from error
     return Path(path)
+
+
+def _sort_metadata(path: str | Path) -> None:
+    """Sorts the metadata in the header of a file, which safetensors writes in an order that changes from run to run."""
+    with Path(path).open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= size:  # which it is unless the two libraries escape a character differently
+            file.seek(8)
+            file.write(ordered.ljust(size))
 
 
 def write_pickle(
