@@ -243,3 +243,12 @@ def test_nothing_is_allocated_twice(tmp_path: Path) -> None:
     zoo._fill(built, checkpoint)
     stored = checkpoint.state_dict["norm.weight"].untyped_storage().data_ptr()
     assert built.norm.weight.untyped_storage().data_ptr() == stored
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    model = focalnet.create_model("focalnet_nano", num_classes=2)
+    with torch.no_grad():
+        model.head.weight[0, 0], model.norm.bias[0] = float("nan"), float("inf")
+    file = weights.save(model, tmp_path / "x.safetensors")
+    with pytest.warns(weights.NonFiniteWeights, match=r"2 of its tensors \(head\.weight, norm\.bias\) hold NaN or inf"):
+        load(file)

@@ -18,7 +18,7 @@ from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
 from focalnet.models.base import TaskName, split_options
-from focalnet.weights import Checkpoint, UnsettledSetting, dense
+from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense
 from focalnet.weights.report import compare
 
 Network = Model[Any, Any]
@@ -135,6 +135,13 @@ def load(
             f"{name_or_path}: {name}={getattr(checkpoint.backbone, name)} is not settled: {known}. "
             f"Choose with load(..., {name}=True) or {name}=False; either silences this",
             UnsettledSetting,
+            stacklevel=2,
+        )
+    if bad := checkpoint.not_finite():
+        warnings.warn(
+            f"{name_or_path}: {len(bad)} of its tensors ({', '.join(bad[:3])}{', ...' * (len(bad) > 3)}) hold NaN or "
+            "infinite values, so its results will be meaningless: take an earlier checkpoint of the training",
+            NonFiniteWeights,
             stacklevel=2,
         )
     whole = checkpoint.config

@@ -1,13 +1,23 @@
 """Files and published names to (config, state dict), and back."""
 
 from focalnet.weights.catalogue import Entry, entries, list_weights
-from focalnet.weights.checkpoint import Checkpoint, UnsettledSetting, export, fetch, read, save, untold
+from focalnet.weights.checkpoint import (
+    Checkpoint,
+    NonFiniteWeights,
+    UnsettledSetting,
+    export,
+    fetch,
+    read,
+    save,
+    untold,
+)
 from focalnet.weights.download import cached
 from focalnet.weights.labels import class_names, cut_to_imagenet1k
 
 __all__ = [
     "Checkpoint",
     "Entry",
+    "NonFiniteWeights",
     "UnsettledSetting",
     "cached",
     "class_names",

@@ -45,6 +45,10 @@ class UnsettledSetting(UserWarning):
     """A setting leaves no trace in the weights, and the published sources disagree on it."""
 
 
+class NonFiniteWeights(UserWarning):
+    """Weights hold NaN or infinite values: whatever they compute is meaningless."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights, and everything that is known of them.
@@ -92,6 +96,12 @@ class Checkpoint:
         card = {"preprocessing": dataclasses.asdict(self.card.preprocessing), "class_names": self.card.class_names}
         every = dict(_leaves({**_plain(self.config), **card}))
         return {name: value for name, value in every.items() if name.rpartition(".")[2] not in _TRAINING_ONLY}
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold NaN or infinite values."""
+        floating = {name: t for name, t in self.state_dict.items() if t.is_floating_point()}
+        # The sum of a tensor tells in one pass, without a copy, that all its values are finite.
+        return [name for name, t in floating.items() if not t.sum().isfinite() and not t.isfinite().all()]
 
     def report(self) -> Report:
         """How the tensors fit the model they describe, without allocating it."""
