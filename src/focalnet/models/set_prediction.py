@@ -25,14 +25,20 @@ def matching_cost(logits: Tensor, boxes: Tensor, objects: Tensor, labels: Tensor
         labels: ``(G,)``.
         size: height and width of the image; the L1 distance is in units of it.
     """
-    score = logits.float().sigmoid()
-    hit = -(score + _EPS).log() * _ALPHA * (1 - score) ** _GAMMA
-    miss = -(1 - score + _EPS).log() * (1 - _ALPHA) * score**_GAMMA
     height, width = size
     scale = boxes.new_tensor([width, height, width, height])
     distance = torch.cdist(boxes / scale, objects / scale, p=1)
     overlap = generalized_box_iou(boxes, objects)
-    cost: Tensor = CLASS_WEIGHT * (hit - miss)[:, labels] + L1_WEIGHT * distance - GIOU_WEIGHT * overlap
+    cost: Tensor = class_cost(logits, labels) + L1_WEIGHT * distance - GIOU_WEIGHT * overlap
+    return cost
+
+
+def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cost ``(predictions, objects)`` of the classes, weight included; arguments as for ``matching_cost``."""
+    score = logits.float().sigmoid()
+    hit = -(score + _EPS).log() * _ALPHA * (1 - score) ** _GAMMA
+    miss = -(1 - score + _EPS).log() * (1 - _ALPHA) * score**_GAMMA
+    cost: Tensor = CLASS_WEIGHT * (hit - miss)[:, labels]
     return cost
 
 

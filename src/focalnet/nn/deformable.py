@@ -45,21 +45,37 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, queries_BQC: Tensor, values_BSC: Tensor, shapes: Shapes, references: Tensor) -> Tensor:
+    def forward(
+        self,
+        queries_BQC: Tensor,
+        values_BSC: Tensor,
+        shapes: Shapes,
+        references: Tensor,
+        padding_BS: Tensor | None = None,
+    ) -> Tensor:
         """Returns ``(B, Q, C)``.
 
         Args:
             queries_BQC: with their positions added.
             values_BSC: the cells of all levels, one level after the other, row by row.
             shapes: height and width of each level.
-            references: ``(B, Q, levels, 2)``, x and y in units of the level; sizes of 1 are repeated.
+            references: ``(B, Q, levels, 2)``, x and y in units of the level, from which offsets count in cells; or
+                ``(B, Q, levels, 4)``, boxes (center and size), whose offsets count in shares of half their size.
+                Sizes of 1 are repeated.
+            padding_BS: true at cells whose values are zero; None for none.
         """
         grid = (*queries_BQC.shape[:2], self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(queries_BQC).view(*grid, 2)
-        extents = offsets.new_tensor([(w, h) for h, w in shapes])[:, None]
-        locations = references[:, :, None, :, None] + offsets / extents
+        center, *size = torch.split(references[:, :, None, :, None], 2, -1)
+        if size:
+            locations = center + offsets / self.points * size[0] * 0.5
+        else:
+            locations = center + offsets / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]
         weights = self.attention_weights(queries_BQC).view(*grid[:3], -1).softmax(-1).view(grid)
-        values: Tensor = self.value_proj(values_BSC).unflatten(-1, (self.heads, -1))
+        values: Tensor = self.value_proj(values_BSC)
+        if padding_BS is not None:
+            values = values.masked_fill(padding_BS[..., None], 0.0)
+        values = torch.unflatten(values, -1, (self.heads, -1))
         seen = multi_scale_deformable_attention(values, shapes, locations, weights)
         out: Tensor = self.output_proj(seen)
         return out
