@@ -13,7 +13,7 @@ from focalnet.cli.main import main
 from focalnet.cli.recipes import find_recipe, list_recipes
 from focalnet.cli.train import fit, parse_overrides
 from focalnet.errors import ConfigError, MissingDependency
-from tests.tasks.toy import TOY
+from tests.training.toy import TOY
 
 DIGITS = "classification/digits"
 SMALL = [f"--{name}={value}" for name, value in TOY.items()]

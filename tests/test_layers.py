@@ -27,7 +27,7 @@ ORDER = [
     {"zoo"},
     {"inference"},
     {"explanations"},
-    {"tasks"},
+    {"training"},
     {"integrations"},
     {"cli"},
 ]

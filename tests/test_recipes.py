@@ -15,9 +15,9 @@ from focalnet.cli.recipes import HOME, find_recipe, list_recipes, read_recipe
 from focalnet.cli.train import fit
 from focalnet.errors import ConfigError, UnknownName
 from focalnet.models.variants import Variant
-from focalnet.tasks import engine
-from focalnet.tasks.folder import write
-from focalnet.tasks.options import TASKS, Options
+from focalnet.training import engine
+from focalnet.training.options import TASKS, Options
+from focalnet.training.run_folder import write
 from tests.data.coco import write_coco
 from tests.data.panoptic import write_panoptic
 from tests.data.semantic import write_semantic

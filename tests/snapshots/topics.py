@@ -64,7 +64,7 @@ def our_trainer_options() -> list[str]:
 def one_parser_a_task() -> Iterator[None]:
     """Keeps the parsers of options, which take most of the time; nothing else depends on it."""
     try:
-        from focalnet.tasks import options as module
+        from focalnet.training import options as module
 
         parser = module._parser
     except (ImportError, AttributeError):  # it has moved

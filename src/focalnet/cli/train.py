@@ -52,8 +52,8 @@ def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = F
     path = find_recipe(str(recipe))
     options = merge(read_recipe(path), nested(overrides))
     _require_engine()
-    from focalnet.tasks import engine
-    from focalnet.tasks.folder import RunFolder
+    from focalnet.training import engine
+    from focalnet.training.run_folder import RunFolder
 
     folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
     engine.fit(options, folder, force=force)
@@ -79,7 +79,7 @@ def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
     from focalnet import zoo
-    from focalnet.tasks import engine
+    from focalnet.training import engine
 
     model = zoo.load(str(weights))
     if model.card is not None:
@@ -110,7 +110,7 @@ def fit_command(
     overrides = parse_overrides(context.args)
     if print_config:
         _require_engine()
-        from focalnet.tasks.options import Options
+        from focalnet.training.options import Options
 
         typer.echo(Options(merge(read_recipe(find_recipe(recipe)), nested(overrides))).to_yaml())
         return
@@ -136,7 +136,7 @@ def validate_command(
     typer.echo(f"{'images_per_s':<14} {result['images_per_s']:8.2f} images/s")
     typer.echo(f"{'images':<14} {result['images']:8d}")
     if out is not None:
-        from focalnet.tasks.folder import write
+        from focalnet.training.run_folder import write
 
         write(out, json.dumps({"recipe": recipe, "weights": weights, **result}, indent=2).encode())
 

@@ -1,0 +1,84 @@
+"""What stops a run from outside, each as one line that says what is wrong and what was kept."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from focalnet.errors import ConfigError, FocalNetError, TrainingError
+from focalnet.training.run_folder import RunFolder
+
+
+@contextmanager
+def explained(folder: RunFolder | None = None) -> Iterator[None]:
+    """Turns what stops a run into our errors.
+
+    Args:
+        folder: of the run, to say what was kept in it.
+
+    Raises:
+        TrainingError: full disk, a dead loader worker, no memory left, SIGTERM, or raised within.
+        ConfigError: Lightning or PyTorch refuses the combination of options.
+        KeyboardInterrupt: in place of Lightning's ``SystemExit``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)  # advice on numbers of workers and logging intervals
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists")  # that is how a run goes on
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)  # Lightning's own
+            yield
+    except MisconfigurationException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except (Exception, SystemExit) as error:
+        if _is_interrupt(error):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+            raise KeyboardInterrupt from error
+        if isinstance(error, ValueError) and "SyncBatchNorm" in str(error):
+            raise ConfigError(
+                "PyTorch synchronises batch norm on GPUs only: train on those, or add --trainer.sync_batchnorm false"
+            ) from error
+        if reason := _reason(error):
+            raise TrainingError(f"{reason}; {_kept(folder)}") from error
+        raise
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """What went wrong, if it is not a mistake in the options or in the library."""
+    if isinstance(error, TrainingError):
+        return str(error)
+    if isinstance(error, SIGTERMException) or _worker_got_sigterm(error):
+        return "stopped by SIGTERM"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left on the disk: make room"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory: lower --data.batch_size, or add --model.grad_checkpointing true"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return "a data loading worker died, most often for want of memory: lower --data.num_workers"
+    return _reason(error.__cause__) if isinstance(error, FocalNetError) else None
+
+
+def _worker_got_sigterm(error: BaseException | None) -> bool:
+    """Whether a loader worker was stopped by SIGTERM, as when a scheduler sends it to every process of a job."""
+    while error and "killed by signal: Terminated" not in str(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _kept(folder: RunFolder | None) -> str:
+    if folder is None:
+        return "nothing was written"
+    if not folder.checkpoint.is_file():
+        return "nothing is kept: not one epoch was complete"
+    return f"{folder.checkpoint} keeps the last complete epoch, and the same command goes on from it"

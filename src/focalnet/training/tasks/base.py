@@ -1,0 +1,259 @@
+"""What all tasks share: how a network is started, optimised, averaged and made repeatable."""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from focalnet import zoo
+from focalnet.card import ModelCard, Preprocessing
+from focalnet.errors import ConfigError
+from focalnet.models.base import Model, TaskName
+from focalnet.training.callbacks import Inspector
+from focalnet.training.optimizer import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+)
+
+
+class Data(Protocol):
+    """What a task must know of its data, after ``setup``."""
+
+    batch_size: int
+    preprocessing: Preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def setup(self, stage: str) -> None: ...
+
+
+class Task(pl.LightningModule, ABC):
+    """Trains a network whose classes come from the data: it is built when the data is known.
+
+    Everything random in a training step is a function of seed, epoch, batch and process alone: a resumed run
+    repeats what the uninterrupted one would have done.
+
+    Args:
+        architecture: one of ``focalnet models``, for random initial weights.
+        weights: start from these instead: a catalogue name or a file; what names the classes is new where their
+            number differs. Give one of the two.
+        options: of the network, to change, e.g. ``{"drop_path_rate": 0.2}``.
+        optimizer: AdamW and its parameter groups.
+        schedule: learning rate per update.
+        ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
+        freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
+        grad_checkpointing: trade time for memory.
+        compile: train through ``torch.compile``: a classifier whole, of other networks the backbone, which is most of
+            their work; the sizes of what neck and heads see change with every batch. State-dict names stay.
+        seed: of everything random; linked to ``seed_everything``.
+    """
+
+    network: Model[Any, Any]
+    name: ClassVar[TaskName]
+    inspector: ClassVar[type[Inspector]]
+
+    def __init__(
+        self,
+        *,
+        architecture: str | None = None,
+        weights: str | None = None,
+        options: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema_decay: float | None = None,
+        freeze_stages: int | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (architecture is None) == (weights is None):
+            raise ConfigError("give one of model.architecture (random weights) and model.weights (trained ones)")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
+        self.architecture, self.weights, self.options = architecture, weights, options or {}
+        self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
+        self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
+        self.average: ModelEmaV3 | None = None
+
+    def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
+        """The network with its initial weights, which gives what this task measures.
+
+        Args:
+            num_classes: of the data.
+            num_things: so many of the first classes are objects, the others stuff; None where all are.
+
+        Raises:
+            ConfigError: a network that cannot do the task.
+        """
+        wanted = {"num_classes": num_classes, "task": self.name, "num_things": num_things, **self.options}
+        network: Model[Any, Any]
+        if self.architecture is not None:
+            network = zoo.create_model(self.architecture, **wanted)
+        else:
+            network = zoo.load(str(self.weights), **wanted)
+        return network.train()
+
+    def blank(self) -> Model[Any, Any]:
+        """A network of the same shape as the task's, to be filled with its weights."""
+        network: Model[Any, Any] = self.network.config.build()
+        return network
+
+    @property
+    def trained(self) -> Any:
+        """The network to validate and to keep: the moving average, where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def card(self, data: Data, training: str) -> ModelCard:
+        """What travels with the trained weights; ``training`` is the second half of their name."""
+        start = self.network.card  # of the weights it was finetuned from
+        architecture = self.architecture or (start.name.partition(".")[0] if start else "focalnet")
+        return ModelCard(
+            name=f"{architecture}.{training}",
+            class_names=data.class_names,
+            preprocessing=data.preprocessing,
+            licence=start.licence if start else None,
+            source=f"finetuned from {start.name if start else self.weights}" if self.weights else None,
+        )
+
+    def configure_model(self) -> None:
+        given = hasattr(self, "network")  # to be measured, or Lightning calls this again before a second stage
+        if not given:
+            torch.manual_seed(self.seed)
+            self.network = self.build(self.data.num_classes, self.num_things(self.data))
+        self.data.size_divisor = self.network.config.size_divisor  # loaders, which pad, are made after this
+        if given:
+            return
+        backbone = self.network.backbone
+        backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
+        if self.freeze_stages is not None:
+            backbone.freeze(self.freeze_stages)
+        backbone.set_grad_checkpointing(self.grad_checkpointing)
+        if self.ema_decay is not None:
+            self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
+        self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
+        if self.compile_network:
+            backbone.compile()  # in place; a classifier is its own backbone, others call theirs in training
+
+    def num_things(self, data: Any) -> int:
+        """So many of the first classes of the data are objects, the others stuff."""
+        return int(data.num_classes)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = build_optimizer(self.parameter_groups, self.optimizer_config)
+        epochs = self.trainer.max_epochs or 1
+        scheduler = build_scheduler(
+            optimizer,
+            self.optimizer_config,
+            self.schedule,
+            epochs=epochs,
+            updates_per_epoch=max(int(self.trainer.estimated_stepping_batches) // epochs, 1),
+            global_batch=self.data.batch_size * self.trainer.accumulate_grad_batches,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        whole = self.trainer.strategy.model
+        if gradient_clip_val and isinstance(whole, FullyShardedDataParallel):
+            whole.clip_grad_norm_(gradient_clip_val)  # Lightning leaves this to the module: only it sees all shards
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.network, step=self.trainer.global_step + 1)
+
+    @property
+    def data(self) -> Any:
+        """The run's data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def total(self, losses: Mapping[str, torch.Tensor], images: int) -> torch.Tensor:
+        """The sum of the terms of a batch; all are logged."""
+        if len(losses) > 1:
+            self.log_dict({f"train_{name}_step": value.detach() for name, value in losses.items()})
+        loss = torch.stack(list(losses.values())).sum()
+        self.log_training(loss, images)
+        return loss
+
+    def log_training(self, loss: torch.Tensor, images: int) -> None:
+        """Logs the loss, by step and by epoch, and the learning rate."""
+        self.log("train_loss_step", loss)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
+        self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def reseed(self, batch_idx: int) -> None:
+        """Makes what follows in a training step a function of seed, epoch, batch and process."""
+        entropy = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class DenseTask(Task):
+    """Trains a network for dense prediction; ``Task`` has the options that are not named here.
+
+    Args:
+        backbone_weights: with ``architecture``: a classifier's catalogue name or file to start the backbone from.
+        optimizer: AdamW and its parameter groups.
+        kwargs: those of ``Task``.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone_weights: str | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, reference_batch=16),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(optimizer=optimizer, **kwargs)
+        if backbone_weights is not None and self.architecture is None:
+            raise ConfigError(
+                "model.backbone_weights goes with model.architecture; model.weights are of a whole network"
+            )
+        self.backbone_weights = backbone_weights
+
+    def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
+        network = super().build(num_classes, num_things)
+        if self.backbone_weights is not None:
+            start = zoo.load(self.backbone_weights, features_only=True, **asdict(network.config.backbone))
+            network.backbone.load_state_dict(start.state_dict())
+        return network
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.reseed(batch_idx)
+        batch.images = padded(batch.images, self.network.config.size_divisor)
+        return self.total(self.network.loss(batch), len(batch))
+
+
+def padded(images_BCHW: Tensor, divisor: int) -> Tensor:
+    """Zeros at the right and below, so that the sides are multiples of a divisor; in the memory networks like best."""
+    height, width = (math.ceil(side / divisor) * divisor - side for side in images_BCHW.shape[-2:])
+    return F.pad(images_BCHW, (0, width, 0, height)).contiguous(memory_format=torch.channels_last)

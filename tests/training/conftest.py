@@ -1,0 +1,13 @@
+"""Runs without their report: drawing it takes longer than a toy's training. ``test_report.py`` draws it."""
+
+import pytest
+
+from focalnet.training import engine
+from focalnet.training.run_folder import write
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _no_drawing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+        yield

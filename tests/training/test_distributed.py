@@ -1,0 +1,173 @@
+"""Several processes compute what one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from focalnet import weights
+from focalnet.cli.train import fit, validate
+from focalnet.errors import ConfigError
+from tests.data.coco import write_coco
+from tests.data.panoptic import write_panoptic
+from tests.data.semantic import write_semantic
+from tests.training import two_processes
+from tests.training.toy import TOY, weights_of
+
+DIGITS = "classification/digits"
+#: Drop path and mixing are drawn in each process for its own images; everything else is the same.
+OPTIONS = {**TOY, "model.options": {**TOY["model.options"], "drop_path_rate": 0.0}, "model.ema_decay": None}
+
+#: Lightning shards on GPUs only, as far as it checks; what it then does works on CPUs too.
+SHARD_ON_CPU = """
+import sys, torch
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
+from torch.distributed.fsdp import FullyShardedDataParallel
+from focalnet.cli.main import main
+
+_AcceleratorConnector._check_strategy_and_fallback = lambda self: None
+on_gpu = FullyShardedDataParallel.__init__
+FullyShardedDataParallel.__init__ = lambda self, *args, device_id, **options: on_gpu(
+    self, *args, device_id=torch.device("cpu"), **options
+)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def in_two(*program: str) -> str:
+    """Runs a program under torchrun and returns what it showed."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*torchrun, *program], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+def fit_in_two(folder: Path, program: list[str], options: dict[str, Any]) -> str:
+    given = [f"--{name}={'null' if value is None else value}" for name, value in options.items()]
+    return in_two(*program, "fit", DIGITS, "--output", str(folder), "--trainer.devices=2", *given)
+
+
+def assert_the_same_run(one: Path, other: Path, *figures: str) -> None:
+    """But for the order in which numbers were added."""
+    assert_same_tensors(weights_of(one), weights_of(other))
+    for row, its in zip(history(one), history(other), strict=True):
+        for name in ("train_loss", "learning_rate", *figures):
+            assert float(row[name]) == pytest.approx(float(its[name]), rel=1e-5), name
+
+
+def assert_same_tensors(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """But for rounding: that of the largest numbers of a tensor is what the smallest are left with."""
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        atol = max(1e-5, 4e-6 * float(value.abs().max()))
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=1e-4, msg=name)
+
+
+def assert_same_figures(found: dict[str, Any], expected: dict[str, Any], *names: str) -> None:
+    assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names}, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_loss_of_one(tmp_path):
+    averaged = {**OPTIONS, "model.ema_decay": 0.5}
+    one = fit(DIGITS, output=tmp_path / "one", **averaged)
+    program = ["-m", "focalnet.cli.main"]
+    shown = fit_in_two(tmp_path / "two", program, {**averaged, "trainer.strategy": "ddp"})
+    assert shown.count("epoch 2/2") == 1  # one process speaks
+    assert_the_same_run(one, tmp_path / "two", "val_loss", "top1")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."),
+    reason="torch 2.10 crashes when it gathers shards on a CPU, where only this test has them",
+)
+def test_sharding_changes_nothing_either(tmp_path):
+    """Weight decay and clipping included: both need what a shard alone does not show."""
+    strong = {**OPTIONS, "model.optimizer.weight_decay": 0.5, "trainer.gradient_clip_val": 0.1}
+    one = fit(DIGITS, output=tmp_path / "one", **strong)
+    (tmp_path / "program.py").write_text(SHARD_ON_CPU)
+    fit_in_two(tmp_path / "two", [str(tmp_path / "program.py")], {**strong, "trainer.strategy": "fsdp"})
+    assert_the_same_run(one, tmp_path / "two", "val_loss", "top1")
+
+
+@pytest.mark.parametrize(("option", "value"), [("model.ema_decay", 0.5), ("model.optimizer.name", "muon")])
+def test_what_needs_whole_weights_is_not_sharded(tmp_path, option, value):
+    with pytest.raises(ConfigError, match=option):
+        fit(DIGITS, output=tmp_path, **{**OPTIONS, option: value, "trainer.strategy": "fsdp"})
+
+
+# --- dense tasks: one launch, of which each test looks at a part
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    """What two processes have done by ``two_processes.py``, in a folder; one process has trained in the folder beside.
+
+    There are 4 images to train on, and 5 to validate, which two processes cannot share evenly.
+    """
+    folder = tmp_path_factory.mktemp("both")
+    for name, write in (("boxes", write_coco), ("maps", write_semantic), ("segments", write_panoptic)):
+        write(folder / name, images=5)
+        (folder / f"{name}.yaml").write_text(json.dumps(two_processes.RECIPES[name]))
+    weights.save(two_processes.panoptic_network(), folder / "segments.safetensors")
+    in_two("-m", "tests.training.two_processes", str(folder))
+    for name in ("boxes", "maps"):
+        fit(folder / f"{name}.yaml", output=folder / "one" / name, **{"data.root": str(folder / name)})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "figure"), [("boxes", "box_ap"), ("maps", "miou")])
+def test_two_processes_train_and_measure_what_one_does(both, name, figure):
+    """ATSS, whose losses are divided by what both have; UPerNet, whose batch norms see the images of both."""
+    two = both / "two" / name
+    assert_the_same_run(both / "one" / name, two)
+    found = json.loads((two / "results.json").read_text())
+    again = validate(both / f"{name}.yaml", two / "model.safetensors", **{"data.root": str(both / name)})
+    assert found["images"] == again["images"] == 5
+    assert found[figure] > 0
+    assert_same_figures(found, again, figure)
+
+
+@pytest.mark.slow
+def test_batch_norms_have_the_statistics_of_the_whole_batch(both):
+    """Each process has one image a step, which alone they would not even take: see ``UPerNet.training_outputs``."""
+    one, two = (
+        {name: value for name, value in weights_of(both / processes / "maps").items() if "running_" in name}
+        for processes in ("one", "two")
+    )
+    assert len(one) == 22
+    assert not any(torch.equal(value, torch.full_like(value, float("var" in name))) for name, value in one.items())
+    assert_same_tensors(one, two)
+
+
+@pytest.mark.slow
+def test_segments_of_both_processes_are_counted(both):
+    alone = validate(both / "segments.yaml", both / "segments.safetensors", **{"data.root": str(both / "segments")})
+    for rank in (0, 1):
+        found = torch.load(both / f"{rank}.pt")["segments"]
+        assert found["images"] == alone["images"] == 5
+        assert_same_figures(found, alone, "rq", "pq_things", "sq_things", "pq_stuff", "sq_stuff")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["atss", "sparse_rcnn", "mask2former"])
+def test_losses_are_divided_by_what_all_processes_have(both, method):
+    """3 objects in one process, 1 in the other: the mean of the gradients is that of the whole batch."""
+    whole = two_processes.gradients(two_processes.networks()[method], slice(None))
+    for rank in (0, 1):
+        assert_same_tensors(whole, torch.load(both / f"{rank}.pt")["gradients"][method])
