@@ -179,7 +179,7 @@ def test_a_dense_checkpoint_names_its_task() -> None:
     one_line(
         CheckpointError,
         r"detection \(DINO, 5 scales\).*will load it",
-        lambda: load("dino_focalnet_large_fl4.ms_o365_coco"),
+        lambda: load("dino_focalnet_large_fl4.detrex_coco_5scale"),
     )
 
 

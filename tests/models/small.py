@@ -15,7 +15,7 @@ from focalnet.models.rcnn.config import released_cascade
 from focalnet.nn.fpn import FPNConfig
 from focalnet.samples import ObjectTarget, Segments
 
-METHODS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn")  # the detectors
+METHODS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn", "dino")  # the detectors
 SIZES = [(61, 90), (64, 75)]
 ORIGINALS = [(122, 180), (32, 38)]
 _TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
@@ -35,6 +35,10 @@ _HEADS: dict[str, dict[str, Any]] = {
         "stages": 2,
         "feedforward_channels": 16,
         "dynamic_channels": 4,
+    },
+    "dino": {
+        **{"channels": 16, "heads": 2, "norm_groups": 4, "num_queries": 12, "max_per_image": 12},
+        **{"encoder_layers": 1, "decoder_layers": 2, "feedforward_channels": 16, "denoising_queries": 4},
     },
     "upernet": {"channels": 8, "auxiliary_channels": 4},
     "mask2former": {

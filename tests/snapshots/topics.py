@@ -196,6 +196,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "cascade_mask_rcnn": lambda: small.config("cascade_mask_rcnn").build(),
     "atss": lambda: small.config("atss").build(),
     "sparse_rcnn": lambda: small.config("sparse_rcnn").build(),
+    "dino": lambda: small.config("dino").build(),
     "upernet": lambda: small.upernet().build(),
     "mask2former": lambda: small.mask2former().build(),
     "mask2former, placed": lambda: small.mask2former(placed=True, levels=2).build(),

@@ -20,7 +20,7 @@ from tests.data.panoptic import write_panoptic
 from tests.data.semantic import write_semantic
 from tests.models.small import options_of
 
-DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn")
+DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn", "dino")
 DENSE = (*DETECTORS, "upernet", "mask2former", "mask2former_instance", "mask2former_panoptic")
 FAMILIES = ("classifier", *DENSE)
 _IMAGES: dict[str, Any] = {"batch_size": 2, "num_workers": 0}

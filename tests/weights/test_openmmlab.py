@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import Model
 from focalnet.models.base import DetectorConfig
+from focalnet.models.dino.layouts import to_release
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
 from focalnet.zoo import load
@@ -123,8 +125,9 @@ def test_other_classes_give_new_heads(method: str, tmp_path: Path) -> None:
     assert (loaded.config.score_threshold, loaded.config.backbone.drop_path_rate) == (0.1, 0.1)
     assert (loaded.card.class_names, loaded.card.metrics) == ((), {})
     old, new = model.state_dict(), loaded.state_dict()
-    changed = {key.rpartition(".")[0].rpartition(".")[2] for key in new if new[key].shape != old[key].shape}
-    assert changed <= {"fc_cls", "fc_reg", "conv_logits", "atss_cls"}
+    layers = [key.rpartition(".")[0].rstrip("0123456789.") for key in new if new[key].shape != old[key].shape]
+    changed = {layer.rpartition(".")[2] for layer in layers}
+    assert changed <= {"fc_cls", "fc_reg", "conv_logits", "atss_cls", "cls_branches", "label_embedding"}
     assert all(torch.equal(value, old[key]) for key, value in new.items() if value.shape == old[key].shape)
 
 
@@ -167,7 +170,7 @@ def test_a_dead_link_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pyt
 @every_method
 def test_a_file_with_a_part_missing(method: str, tmp_path: Path) -> None:
     state = built(method).state_dict()
-    gone = next(key for key in state if key.startswith("neck.lateral_convs.1"))
+    gone = next(key for key in state if key.startswith(("neck.lateral_convs.1", "neck.convs.1")))
     torch.save({"state_dict": {k: v for k, v in state.items() if k != gone}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=rf"x\.pth: does not fit the model.*missing \({gone}"):
         load(tmp_path / "x.pth")
@@ -192,3 +195,27 @@ def test_what_their_file_does_not_tell_of_a_detector(tmp_path: Path) -> None:
     assert left["own"] == {**left["published"], "rpn.anchor_scale": 4.0}
     assert "preprocessing.max_size" in left["published"]
     assert "class_names" not in left["published"]
+
+
+def test_a_dino_of_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "dino_focalnet_large_fl4"
+    variants = registry.family_of(name).variants
+    narrow = {**variants[name].shape, "embed_dim": 4, "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(variants, name, replace(variants[name], shape=narrow))
+    shape = {"channels": 32, "heads": 4, "num_queries": 12, "max_per_image": 12, "scales": 5, "feedforward_channels": 8}
+    layers: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 2}
+    network: Any = registry.configure(name, num_classes=91, spare_labels=1, **shape, **layers).build().eval()
+    torch.nn.init.normal_(network.bbox_head.cls_branches[0].weight)
+    beside = {"args": argparse.Namespace(modelname="dino"), "epoch": 3}
+    path = tmp_path / "release.pth"
+    torch.save({"model": to_release(network.state_dict(), network.config), **beside}, path)
+    monkeypatch.setattr(download, "local_file", lambda _: path)
+    loaded: Any = load(f"{name}.ms_o365_coco", max_per_image=12)
+    assert loaded.card.class_names[-1] == "toothbrush"  # id 90
+    assert loaded.card.metrics == {"coco_box_ap": 63.5}
+    expected = replace(network.config, num_classes=80, spare_labels=0)
+    assert loaded.config == expected
+    used = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    for key, value in loaded.state_dict().items():
+        named = "cls_branches" in key or "label_embedding" in key
+        assert torch.equal(value, network.state_dict()[key][used] if named else network.state_dict()[key]), key

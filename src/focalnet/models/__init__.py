@@ -7,6 +7,7 @@ from focalnet.models.atss import ATSS, ATSSConfig
 from focalnet.models.backbone import FocalNet, FocalNetBase, FocalNetConfig
 from focalnet.models.base import Model, ModelConfig, ModelFamily, ScoresPixels, StateDictLayout, TrainingStep
 from focalnet.models.classifier import Classifier, ClassifierConfig
+from focalnet.models.dino import DINO, DINOConfig
 from focalnet.models.mask2former import Mask2Former, Mask2FormerConfig
 from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.sparse_rcnn import SparseRCNN, SparseRCNNConfig
@@ -14,11 +15,13 @@ from focalnet.models.upernet import UPerNet, UPerNetConfig
 
 __all__ = [
     "ATSS",
+    "DINO",
     "RCNN",
     "ATSSConfig",
     "CascadeRCNNConfig",
     "Classifier",
     "ClassifierConfig",
+    "DINOConfig",
     "FocalNet",
     "FocalNetBase",
     "FocalNetConfig",

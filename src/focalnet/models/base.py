@@ -283,11 +283,15 @@ class StateDictLayout:
         infer: from the tensors and the backbone's configuration to the network's; raises KeyError, IndexError or
             ValueError where a part is missing.
         has_palette: whether the library reads no file without a color for each class.
+        other_mark: the key that tells files of another library; empty for none.
+        from_other: from the names of that library to ours.
     """
 
     mark: str
     infer: Callable[[Mapping[str, Tensor], FocalNetConfig], ModelConfig]
     has_palette: bool = False
+    other_mark: str = ""
+    from_other: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 @dataclass(frozen=True)

@@ -77,5 +77,5 @@ class DeformableAttention(nn.Module):
             values = values.masked_fill(padding_BS[..., None], 0.0)
         values = torch.unflatten(values, -1, (self.heads, -1))
         seen = multi_scale_deformable_attention(values, shapes, locations, weights)
-        out: Tensor = self.output_proj(seen)
+        out: Tensor = self.output_proj(seen.to(self.output_proj.weight.dtype))
         return out

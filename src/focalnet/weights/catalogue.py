@@ -68,6 +68,7 @@ class Entry:
         settings: fields of ``FocalNetConfig`` that the weights cannot tell.
         unsettled: what is known of settings on which published sources disagree.
         note: anything else a user should know.
+        readable: whether this version knows the file's layout and its classes.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Entry:
     settings: dict[str, Any] = field(default_factory=dict)
     unsettled: dict[str, str] = field(default_factory=dict)
     note: str | None = None
+    readable: bool = True
 
     @property
     def loadable(self) -> bool:
@@ -93,6 +95,8 @@ class Entry:
     def network(self) -> str | None:
         """The detector's or segmenter's name in ``focalnet.list_models()``; None for other tasks."""
         name = self.name.partition(".")[0]
+        if not self.readable:
+            return None
         dense = (family for family in registry.families() if family.tasks[0] != "classification")
         return name if any(name in family.variants for family in dense) else None
 

@@ -111,7 +111,8 @@ class Decoder(nn.Module):
         ratios = levels.ratios.repeat(1, 1, 2)[:, None]
         for i, layer in enumerate(self.layers):
             boxes = references[:, :, None] * ratios
-            places = self.ref_point_head(box_sines(boxes[:, :, 0], x_BQC.shape[2] // 2))
+            sines = box_sines(boxes[:, :, 0], x_BQC.shape[2] // 2)
+            places = self.ref_point_head(sines.to(x_BQC))
             x_BQC = layer(x_BQC, places, boxes, memory_BSC, levels, hidden)
             refined = (heads.boxes(x_BQC, i) + inverse_sigmoid(references)).sigmoid()
             references = refined.detach()

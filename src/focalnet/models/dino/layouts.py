@@ -20,6 +20,8 @@ from focalnet.models.openmmlab import count
 
 _QUERIES, _LABELS = "query_embedding.weight", "dn_query_generator.label_embedding.weight"
 _HEAD = re.compile(r"(class|bbox)_embed\.(\d+)\.(?:layers\.(\d)\.)?(weight|bias)")
+_COCO_IDS = 91  # the release's classes are the ids of COCO's categories, from 1
+_UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _COPY = re.compile(r"transformer\.decoder\.(?:class|bbox)_embed\.")
 
 # Ours, the release's: the first that matches counts, in both directions.
@@ -156,4 +158,14 @@ def _dino(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> DINOConfig
     )
 
 
-OPENMMLAB = StateDictLayout(_LABELS, _dino)
+def _read_release(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As ``from_release``; of COCO's 91 ids, ten of which are not used, the 80 classes are kept."""
+    ours = from_release(tensors)
+    if ours["bbox_head.cls_branches.0.bias"].shape != (_COCO_IDS,):
+        return ours
+    ids = torch.tensor([number for number in range(1, _COCO_IDS) if number not in _UNUSED_COCO_IDS])
+    classes = {key: tensor for key, tensor in ours.items() if key == _LABELS or ".cls_branches." in key}
+    return ours | {key: tensor[ids] for key, tensor in classes.items()}
+
+
+OPENMMLAB = StateDictLayout(_LABELS, _dino, other_mark="transformer.enc_output_norm.weight", from_other=_read_release)

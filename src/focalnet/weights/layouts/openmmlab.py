@@ -31,12 +31,21 @@ _OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "norm
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The tensors of a network without wrappers such as ``module.``, and the keys outside; None for anything else."""
+    """The tensors of a network by our names, without wrappers such as ``module.``, and the keys outside.
+
+    None for anything else.
+    """
     prefix = next((match[0] for match in map(_WRAPPERS.match, tensors) if match), None)
-    if prefix is None or not any(prefix + layout.mark in tensors for _, layout in _layouts()):
+    if prefix is None:
         return None
     inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return inside, [key for key in tensors if not key.startswith(prefix)]
+    outside = [key for key in tensors if not key.startswith(prefix)]
+    for _, layout in _layouts():
+        if layout.mark in inside:
+            return inside, outside
+        if layout.other_mark in inside:
+            return layout.from_other(inside), outside
+    return None
 
 
 def _layouts() -> list[tuple[ModelFamily, StateDictLayout]]:

@@ -1,0 +1,167 @@
+"""DINO beyond what every detector is tested for: scales, denoising, images without objects, padding."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+import focalnet
+from focalnet import registry
+from focalnet.errors import ConfigError
+from focalnet.models.dino import DINO, DINOConfig
+from focalnet.models.dino.denoising import DenoisingGenerator, Objects
+from focalnet.models.dino.encoder import Levels
+from focalnet.models.dino.loss import losses, objects_of
+from focalnet.samples import Batch, ImageInfo, ObjectTarget
+from tests.models import small
+
+
+def network(**options: Any) -> DINO:
+    torch.manual_seed(0)
+    model = small.config("dino", **options).build()
+    assert isinstance(model, DINO)
+    return model
+
+
+def batch(*counts: int) -> Batch[ObjectTarget]:
+    infos = [ImageInfo(f"{i}.png", size) for i, size in enumerate(small.ORIGINALS)]
+    return Batch(small.images(), small.SIZES, [small.target(count) for count in counts], infos)
+
+
+@pytest.mark.parametrize(
+    ("name", "scales", "maps", "strides"),
+    [
+        ("dino_focalnet_tiny_srf", 4, (1, 2, 3), [8, 16, 32, 64]),
+        ("dino_focalnet_tiny_srf", 5, None, [4, 8, 16, 32, 64]),
+        ("dino_focalnet_nano", 4, None, [2, 4, 8, 16]),
+        ("dino_focalnet_nano", 3, (1, 2), [4, 8, 16]),
+    ],
+)
+def test_scales(name: str, scales: int, maps: tuple[int, ...] | None, strides: list[int]) -> None:
+    narrow = {"embed_dim": 4, "channels": 16, "heads": 2, "norm_groups": 4, "num_queries": 8}
+    config: Any = registry.configure(name, scales=scales, **narrow, encoder_layers=1, decoder_layers=1)
+    assert config.backbone.out_indices == maps
+    assert DINOConfig.from_dict(config.to_dict()) == config
+    model = config.build().eval()
+    with torch.no_grad():
+        _, levels = model.encode(torch.zeros(1, 3, 64, 128), [(64, 128)])
+    assert list(levels.shapes) == [(64 // stride, 128 // stride) for stride in strides]
+
+
+def test_options_that_cannot_work() -> None:
+    for options, says in [
+        ({"scales": 2, "out_indices": (1, 2, 3)}, "scales=2 are fewer than the backbone's 3 feature maps"),
+        ({"heads": 3}, "channels=16 must be a multiple of 4"),
+        ({"box_noise": -1.0}, "box_noise=-1.0 must not be negative"),
+        ({"decoder_layers": 0}, "decoder_layers=0 must be at least 1"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            small.config("dino", **options)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("counts", [(2, 1), (0, 3), (0, 0)])
+def test_losses_reach_every_parameter(counts: tuple[int, int], shared: bool) -> None:
+    model = network(shared_class_head=shared, shared_box_head=shared, scales=5).train()
+    terms = model.loss(batch(*counts))
+    assert len(terms) == 3 * (2 * 2 + 1)
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_content_from_the_encoder() -> None:
+    model = network(learned_queries=False).train()
+    assert model.query_embedding is None
+    torch.stack(list(model.loss(batch(2, 1)).values())).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("queries", "always", "objects", "groups"),
+    [(100, False, 7, 14), (100, False, 300, 1), (50, False, 10, 5), (49, False, 10, 98), (20, True, 4, 5)],
+)
+def test_denoising_groups(queries: int, always: bool, objects: int, groups: int) -> None:
+    config = small.config("dino", denoising_queries=queries, denoising_always_divided=always)
+    assert isinstance(config, DINOConfig)
+    assert config.denoising_groups(objects) == groups
+    target = Objects(torch.zeros(objects, dtype=torch.long), torch.full((objects, 4), 0.5))
+    made = DenoisingGenerator(config)([target])
+    assert made.content.shape[1] == 2 * groups * objects
+    assert made.objects == objects
+
+
+def test_without_denoising() -> None:
+    model = network(denoising_queries=0).train()
+    terms = model.loss(batch(2, 1))
+    assert all(value == 0 for name, value in terms.items() if "dn_" in name)
+
+
+def test_perfect_predictions_have_little_loss() -> None:
+    model = network(label_noise=0.0, box_noise=0.0).train()
+    given = batch(3, 2)
+    targets = objects_of(given.targets, given.sizes)
+    queries = model.dn_query_generator(targets)
+    outputs = model.training_outputs(given.images, given.sizes, queries)
+    logits = torch.full((2, 12, 3), -20.0)
+    boxes = torch.full((2, 12, 4), 0.1)
+    for i, target in enumerate(targets):
+        logits[i, range(len(target.labels)), target.labels] = 20.0
+        boxes[i, : len(target.labels)] = target.boxes
+    perfect = dataclasses.replace(outputs.layers[-1], logits=logits, boxes=boxes)
+    terms = losses(dataclasses.replace(outputs, layers=[outputs.layers[0], perfect]), targets, queries.groups)
+    assert terms["loss_cls"] + terms["loss_bbox"] + terms["loss_iou"] < 1e-3
+    # Boxes without noise are where they ought to be, and new box heads leave them there.
+    assert terms["d0.dn_loss_bbox"] < 1e-3
+
+
+@torch.no_grad()
+def test_cells_of_the_padding_are_not_seen() -> None:
+    model = network().eval()
+    images, sizes = small.images(), [(40, 50), (64, 75)]
+    features = model.neck(list(model.backbone(images).values()))
+    shapes = [(x.shape[2], x.shape[3]) for x in features]
+    levels = Levels.of(sizes, (64, 96), shapes, images.device)
+    found = []
+    for noise in (0.0, 100.0):
+        x = [x + noise * torch.randn_like(x) * p[:, None] for x, p in zip(features, levels.paddings, strict=True)]
+        cells = torch.cat([level.flatten(2) for level in x], 2).transpose(1, 2)
+        found.append(model.select(model.encoder(cells, model.positions(levels), levels), levels)[2])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = network().eval()
+    expected = model.predict(small.images(), small.SIZES)
+    outputs = model.to(dtype)(small.images().to(dtype), small.SIZES)
+    assert outputs.logits.dtype == outputs.boxes.dtype == torch.float32
+    assert outputs.boxes.isfinite().all()
+    assert len(model.postprocess(outputs, small.SIZES, small.SIZES)) == len(expected)
+
+
+def test_autocast() -> None:
+    model = network().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.loss(batch(2, 1))
+    total = torch.stack(list(terms.values())).sum()
+    total.backward()
+    assert total.isfinite()
+    assert total.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_results_are_the_best_pairs_within_the_image() -> None:
+    model = network(max_per_image=5).eval()
+    for found, (height, width) in zip(
+        model.predict(small.images(), small.SIZES, small.ORIGINALS), small.ORIGINALS, strict=True
+    ):
+        assert len(found) == 5
+        assert (found.scores.diff() <= 0).all()
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= torch.tensor([width, height, width, height])).all()
+    assert focalnet.create_model("dino_focalnet_nano", num_classes=2).config.num_classes == 2
