@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from focalnet.data.formats.coco_panoptic import read_ids, read_panoptic
 from focalnet.data.readers.image_files import find_maps
 from focalnet.errors import ConfigError, InputError
-from focalnet.metrics.instances import found_map, true_map
+from focalnet.metrics.instances import predicted_map, target_map
 from focalnet.metrics.panoptic import PanopticQuality
 from focalnet.results import Detections, PanopticMap, Segment
 from focalnet.samples import PanopticTarget
@@ -232,22 +232,26 @@ def detections(masks: torch.Tensor, scores: list[float]) -> Detections:
 def test_objects_are_laid_side_by_side_best_first():
     masks = torch.zeros(4, 2, 6, dtype=torch.bool)
     masks[0, :, :3] = masks[1, :, 2:5] = masks[2, :, 1:4] = masks[3, :, 5:] = True
-    laid = found_map(detections(masks, [0.9, 0.8, 0.7, 0.3]))  # nothing is left of the third, the last is too unsure
+    laid = predicted_map(
+        detections(masks, [0.9, 0.8, 0.7, 0.3])
+    )  # nothing is left of the third, the last is too unsure
     assert laid.ids.tolist() == [[1, 1, 1, 2, 2, 0]] * 2
     assert [(s.id, s.area, s.is_thing) for s in laid.segments] == [(1, 6, True), (2, 4, True)]
     with pytest.raises(ConfigError, match="boxes only"):
-        found_map(replace(detections(masks, [1.0] * 4), masks=None))
+        predicted_map(replace(detections(masks, [1.0] * 4), masks=None))
 
 
 def test_of_overlapping_annotations_the_smaller_is_in_front():
     masks = torch.zeros(4, 1, 6, dtype=torch.bool)
     masks[0, :, :2] = masks[1, :, :4] = masks[2] = True
     masks[3, :, 0] = True
-    one = true_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
+    one = target_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
     assert one.ids.tolist() == [[4, 1, 2, 2, 3, 3]]
     masks[3, :, :2] = True  # as large as the first, and behind it in the file: it covers the first altogether
-    one = true_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
+    one = target_map(masks, torch.tensor([4, 3, 2, 1]), torch.tensor([False, False, True, False]))
     assert one.ids.tolist() == [[3, 3, 1, 1, 2, 2]]
     assert (one.labels.tolist(), one.crowds.tolist()) == ([3, 2, 1], [False, True, False])
-    nothing = true_map(torch.zeros(0, 2, 3, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0).bool())
+    nothing = target_map(
+        torch.zeros(0, 2, 3, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0).bool()
+    )
     assert nothing.ids.tolist() == [[0, 0, 0]] * 2

@@ -21,7 +21,7 @@ from focalnet.errors import ConfigError, DataError, UnknownName
 from focalnet.models import RCNN, MaskRCNNConfig
 from focalnet.results import Detections
 from focalnet.training import DetectionTask, engine, report
-from focalnet.training.detection_found import DetectionPredictions
+from focalnet.training.engine import Measurement
 from focalnet.training.optimizer import ScheduleConfig
 from focalnet.training.run_folder import RunFolder
 from tests.data.coco import HEIGHT, WIDTH, annotation, content, write_coco, write_json
@@ -184,18 +184,9 @@ def test_the_steps_of_the_rate_are_where_the_recipe_says():
 # --- the report
 
 
-class _Trainer:
-    """As much of a trainer as the callback asks for."""
-
-    world_size = 1
-
-    def __init__(self, data):
-        self.datamodule = data
-
-
 def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, coco, finished):
     from focalnet.data import DetectionData
-    from focalnet.metrics.coco import CocoMetric
+    from focalnet.metrics.coco import CocoEvaluator
 
     data = DetectionData(coco, image_size=60, max_size=96, batch_size=4, num_workers=0)
     data.setup("fit")
@@ -207,19 +198,13 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
         found.append(
             Detections(boxes, torch.full((len(boxes),), 0.9), target.labels[: len(boxes)], masks=masks, size=(60, 80))
         )
-    predictions, trainer = DetectionPredictions(), _Trainer(data)
-    task = type("Task", (), {})()
-    samples = data.samples["val"]
-    metric = CocoMetric(samples.coco.to_coco(samples.images))
-    metric.update(found, [info.image_id for info in batch.infos])
-    task.found, task.segmented = metric.compute(), None
-    predictions.on_validation_start(trainer, task)
-    predictions.on_validation_batch_end(trainer, task, {"found": found}, batch, 0)
-    predictions.on_validation_end(trainer, task)
-    assert predictions.confusion.matrix.tolist() == [[2, 0, 1], [0, 2, 1], [0, 0, 0]]
-    assert [one.mistakes for one in predictions.worst] == [2]
-    assert len(predictions.best) == 2
-    results = {**predictions.summary(), "epochs": 2, "seconds": 3.0}
+    evaluator = CocoEvaluator(data, examples=True)
+    evaluator.update(found, batch)
+    assert evaluator.confusion.matrix.tolist() == [[2, 0, 1], [0, 2, 1], [0, 0, 0]]
+    assert [mistakes for mistakes, _ in evaluator._worst] == [2]
+    assert len(evaluator.best) == 2
+    metrics = evaluator.compute()
+    results = {**Measurement(metrics, evaluator.images, 1.0).to_dict(), "epochs": 2, "seconds": 3.0}
     assert results["box_ap50"] == pytest.approx(66.34, abs=0.5)
 
     folder = RunFolder(tmp_path)
@@ -227,7 +212,7 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     folder.versions.write_text("{}")
     card = ModelCard(name="nano", class_names=data.class_names, preprocessing=Preprocessing())
     rows = [{"epoch": e, "train_loss": 1.0 / e, "box_ap": 10.0 * e, "learning_rate": 1e-3} for e in (1, 2)]
-    report.write_report(folder, card, results, rows, predictions)
+    report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 5
     for text in ("Precision over recall, box", "By class, box", "Confusions", "Most mistakes", "AR 100", "<td>ant<td>"):

@@ -19,7 +19,7 @@ from focalnet.errors import ConfigError
 from focalnet.results import PanopticMap, Segment
 from focalnet.samples import ObjectTarget
 from focalnet.training import report
-from focalnet.training.panoptic_found import PanopticPredictions
+from focalnet.training.engine import Measurement
 from focalnet.training.run_folder import RunFolder
 from focalnet.training.tasks.panoptic import PanopticTask
 from tests.data.coco import write_coco
@@ -125,18 +125,9 @@ def test_other_networks_are_refused(root, tmp_path):
 # --- the report
 
 
-class _Trainer:
-    """As much of a trainer as the callback asks for."""
-
-    world_size = 1
-
-    def __init__(self, data):
-        self.datamodule = data
-
-
 def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
     from focalnet.data import PanopticData
-    from focalnet.metrics.panoptic import PanopticQuality
+    from focalnet.metrics.panoptic import PanopticEvaluator
 
     data = PanopticData(root, **IMAGES)
     data.setup("validate")
@@ -147,17 +138,12 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
         kept = truth.ids if i else truth.ids * (truth.ids < 3)  # the first image's objects are missed
         segments = [Segment(n + 1, label, label < 2, 0.9, int((kept == n + 1).sum())) for n, label in enumerate(labels)]
         found.append(PanopticMap(kept, tuple(segments[:2] if not i else segments)))
-    task: Any = type("Task", (), {})()
-    task.metric = PanopticQuality(data.class_names, data.num_things)
-    task.metric.update(found, batch.targets)
-    task.found = task.metric.compute()
-    predictions, trainer = PanopticPredictions(), _Trainer(data)
-    predictions.on_validation_start(trainer, task)
-    predictions.on_validation_batch_end(trainer, task, {"found": found}, batch, 0)
-    predictions.on_validation_end(trainer, task)
-    assert [one.pq for one in predictions.best] == [100, pytest.approx(100 * 2 / 3)]
-    assert [len(one.true.segments) for one in predictions.worst] == [4, 4]
-    results = {**predictions.summary(), "epochs": 2, "seconds": 3.0}
+    evaluator = PanopticEvaluator(data, examples=True)
+    evaluator.update(found, batch)
+    assert [pq for pq, _ in evaluator._best] == [100, pytest.approx(100 * 2 / 3)]
+    assert [len(example.target.segments) for example in evaluator.worst] == [4, 4]
+    metrics = evaluator.compute()
+    results = {**Measurement(metrics, evaluator.images, 1.0).to_dict(), "epochs": 2, "seconds": 3.0}
     assert results["pq_stuff"] == 100
     assert results["pq_things"] == pytest.approx(200 / 3)
 
@@ -165,7 +151,9 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
     folder.config.write_text("model: <x>")
     folder.versions.write_text("{}")
     rows = [{"epoch": e, "train_loss": 1.0 / e, "pq": 10.0 * e, "learning_rate": 1e-3} for e in (1, 2)]
-    report.write_report(folder, ModelCard(name="toy", class_names=data.class_names), results, rows, predictions)
+    report.write_report(
+        folder, ModelCard(name="toy", class_names=data.class_names), results, rows, metrics, evaluator.report()
+    )
     page = folder.report.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 3
     for text in (

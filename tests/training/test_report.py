@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.training.callbacks import Judged, Predictions, duration
+from focalnet.metrics.classification import ClassificationEvaluator
+from focalnet.results import Classification
+from focalnet.samples import Batch, ImageInfo
+from focalnet.training.callbacks import duration
+from focalnet.training.engine import Measurement
 from focalnet.training.report import write_report
 from focalnet.training.run_folder import RunFolder
 
@@ -27,25 +32,27 @@ def folder(tmp_path):
     return folder
 
 
-def predictions(classes: int = 3) -> Predictions:
-    found = Predictions()
-    found.classes, found.seconds = classes, 2.0
-    found.labels = torch.tensor([0, 0, 1, 2])
-    found.ranked = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 0]])
-    image = torch.zeros(3, 4, 4)
-    found.best = [Judged(0.9, 1, 1, image)]
-    found.worst = [Judged(0.1, 0, 1, image)]
-    return found
+def evaluated(names: tuple[str, ...] = ("ant", "bee", "cat")) -> ClassificationEvaluator:
+    """Of four images, the second of which is taken for the second class."""
+    data = SimpleNamespace(class_names=names, preprocessing=Preprocessing(image_size=4))
+    evaluator = ClassificationEvaluator(data, examples=True)
+    labels = torch.tensor([0, 0, 1, 2])
+    logits = torch.zeros(4, len(names)).scatter(1, torch.tensor([0, 1, 1, 2])[:, None], 3.0)
+    logits[1, 0] = 1.0
+    results = [Classification((), (), (), logits=row) for row in logits]
+    infos = [ImageInfo("image", (4, 4))] * 4
+    evaluator.update(results, Batch(torch.zeros(4, 3, 4, 4), [(4, 4)] * 4, labels, infos))
+    return evaluator
 
 
-def report(folder, found, names):
-    card = ModelCard(name="nano", class_names=names, preprocessing=Preprocessing(image_size=4))
-    write_report(folder, card, RESULTS, ROWS, found)
+def report(folder, evaluator):
+    card = ModelCard(name="nano", class_names=evaluator.class_names, preprocessing=Preprocessing(image_size=4))
+    write_report(folder, card, RESULTS, ROWS, evaluator.compute(), evaluator.report())
     return folder.report.read_text()
 
 
 def test_it_is_one_file_with_everything_in_it(folder):
-    page = report(folder, predictions(), ("ant", "bee", "cat"))
+    page = report(folder, evaluated())
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 4
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing outside the file
     for text in ("75.00 %", "1 h 02 min", "Confusion matrix", "Worst mistakes", "&lt;nano&gt;", "abc"):
@@ -53,28 +60,28 @@ def test_it_is_one_file_with_everything_in_it(folder):
 
 
 def test_accuracy_by_class_shows_the_worst_first_and_its_confusion(folder):
-    page = report(folder, predictions(), ("ant", "bee", "cat"))
+    page = report(folder, evaluated())
     rows = re.findall(r"<tr><td>(\w+)<td>([\d.]+) %<td>.*?<td>(\d+)<td>(\w*)", page)
     assert rows == [("ant", "50.0", "2", "bee"), ("bee", "100.0", "1", ""), ("cat", "100.0", "1", "")]
 
 
 def test_many_classes_do_without_a_matrix(folder):
-    page = report(folder, predictions(classes=1000), tuple(f"class {i}" for i in range(1000)))
+    page = report(folder, evaluated(tuple(f"class {i}" for i in range(1000))))
     assert "Confusion matrix" not in page
     assert "Surest right answers" in page
 
 
 def test_names_are_text_not_markup(folder):
-    page = report(folder, predictions(), ("<b>$x_", "$\\frac", "100 % & more"))
+    page = report(folder, evaluated(("<b>$x_", "$\\frac", "100 % & more")))
     assert "<b>$x_" not in page
     assert "100 % &amp; more" in page
 
 
-def test_summary_counts_top1_and_top5():
-    found = predictions(classes=10)
-    summary = found.summary()
-    assert summary == {"top1": 75.0, "top5": 100.0, "images": 4, "images_per_s": 2.0}
-    assert "top5" not in predictions(classes=5).summary()
+def test_top1_and_top5_are_measured():
+    evaluator = evaluated(tuple("abcdefghij"))
+    measured = Measurement(evaluator.compute(), evaluator.images, 2.0).to_dict()
+    assert measured == {"top1": 75.0, "top5": 100.0, "images": 4, "images_per_s": 2.0}
+    assert [metric.name for metric in evaluated(tuple("abcde")).compute()] == ["top1"]
 
 
 @pytest.mark.parametrize(

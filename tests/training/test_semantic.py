@@ -22,12 +22,12 @@ from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
 from focalnet.data import SemanticData
 from focalnet.errors import ConfigError, DataError
-from focalnet.metrics.semantic import SemanticMetric
+from focalnet.metrics.semantic import SemanticEvaluator
 from focalnet.results import SemanticMap
 from focalnet.training import SemanticTask, engine, report
+from focalnet.training.engine import Measurement
 from focalnet.training.optimizer import ScheduleConfig
 from focalnet.training.run_folder import RunFolder
-from focalnet.training.semantic_found import SemanticPredictions
 from focalnet.training.tasks.semantic import padded
 from tests.data.semantic import HEIGHT, NAMES, WIDTH, write_semantic
 from tests.training.toy import assert_same_weights
@@ -257,42 +257,34 @@ def test_the_rate_is_that_of_mmseg():
 # --- the report
 
 
-class _Trainer:
-    """As much of a trainer as the callback asks for."""
-
-    world_size = 1
-
-    def __init__(self, data):
-        self.datamodule = data
+class TwoExamples(SemanticEvaluator):
+    num_examples = 2
 
 
 def test_the_report_shows_figures_classes_confusions_best_and_worst(tmp_path, masks):
     data = SemanticData(masks, image_size=HEIGHT, max_size=WIDTH, num_workers=0)
     data.setup("validate")
-    predictions, trainer, task = SemanticPredictions(pictures=2), _Trainer(data), type("Task", (), {})()
-    task.metric = SemanticMetric(3)
-    predictions.on_validation_start(trainer, task)
+    evaluator = TwoExamples(data, examples=True)
     for i, batch in enumerate(data.val_dataloader()):
         found = batch.targets[0].labels.clamp(max=2)
-        found[: 8 * i] = 0  # each picture worse than the one before
-        task.metric.update([SemanticMap(found)], [target.labels for target in batch.targets])
-        predictions.on_validation_batch_end(trainer, task, {"found": [SemanticMap(found)]}, batch, i)
-    task.found = task.metric.compute()
-    predictions.on_validation_end(trainer, task)
-    assert predictions.best[0].miou == 100.0
-    best, worst = ([one.miou for one in shown] for shown in (predictions.best, predictions.worst))
+        found[: 8 * i] = 0  # each image worse than the one before
+        evaluator.update([SemanticMap(found)], batch)
+    best = [miou for miou, _ in evaluator._best]
+    worst = [-rank for rank, _ in evaluator._worst]
+    assert best[0] == 100.0
     assert best == sorted(best, reverse=True)
     assert worst == sorted(worst)
     assert max(worst) < min(best)
-    results = {**predictions.summary(), "epochs": 2, "seconds": 3.0}
-    assert results["miou"] == pytest.approx(task.found.miou, abs=1e-5)
+    metrics = evaluator.compute()
+    results = {**Measurement(metrics, evaluator.images, 1.0).to_dict(), "epochs": 2, "seconds": 3.0}
+    assert results["miou"] == pytest.approx(evaluator.metric.compute().miou, abs=1e-5)
 
     folder = RunFolder(tmp_path)
     folder.config.write_text("model: <x>")
     folder.versions.write_text("{}")
     card = ModelCard(name="nano", class_names=data.class_names, preprocessing=Preprocessing())
     rows = [{"epoch": e, "train_loss": 1.0 / e, "miou": 10.0 * e, "learning_rate": 1e-3} for e in (1, 2)]
-    report.write_report(folder, card, results, rows, predictions)
+    report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 4
     for text in ("mIoU", "By class", "Confusions", "Best pictures", "Worst pictures", "<td>green<td>"):

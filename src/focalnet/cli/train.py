@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from focalnet.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from focalnet.card import Preprocessing
+    from focalnet.training.engine import Measurement
 
 #: How the two commands must be registered: every option of a recipe passes through.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -76,6 +78,10 @@ def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[
     Raises:
         ConfigError: the weights are of another task than the recipe, or have other classes than the data.
     """
+    return _measure(recipe, weights, overrides).to_dict()
+
+
+def _measure(recipe: str | Path, weights: str | Path, overrides: Mapping[str, Any]) -> Measurement:
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
     from focalnet import zoo
@@ -129,16 +135,15 @@ def validate_command(
     Top-1 and top-5, precision, IoU or panoptic quality, whatever the task has; and images per second.
     """
     show_progress()
-    result = validate(recipe, weights, **parse_overrides(context.args))
-    for key, value in result.items():
-        if key not in ("images", "images_per_s"):
-            typer.echo(f"{key:<14} {value:8.2f} %")
-    typer.echo(f"{'images_per_s':<14} {result['images_per_s']:8.2f} images/s")
-    typer.echo(f"{'images':<14} {result['images']:8d}")
+    measurement = _measure(recipe, weights, parse_overrides(context.args))
+    for metric in measurement.metrics:
+        typer.echo(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
+    typer.echo(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
+    typer.echo(f"{'images':<14} {measurement.images:8d}")
     if out is not None:
         from focalnet.training.run_folder import write
 
-        write(out, json.dumps({"recipe": recipe, "weights": weights, **result}, indent=2).encode())
+        write(out, json.dumps({"recipe": recipe, "weights": weights, **measurement.to_dict()}, indent=2).encode())
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

@@ -8,16 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from focalnet.errors import DataError, InputError, require
+from focalnet.metrics.base import (
+    Bar,
+    ConfusionMatrix,
+    Evaluator,
+    Example,
+    Metric,
+    PrecisionRecall,
+    Section,
+    Table,
+    format_value,
+    gather_objects,
+)
+from focalnet.metrics.confusion import DetectionConfusion
+from focalnet.metrics.instances import predicted_map, target_map
+from focalnet.metrics.panoptic import PanopticQuality, panoptic_metrics, quality_table
 from focalnet.results import Detections
+from focalnet.samples import Batch, ObjectTarget, Size
+
+MIN_SCORE = 0.5  # of what confusions count and examples show
+MOST_CLASSES = 100  # above, a confusion matrix shows nothing
 
 #: Boxes, or masks.
 Kind: TypeAlias = Literal["box", "mask"]
@@ -26,6 +46,14 @@ _IOU_TYPE = {"box": "bbox", "mask": "segm"}
 # In the order of COCOeval.stats; "_100" is the number of detections an image.
 _STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _RECALLS = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
+_TITLES = {
+    "ap": "AP",
+    "ap50": "AP at IoU 0.50",
+    "ap75": "AP at IoU 0.75",
+    **{f"ap_{size}": f"AP of {size} objects" for size in ("small", "medium", "large")},
+    **{f"ar_{number}": f"AR with {number} detections an image" for number in (1, 10, 100)},
+    **{f"ar_{size}": f"AR of {size} objects" for size in ("small", "medium", "large")},
+}
 _ALL_SIZES, _MOST = 0, -1  # places in COCOeval's axes: objects of any size, the most detections an image
 
 
@@ -195,3 +223,154 @@ def _loaded(truth: Any, results: list[dict[str, Any]]) -> Any:
 def _percent(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """COCOeval's -1 is "no targets"."""
     return np.where(values < 0, np.nan, 100.0 * values)
+
+
+class CocoEvaluator(Evaluator):
+    """Average precision of boxes, and with masks theirs and panoptic quality.
+
+    ``best`` are images with the most objects and no mistake, ``worst`` those with the most mistakes.
+
+    Args:
+        data: where the batches come from.
+        examples: keep what only ``report`` needs.
+        masks: the data has masks, and so have predictions.
+    """
+
+    def __init__(self, data: Any, *, examples: bool = False, masks: bool = False) -> None:
+        super().__init__(data, examples=examples)
+        self.samples = data.samples["val"]
+        self.metric = CocoMetric(self.samples.coco.to_coco(self.samples.images), masks=masks)
+        self.quality = PanopticQuality(self.class_names, len(self.class_names)) if masks else None
+        self.confusion = DetectionConfusion(len(self.class_names), min_score=MIN_SCORE)
+
+    def update(self, results: Sequence[Detections], batch: Batch[ObjectTarget]) -> None:
+        super().update(results, batch)
+        ids = [info.image_id for info in batch.infos]
+        self.metric.update(results, ids)
+        if self.quality is not None:
+            annotated = (self.samples.annotated_masks(number) for number in ids)
+            self.quality.update(map(predicted_map, results), (target_map(*objects) for objects in annotated))
+        if self.examples:
+            for i, result in enumerate(results):
+                self._keep(result, batch, i)
+
+    def _keep(self, result: Detections, batch: Batch[ObjectTarget], i: int) -> None:
+        size = batch.sizes[i]
+        predictions = _resized(_on_cpu(result), size).above(MIN_SCORE)
+        target = _target_on_cpu(batch.targets[i])
+        before = self.confusion.matrix.clone()
+        self.confusion.update(predictions, target)
+        counted = self.confusion.matrix - before
+        mistakes = int(counted.sum() - counted.diagonal().sum())
+
+        def make() -> Example:
+            image, boxes, masks = self.image(batch, i), target.boxes, batch.targets[i].masks
+            masks = None if masks is None else masks[:, : size[0], : size[1]].cpu()
+            scores = torch.ones(len(boxes))
+            targets = Detections(boxes, scores, target.labels, self.class_names, masks, size=size, image=image)
+            return Example(
+                replace(predictions, names=self.class_names, image=image),
+                f"{len(predictions)} found",
+                targets,
+                f"{len(targets)} there",
+                target_options={"scores": False},
+            )
+
+        if mistakes:
+            self.keep(make, bad=mistakes)
+        elif objects := len(target.boxes):
+            self.keep(make, good=objects)
+
+    def gather(self) -> None:
+        super().gather()
+        self.metric.gather()
+        if self.quality is not None:
+            self.quality.gather()
+        self.confusion.matrix = torch.stack(gather_objects(self.confusion.matrix)).sum(0)
+
+    def compute(self) -> list[Metric]:
+        """``box_ap``, ``box_ap50``, ..., of masks also ``mask_ap``, ..., ``pq_things``, ... in percent."""
+        self.results = self.metric.compute()
+        metrics = [
+            Metric(
+                f"{kind}_{name}",
+                f"{kind} {_TITLES[name]}",
+                value,
+                headline=name == "ap",
+                summary=name in ("ap", "ap50"),
+                per_epoch=name in ("ap", "ap50", "ap75"),
+            )
+            for kind, result in self.results.items()
+            for name, value in result.stats.items()
+            if not np.isnan(value)
+        ]
+        if self.quality is not None:
+            self.segmented = self.quality.compute()
+            metrics += [
+                replace(metric, headline=False, summary=False, curve=False)
+                for metric in panoptic_metrics(self.segmented)
+                if metric.name.endswith("_things")
+            ]
+        return metrics
+
+    def report(self) -> list[Section]:
+        """Averages, precision over recall, AP by class, confusions, images with no and with the most mistakes."""
+        names = self.class_names
+        sections = [Section("Average precision and recall", tables=[_averages(self.results)])]
+        if self.quality is not None:
+            title = "Panoptic quality, of masks laid side by side, the best in front"
+            sections.append(Section(title, tables=[quality_table(self.segmented)]))
+        for kind, result in self.results.items():
+            curves = PrecisionRecall(result.precision, names)
+            sections.append(Section(f"Precision over recall, {kind}", charts=[curves]))
+            sections.append(Section(f"By class, {kind}", tables=[_by_class(result)]))
+        if len(names) <= MOST_CLASSES:
+            chart = ConfusionMatrix(self.confusion.matrix.numpy(), [*names, "nothing there"], [*names, "missed"])
+            sections.append(Section(f"Confusions, of boxes from a score of {MIN_SCORE:g} on", charts=[chart]))
+        what = "what there is, and what was found"
+        return sections + self.example_sections(f"Without a mistake: {what}", f"Most mistakes: {what}")
+
+
+def _averages(results: Mapping[Kind, CocoResult]) -> Table:
+    """A row for each average, a column for each kind."""
+    first = next(iter(results.values()))
+    rows: list[tuple[str | Bar, ...]] = [
+        (name.replace("_", " ").upper(), *(format_value(result.stats[name]) for result in results.values()))
+        for name in first.stats
+    ]
+    return Table(rows, ("", *(f"{kind}, %" for kind in results)))
+
+
+def _by_class(result: CocoResult) -> Table:
+    """Worst class first; classes without objects are left out."""
+    present = {name: values for name, values in result.by_class.items() if not np.isnan(values["ap"])}
+    rows: list[tuple[str | Bar, ...]] = [
+        (name, *(format_value(values[key]) for key in ("ap", "ap50", "ar_100")), Bar(values["ap"] / 100))
+        for name, values in sorted(present.items(), key=lambda item: item[1]["ap"])
+    ]
+    return Table(rows, ("class", "AP, %", "AP50, %", "AR, %", ""))
+
+
+def _on_cpu(result: Detections) -> Detections:
+    masks = None if result.masks is None else result.masks.cpu()
+    return replace(
+        result,
+        boxes=result.boxes.float().cpu(),
+        scores=result.scores.float().cpu(),
+        labels=result.labels.cpu(),
+        masks=masks,
+    )
+
+
+def _target_on_cpu(target: ObjectTarget) -> ObjectTarget:
+    return ObjectTarget(boxes=target.boxes.cpu(), labels=target.labels.cpu(), masks=None, ignored=target.ignored.cpu())
+
+
+def _resized(result: Detections, size: Size) -> Detections:
+    """In pixels of another size of the image."""
+    height, width = size
+    scale = torch.tensor([width / result.size[1], height / result.size[0]] * 2)
+    masks = result.masks
+    if masks is not None:
+        masks = F.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0].bool()
+    return replace(result, boxes=result.boxes * scale, masks=masks, size=size)

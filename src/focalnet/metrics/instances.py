@@ -13,7 +13,7 @@ MIN_SCORE = 0.5  # both as in Panoptic FPN (arXiv 1901.02446) and panopticapi's 
 MIN_SHARE = 0.5
 
 
-def found_map(found: Detections, min_score: float = MIN_SCORE, min_share: float = MIN_SHARE) -> PanopticMap:
+def predicted_map(found: Detections, min_score: float = MIN_SCORE, min_share: float = MIN_SHARE) -> PanopticMap:
     """Lays objects side by side: each, best first, takes the pixels that no better one has.
 
     Args:
@@ -40,7 +40,7 @@ def found_map(found: Detections, min_score: float = MIN_SCORE, min_share: float 
     return PanopticMap(ids, tuple(segments), names=found.names, image=found.image, path=found.path)
 
 
-def true_map(masks_NHW: Tensor, labels: Tensor, crowds: Tensor) -> PanopticTarget:
+def target_map(masks_NHW: Tensor, labels: Tensor, crowds: Tensor) -> PanopticTarget:
     """Lays annotated objects side by side: where two overlap, the smaller is in front; crowds are behind all.
 
     Args:

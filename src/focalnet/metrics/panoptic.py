@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from focalnet.errors import InputError
-from focalnet.results import PanopticMap
-from focalnet.samples import PanopticTarget
+from focalnet.metrics.base import Bar, Evaluator, Example, Metric, Section, Table, format_value
+from focalnet.results import PanopticMap, Segment
+from focalnet.samples import Batch, PanopticTarget
 
 MIN_IOU = 0.5  # of a match, exclusive
 MOST_ON_NOTHING = 0.5  # of a found segment, on void and crowd; above, it is no mistake
@@ -147,3 +149,106 @@ def _counting_crowds(labels: Tensor, crowds: Tensor) -> Tensor:
     counting = torch.zeros_like(crowds)
     counting[list(last.values())] = True
     return counting
+
+
+class PanopticEvaluator(Evaluator):
+    """Panoptic quality. ``best`` and ``worst`` are ranked by that of all classes of an image together.
+
+    Args:
+        data: where the batches come from; it also has ``num_things``.
+        examples: keep what only ``report`` needs.
+    """
+
+    def __init__(self, data: Any, *, examples: bool = False) -> None:
+        super().__init__(data, examples=examples)
+        self.metric = PanopticQuality(self.class_names, data.num_things)
+
+    def update(self, results: Sequence[PanopticMap], batch: Batch[PanopticTarget]) -> None:
+        super().update(results, batch)
+        for i, (result, target) in enumerate(zip(results, batch.targets, strict=True)):
+            counts = self.metric.count(result, target)
+            self.metric.counts += counts
+            if self.examples:
+                self._keep(result, batch, i, counts)
+
+    def _keep(self, result: PanopticMap, batch: Batch[PanopticTarget], i: int, counts: Tensor) -> None:
+        ious, matches, invented, missed = counts.sum(0).tolist()
+        if not matches + invented + missed:
+            return
+        pq = 100 * ious / (matches + 0.5 * invented + 0.5 * missed)
+
+        def make() -> Example:
+            image = self.image(batch, i)
+            prediction = replace(result, ids=result.ids.cpu(), names=self.class_names, image=image)
+            target = replace(self._target(batch.targets[i]), image=image)
+            title = f"{len(prediction.segments)} found, PQ {pq:.1f} %"
+            legend = {"legend": False}
+            return Example(prediction, title, target, f"{len(target.segments)} there", legend, legend)
+
+        self.keep(make, good=pq, bad=-pq)
+
+    def _target(self, target: PanopticTarget) -> PanopticMap:
+        ids = target.ids.cpu()
+        areas = torch.bincount(ids.flatten(), minlength=len(target.labels) + 1)[1:].tolist()
+        segments = (
+            Segment(number, label, label < self.metric.num_things, 1.0, area)
+            for number, (label, area) in enumerate(zip(target.labels.tolist(), areas, strict=True), start=1)
+        )
+        return PanopticMap(ids, tuple(segments), self.class_names)
+
+    def gather(self) -> None:
+        super().gather()
+        self.metric.gather()
+
+    def compute(self) -> list[Metric]:
+        """``pq``, ``sq``, ``rq``, ``pq_things``, ... in percent."""
+        return panoptic_metrics(self.metric.compute())
+
+    def report(self) -> list[Section]:
+        """Quality, also by class, and the images with the highest and the lowest."""
+        result = self.metric.compute()
+        sections = [
+            Section("Panoptic quality", tables=[quality_table(result)]),
+            Section("By class", tables=[_by_class(result)]),
+        ]
+        what = "pictures: what there is, and what was found"
+        return sections + self.example_sections(f"Best {what}", f"Worst {what}")
+
+
+def panoptic_metrics(result: PanopticResult) -> list[Metric]:
+    """The qualities that something is measured by, of all classes, things and stuff."""
+    metrics = []
+    for name, value in result.summary().items():
+        quality, _, group = name.partition("_")
+        metrics.append(
+            Metric(
+                name,
+                f"{quality.upper()} of {group}" if group else quality.upper(),
+                value,
+                headline=name == "pq",
+                summary=not group,
+                per_epoch=not group or quality == "pq",
+                curve=name == "rq",
+            )
+        )
+    return metrics
+
+
+def quality_table(result: PanopticResult) -> Table:
+    """A row for each group of classes, a column for each quality."""
+    groups = {"": "all classes", "_things": "things", "_stuff": "stuff"}
+    rows = [
+        (title, *(format_value(result.stats[name + group]) for name in ("pq", "sq", "rq")))
+        for group, title in groups.items()
+    ]
+    return Table(rows, ("", "PQ, %", "SQ, %", "RQ, %"))
+
+
+def _by_class(result: PanopticResult) -> Table:
+    """Worst class first; classes in neither targets nor predictions are left out."""
+    present = {name: values for name, values in result.by_class.items() if not math.isnan(values["pq"])}
+    rows: list[tuple[str | Bar, ...]] = [
+        (name, *(f"{values[key]:.2f}" for key in ("pq", "sq", "rq")), Bar(values["pq"] / 100))
+        for name, values in sorted(present.items(), key=lambda item: item[1]["pq"])
+    ]
+    return Table(rows, ("class", "PQ, %", "SQ, %", "RQ, %", ""))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import ConfigError, InputError
+from focalnet.metrics.base import Bar, ConfusionMatrix, Data, Evaluator, Example, Metric, Section, Table, format_value
 from focalnet.metrics.confusion import count_pairs
 from focalnet.results import SemanticMap
-from focalnet.samples import IGNORED
+from focalnet.samples import IGNORED, Batch, LabelMapTarget, Size
+
+MOST_CLASSES = 100  # above, a confusion matrix shows nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,3 +122,79 @@ def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDA
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+class SemanticEvaluator(Evaluator):
+    """Intersection over union and accuracy of pixels. ``best`` and ``worst`` are ranked by mean IoU."""
+
+    def __init__(self, data: Data, *, examples: bool = False) -> None:
+        super().__init__(data, examples=examples)
+        self.metric = SemanticMetric(len(self.class_names))
+
+    def update(self, results: Sequence[SemanticMap], batch: Batch[LabelMapTarget]) -> None:
+        super().update(results, batch)
+        for i, (result, target) in enumerate(zip(results, batch.targets, strict=True)):
+            counts = self.metric.count(result.labels, target.labels)
+            self.metric.matrix += counts
+            if self.examples:
+                self._keep(result.labels, target.labels, batch, i, evaluate(counts.numpy()).miou)
+
+    def _keep(self, labels: Tensor, targets: Tensor, batch: Batch[LabelMapTarget], i: int, miou: float) -> None:
+        def make() -> Example:
+            image, size = self.image(batch, i), batch.sizes[i]
+            target, prediction = (
+                SemanticMap(_resized(one, size), self.class_names, image) for one in (targets, labels)
+            )
+            title = f"found, mIoU {miou:.1f} %"
+            return Example(prediction, title, target, "truth", {"legend": False}, {"legend": False})
+
+        if miou == miou:  # NaN where nothing is labeled
+            self.keep(make, good=miou, bad=-miou)
+
+    def gather(self) -> None:
+        super().gather()
+        self.metric.gather()
+
+    def compute(self) -> list[Metric]:
+        """``miou``, ``pixel_accuracy`` and ``mean_accuracy`` in percent."""
+        result = self.metric.compute()
+        return [
+            Metric("miou", "mIoU", result.miou, headline=True),
+            Metric("pixel_accuracy", "pixel accuracy", result.accuracy),
+            Metric("mean_accuracy", "mean class accuracy", result.mean_accuracy, curve=True),
+        ]
+
+    def report(self) -> list[Section]:
+        """Metrics, IoU by class, confusions, and the images with the highest and the lowest mean IoU."""
+        result, names = self.metric.compute(), self.class_names
+        metrics = Table([(metric.title, str(metric)) for metric in self.compute()])
+        sections = [Section("Figures", tables=[metrics]), Section("By class", tables=[_by_class(result, names)])]
+        if len(names) <= MOST_CLASSES:
+            # In thousandths of a class's pixels: the counts themselves have too many digits to be read.
+            targets = np.maximum(result.matrix.sum(1, keepdims=True), 1)
+            share = np.rint(1000 * result.matrix[:, : len(names)] / targets).astype(np.int64)
+            chart = ConfusionMatrix(share, names, names)
+            sections.append(Section("Confusions, ‰ of the pixels of a class", charts=[chart]))
+        what = "pictures: what there is, and what was found"
+        return sections + self.example_sections(f"Best {what}", f"Worst {what}")
+
+
+def _by_class(result: SemanticResult, names: Sequence[str]) -> Table:
+    """Lowest IoU first; classes in neither targets nor predictions are left out."""
+    pixels = result.matrix.sum(1)
+    present = sorted((iou, i) for i, iou in enumerate(result.iou.tolist()) if not np.isnan(iou))
+    rows = [
+        (
+            names[i],
+            f"{iou:.2f}",
+            Bar(iou / 100),
+            format_value(result.class_accuracy[i]),
+            f"{100 * pixels[i] / max(pixels.sum(), 1):.2f}",
+        )
+        for iou, i in present
+    ]
+    return Table(rows, ("class", "IoU, %", "", "accuracy, %", "share of all pixels, %"))
+
+
+def _resized(labels_HW: Tensor, size: Size) -> Tensor:
+    return F.interpolate(labels_HW.cpu()[None, None].double(), size=size, mode="nearest")[0, 0].long()

@@ -28,9 +28,10 @@ from focalnet import registry, weights
 from focalnet.errors import ConfigError, TrainingError
 from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
+from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
-from focalnet.training.callbacks import HEADLINE, Inspector, Progress, StopAtNaN, headline
+from focalnet.training.callbacks import Progress, StopAtNaN, Stopwatch, headline
 from focalnet.training.failures import explained
 from focalnet.training.options import Options
 from focalnet.training.report import write_report
@@ -46,6 +47,19 @@ class Run(NamedTuple):
     task: Task
     data: Data
     trainer: pl.Trainer
+
+
+class Measurement(NamedTuple):
+    """What a validation gives."""
+
+    metrics: list[Metric]
+    images: int
+    images_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, with ``images`` and ``images_per_s``."""
+        values = {metric.name: round(metric.value, 6) for metric in self.metrics}
+        return {**values, "images": self.images, "images_per_s": self.images_per_s}
 
 
 def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) -> dict[str, Any]:
@@ -103,11 +117,8 @@ class _Opening(pl.Callback):
             trainer.logger = TensorBoardLogger(self.folder.root, name="", version=version, default_hp_metric=False)
 
 
-def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> dict[str, Any]:
+def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> Measurement:
     """Measures a network on the validation images of a recipe.
-
-    Returns:
-        ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ... (percent), ``images``, ``images_per_s``.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
@@ -121,7 +132,8 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> dict[str, Any
         known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
-        return _measure(run, _for_task(run, model)).summary()
+        measurement, _ = _measure(run, _for_task(run, model))
+        return measurement
 
 
 def _for_task(run: Run, model: Model[Any, Any]) -> Model[Any, Any]:
@@ -208,12 +220,14 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
-def _measure(run: Run, network: Model[Any, Any]) -> Inspector:
+def _measure(run: Run, network: Model[Any, Any]) -> tuple[Measurement, Evaluator]:
     run.task.network = network
-    predictions = run.task.inspector()
-    run.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
+    stopwatch = Stopwatch()
+    run.trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
     run.trainer.validate(run.task, run.data, verbose=False)
-    return predictions
+    evaluator = run.task.evaluator
+    speed = round(evaluator.images / stopwatch.seconds, 1)
+    return Measurement(run.task.metrics, evaluator.images, speed), evaluator
 
 
 def _kept_network(task: Task, folder: RunFolder) -> Model[Any, Any]:
@@ -228,16 +242,17 @@ def _kept_network(task: Task, folder: RunFolder) -> Model[Any, Any]:
 def _finish(run: Run, options: Options, folder: RunFolder) -> dict[str, Any]:
     """Measures the final weights and writes them, the report and, last, the results."""
     untrained, *_ = options.build()  # for a strategy that shards, the trained task is of no more use
-    predictions = _measure(run._replace(task=untrained), _kept_network(run.task, folder))
+    untrained.examples = True
+    measurement, evaluator = _measure(run._replace(task=untrained), _kept_network(run.task, folder))
     rows = next(c.rows for c in run.trainer.callbacks if isinstance(c, Progress))  # type: ignore[attr-defined]
-    results = {**predictions.summary(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
+    results = {**measurement.to_dict(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
     if run.trainer.is_global_zero:
         network = _kept_network(run.task, folder)
-        metrics = {name: round(results[name], 2) for name in HEADLINE if name in results}
+        metrics = {metric.name: round(metric.value, 2) for metric in measurement.metrics if metric.headline}
         card = replace(run.task.card(run.data, folder.root.name), metrics=metrics)
         network.card = card
         weights.save(network, folder.weights)
-        write_report(folder, card, results, rows, predictions)
+        write_report(folder, card, results, rows, measurement.metrics, evaluator.report())
         write(folder.results, json.dumps(results, indent=2).encode())
-        log.info("%s of %d images; see %s", ", ".join(headline(results)), results["images"], folder.report)
+        log.info("%s of %d images; see %s", ", ".join(headline(measurement.metrics)), results["images"], folder.report)
     return results

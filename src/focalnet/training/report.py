@@ -1,43 +1,27 @@
-"""The report of a run: one HTML file with its pictures inside, to be opened in any browser."""
+"""The report of a run: one HTML file with its images inside, to be opened in any browser."""
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from focalnet.card import ModelCard, Preprocessing
-from focalnet.metrics.confusion import count_pairs
-from focalnet.training.callbacks import Inspector, Judged, Predictions, duration
-from focalnet.training.detection_found import DetectionPredictions
-from focalnet.training.detection_report import AP_TITLES, detection_sections
-from focalnet.training.html import picture, table
-from focalnet.training.panoptic_found import PanopticPredictions
-from focalnet.training.panoptic_report import TITLES as PANOPTIC_TITLES
-from focalnet.training.panoptic_report import panoptic_sections
+from focalnet.card import ModelCard
+from focalnet.metrics.base import Bar, Chart, ConfusionMatrix, Example, Metric, PrecisionRecall, Section, Table
+from focalnet.training.callbacks import duration
 from focalnet.training.run_folder import RunFolder, write
-from focalnet.training.semantic_found import SemanticPredictions
-from focalnet.training.semantic_report import TITLES as SEMANTIC_TITLES
-from focalnet.training.semantic_report import semantic_sections
-from focalnet.visualize import draw_confusion
+from focalnet.visualize import draw_confusion, draw_precision_recall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
-MOST_CLASSES = 200  # above, a confusion matrix shows nothing and a table of classes is endless
-#: The figures that are drawn over the epochs, at most two of a task.
-DRAWN = {"top1": "top-1", "top5": "top-5", "box_ap": "box AP", "mask_ap": "mask AP"} | {
-    "miou": "mIoU",
-    "mean_accuracy": "mean class accuracy",
-    "pq": "PQ",
-    "rq": "RQ",
-}
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#667085"
+BLUE, ORANGE, GREEN, GREY = "#2a6f97", "#e07a1f", "#3a7d44", "#667085"
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -66,7 +50,8 @@ def write_report(
     card: ModelCard,
     results: Mapping[str, Any],
     rows: Sequence[Mapping[str, float]],
-    predictions: Inspector,
+    metrics: Sequence[Metric],
+    sections: Iterable[Section],
 ) -> None:
     """Writes ``report.html``: curves, what the network gets right and wrong, options, versions.
 
@@ -75,52 +60,28 @@ def write_report(
         card: of the trained network.
         results: the content of ``results.json``.
         rows: of ``metrics.csv``.
-        predictions: of the trained network.
+        metrics: of the trained network.
+        sections: what its evaluator reports.
     """
-    if isinstance(predictions, DetectionPredictions):
-        task = detection_sections(predictions)
-    elif isinstance(predictions, SemanticPredictions):
-        task = semantic_sections(predictions)
-    elif isinstance(predictions, PanopticPredictions):
-        task = panoptic_sections(predictions)
-    else:
-        assert isinstance(predictions, Predictions)
-        task = _classification_sections(predictions, card)
-    sections = [
-        ("Training", picture(_curves(rows))),
-        *task,
-        ("Versions", table(json.loads(folder.versions.read_text()).items())),
+    parts = [
+        ("Training", _figure(_curves(rows, metrics))),
+        *((html.escape(section.title), _content(section)) for section in sections),
+        ("Versions", _table(Table([(k, str(v)) for k, v in json.loads(folder.versions.read_text()).items()]))),
         ("Options", f"<pre>{html.escape(folder.config.read_text())}</pre>"),
     ]
     page = PAGE.substitute(
         title=html.escape(card.name),
-        numbers="".join(f"<li><b>{value}</b>{name}</li>" for name, value in _numbers(results).items()),
-        sections="\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections),
+        numbers="".join(
+            f"<li><b>{html.escape(value)}</b>{html.escape(title)}</li>"
+            for title, value in _numbers(results, metrics).items()
+        ),
+        sections="\n".join(f"<h2>{title}</h2>\n{content}" for title, content in parts),
     )
     write(folder.report, page.encode())
 
 
-def _classification_sections(predictions: Predictions, card: ModelCard) -> list[tuple[str, str]]:
-    """Confusions, accuracy by class, best and worst pictures."""
-    names = card.class_names or tuple(str(i) for i in range(predictions.classes))
-    sections = []
-    if predictions.classes <= MOST_CLASSES:
-        matrix = _confusion(predictions)
-        sections.append(("Confusion matrix", picture(draw_confusion(matrix.numpy(), names, names))))
-        sections.append(("Accuracy by class", _by_class(matrix, names)))
-    sections.append(("Surest right answers", picture(_sheet(predictions.best, names, card.preprocessing))))
-    if predictions.worst:
-        sections.append(("Worst mistakes", picture(_sheet(predictions.worst, names, card.preprocessing))))
-    else:
-        sections.append(("Worst mistakes", '<p class="note">There are none.</p>'))
-    return sections
-
-
-def _numbers(results: Mapping[str, Any]) -> dict[str, str]:
-    titles = {"top1": "top-1", "top5": "top-5"} | {f"{kind}_{ap}": f"{kind} {title}" for kind, ap, title in AP_TITLES}
-    titles |= SEMANTIC_TITLES | PANOPTIC_TITLES
-    numbers = {title: f"{results[key]:.2f} %" for key, title in titles.items() if key in results}
-    return numbers | {
+def _numbers(results: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, str]:
+    return {metric.title: str(metric) for metric in metrics if metric.summary} | {
         "validation images": f"{results['images']:,}",
         "epochs": str(results["epochs"]),
         "training time": duration(results["seconds"]),
@@ -128,16 +89,81 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> Figure:
+def _content(section: Section) -> str:
+    text = f'<p class="note">{html.escape(section.text)}</p>' if section.text else ""
+    pieces = [text, *map(_table, section.tables), *(_figure(_drawn(chart)) for chart in section.charts)]
+    if section.results:
+        pieces.append(_figure(_tiles(section.results)))
+    return "\n".join(piece for piece in pieces if piece)
+
+
+def _table(table: Table) -> str:
+    head = "<tr>" + "".join(f"<th>{html.escape(title)}" for title in table.columns) if table.columns else ""
+    return f"<table>{head}{''.join('<tr>' + ''.join(map(_cell, row)) for row in table.rows)}</table>"
+
+
+def _cell(cell: str | Bar) -> str:
+    return f'<td><meter value="{cell.share:.3f}"></meter>' if isinstance(cell, Bar) else f"<td>{html.escape(cell)}"
+
+
+def _figure(figure: Figure) -> str:
+    """A figure within the page itself."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+
+
+def _drawn(chart: Chart) -> Figure:
+    match chart:
+        case ConfusionMatrix():
+            return draw_confusion(chart.counts, chart.rows, chart.columns)
+        case PrecisionRecall():
+            return draw_precision_recall(chart.precision, chart.names)
+
+
+def _tiles(examples: Sequence[Example]) -> Figure:
+    """Images with their titles: targets and, beside them, predictions; or small images where titles say it all."""
+    from matplotlib.figure import Figure
+
+    drawn: list[tuple[Image, str]] = []
+    for example in examples:
+        if example.target is None:
+            assert example.prediction.image is not None
+            drawn.append((example.prediction.image, example.title))
+        else:
+            drawn.append((_draw(example.target, example.target_options), example.target_title))
+            drawn.append((_draw(example.prediction, example.options), example.title))
+    columns, width = (6, 1.8) if examples[0].target is None else (4, 2.65)
+    lines = -(-len(drawn) // columns)
+    tallest = max(image.height / image.width for image, _ in drawn)
+    most_lines = max(title.count("\n") for _, title in drawn) + 1
+    figure = Figure(figsize=(11, (width * tallest + 0.15 + 0.15 * most_lines) * lines), layout="constrained")
+    places = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in places:
+        axes.axis("off")
+    for axes, (image, title) in zip(places, drawn, strict=False):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=8, parse_math=False)
+    return figure
+
+
+def _draw(result: Any, options: Mapping[str, bool]) -> Image:
+    image: Image = result.draw(**options)
+    return image
+
+
+def _curves(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, measured, rate = figure.subplots(1, 3)
     _curve(loss, rows, {"train_loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}, "loss")
-    measured = {key for row in rows for key in row}
-    lines = [(key, title) for key, title in DRAWN.items() if key in measured]
-    colours = {key: (title, colour) for (key, title), colour in zip(lines, (BLUE, ORANGE), strict=False)}
-    _curve(accuracy, rows, colours, "validation, %")
+    drawn = [metric for metric in metrics if metric.headline or metric.curve]
+    lines = {
+        m.name: (m.title, color) for m, color in zip(drawn, itertools.cycle((BLUE, ORANGE, GREEN, GREY)), strict=False)
+    }
+    units = dict.fromkeys(metric.unit for metric in drawn)
+    _curve(measured, rows, lines, f"validation, {', '.join(units)}")
     _curve(rate, rows, {"learning_rate": ("learning rate", BLUE)}, "learning rate")
     return figure
 
@@ -153,50 +179,3 @@ def _curve(axes: Any, rows: Sequence[Mapping[str, float]], lines: dict[str, tupl
     axes.spines[["top", "right"]].set_visible(False)
     if any(label != title for label, _ in lines.values()):
         axes.legend(frameon=False)
-
-
-def _confusion(predictions: Predictions) -> Tensor:
-    """``(N, N)`` counts: row = true class, column = best class."""
-    return count_pairs(predictions.labels, predictions.ranked[:, 0], (predictions.classes,) * 2)
-
-
-def _by_class(matrix: Tensor, names: Sequence[str]) -> str:
-    """Worst class first, with the class it is taken for most often."""
-    lines = []
-    for i, name in enumerate(names):
-        images, right = int(matrix[i].sum()), int(matrix[i, i])
-        others = matrix[i].clone()
-        others[i] = 0
-        confused = names[int(others.argmax())] if others.any() else ""
-        lines.append((right / images if images else 0.0, name, images, confused))
-    body = "".join(
-        f'<tr><td>{html.escape(name)}<td>{100 * share:.1f} %<td><meter value="{share:.3f}"></meter>'
-        f"<td>{images}<td>{html.escape(confused)}"
-        for share, name, images, confused in sorted(lines)
-        if images
-    )
-    return f"<table><tr><th>class<th>accuracy<th><th>images<th>most often taken for{body}</table>"
-
-
-def _sheet(judged: Sequence[Judged], names: Sequence[str], preprocessing: Preprocessing) -> Figure:
-    from matplotlib.figure import Figure
-
-    columns = 6
-    lines = max(-(-len(judged) // columns), 1)
-    figure = Figure(figsize=(11, 2.3 * lines), layout="constrained")
-    places = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in places:
-        axes.axis("off")
-    for axes, one in zip(places, judged, strict=False):
-        mistaken = "" if one.label == one.predicted else f"\ntaken for {names[one.predicted]}"
-        axes.imshow(_colours(one.image, preprocessing))
-        axes.set_title(
-            f"{names[one.label]}{mistaken}\n{100 * one.score:.1f} %", fontsize=8, color=GREY, parse_math=False
-        )
-    return figure
-
-
-def _colours(image_CHW: Tensor, preprocessing: Preprocessing) -> Any:
-    """The picture before normalisation, ``(H, W, 3)`` in [0, 1]."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-    return (image_CHW * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -21,8 +21,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from focalnet import zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
+from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model, TaskName
-from focalnet.training.callbacks import Inspector
+from focalnet.samples import Batch
 from focalnet.training.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -70,7 +71,8 @@ class Task(pl.LightningModule, ABC):
 
     network: Model[Any, Any]
     name: ClassVar[TaskName]
-    inspector: ClassVar[type[Inspector]]
+    evaluator_class: ClassVar[type[Evaluator]]
+    evaluator: Evaluator
 
     def __init__(
         self,
@@ -95,6 +97,8 @@ class Task(pl.LightningModule, ABC):
         self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
         self.average: ModelEmaV3 | None = None
+        self.examples = False  # whether validation keeps what a report shows
+        self.metrics: list[Metric] = []  # of the last validation
 
     def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
         """The network with its initial weights, which gives what this task measures.
@@ -188,6 +192,23 @@ class Task(pl.LightningModule, ABC):
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
             self.average.update(self.network, step=self.trainer.global_step + 1)
+
+    def build_evaluator(self) -> Evaluator:
+        """An evaluator for one validation."""
+        return self.evaluator_class(self.data, examples=self.examples)
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator = self.build_evaluator()
+
+    def validation_step(self, batch: Batch[Any], batch_idx: int) -> None:
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        self.evaluator.update(self.trained.predict(images, batch.sizes, batch.original_sizes), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            self.evaluator.gather()
+        self.metrics = self.evaluator.compute()
+        self.log_dict({metric.name: metric.value for metric in self.metrics}, sync_dist=False)
 
     @property
     def data(self) -> Any:

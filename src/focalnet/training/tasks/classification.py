@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 
 from focalnet.errors import ConfigError
+from focalnet.metrics.classification import ClassificationEvaluator, stacked_logits
 from focalnet.samples import Batch
-from focalnet.training.callbacks import Predictions
 from focalnet.training.tasks.base import Task
 
 
@@ -27,7 +27,7 @@ class MixConfig:
         cutmix: alpha of the Beta distribution of cutmix; 0 turns it off.
         probability: of mixing a batch at all.
         switch_probability: of cutmix rather than mixup, when both are on.
-        clean_epochs: the last so many epochs of a run are not mixed, so that it ends on pictures as they are
+        clean_epochs: the last so many epochs of a run are not mixed, so that it ends on images as they are
             (He et al., arXiv 1909.09148).
     """
 
@@ -69,7 +69,7 @@ class ClassificationTask(Task):
     """
 
     name = "classification"
-    inspector = Predictions
+    evaluator_class = ClassificationEvaluator
 
     def __init__(self, *, mix: MixConfig = MixConfig(), label_smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -103,13 +103,9 @@ class ClassificationTask(Task):
     def _mixes_now(self) -> bool:
         return self.current_epoch < (self.trainer.max_epochs or 0) - self.mix.clean_epochs
 
-    def validation_step(self, batch: Batch[int], batch_idx: int) -> torch.Tensor:
-        """Returns logits ``(B, num_classes)``."""
-        images, labels = batch.images, cast("torch.Tensor", batch.targets)
-        logits: torch.Tensor = self.trained(images.contiguous(memory_format=torch.channels_last)).float()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        metrics = {"val_loss": F.cross_entropy(logits, labels), "top1": 100.0 * best[:, 0].float().mean()}
-        if logits.shape[1] > 5:
-            metrics["top5"] = 100.0 * best.any(1).float().mean()
-        self.log_dict(metrics, batch_size=len(images), sync_dist=True)
-        return logits
+    def validation_step(self, batch: Batch[int], batch_idx: int) -> None:
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        results = self.trained.predict(images, batch.sizes, batch.original_sizes)
+        loss = F.cross_entropy(stacked_logits(results), cast("torch.Tensor", batch.targets))
+        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+        self.evaluator.update(results, batch)

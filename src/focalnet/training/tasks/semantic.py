@@ -12,11 +12,10 @@ from torch import Tensor
 from focalnet.data.preprocess import pad
 from focalnet.errors import ConfigError
 from focalnet.inference.segmenting import check_window, mean_scores, meeting_size, slide
-from focalnet.metrics.semantic import SemanticMetric
+from focalnet.metrics.semantic import SemanticEvaluator
 from focalnet.ops.label_maps import label_map
 from focalnet.results import SemanticMap
 from focalnet.samples import Batch, LabelMapTarget, Size
-from focalnet.training.semantic_found import SemanticPredictions
 from focalnet.training.tasks.base import DenseTask, padded
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SlideConfig:
-    """Evaluation through a window that slides over the picture, as mmseg does it.
+    """Evaluation through a window that slides over the image, as mmseg does it.
 
     Args:
         crop: side in pixels of the window, a multiple of the network's ``size_divisor``.
@@ -43,13 +42,14 @@ class SemanticTask(DenseTask):
     """Trains a network that says of each pixel what it is: UPerNet or Mask2Former.
 
     Args:
-        slide: in validation, look through a sliding window; null looks at whole pictures.
-        flip: in validation, also look at every picture mirrored; the mean of the probabilities counts.
+        slide: in validation, predict through a sliding window; null takes whole images.
+        flip: in validation, also predict every image mirrored; the mean of the probabilities counts.
         kwargs: those of ``DenseTask``.
     """
 
     name = "semantic"
-    inspector = SemanticPredictions
+    evaluator_class = SemanticEvaluator
+    evaluator: SemanticEvaluator
 
     def __init__(self, *, slide: SlideConfig | None = None, flip: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -61,31 +61,23 @@ class SemanticTask(DenseTask):
         if self.slide is not None:
             check_window((self.slide.crop,) * 2, self.network.config.size_divisor, "model.slide: crop")
 
-    def on_validation_epoch_start(self) -> None:
-        self.metric = SemanticMetric(self.data.num_classes)
-
-    def validation_step(self, batch: Batch[LabelMapTarget], batch_idx: int) -> dict[str, list[SemanticMap]]:
-        """Returns the classes of each image's pixels, as ``found``."""
+    def validation_step(self, batch: Batch[LabelMapTarget], batch_idx: int) -> None:
         sizes = [(batch.images, batch.sizes), *((view.images, view.sizes) for view in batch.views)]
         views = [(*view, mirrored) for view in sizes for mirrored in ((False, True) if self.flip else (False,))]
         scores = zip(*(self._scores(*view) for view in views), strict=True)
-        found = [
+        results = [
             SemanticMap(label_map(self._mean(of_one, original), original), self.trained.class_names)
             for of_one, original in zip(scores, batch.original_sizes, strict=True)
         ]
-        self.metric.update(found, [target.labels for target in batch.targets])
-        return {"found": found}
+        self.evaluator.update(results, batch)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.world_size > 1:
-            self.metric.gather()
-        self.found = self.metric.compute()
-        there = self.found.matrix.sum(1).nonzero()[0].tolist()
-        if len(there) == 1 and not self._told_of_one_class:
-            name = self.data.class_names[there[0]]
+        super().on_validation_epoch_end()
+        present = self.evaluator.metric.matrix.sum(1).nonzero().flatten().tolist()
+        if len(present) == 1 and not self._told_of_one_class:
+            name = self.data.class_names[present[0]]
             logger.warning('every labelled pixel that was validated on is of class "%s": figures say little', name)
             self._told_of_one_class = True
-        self.log_dict(self.found.summary(), sync_dist=False)
 
     def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:
         """Of each image the scores of its classes, without padding and no longer mirrored."""
@@ -96,12 +88,12 @@ class SemanticTask(DenseTask):
             scores = self.trained.class_scores(images)
         else:
             scores = slide(self.trained, images, (self.slide.crop,) * 2, (self.slide.stride,) * 2)
-        seen = [one[:, :h, :w] for one, (h, w) in zip(scores, sizes, strict=True)]
-        return [one.flip(-1) for one in seen] if mirrored else seen
+        cropped = [one[:, :h, :w] for one, (h, w) in zip(scores, sizes, strict=True)]
+        return [one.flip(-1) for one in cropped] if mirrored else cropped
 
-    def _mean(self, looks: Sequence[Tensor], original: Size) -> Tensor:
-        """The scores of an image from all looks at it; those of a single one as they are."""
-        if len(looks) == 1:
-            return looks[0]
-        size = meeting_size(original, [(one.shape[1], one.shape[2]) for one in looks])
-        return mean_scores(looks, size, logits=self.trained.scores_are_logits)
+    def _mean(self, views: Sequence[Tensor], original: Size) -> Tensor:
+        """The mean of the scores of an image's views; those of a single one as they are."""
+        if len(views) == 1:
+            return views[0]
+        size = meeting_size(original, [(one.shape[1], one.shape[2]) for one in views])
+        return mean_scores(views, size, logits=self.trained.scores_are_logits)
