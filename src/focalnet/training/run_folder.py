@@ -114,11 +114,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``["trainer.max_epochs: 5, now 10"]``."""
-    found: list[str] = []
+    differences: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found += _differences(before, now, f"{prefix}{key}.")
+            differences += _differences(before, now, f"{prefix}{key}.")
         elif before != now:
-            found.append(f"{prefix}{key}: {before}, now {now}")
-    return found
+            differences.append(f"{prefix}{key}: {before}, now {now}")
+    return differences
