@@ -57,10 +57,14 @@ def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any],
     """The kernel as the launch would compile it: pointers and integers that 16 divides are known to be so."""
     signature, attributes, values = {}, {}, dict(constants)
     warps = values.pop("num_warps")
-    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+    for index, (parameter, value) in enumerate(zip(kernel.params, arguments, strict=False)):
+        name = parameter.name
         if isinstance(value, torch.Tensor):
             signature[name] = f"*{TYPES[value.dtype]}"
             address = value.storage_offset() * value.element_size()
+        elif parameter.do_not_specialize:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            continue
         elif value == 1:
             signature[name], values[name] = "constexpr", 1
             continue

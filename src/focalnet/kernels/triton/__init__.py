@@ -53,10 +53,10 @@ def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.
         return f"triton takes kernels of float32, bfloat16 or float16, got {[w.dtype for w in weights]}"
     if context.numel() == 0:
         return "triton has nothing to do for an empty map"
-    if len(weights) > MAX_LEVELS or any(w.shape[-1] not in KERNELS for w in weights):
+    if len(weights) > MAX_LEVELS or any(w.shape[-1] % 2 == 0 or w.shape[-1] > KERNELS[-1] for w in weights):
         return f"triton has kernels of 1 to 15 and at most {MAX_LEVELS} levels"
     _, H, W, C = context.shape
-    if H * W * max(context.stride(2), C) >= 2**31:
+    if H * W * max(context.stride(2), gates.stride(2), C) >= 2**31:
         return "triton addresses one image with 32 bits, this map is larger"
     return None
 

@@ -13,7 +13,7 @@ leave the kernels in parts, one for each block, which PyTorch adds in a fixed or
 import triton
 import triton.language as tl
 
-from focalnet.kernels.triton.kernels import channels_of, climb, convolve, gelu, normal_cdf, size_of, strips_of
+from focalnet.kernels.triton.kernels import SIZES, channels_of, climb, convolve, gelu, normal_cdf, size_of, strips_of
 
 _HALF_LOG2_E = tl.constexpr(0.7213475204444817)
 _LOG2_SQRT_2PI = tl.constexpr(1.3257480647361595)
@@ -75,7 +75,7 @@ def global_gradient(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def global_gradient_kernel(
     grad, gates, totals, gate_parts, parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -102,7 +102,7 @@ def mean_gradient(total, everywhere_of, H, W):
     return total * gelu_slope(mean, normal_cdf(mean)) / (H * W)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def last_gradient_kernel(
     grad, z, gates, totals, global_totals, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -123,7 +123,7 @@ def last_gradient_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def level_gradient_kernel(
     grad, z, gates, taps, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, LEVEL: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -143,7 +143,7 @@ def level_gradient_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def input_gradient_kernel(
     grad_z, taps, out, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -166,7 +166,7 @@ def descend(above, taps, out, h, w, live, c, H, W, C, K: tl.constexpr, TW: tl.co
         tl.store(out + (h * W + w + t) * C + c, sums[t].to(out.dtype.element_ty), mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def plane_gradient_kernel(
     grad, x, gates, taps, z, contexts, out, gate_parts, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     KERNELS: tl.constexpr, L: tl.constexpr, TAPS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -209,16 +209,16 @@ def plane_gradient_kernel(
         descend(z + b * H * W * C, taps, out + b * H * W * C, h, w, live, c, H, W, C, size_of(KERNELS, 0), TW, BC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
-    x, grad_z, parts, x_b, x_p, B, H, W, C, per_row, steps, columns, groups, first_tap, taps,
+    x, grad_z, parts, x_b, x_p, B, H, W, C, per_row, steps, columns, groups, first_tap, taps_of_all,
     K: tl.constexpr, ROWS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of a kernel's gradient, summed over ``steps`` blocks of strips counted through all images.
 
     Args:
         x: what the convolution read, strides ``x_b``, ``x_p``; grad_z: (B, H, W, C).
-        parts: (chunks, ``taps`` of all levels, C), of which this level's begin at ``first_tap``.
+        parts: (chunks, ``taps_of_all`` levels, C), of which this level's begin at ``first_tap``.
     """
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)
@@ -248,6 +248,6 @@ def weight_gradient_kernel(
                         sums = sums[: ky * K + j - t] + (more,) + sums[ky * K + j - t + 1 :]
     for ky in tl.static_range(ROWS):
         for kx in tl.static_range(K):
-            tap = parts + (chunk.to(tl.int64) * taps + first_tap + (first + ky) * K + kx) * C + c
+            tap = parts + (chunk.to(tl.int64) * taps_of_all + first_tap + (first + ky) * K + kx) * C + c
             if first + ky < K:
                 tl.store(tap, tl.sum(sums[ky * K + kx], 0)[None, :], mask=c < C)

@@ -15,6 +15,10 @@ those of images are 64 bits wide.
 import triton
 import triton.language as tl
 
+# What differs from image to image: a kernel that knew whether 16 divides them would be compiled again for many sizes.
+# Nothing is gained by knowing it of the gates' strides, either: single values are read there.
+SIZES = ("B", "H", "W", "per_row", "blocks", "columns", "steps", "groups", "first_tap", "taps_of_all", "g_b", "g_p")
+
 # log2 of the normal distribution function at -a, a in [0, 8], lowest order first (benchmarks/gpu/fit_gelu.py).
 _R0 = tl.constexpr(-0.9999999345794706)
 _R1 = tl.constexpr(-1.1511082868453921)
@@ -103,7 +107,7 @@ def convolve(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def level_kernel(
     x, taps, gates, contexts, z, out, totals, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, LEVEL: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr,
@@ -160,7 +164,7 @@ def add_gated(value, contexts, gate, b, here, exists, mine, B, image, LEVELS: tl
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def finish_kernel(
     out, gates, totals, g_b, g_p, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
@@ -181,7 +185,7 @@ def finish_kernel(
         tl.store(here, tl.fma(everywhere, gate, value).to(out.dtype.element_ty), mask=exists & (c < C))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def plane_kernel(
     x, taps, gates, contexts, out, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     KERNELS: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,

@@ -9,52 +9,41 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
-from torch.library import triton_op, wrap_triton
+from torch.autograd import forward_ad
+from torch.library import triton_op
 from torch.utils.flop_counter import register_flop_formula
 
+from focalnet.errors import InputError
 from focalnet.kernels import reference
-from focalnet.kernels.triton import gradients, kernels, tiling
+from focalnet.kernels.triton import tiling
+from focalnet.kernels.triton.gradients import (
+    global_gradient_kernel,
+    input_gradient_kernel,
+    last_gradient_kernel,
+    level_gradient_kernel,
+    plane_gradient_kernel,
+    weight_gradient_kernel,
+)
+from focalnet.kernels.triton.kernels import finish_kernel, level_kernel, plane_kernel
 from focalnet.kernels.triton.tiling import Tile
 from focalnet.ops import derivatives
 
-INTERPRETED = not isinstance(kernels.gelu, triton.JITFunction)  # TRITON_INTERPRET=1: on the CPU, to test
+INTERPRETED = not isinstance(level_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: on the CPU, to test
 
+# PyTorch reads in this source which kernels an operation launches, to hash theirs: ``wrap_triton`` of a plain name,
+# in the operation or in a function that is defined above it.
+if not INTERPRETED:
+    from torch.library import wrap_triton
+else:
 
-@triton_op("focalnet::focal_context_triton", mutates_args=())
-def focal_context(
-    context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor, sizes: list[int], keep: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operation, and what its backward pass wants to keep (empty if it computes that again).
-
-    Args:
-        context: ``(B, H, W, C)``.
-        gates: ``(B, H, W, L + 1)``.
-        taps: every level's kernel below each other, ``(sum of k * k, C)``, float32, contiguous; see ``pack``.
-        sizes: the L kernel sizes.
-        keep: a backward pass will follow.
-
-    Returns:
-        The aggregated context (B, H, W, C); every level's convolution (L, B, H, W, C); the last level's sum over the
-        plane (B, C), float32.
-    """
-    B, H, W, C = context.shape
-    x, g, taps = _by_pixel(context), _by_pixel(gates), taps.contiguous()
-    out = torch.empty(context.shape, dtype=context.dtype, device=context.device)
-    tile = tiling.convolution_tile(H, W, C)
-    common = (*_strides(x), *_strides(g), B, H, W, C, tile.per_row(W), tile.blocks(H, W), tile.columns(C))
-    with _on(context.device):
-        if tiling.whole_plane(H, W):
-            contexts = out.new_empty((len(sizes), *out.shape))
-            _launch(
-                kernels.plane_kernel, B * tile.columns(C), tile, x, taps, g, contexts, out, *common,
-                KERNELS=_four_bits(sizes), L=len(sizes),
-            )  # fmt: skip
-            return out, out.new_empty(0), taps.new_empty(0)
-        return _levels(x, g, taps, sizes, out, tile, common, keep)
+    def wrap_triton(triton_kernel: Callable[..., Any], /) -> Any:
+        """The interpreter's kernels are launched as they are."""
+        return triton_kernel
 
 
 def _levels(
@@ -76,13 +65,105 @@ def _levels(
     first = 0
     for level, k in enumerate(sizes):
         _launch(
-            kernels.level_kernel, programs, tile, x, taps[first:], g, contexts, z, out, parts, *common,
+            wrap_triton(level_kernel), programs, tile, x, taps[first:], g, contexts, z, out, parts, *common,
             K=k, LEVEL=level, LAST=level == L - 1, KEEP=keep,
         )  # fmt: skip
         first += k * k
     totals = parts.sum(1)
-    _launch(kernels.finish_kernel, programs, tile, out, g, totals, *common[2:4], *common[5:], L=L)
+    _launch(wrap_triton(finish_kernel), programs, tile, out, g, totals, *common[2:4], *common[5:], L=L)
     return out, z, totals
+
+
+@triton_op("focalnet::focal_context_triton", mutates_args=())
+def focal_context(
+    context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor, sizes: list[int], keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The operation, and what its backward pass wants to keep (empty if it computes that again).
+
+    Args:
+        context: ``(B, H, W, C)``.
+        gates: ``(B, H, W, L + 1)``.
+        taps: every level's kernel below each other, ``(sum of k * k, C)``, float32, contiguous; see ``pack``.
+        sizes: the L kernel sizes.
+        keep: a backward pass will follow.
+
+    Returns:
+        The aggregated context (B, H, W, C); every level's convolution (L, B, H, W, C); the last level's sum over the
+        plane (B, C), float32.
+    """
+    if forward_ad._current_level >= 0:  # PyTorch would lose the tangent without a word
+        raise InputError(
+            "focal_context_triton has no forward-mode derivative: call focalnet.ops.focal_context, which has"
+        )
+    B, H, W, C = context.shape
+    x, g, taps = _by_pixel(context), _by_pixel(gates), taps.contiguous()
+    out = torch.empty(context.shape, dtype=context.dtype, device=context.device)
+    tile = tiling.convolution_tile(H, W, C)
+    common = (*_strides(x), *_strides(g), B, H, W, C, tile.per_row(W), tile.blocks(H, W), tile.columns(C))
+    with _on(context.device):
+        if tiling.whole_plane(H, W, taps.shape[0] if keep else 0):
+            contexts = out.new_empty((len(sizes), *out.shape))
+            _launch(
+                wrap_triton(plane_kernel), B * tile.columns(C), tile, x, taps, g, contexts, out, *common,
+                KERNELS=_four_bits(sizes), L=len(sizes),
+            )  # fmt: skip
+            return out, out.new_empty(0), taps.new_empty(0)
+        return _levels(x, g, taps, sizes, out, tile, common, keep)
+
+
+def _level_gradients(
+    grad: torch.Tensor,
+    g: torch.Tensor,
+    taps: torch.Tensor,
+    sizes: list[int],
+    z: torch.Tensor,
+    totals: torch.Tensor,
+    grad_z: torch.Tensor,
+    contexts: torch.Tensor,
+    grad_x: torch.Tensor,
+    gate_parts: torch.Tensor,
+    tile: Tile,
+    common: tuple[int, ...],
+) -> None:
+    """From the last level down, one kernel each; writes ``grad_z``, ``contexts``, ``grad_x``, ``gate_parts``."""
+    B, H, W, C = grad.shape
+    L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
+    parts = taps.new_empty((B, tile.blocks(H, W), C))
+    _launch(wrap_triton(global_gradient_kernel), programs, tile, grad, g, totals, gate_parts, parts, *common, L=L)
+    _launch(
+        wrap_triton(last_gradient_kernel), programs, tile,
+        grad, z, g, totals, parts.sum(1), grad_z, contexts, gate_parts, *common, L=L,
+    )  # fmt: skip
+    first = taps.shape[0]
+    for level in reversed(range(L)):
+        first -= sizes[level] ** 2
+        if level > 0:
+            _launch(
+                wrap_triton(level_gradient_kernel), programs, tile,
+                grad, z, g, taps[first:], grad_z, contexts, gate_parts, *common, K=sizes[level], LEVEL=level - 1, L=L,
+            )  # fmt: skip
+    _launch(wrap_triton(input_gradient_kernel), programs, tile, grad_z, taps, grad_x, *common[3:], K=sizes[0])
+
+
+def _weight_gradients(x: torch.Tensor, contexts: torch.Tensor, grad_z: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Gradient of the packed kernels, (taps, C): parts of bounded number, then their sum."""
+    B, H, W, C = x.shape
+    tile, taps = tiling.weight_tile(W, C), sum(k * k for k in sizes)
+    blocks = -(-B * H * tile.per_row(W) // tile.R)
+    chunks = min(blocks, max(1, tiling.PROGRAMS // tile.columns(C)))
+    steps = -(-blocks // chunks)
+    parts = torch.empty((chunks, taps, C), dtype=torch.float32, device=x.device)
+    first = 0
+    for level, k in enumerate(sizes):
+        below = x if level == 0 else contexts[level - 1]
+        groups = -(-k // tiling.weight_rows(k))
+        _launch(
+            wrap_triton(weight_gradient_kernel), chunks * groups * tile.columns(C), tile,
+            below, grad_z[level], parts, *_strides(below), B, H, W, C, tile.per_row(W), steps,
+            tile.columns(C), groups, first, taps, K=k, ROWS=tiling.weight_rows(k),
+        )  # fmt: skip
+        first += k * k
+    return parts.sum(0)
 
 
 @triton_op("focalnet::focal_context_triton_backward", mutates_args=())
@@ -105,76 +186,24 @@ def focal_context_backward(
     contexts = grad_x.new_empty((len(sizes), *grad_x.shape))
     grad_z = torch.empty_like(contexts)
     with _on(context.device):
-        if tiling.whole_plane(H, W):
+        if tiling.whole_plane(H, W, taps.shape[0]):
             _launch(
-                gradients.plane_gradient_kernel, B * tile.columns(C), tile,
+                wrap_triton(plane_gradient_kernel), B * tile.columns(C), tile,
                 grad, x, g, taps, grad_z, contexts, grad_x, gate_parts, *_strides(x), *common,
                 KERNELS=_four_bits(sizes), L=len(sizes), TAPS=taps.shape[0],
             )  # fmt: skip
+        elif z.numel() == 0:
+            raise InputError(
+                "focal_context_triton was called with keep=False, so that there is nothing to differentiate"
+            )
         else:
             _level_gradients(grad, g, taps, sizes, z, totals, grad_z, contexts, grad_x, gate_parts, tile, common)
         grad_taps = _weight_gradients(x, contexts, grad_z, sizes)
     return grad_x, gate_parts.sum(0).to(gates.dtype), grad_taps
 
 
-def _level_gradients(
-    grad: torch.Tensor,
-    g: torch.Tensor,
-    taps: torch.Tensor,
-    sizes: list[int],
-    z: torch.Tensor,
-    totals: torch.Tensor,
-    grad_z: torch.Tensor,
-    contexts: torch.Tensor,
-    grad_x: torch.Tensor,
-    gate_parts: torch.Tensor,
-    tile: Tile,
-    common: tuple[int, ...],
-) -> None:
-    """From the last level down, one kernel each; writes ``grad_z``, ``contexts``, ``grad_x``, ``gate_parts``."""
-    B, H, W, C = grad.shape
-    L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
-    parts = taps.new_empty((B, tile.blocks(H, W), C))
-    _launch(gradients.global_gradient_kernel, programs, tile, grad, g, totals, gate_parts, parts, *common, L=L)
-    _launch(
-        gradients.last_gradient_kernel, programs, tile,
-        grad, z, g, totals, parts.sum(1), grad_z, contexts, gate_parts, *common, L=L,
-    )  # fmt: skip
-    first = taps.shape[0]
-    for level in reversed(range(L)):
-        first -= sizes[level] ** 2
-        if level > 0:
-            _launch(
-                gradients.level_gradient_kernel, programs, tile,
-                grad, z, g, taps[first:], grad_z, contexts, gate_parts, *common, K=sizes[level], LEVEL=level - 1, L=L,
-            )  # fmt: skip
-    _launch(gradients.input_gradient_kernel, programs, tile, grad_z, taps, grad_x, *common[3:], K=sizes[0])
-
-
-def _weight_gradients(x: torch.Tensor, contexts: torch.Tensor, grad_z: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Gradient of the packed kernels, (taps, C): parts of bounded number, then their sum."""
-    B, H, W, C = x.shape
-    tile, taps = tiling.weight_tile(W, C), sum(k * k for k in sizes)
-    blocks = -(-B * H * tile.per_row(W) // tile.R)
-    chunks = min(blocks, max(1, tiling.PROGRAMS // tile.columns(C)))
-    steps = -(-blocks // chunks)
-    parts = torch.empty((chunks, taps, C), dtype=torch.float32, device=x.device)
-    first = 0
-    for level, k in enumerate(sizes):
-        below = x if level == 0 else contexts[level - 1]
-        groups = -(-k // tiling.weight_rows(k))
-        _launch(
-            gradients.weight_gradient_kernel, chunks * groups * tile.columns(C), tile,
-            below, grad_z[level], parts, *_strides(below), B, H, W, C, tile.per_row(W), steps,
-            tile.columns(C), groups, first, taps, K=k, ROWS=tiling.weight_rows(k),
-        )  # fmt: skip
-        first += k * k
-    return parts.sum(0)
-
-
 def _launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants: Any) -> None:
-    run = kernel if INTERPRETED else wrap_triton(kernel)
-    run[(programs,)](*arguments, **constants, TW=tile.TW, R=tile.R, BC=tile.BC, num_warps=tile.warps)
+    kernel[(programs,)](*arguments, **constants, TW=tile.TW, R=tile.R, BC=tile.BC, num_warps=tile.warps)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -203,10 +232,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     context, gates, taps, ctx.sizes, _ = inputs
     _, z, totals = output
     ctx.mark_non_differentiable(z, totals)
+    ctx.set_materialize_grads(False)  # else a zero gradient as large as z is filled at every step
     ctx.save_for_backward(context, gates, taps, z, totals)
 
 
-def _differentiate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None, None
     context, gates, taps, z, totals = ctx.saved_tensors
     if derivatives.wanted(grad):
         by_reference = functools.partial(_by_reference, ctx.sizes)
@@ -232,5 +264,6 @@ def _flops(context_shape: torch.Size, gates_shape: torch.Size, taps_shape: torch
 @register_flop_formula(torch.ops.focalnet.focal_context_triton_backward)
 def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
     """Two gradients, each as much as the forward pass; a plane's convolutions once more."""
-    recomputed = tiling.whole_plane(*grad_shape[1:3])
+    height, width = grad_shape[1], grad_shape[2]
+    recomputed = tiling.whole_plane(height, width, shapes[2][0])
     return (3 if recomputed else 2) * _flops(*shapes)

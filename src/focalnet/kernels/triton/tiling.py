@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 WIDTHS = (8, 7, 6, 5)  # pixels of a strip: each loaded pixel serves as many sums, each of which takes registers
 LANE = 4  # channels a thread holds: 8 bytes in half precision, 16 in single
+WIDE = 64  # from here on the widest strip wastes little, and every width shares one compiled kernel
 PLANE_PIXELS = 16 * 16  # up to here one program does a whole plane
+PLANE_TAPS = 100  # of all levels, up to which the gradient of a whole plane compiles in seconds
 PROGRAMS = 1024  # that share the sum of a kernel's gradient: several for every multiprocessor, and a bounded workspace
 WEIGHT_SUMS = 32  # at most so many sums of a kernel's gradient in the registers of a thread, times two channels
 
@@ -34,7 +36,9 @@ class Tile:
 
 
 def strip_width(width: int) -> int:
-    """The strip that wastes the fewest sums at the end of a row; the widest of the best."""
+    """The strip that wastes the fewest sums at the end of a row, the widest of the best; the widest for a wide map."""
+    if width >= WIDE:
+        return max(WIDTHS)
     return min(WIDTHS, key=lambda tw: (-(-width // tw) * tw, -tw))
 
 
@@ -44,9 +48,15 @@ def channel_block(channels: int) -> int:
 
 
 def convolution_tile(height: int, width: int, channels: int) -> Tile:
-    """For the kernels that hold the sums of a convolution."""
+    """For the kernels that hold the sums of a convolution.
+
+    Sizes are only compared, never put through ``int``: a compiler that sees symbols then makes a graph for each tile,
+    not for each size.
+    """
     tw, bc = strip_width(width), channel_block(channels)
-    rows = min(8 * 32 * LANE // bc, _power_of_two(height * -(-width // tw)))
+    strips, rows = height * -(-width // tw), 8 * 32 * LANE // bc
+    while rows > 1 and rows // 2 >= strips:
+        rows //= 2
     return Tile(tw, rows, bc, max(1, rows * bc // (32 * LANE)))
 
 
@@ -62,10 +72,6 @@ def weight_rows(kernel: int) -> int:
     return -(-kernel // -(-kernel // rows))  # as few as needed for as many programs
 
 
-def whole_plane(height: int, width: int) -> bool:
-    """Whether one program takes a plane through every level."""
-    return height * width <= PLANE_PIXELS
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+def whole_plane(height: int, width: int, taps: int = 0) -> bool:
+    """Whether one program takes a plane through every level; ``taps`` are those of all levels if gradients follow."""
+    return height * width <= PLANE_PIXELS and taps <= PLANE_TAPS
