@@ -40,7 +40,12 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         return reference.focal_context(context, gates, weights)
     name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
     kernels = triton if name == "triton" else cpu
-    reason = kernels.why_not(context, gates, weights) or _missing(name, context.device)
+    reason = kernels.why_not(context, gates, weights)
+    if reason is None and name == "triton":
+        sizes = tuple(weight.shape[-1] for weight in weights)
+        reason = _missing_triton(context.device, context.dtype, sizes, wanted == "auto")
+    elif reason is None:
+        reason = _missing_native()
     if reason is not None:
         if wanted == "auto":
             return reference.focal_context(context, gates, weights)
@@ -52,16 +57,27 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing(name: str, device: torch.device) -> str | None:
-    """Why this backend is not there, or None; the answer does not change while a program runs."""
+def _missing_native() -> str | None:
+    """Why the CPU kernels are not there, or None; the answer does not change while a program runs."""
     try:
-        if name == "triton":
-            triton.load(device)
-        else:
-            cpu.load()
+        cpu.load()
     except InputError as error:
         return str(error)
     return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _missing_triton(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], aloud: bool) -> str | None:
+    """Why the GPU kernels of these sizes do not run here, or None; ``aloud`` warns of what is a fault, once."""
+    try:
+        triton.load(device, dtype)
+    except triton.Unusable as error:
+        if aloud:
+            triton.proof.warn(str(error))
+        return str(error)
+    except InputError as error:
+        return str(error)
+    return triton.proof.denied(device, dtype, sizes)
 
 
 @functools.partial(KernelOp, "focalnet::focal_context")

@@ -19,8 +19,8 @@ from torch.library import triton_op
 from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
-from focalnet.kernels import reference
-from focalnet.kernels.triton import tiling
+from focalnet.kernels import backend, reference
+from focalnet.kernels.triton import proof, tiling
 from focalnet.kernels.triton.gradients import (
     global_gradient_kernel,
     input_gradient_kernel,
@@ -230,6 +230,7 @@ def _four_bits(sizes: list[int]) -> int:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     context, gates, taps, ctx.sizes, _ = inputs
+    ctx.by_name = backend.current() == "triton"  # asked here: backward passes have a thread of their own
     _, z, totals = output
     ctx.mark_non_differentiable(z, totals)
     ctx.set_materialize_grads(False)  # else a zero gradient as large as z is filled at every step
@@ -240,10 +241,17 @@ def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, .
     if grad is None:
         return None, None, None, None, None
     context, gates, taps, z, totals = ctx.saved_tensors
-    if derivatives.wanted(grad):
-        by_reference = functools.partial(_by_reference, ctx.sizes)
-        return *derivatives.gradients(by_reference, (context, gates, taps), [grad]), None, None
-    return *focal_context_backward(grad, context, gates, taps, ctx.sizes, z, totals), None, None
+    if not derivatives.wanted(grad):
+        try:
+            return *focal_context_backward(grad, context, gates, taps, ctx.sizes, z, totals), None, None
+        except (torch.OutOfMemoryError, InputError):
+            raise
+        except Exception as error:  # compilers, drivers and caches raise whatever they like
+            if ctx.by_name or torch.compiler.is_compiling():
+                raise
+            proof.deny(context.device, context.dtype, ctx.sizes, error)
+    by_reference = functools.partial(_by_reference, ctx.sizes)
+    return *derivatives.gradients(by_reference, (context, gates, taps), [grad]), None, None
 
 
 def _by_reference(sizes: list[int], context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:

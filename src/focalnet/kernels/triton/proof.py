@@ -1,0 +1,192 @@
+"""The GPU kernels prove themselves before they are trusted: small cases, forward and backward, against float64.
+
+A GPU that has run into an illegal access is lost to its process, and a compiler may take the process with it. The cases
+therefore run in a process of their own, ``python -m focalnet.kernels.triton.proof``, which also leaves what it compiled
+in Triton's cache. A verdict on the numbers is stored for the same GPU, driver, versions and sources; what did not
+compile or start is tried again by the next process, for the user may have mended it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from focalnet.errors import InputError
+from focalnet.kernels import backend, reference
+
+SECONDS = 300  # for compiling and running all cases, of which a healthy machine needs some ten
+# Of the largest number of a result: some ten times what rounding explains.
+_TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+_SHAPES = (2, 17, 18, 40), (2, 5, 7, 40)  # one kernel a level; one for the whole plane
+_SIZES = [3, 3]
+_ANSWER = "verdict "
+# Why kernels of these sizes, on this device in this dtype, do not run in this process: all proved but found out later.
+_denied: dict[tuple[torch.device, torch.dtype, tuple[int, ...]], str] = {}
+
+
+def deny(device: torch.device, dtype: torch.dtype, sizes: Sequence[int], error: Exception) -> None:
+    """Puts kernels that have ended with an error on the deny list, with a warning."""
+    kind = str(dtype).removeprefix("torch.")
+    reason = f"the GPU kernels of sizes {list(sizes)} in {kind} do not compile or start: {brief(error)}"
+    _denied[device, dtype, tuple(sizes)] = reason
+    warn(reason)
+
+
+def denied(device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> str | None:
+    """Why these kernels are on the deny list; None if they are not."""
+    return _denied.get((device, dtype, tuple(sizes)))
+
+
+@functools.cache
+def warn(reason: str) -> None:
+    """Says once that a GPU's kernels do not run."""
+    warnings.warn(f"{reason}; models run on PyTorch's operations", RuntimeWarning, stacklevel=2)
+
+
+def brief(error: Exception) -> str:
+    """Type and first line of an error of others."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | None:
+    """What the kernels compute wrongly on this GPU in this dtype; None if nothing.
+
+    Args:
+        device: a CUDA device.
+        dtype: of context and gates.
+        version: of Triton.
+
+    Raises:
+        InputError: the cases did not compile or start; the message says why.
+    """
+    stored = _folder() / f"{_key(device, dtype, version)}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        wrong: str | None = json.loads(stored.read_text())["wrong"]
+        return wrong
+    wrong = _asked(device, dtype)
+    with contextlib.suppress(OSError):  # then the next process asks again
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({"wrong": wrong}))
+        partial.replace(stored)
+    return wrong
+
+
+def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What the kernels compute wrongly, by how much; None if nothing. In this process."""
+    for shape in _SHAPES:
+        for name, found, truth in _cases(shape, device, dtype):
+            error = (found.double() - truth).abs().max() / truth.abs().max()
+            if not error <= _TOLERANCE[dtype]:  # NaN is none
+                kind = str(dtype).removeprefix("torch.")
+                return f"{name} of a map {shape} in {kind} is off by {float(error):.1e} of its largest value"
+    return None
+
+
+def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, result and truth: gates and context are slices of a projection whose pixels are an odd stride apart."""
+    from focalnet.kernels.triton import run
+
+    importlib.import_module("focalnet.kernels.triton.op")  # registers the operation
+    C, L = shape[3], len(_SIZES)
+    projection = _waves((*shape[:3], 2 * C + L + 1), dtype, 1, device)
+    kernels = [_waves((C, 1, k, k), torch.float32, 2 + level, device) / k for level, k in enumerate(_SIZES)]
+    grad = _waves(shape, dtype, 7, device)
+
+    def differentiated(function: object, kind: torch.dtype) -> list[Tensor]:
+        assert callable(function)
+        whole = projection.to(kind).requires_grad_()
+        weights = [kernel.to(kind if kind == torch.float64 else torch.float32).requires_grad_() for kernel in kernels]
+        _, context, gates = torch.split(whole, [C, C, L + 1], -1)
+        out = function(context, gates, weights)
+        return [out.detach(), *torch.autograd.grad(out, [whole, *weights], grad.to(kind))]
+
+    with backend.use("triton"):  # by name: nothing falls back
+        found = differentiated(run, dtype)
+    truth = differentiated(reference.focal_context, torch.float64)
+    names = ["the output", "the gradient of the maps", *["the gradient of a kernel"] * L]
+    yield from zip(names, found, truth, strict=True)
+
+
+def _waves(shape: tuple[int, ...], dtype: torch.dtype, step: float, device: torch.device) -> Tensor:
+    """Numbers between -2 and 2 without a pattern; no generator is touched."""
+    count = torch.Size(shape).numel()
+    return (2 * (torch.arange(count, dtype=torch.float64) * (1 + step / 7)).sin()).view(shape).to(device, dtype)
+
+
+def _asked(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The verdict of a process of its own."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    kind = str(dtype).removeprefix("torch.")
+    command = [sys.executable, "-W", "ignore", "-m", "focalnet.kernels.triton.proof", str(index), kind]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"the GPU kernels were not compiled and run within {SECONDS} seconds") from error
+    except OSError as error:
+        raise InputError(f"the GPU kernels cannot be checked: {error}") from error
+    for line in done.stdout.splitlines():
+        if line.startswith(_ANSWER):
+            wrong: str | None = json.loads(line.removeprefix(_ANSWER))
+            return wrong
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    raise InputError(f"the GPU kernels do not compile or start: {last.strip()}")
+
+
+def _key(device: torch.device, dtype: torch.dtype, version: str) -> str:
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    known = (
+        torch.cuda.get_device_name(device),
+        torch.cuda.get_device_capability(device),
+        _driver(),
+        torch.__version__,
+        version,
+        str(dtype),
+        sources.hexdigest(),
+    )
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
+
+
+def _driver() -> str:
+    """Of NVIDIA on Linux; elsewhere a new driver is not noticed."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+
+
+def _folder() -> Path:
+    """Where verdicts are stored."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "focalnet" / "gpu_kernels"
+
+
+def main() -> None:
+    """Prints the verdict on the kernels of this process, or ends with the error that kept them from running."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("index", type=int, help="of the CUDA device")
+    parser.add_argument("dtype", choices=[str(dtype).removeprefix("torch.") for dtype in _TOLERANCE])
+    a = parser.parse_args()
+    wrong = disagreement(torch.device("cuda", a.index), getattr(torch, a.dtype))
+    print(_ANSWER + json.dumps(wrong), flush=True)
+
+
+if __name__ == "__main__":
+    main()
