@@ -1,6 +1,10 @@
 """Compiles every kernel for a GPU that need not be here, and shows what the compiler made of it.
 
     python benchmarks/gpu/compile_only.py [--kernels 3 5] [--map 56 56 96] [--batch 128] [--dtype bfloat16]
+    python benchmarks/gpu/compile_only.py --models [--capability 90]
+
+The second form compiles those of every stage and kernel set of FocalNet-T in bfloat16 on all cores, into Triton's
+cache.
 
 One line a kernel: registers of a thread, bytes of stack (anything but 0 means registers were spilled), bytes of shared
 memory, instructions, and multiply-adds among them (loops are counted once). Needs Triton, which carries the assembler.
@@ -10,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
+import multiprocessing
 import re
 import subprocess
 import tempfile
@@ -25,6 +31,8 @@ from triton.compiler import ASTSource
 from focalnet.kernels.triton import op, tiling
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+SETS = ([3, 5], [3, 5, 7], [9, 11, 13])  # FocalNet-T: SRF, LRF, and the large kernels of detection
+STAGES = ((56, 56, 96), (28, 28, 192), (14, 14, 384), (7, 7, 768))
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]+)")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -96,6 +104,22 @@ def _run(program: str, *arguments: str) -> str:
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def compile_models(batch: int, capability: int) -> None:
+    """Every kernel of FocalNet-T at 224 pixels in bfloat16, one process a map and kernel set; says what failed."""
+    work = [((batch, *stage), kernels, capability) for kernels in SETS for stage in STAGES]
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (size, kernels, _), done in zip(work, [pool.submit(compile_all, *case) for case in work], strict=True):
+            print(*size, kernels, f"{done.result()} kernels", sep="  ", flush=True)
+
+
+def compile_all(size: tuple[int, int, int, int], kernels: list[int], capability: int) -> int:
+    """Compiles what a training step launches; returns how many kernels that were."""
+    found = launches(size, kernels, torch.bfloat16)
+    for launch in found:
+        compiled(*launch, capability)
+    return len(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5])
@@ -103,7 +127,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=[str(t).removeprefix("torch.") for t in TYPES], default="bfloat16")
     parser.add_argument("--capability", type=int, default=90, help="80 A100, 90 H100 and H200")
+    parser.add_argument("--models", action="store_true", help="FocalNet-T, in parallel")
     a = parser.parse_args()
+    if a.models:
+        compile_models(a.batch, a.capability)
+        return
     for kernel, arguments, constants in launches((a.batch, *a.map), a.kernels, getattr(torch, a.dtype)):
         used = resources(compiled(kernel, arguments, constants, a.capability).asm["cubin"])
         line = ", ".join(f"{name} {value}" for name, value in used.items())
