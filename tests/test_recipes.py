@@ -89,7 +89,7 @@ def test_there_is_one_for_every_row_of_the_paper_and_ours():
     folders = {FOLDERS.get(name, name) for name in TASKS}
     of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in folders}
     assert of_task["classification"] == IMAGENET | FINETUNED | PRETRAINED | OURS
-    assert of_task["detection"] == set(COCO) | {"bccd_nano", "nuclei_nano", "finetune"}
+    assert of_task["detection"] == set(COCO) | {"bccd_nano", "nuclei_nano", "finetune", "dino_finetune"}
     semantic = {r.partition("/")[2] for r in RECIPES if task_of(r) == "semantic"}
     assert semantic >= set(ADE20K) | {"camvid_nano", "finetune"}
     assert len(RECIPES) == len(list(HOME.rglob("*.yaml"))) == sum(map(len, of_task.values()))
@@ -264,7 +264,6 @@ def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
         "model.backbone_weights": str(weights.save(classifier, folder / "classifier.safetensors")),
         "model.options.depths": depths,
         "model.options.embed_dim": 8,
-        "model.options.neck": {"channels": 32, **({"extra": "conv"} if method == "atss" else {})},
         "data.root": str(coco),
         "data.batch_size": 2,
         "data.num_workers": 0,
@@ -278,6 +277,8 @@ def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
         "trainer.accelerator": "cpu",
         "trainer.sync_batchnorm": False,
     }
+    if method != "dino":  # which has no pyramid
+        small["model.options.neck"] = {"channels": 32, **({"extra": "conv"} if method == "atss" else {})}
     return small | {f"model.options.{key}": value for key, value in TOY_HEADS[method].items()}
 
 
@@ -286,6 +287,7 @@ TOY_HEADS: dict[str, dict[str, Any]] = {
     "mask_rcnn": {"stages": [{"fc_channels": 16}], "mask_channels": 8, "mask_convs": 1},
     "cascade_mask_rcnn": {"stages": [{"fc_channels": 16, "convs": 1, "conv_channels": 8}] * 3, "mask_channels": 8},
     "atss": {"channels": 32, "convs": 1},
+    "dino": {"channels": 32, "heads": 4, "num_queries": 10, "encoder_layers": 1, "decoder_layers": 2},
     "sparse_rcnn": {"neck": {"channels": 32, "levels": 4}, "proposals": 10, "stages": 2},
 }
 

@@ -8,7 +8,7 @@ from focalnet.training.tasks.base import DenseTask
 
 
 class DetectionTask(DenseTask):
-    """Trains a detector: Mask R-CNN, Cascade Mask R-CNN, ATSS or Sparse R-CNN; or Mask2Former to find objects."""
+    """Trains a detector, or Mask2Former to find objects."""
 
     name = "detection"
     evaluator_class = CocoEvaluator
