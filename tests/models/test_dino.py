@@ -14,6 +14,7 @@ from focalnet.errors import ConfigError
 from focalnet.models.dino import DINO, DINOConfig
 from focalnet.models.dino.denoising import DenoisingGenerator, Objects
 from focalnet.models.dino.encoder import Levels
+from focalnet.models.dino.layouts import from_release, to_release
 from focalnet.models.dino.loss import losses, objects_of
 from focalnet.samples import Batch, ImageInfo, ObjectTarget
 from tests.models import small
@@ -71,6 +72,23 @@ def test_losses_reach_every_parameter(counts: tuple[int, int], shared: bool) -> 
     assert all(value.isfinite() and value.dtype == torch.float32 for value in terms.values())
     torch.stack(list(terms.values())).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": 5}, {"learned_queries": False}, {"spare_labels": 3}])
+@pytest.mark.parametrize(("classes", "boxes"), [(True, True), (True, False), (False, True), (False, False)])
+def test_names_of_the_release_and_back(classes: bool, boxes: bool, options: dict[str, Any]) -> None:
+    model = network(shared_class_head=classes, shared_box_head=boxes, **options)
+    for parameter in model.bbox_head.parameters():
+        torch.nn.init.normal_(parameter)
+    ours = model.state_dict()
+    theirs = to_release(ours, model.config)
+    layers = model.config.decoder_layers
+    assert sum("transformer.decoder.bbox_embed." in key for key in theirs) == layers * 6
+    assert torch.equal(theirs["bbox_embed.0.layers.0.bias"], theirs[f"bbox_embed.{layers - 1}.layers.0.bias"]) == boxes
+    assert torch.equal(theirs["class_embed.0.bias"], theirs[f"class_embed.{layers - 1}.bias"]) == classes
+    back = from_release(theirs)
+    assert back.keys() == ours.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in ours.items())
 
 
 def test_content_from_the_encoder() -> None:

@@ -43,8 +43,9 @@ def levels_of(tensors: dict[str, Tensor]) -> Levels:
 
 def stored_sample(tensors: dict[str, Tensor], prefix: str, label_noise: float, classes: int) -> Callable[..., Tensor]:
     """The stored random numbers, in the order in which denoising asks for them."""
-    flips, distances = tensors[f"{prefix}random.rand_like.0"], tensors[f"{prefix}random.rand_like.1"]
-    labels, signs = tensors[f"{prefix}random.randint_like.0"], tensors[f"{prefix}random.randint_like.1"]
+    nothing = {"rand_like.0": torch.zeros(0), "rand_like.1": torch.zeros(0, 4)}
+    nothing |= {"randint_like.0": torch.zeros(0), "randint_like.1": torch.zeros(0, 4)}
+    flips, distances, labels, signs = (tensors.get(f"{prefix}random.{name}", empty) for name, empty in nothing.items())
     others = torch.zeros(len(flips))
     others[flips < label_noise / 2] = (labels + 0.5) / classes
     numbers = iter([flips, others, (signs + 0.5) / 2, distances])
@@ -157,9 +158,11 @@ def test_denoising_queries(case: Case) -> None:
         box_noise=given["box_noise_scale"],
     )
     queries = denoise(case, config)
-    assert (queries.content.shape[1], queries.groups) == tuple(facts["dn_meta"].values())
-    assert_forward(queries.content, tensors["input_query_label"]) if queries.content.numel() else None
-    assert_forward(queries.boxes, tensors["input_query_bbox"]) if queries.content.numel() else None
+    meta = facts["dn_meta"]
+    assert (queries.content.shape[1], queries.groups) == (meta["pad_size"], meta["num_dn_group"])
+    if queries.content.numel():
+        assert_forward(queries.content, tensors["input_query_label"])
+        assert_forward(queries.boxes, tensors["input_query_bbox"])
     assert torch.equal(queries.hidden(given["num_queries"]), tensors["attn_mask"].bool())
 
 
@@ -248,11 +251,12 @@ def test_detector_in_training(case: Case) -> None:
     targets = targets_of(tensors)
     sample = stored_sample(tensors, "dn.", model.config.label_noise, model.config.num_classes)
     denoising = model.dn_query_generator(targets, sample)
-    assert (denoising.content.shape[1], denoising.groups) == tuple(facts["dn_meta"].values())
+    meta = facts["dn_meta"] or {"pad_size": 0, "num_dn_group": 1}
+    assert (denoising.content.shape[1], denoising.groups) == (meta["pad_size"], meta["num_dn_group"])
     if denoising.content.numel():
         assert_forward(denoising.content, tensors["dn.input_query_label"])
         assert_forward(denoising.boxes, tensors["dn.input_query_bbox"])
-    assert torch.equal(denoising.hidden(model.config.num_queries), tensors["dn.attn_mask"].bool())
+        assert torch.equal(denoising.hidden(model.config.num_queries), tensors["dn.attn_mask"].bool())
     outputs = model.training_outputs(images, sizes, denoising)
     names = [*(f"aux.{i}." for i in range(len(outputs.layers) - 1)), ""]
     for name, layer, restored in zip(names, outputs.layers, outputs.denoising, strict=True):
