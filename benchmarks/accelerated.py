@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import focalnet
-from focalnet.inference.timing import in_turns
+from focalnet.cli.benchmark import in_turns
 from focalnet.kernels.memory import keep_freed_memory
 
 LIBRARIES = {"timm": peers.of_timm, "transformers": peers.official_order}

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import focalnet
-from focalnet.inference.timing import Timing, in_turns
+from focalnet.cli.benchmark import Timing, in_turns
 from focalnet.kernels.memory import keep_freed_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

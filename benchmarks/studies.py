@@ -16,7 +16,7 @@ import peers
 import torch
 
 import focalnet
-from focalnet.inference.timing import Timing, in_turns
+from focalnet.cli.benchmark import Timing, in_turns
 from focalnet.kernels.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"

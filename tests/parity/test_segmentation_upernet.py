@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from focalnet.inference.segmenting import slide
+from focalnet.inference.tta import slide
 from focalnet.models.upernet import UPerNet, UPerNetConfig
 from focalnet.ops.label_maps import label_map
 from focalnet.samples import IGNORED, Batch, LabelMapTarget

@@ -11,10 +11,17 @@ from PIL import Image
 
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
+<<<<<<< HEAD:tests/training/test_padding.py
 from focalnet.inference import Looks, Predictor
 from focalnet.inference.segmenting import slide
 from focalnet.training.failures import explained
 from focalnet.training.tasks.semantic import SlideConfig
+=======
+from focalnet.inference import Predictor, Views
+from focalnet.inference.tta import slide
+from focalnet.tasks.failures import explained
+from focalnet.tasks.semantic import SlideConfig
+>>>>>>> 9a4c1f2 (Put views and tiles in inference.tta, one pipeline per output):tests/tasks/test_padding.py
 from tests.models.small import config, mask2former, upernet
 from tests.training.families import DENSE, data_for, step, task_for, trainer, write_data
 
@@ -89,22 +96,22 @@ def test_a_given_network_is_measured_with_its_own_divisor(family, root, tmp_path
 
 
 @pytest.mark.parametrize("divisor", DIVISORS)
-@pytest.mark.parametrize("looks", [Looks(), Looks(flip=True, short_sides=(48, 70)), Looks(tile=40)])
+@pytest.mark.parametrize("views", [Views(), Views(flip=True, short_sides=(48, 70)), Views(tile=40)])
 @pytest.mark.parametrize("method", NETWORKS)
-def test_prediction_pads_to_the_networks_divisor(method, looks, divisor):
+def test_prediction_pads_to_the_networks_divisor(method, views, divisor):
     options = {"segments": "semantic"} if method == "mask2former" else {}
     network = NETWORKS[method](size_divisor=divisor, **options).build().eval()
     preprocessing = Preprocessing(image_size=50, max_size=200)
     network.card = ModelCard(name="test", class_names=("ant", "bee", "cat"), preprocessing=preprocessing)
     watch = _Watch()
     watch.setup_hook(network)
-    Predictor(network, "cpu", looks=looks, batch_size=1)(Image.new("RGB", (90, 60)))
-    short_sides = looks.short_sides or (50,)
-    if looks.tile:
+    Predictor(network, "cpu", views=views, batch_size=1)(Image.new("RGB", (90, 60)))
+    short_sides = views.short_sides or (50,)
+    if views.tile:
         assert len(watch.sizes[False]) > 1
         assert set(watch.sizes[False]) == {up((50, 50), divisor)}
     else:
-        expected = [up((side, round(side * 1.5)), divisor) for side in short_sides for _ in range(1 + looks.flip)]
+        expected = [up((side, round(side * 1.5)), divisor) for side in short_sides for _ in range(1 + views.flip)]
         assert watch.sizes[False] == expected
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +17,6 @@ from focalnet.errors import ConfigError, UnknownName, did_you_mean
 from focalnet.files import write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from torch import nn
 
@@ -41,7 +43,6 @@ def benchmark(
 
     from focalnet import zoo
     from focalnet.inference.predictor import pick_device
-    from focalnet.inference.timing import in_turns
     from focalnet.models.variants import VARIANTS
 
     if dtype not in DTYPES:
@@ -101,3 +102,56 @@ def _candidates(
         graph = torch.compile(optimized, fullgraph=True)
         candidates["compiled"] = lambda: graph(images)
     return candidates
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every round, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third: half of the rounds lie between."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Times every candidate once a round, in rotating order, so that a slow moment of the machine affects all of them.
+
+    Args:
+        candidates: functions to call, by name.
+        rounds: timed calls of each.
+        warmup: calls of each before, not timed (compilers, caches).
+    """
+    for call in candidates.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            seconds[name].append(_time(candidates[name]))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _time(call: Callable[[], object]) -> float:
+    _wait()
+    start = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

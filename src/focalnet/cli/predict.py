@@ -77,13 +77,13 @@ def predict(
     files = find(paths)  # before torch: a mistyped path is told at once
 
     from focalnet import zoo
-    from focalnet.inference import Looks, Predictor
+    from focalnet.inference import Predictor, Views
     from focalnet.inference.video import is_video
     from focalnet.visualize import unique_names
 
     network = zoo.load(model)
-    looks = Looks(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
-    predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, looks=looks)
+    views = Views(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
+    predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, views=views)
     videos = [file for file in files if is_video(file)]
     classifies = network.config.output == "classification"
     if videos and (out is None or classifies):

@@ -15,7 +15,7 @@ from focalnet.data.preprocess import preprocess, short_side
 from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
-from focalnet.inference.predictor import SET_CARD, class_names
+from focalnet.inference.pipelines import SET_CARD, class_names
 from focalnet.models import Model
 from focalnet.models.backbone import FocalNetBase
 from focalnet.models.classifier import best_classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focalnet.inference.timing import Timing, in_turns
+from focalnet.cli.benchmark import Timing, in_turns
 
 
 def test_every_candidate_is_called_once_a_round_in_rotating_order() -> None:
