@@ -184,7 +184,7 @@ def test_upernet_from_its_file(upernet, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("segments", ["semantic", "instance", "panoptic"])
-def test_mask2former_gives_every_noun(segments):
+def test_mask2former_gives_every_result(segments):
     torch.manual_seed(0)
     network = zoo.create_model(
         "mask2former_focalnet_tiny_srf", num_classes=4, segments=segments, num_things=2, num_queries=6, channels=32,

@@ -17,7 +17,7 @@ from focalnet.card import Preprocessing
 from focalnet.data.preprocess import eval_transform
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 from focalnet.explanations import record
-from focalnet.explanations.explaining import seen_region
+from focalnet.explanations.explaining import input_region
 from tests.inference.small import CARD, backbone, classifier, noise, ramp
 
 
@@ -62,10 +62,10 @@ def test_the_model_is_left_as_it_was() -> None:
     side=st.integers(12, 64),
     crop_pct=st.sampled_from([1.0, 0.95, 0.9, 0.875, 0.8]),
 )
-def test_the_seen_region_is_what_the_transform_cuts_out(width: int, height: int, side: int, crop_pct: float) -> None:
+def test_the_input_region_is_what_the_transform_cuts_out(width: int, height: int, side: int, crop_pct: float) -> None:
     plain = Preprocessing(image_size=side, crop_pct=crop_pct, interpolation="bilinear", mean=(0,) * 3, std=(1,) * 3)
     pixels = eval_transform(plain)(ramp(width, height))
-    left, top, right, bottom = seen_region((width, height), plain)
+    left, top, right, bottom = input_region((width, height), plain)
     # The ramps are straight lines: their mean tells the centre of what was cut out, their slope its size
     # (away from the rim, where interpolation has nothing to lean on).
     a, b = side // 4, side - 1 - side // 4

@@ -1,4 +1,4 @@
-"""Segmenters that see the truth: class 0 is where red is the brightest channel, 1 green, 2 blue."""
+"""Segmenters that are always right: class 0 is where red is the brightest channel, 1 green, 2 blue."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Colours(ScoresPixels[ColoursConfig, Tensor]):
         raise AssertionError("this network only predicts")
 
     def postprocess(self, outputs: Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[Any]:
-        found = zip(outputs, sizes, original_sizes, strict=True)
-        return [self._noun(one[:, :h, :w], size) for one, (h, w), size in found]
+        pairs = zip(outputs, sizes, original_sizes, strict=True)
+        return [self._result(scores[:, :h, :w], size) for scores, (h, w), size in pairs]
 
-    def _noun(self, scores: Tensor, size: Size) -> SemanticMap | Detections | PanopticMap:
+    def _result(self, scores: Tensor, size: Size) -> SemanticMap | Detections | PanopticMap:
         labels = F.interpolate(scores[None], size, mode="bilinear")[0].argmax(0)
         present = labels.unique()
         if self.config.segments == "semantic":
@@ -91,7 +91,7 @@ def colours(segments: str = "semantic", *, size: int = 64, divisor: int = 1, num
 
 
 def blocks(width: int, height: int, seed: int = 0, block: int = 16) -> tuple[Image.Image, Tensor]:
-    """A picture of coloured blocks, and the class of each of its pixels."""
+    """An image of colored blocks, and the class of each of its pixels."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 3, (-(-height // block), -(-width // block)))
     labels = small.repeat(block, 0).repeat(block, 1)[:height, :width]

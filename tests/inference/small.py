@@ -1,4 +1,4 @@
-"""A classifier small enough for a test, and pictures that tell where their pixels came from."""
+"""A classifier small enough for a test, and images whose pixels show where they are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backbone() -> FocalNet:
 
 
 def ramp(width: int, height: int) -> Image.Image:
-    """Red grows from left to right and green from top to bottom, both from 0 to 255 over the picture."""
+    """Red grows from left to right and green from top to bottom, both from 0 to 255 over the image."""
     pixels = np.zeros((height, width, 3), np.float64)
     pixels[..., 0] = (np.arange(width) + 0.5) / width * 255
     pixels[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]

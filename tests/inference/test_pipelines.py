@@ -29,32 +29,32 @@ def agreement(labels: torch.Tensor, truth: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("size", [(80, 64), (128, 100), (300, 40), (20, 17)])
 def test_every_pixel_of_the_original_has_its_class(size):
-    picture, truth = blocks(*size)
-    found = Predictor(colours())(picture)
-    assert isinstance(found, SemanticMap)
-    assert found.names == NAMES
-    assert found.image.size == picture.size
-    assert agreement(found.labels, truth) > 0.9  # edges blur
+    image, truth = blocks(*size)
+    result = Predictor(colours())(image)
+    assert isinstance(result, SemanticMap)
+    assert result.names == NAMES
+    assert result.image.size == image.size
+    assert agreement(result.labels, truth) > 0.9  # edges blur
 
 
 def test_it_is_what_the_network_itself_says():
     network = colours(size=48)
-    picture, _ = blocks(96, 80)
-    found = Predictor(network)(picture)
+    image, _ = blocks(96, 80)
+    result = Predictor(network)(image)
     (shape,) = network.seen
     assert shape == (1, 3, 48, 58)  # the short side is 48, 57.6 is rounded
     pipeline = Predictor(network)._pipeline
-    images = pipeline._pixels([(picture, pipeline.prepare(picture)[0].views[0])])
+    images = pipeline._pixels([(image, pipeline.prepare(image)[0].views[0])])
     (itself,) = network.predict(images, [(48, 58)], [(80, 96)])
-    assert torch.equal(found.labels, itself.labels)
+    assert torch.equal(result.labels, itself.labels)
 
 
 def test_padding_is_cut_off_and_images_of_other_sizes_go_alone():
     network = colours(divisor=32)
-    pictures = [blocks(80, 64), blocks(80, 64, seed=1), blocks(64, 64)]
-    found = Predictor(network, batch_size=4)([picture for picture, _ in pictures])
+    pairs = [blocks(80, 64), blocks(80, 64, seed=1), blocks(64, 64)]
+    result = Predictor(network, batch_size=4)([image for image, _ in pairs])
     assert network.seen == [(2, 3, 64, 96), (1, 3, 64, 64)]
-    for one, (_, truth) in zip(found, pictures, strict=True):
+    for one, (_, truth) in zip(result, pairs, strict=True):
         assert agreement(one.labels, truth) == 1.0  # at its own size
 
 
@@ -80,31 +80,31 @@ def test_the_long_side_is_limited():
 )
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_views_agree_on_what_is_clear(views, batch_size):
-    picture, truth = blocks(210, 150)
-    found = Predictor(colours(size=64), views=views, batch_size=batch_size)(picture)
-    assert agreement(found.labels, truth) > 0.93
+    image, truth = blocks(210, 150)
+    result = Predictor(colours(size=64), views=views, batch_size=batch_size)(image)
+    assert agreement(result.labels, truth) > 0.93
 
 
 def test_sizes_and_mirrors_average_probabilities():
     network = colours(size=40)
-    picture, _ = blocks(40, 40, block=5)
-    found = Predictor(network, views=Views(flip=True, short_sides=(40, 60)))(picture)
+    image, _ = blocks(40, 40, block=5)
+    result = Predictor(network, views=Views(flip=True, short_sides=(40, 60)))(image)
     assert [shape[2:] for shape in network.seen] == [(40, 40), (60, 60)]  # two of each: original and mirrored
     pipeline = Predictor(network)._pipeline
     total = torch.zeros(3, 40, 40)
     for side in (40, 60):
-        (tile,) = Predictor(network, views=Views(short_sides=(side,)))._pipeline.prepare(picture)
-        logits = network(pipeline._pixels([(picture, tile.views[0])]))
+        (tile,) = Predictor(network, views=Views(short_sides=(side,)))._pipeline.prepare(image)
+        logits = network(pipeline._pixels([(image, tile.views[0])]))
         total += 2 * F.interpolate(logits, (40, 40), mode="bilinear")[0].softmax(0)  # pixels are on their own here
-    assert agreement(found.labels, total.argmax(0)) == 1.0
+    assert agreement(result.labels, total.argmax(0)) == 1.0
 
 
 def test_probabilities_are_averaged_as_they_are(monkeypatch):
     network = colours(size=40)
     monkeypatch.setattr(type(network), "scores_are_logits", False)
-    picture, _ = blocks(40, 40)
+    image, _ = blocks(40, 40)
     pipeline = Predictor(network, views=Views(flip=True))._pipeline
-    (tile,) = pipeline.prepare(picture)
+    (tile,) = pipeline.prepare(image)
     scores = torch.tensor([0.7, 0.2, 0.1]).view(3, 1, 1).expand(3, 40, 40)
     torch.testing.assert_close(pipeline._mean(tile, iter([scores, scores])), scores)
     monkeypatch.setattr(type(network), "scores_are_logits", True)
@@ -121,23 +121,23 @@ def test_with_more_than_256_classes_labels_stay_what_they_are():
 
 
 def test_objects_are_merged_over_views_and_weak_ones_left_out():
-    picture, truth = blocks(130, 96, block=64)
-    found = Predictor(colours("instance"), min_score=0.3, views=Views(flip=True))(picture)
-    assert isinstance(found, Detections)
-    assert found.names == NAMES
-    assert found.masks.shape == (len(found), 96, 130)
-    assert 0 < len(found) < len(truth.unique())  # the weakest scores 0.2
-    for mask, label in zip(found.masks, found.labels, strict=True):
+    image, truth = blocks(130, 96, block=64)
+    result = Predictor(colours("instance"), min_score=0.3, views=Views(flip=True))(image)
+    assert isinstance(result, Detections)
+    assert result.names == NAMES
+    assert result.masks.shape == (len(result), 96, 130)
+    assert 0 < len(result) < len(truth.unique())  # the weakest scores 0.2
+    for mask, label in zip(result.masks, result.labels, strict=True):
         assert (mask == (truth == label)).float().mean() > 0.97
 
 
 def test_a_panoptic_map_comes_from_one_view():
-    picture, truth = blocks(96, 64, block=32)
-    found = Predictor(colours("panoptic"))(picture)
-    assert isinstance(found, PanopticMap)
-    assert found.names == NAMES
-    assert agreement(found.ids.long() - 1, truth) == 1.0
-    Predictor(colours("panoptic"), views=Views(short_sides=(96,)))(picture)
+    image, truth = blocks(96, 64, block=32)
+    result = Predictor(colours("panoptic"))(image)
+    assert isinstance(result, PanopticMap)
+    assert result.names == NAMES
+    assert agreement(result.ids.long() - 1, truth) == 1.0
+    Predictor(colours("panoptic"), views=Views(short_sides=(96,)))(image)
     for views in (Views(tile=64), Views(flip=True), Views(short_sides=(64, 96))):
         with pytest.raises(ConfigError, match=r"panoptic map.*leave them out"):
             Predictor(colours("panoptic"), views=views)
@@ -179,7 +179,7 @@ def test_a_large_image_needs_memory_for_itself_and_its_labels_only():
 
 
 def test_a_smooth_image_has_no_seams():
-    picture = ramp(200, 150)
-    whole = Predictor(colours(size=150))(picture)
-    tiled = Predictor(colours(size=64), views=Views(tile=64))(picture)
+    image = ramp(200, 150)
+    whole = Predictor(colours(size=150))(image)
+    tiled = Predictor(colours(size=64), views=Views(tile=64))(image)
     assert agreement(tiled.labels, whole.labels) > 0.999

@@ -1,4 +1,4 @@
-"""The predictor: one picture or many, in any form, with the model's own preparation."""
+"""The predictor: one image or many, in any form, with the model's own preparation."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from focalnet.errors import ConfigError, ImageError, InputError, UnknownName
 from tests.inference.small import CARD, backbone, classifier, noise
 
 
-def test_it_is_softmax_of_the_model_on_the_prepared_picture() -> None:
-    model, picture = classifier(), noise()
+def test_it_is_softmax_of_the_model_on_the_prepared_image() -> None:
+    model, image = classifier(), noise()
     with torch.no_grad():
-        scores = model(eval_transform(CARD.preprocessing)(picture)[None]).softmax(1)[0]
-    result = Predictor(model)(picture)
+        scores = model(eval_transform(CARD.preprocessing)(image)[None]).softmax(1)[0]
+    result = Predictor(model)(image)
     assert result.labels == tuple(scores.argsort(descending=True).tolist())
     assert result.scores == pytest.approx(scores.sort(descending=True).values.tolist(), rel=1e-5)
     assert result.names == tuple(CARD.class_names[i] for i in result.labels)
     assert result.image is not None
-    assert result.image.size == picture.size
+    assert result.image.size == image.size
 
 
-def test_a_picture_may_come_as_path_string_bytes_or_image(tmp_path: Path) -> None:
+def test_an_image_may_come_as_path_string_bytes_or_image(tmp_path: Path) -> None:
     path, buffer = tmp_path / "a.png", io.BytesIO()
     noise().save(path)
     noise().save(buffer, "PNG")
@@ -43,9 +43,9 @@ def test_a_picture_may_come_as_path_string_bytes_or_image(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_a_list_gives_a_list_in_order_whatever_the_batch_size(batch_size: int) -> None:
-    pictures = [noise(20 + i, 30, seed=i) for i in range(7)]
-    one_by_one = [Predictor(classifier())(picture) for picture in pictures]
-    together = Predictor(classifier(), batch_size=batch_size)(pictures)
+    images = [noise(20 + i, 30, seed=i) for i in range(7)]
+    one_by_one = [Predictor(classifier())(image) for image in images]
+    together = Predictor(classifier(), batch_size=batch_size)(images)
     assert [r.labels for r in together] == [r.labels for r in one_by_one]
     for a, b in zip(together, one_by_one, strict=True):
         assert a.scores == pytest.approx(b.scores, rel=1e-4)
@@ -60,9 +60,9 @@ def test_top_k_limits_the_classes() -> None:
     assert len(Predictor(classifier(), top_k=9)(noise()).labels) == 3
 
 
-def test_a_broken_picture_is_named_or_skipped(tmp_path: Path) -> None:
+def test_a_broken_image_is_named_or_skipped(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     predictor = Predictor(classifier(), batch_size=2)
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         predictor([noise(), broken])
@@ -75,12 +75,12 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path: Path) -> None:
 def test_streaming_reads_no_further_than_asked() -> None:
     asked: list[int] = []
 
-    def pictures():
+    def images():
         for i in range(100):
             asked.append(i)
             yield noise(seed=i)
 
-    next(Predictor(classifier(), batch_size=4).stream(pictures()))
+    next(Predictor(classifier(), batch_size=4).stream(images()))
     assert len(asked) == 4
 
 

@@ -80,9 +80,9 @@ COUNTS = (0, 5, 18, 19, 20, 21, 40, 19, 3, 25, 0)
 def test_as_many_frames_as_before_when_objects_become_a_crowd(size, masks, tmp_path, monkeypatch):
     network, counts = colours("instance"), iter(COUNTS)
     monkeypatch.setattr(zoo, "load", lambda name: network)
-    monkeypatch.setattr(Colours, "_noun", lambda self, scores, given: objects(next(counts), given[::-1], masks=masks))
-    film = write_video(images(size, len(COUNTS)), tmp_path / "clip.mp4", 10.0)
-    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.setattr(Colours, "_result", lambda self, scores, given: objects(next(counts), given[::-1], masks=masks))
+    video = write_video(images(size, len(COUNTS)), tmp_path / "clip.mp4", 10.0)
+    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
     assert sizes(tmp_path / "out/clip-prediction.mp4") == [size] * len(COUNTS)
     assert next(counts, None) is None
 
@@ -90,8 +90,8 @@ def test_as_many_frames_as_before_when_objects_become_a_crowd(size, masks, tmp_p
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
 def test_every_kind_of_result_keeps_size_and_number(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda name: colours(kind))
-    film = write_video(images((75, 51), 5), tmp_path / "clip.mp4", 7.0)
-    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
+    video = write_video(images((75, 51), 5), tmp_path / "clip.mp4", 7.0)
+    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
     assert sizes(tmp_path / "out/clip-prediction.mp4") == [(75, 51)] * 5
 
 
@@ -129,8 +129,8 @@ def test_frames_that_are_lost_in_prediction_are_told(tmp_path, monkeypatch, caps
     stream = Predictor.stream
     monkeypatch.setattr(zoo, "load", lambda name: colours("semantic"))
     monkeypatch.setattr(Predictor, "stream", lambda self, given, **o: list(stream(self, given, **o))[1:])
-    film = write_video(images((96, 64), 5), tmp_path / "clip.mp4", 10.0)
-    assert main(["predict", str(film), "--model", "colours", "--out", str(tmp_path / "out")]) == 2
+    video = write_video(images((96, 64), 5), tmp_path / "clip.mp4", 10.0)
+    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path / "out")]) == 2
     assert "5 frames were read, and 4 have predictions" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.mp4"))
 
@@ -144,13 +144,13 @@ def test_a_video_that_opencv_cannot_make_is_an_error(rate, tmp_path):
 
 
 def test_a_damaged_video_is_told(tmp_path, caplog):
-    film = write_video(images((97, 65), 10), tmp_path / "clip.mp4", 10.0)
-    list(frames(film))
+    video = write_video(images((97, 65), 10), tmp_path / "clip.mp4", 10.0)
+    list(frames(video))
     assert caplog.text == ""
-    damaged = bytearray(film.read_bytes())
+    damaged = bytearray(video.read_bytes())
     start = damaged.rfind(b"\xff\xd8\xff")  # of the last JPEG
     damaged[start : start + 200] = bytes(200)
-    shutil.copy(film, tmp_path / "damaged.mp4")
+    shutil.copy(video, tmp_path / "damaged.mp4")
     (tmp_path / "damaged.mp4").write_bytes(damaged)
     assert len(list(frames(tmp_path / "damaged.mp4"))) == 9
     assert "only 9 frames could be read, of 10" in caplog.text

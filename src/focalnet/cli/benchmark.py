@@ -1,4 +1,4 @@
-"""``focalnet benchmark``: how fast a model is on this machine, and what makes it so."""
+"""``focalnet benchmark``: how fast a model is on this machine: plain operations, our kernels, optimized, compiled."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def benchmark(
 def _candidates(
     images: torch.Tensor, build: Callable[[], nn.Module], *, compiled: bool
 ) -> dict[str, Callable[[], object]]:
-    """The same model in every way it can run here; weights do not matter for speed and are random."""
+    """Functions that run the same model, by the name of how; weights do not matter for speed and are random."""
     import torch
 
     from focalnet.kernels import backend

@@ -1,4 +1,4 @@
-"""``focalnet doctor``: what is installed here, and what can it run on?"""
+"""``focalnet doctor``: what is installed, and which devices and backends work."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _devices() -> dict[str, str]:
     cpu = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     if not processor.computes_bfloat16():
         cpu += ", bfloat16 emulated (float32 is faster)"
-    found = {"torch": torch.__version__, "cpu": cpu}
+    listing = {"torch": torch.__version__, "cpu": cpu}
     for name in devices()[1:]:
-        found[name] = torch.cuda.get_device_name(name) if name.startswith("cuda") else "available"
-    return found
+        listing[name] = torch.cuda.get_device_name(name) if name.startswith("cuda") else "available"
+    return listing
 
 
 def _packages() -> dict[str, dict[str, str]]:

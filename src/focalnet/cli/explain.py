@@ -1,4 +1,4 @@
-"""``focalnet explain``: what does the network look at?"""
+"""``focalnet explain``: what does the network attend to?"""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from focalnet.cli import DEFAULT_MODEL
 
 
 def explain(
-    paths: Annotated[list[str], typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Pictures.")],
+    paths: Annotated[list[str], typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name of 'focalnet models', or a weights file.")] = (
         DEFAULT_MODEL
     ),
-    out: Annotated[Path, typer.Option(help="Where to: a folder for each picture is made in it.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Where to: a folder for each image is made in it.")] = Path("out"),
     block: Annotated[
         list[str] | None,
         typer.Option(help="A block, e.g. layers.2.blocks.1; may be repeated; default: the last of each stage."),
     ] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also draw the depthwise kernels of the blocks.")] = False,
 ) -> None:
-    """Draws what the network looks at.
+    """Draws what the network attends to.
 
-    For each picture: the gate of each focal level, the global gate and the norm of the modulator, laid over it.
+    For each image: the gate of each focal level, the global gate and the norm of the modulator, laid over it.
     """
     from focalnet.data.images import find
 
@@ -39,5 +39,5 @@ def explain(
         sheet, *overlays = explanations.explain(network, file, block).save(out / name)
         typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays beside it")
     if kernels:
-        picture = draw_kernels(explanations.kernels(network, block), title=model)
-        typer.echo(f"kernels\n  {save_image(picture, out / 'kernels.png')}")
+        drawing = draw_kernels(explanations.kernels(network, block), title=model)
+        typer.echo(f"kernels\n  {save_image(drawing, out / 'kernels.png')}")

@@ -1,4 +1,4 @@
-"""``focalnet predict``: what do these images show, what is where in them, and what is each of their pixels?"""
+"""``focalnet predict``: predicts the classes of images, the objects in them, or the class or segment of each pixel."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def quickstart(
     from focalnet.cli.predict import predict
     from focalnet.cli.train import fit, show_progress, validate
 
-    run, pictures, predictions, explanations = (out / name for name in ("run", "digits", "predicted", "explained"))
+    run, images, predictions, explanations = (out / name for name in ("run", "digits", "predicted", "explained"))
     weights = str(run / "model.safetensors")
 
     _say(f"focalnet fit {RECIPE} --output {run}")
@@ -31,11 +31,11 @@ def quickstart(
 
     _say(f"focalnet validate {RECIPE} --weights {weights}")
     measured = validate(RECIPE, weights)
-    typer.echo("top-1 {top1:.2f} % of {images} pictures, {images_per_s:.0f} pictures a second".format(**measured))
+    typer.echo("top-1 {top1:.2f} % of {images} images, {images_per_s:.0f} images a second".format(**measured))
 
-    files = _write_digits(pictures)
-    _say(f"focalnet predict {pictures} --model {weights} --top 2 --out {predictions}")
-    predict([str(pictures)], model=weights, top=2, out=predictions)
+    files = _write_digits(images)
+    _say(f"focalnet predict {images} --model {weights} --top 2 --out {predictions}")
+    predict([str(images)], model=weights, top=2, out=predictions)
 
     chosen = [str(file) for file in files[:3]]
     _say(f"focalnet explain {' '.join(chosen)} --model {weights} --out {explanations}")
@@ -44,8 +44,8 @@ def quickstart(
     typer.echo("\nWhat to look at:")
     for what, where in {
         "how training went": run / "report.html",
-        "what the digits were taken for": predictions,
-        "what the network looked at": explanations / files[0].stem / "sheet.png",
+        "which digits were predicted": predictions,
+        "what the network attends to": explanations / files[0].stem / "sheet.png",
     }.items():
         typer.echo(f"  {what:<32} {where}")
 
@@ -55,7 +55,7 @@ def _say(command: str) -> None:
 
 
 def _write_digits(folder: Path) -> list[Path]:
-    """One test picture of each digit, as PNG."""
+    """One test image of each digit, as PNG."""
     import numpy as np
 
     from focalnet.data.readers.digits import Digits

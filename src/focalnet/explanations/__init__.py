@@ -1,4 +1,4 @@
-"""What a FocalNet looks at: gates, modulators and kernels."""
+"""What a FocalNet attends to: gates, modulators and kernels."""
 
 from focalnet.explanations.explaining import explain
 from focalnet.explanations.explanation import BlockMaps, Explanation

@@ -32,7 +32,7 @@ def explain(
     """Shows what a network looked at: gates of each focal level, and the norm of the modulator.
 
     Args:
-        model: a classifier or backbone whose card says how to prepare a picture; or what ``focalnet.load`` takes.
+        model: a classifier or backbone whose card says how to prepare an image; or what ``focalnet.load`` takes.
         image: a file, its bytes, or a picture.
         blocks: names of blocks, e.g. ``"layers.3.blocks.1"``; default: the last one of each stage.
 
@@ -43,9 +43,9 @@ def explain(
     if isinstance(model, (str, Path)):
         model = zoo.load(model).backbone
     if not isinstance(model, FocalNetBase):
-        raise ConfigError(f"a {type(model).__name__} is no FocalNet of this library: focalnet.load reads its weights")
+        raise ConfigError(f"a {type(model).__name__} is not a FocalNet of this library: focalnet.load reads its weights")
     if model.card is None:
-        raise ConfigError(f"this {type(model).__name__} does not know how to prepare a picture: {SET_CARD}")
+        raise ConfigError(f"this {type(model).__name__} does not know how to prepare an image: {SET_CARD}")
     picture = read(image)
     pixels = preprocess(picture, model.card.preprocessing)[None].to(next(model.parameters()))  # device and type
     was_training = model.training
@@ -55,7 +55,7 @@ def explain(
             output = model(pixels)
     finally:
         model.train(was_training)
-    seen, size = seen_region(picture.size, model.card.preprocessing), (pixels.shape[-2], pixels.shape[-1])
+    seen, size = input_region(picture.size, model.card.preprocessing), (pixels.shape[-2], pixels.shape[-1])
     return Explanation(
         image=picture,
         blocks=tuple(_maps(name, found, model, seen, size) for name, found in records.items()),
@@ -64,7 +64,7 @@ def explain(
     )
 
 
-def seen_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+def input_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
     """The part of an image that the network sees: what is left of it after resizing and cropping the center.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a FocalNet looks at in one picture."""
+"""What a FocalNet attends to in one image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BlockMaps:
         name: of the block, e.g. ``"layers.3.blocks.1"``.
         gates: ``(L + 1, h, w)``, raw values: one map for each focal level, the global one last.
         modulator: ``(h, w)``, the L2 norm over channels of the modulator.
-        region: left, top, right, bottom of what the maps cover, in pixels of the original picture.
+        region: left, top, right, bottom of the region that the maps cover, in pixels of the original image.
     """
 
     name: str
@@ -39,13 +39,13 @@ class BlockMaps:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a network looked at in one picture.
+    """What a network attends to in one image.
 
     Args:
-        image: the original picture.
+        image: the original image.
         blocks: the maps of each chosen block, in network order.
-        path: the file the picture was read from, if any.
-        prediction: what the network named it, where it is a classifier.
+        path: the file that the image was read from, if any.
+        prediction: the classes that a classifier predicts; None for a backbone.
     """
 
     image: Image = field(repr=False)
@@ -54,7 +54,7 @@ class Explanation:
     prediction: Classification | None = None
 
     def sheet(self) -> Image:
-        """One page: a row for each block; picture, gates of each level, global gate, norm of the modulator."""
+        """One page: a row for each block; image, gates of each level, global gate, norm of the modulator."""
         rows = [
             visualize.SheetRow(f"{block.name}\n{height} x {width} map", block.named(), block.region)
             for block in self.blocks

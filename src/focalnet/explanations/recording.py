@@ -1,4 +1,4 @@
-"""Reads gates and modulators out of a running FocalNet, and kernels out of a resting one."""
+"""Records the gates and modulators of a FocalNet's forward pass, and reads its kernels."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def block_names(model: FocalNetBase) -> list[str]:
 
 @contextmanager
 def record(model: FocalNetBase, blocks: Sequence[str] | None = None) -> Iterator[dict[str, BlockRecord]]:
-    """Records what happens in chosen blocks while the body of the ``with`` statement runs the model.
+    """Records gates and modulators of chosen blocks while the body of the ``with`` statement runs the model.
 
         with torch.inference_mode(), record(model, ["layers.3.blocks.1"]) as records:
             logits = model(images)
         records["layers.3.blocks.1"].gates
 
-    Works through forward hooks, which are gone afterwards; nothing is stored on modules.
+    It uses forward hooks and removes them afterwards; nothing is stored on modules.
 
     Args:
         model: a classifier or backbone.
