@@ -18,7 +18,7 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 from focalnet.data.preprocess import eval_transform, fitted_size, preprocess, short_side
 from focalnet.errors import InputError
-from focalnet.inference import Looks
+from focalnet.inference import Views
 from tests.data.coco import write_coco
 from tests.data.panoptic import write_panoptic
 from tests.data.semantic import write_semantic
@@ -26,7 +26,7 @@ from tests.inference.small import classifier
 from tests.models.small import config, mask2former, upernet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WHOLE = Looks(tile=512)  # larger than any image here
+WHOLE = Views(tile=512)  # larger than any image here
 
 
 def picture(width: int = 90, height: int = 70) -> Image.Image:
@@ -118,7 +118,7 @@ def test_evaluation_prediction_tiles_and_explanations_give_a_network_the_same(ta
     Predictor(network, "cpu")(path)
     tiled = task not in ("classification", "panoptic")  # these have no tiles
     if tiled:
-        Predictor(network, "cpu", looks=WHOLE)(path)
+        Predictor(network, "cpu", views=WHOLE)(path)
     backbone = getattr(network, "backbone", network)
     backbone.card = network.card
     explain(backbone, path)

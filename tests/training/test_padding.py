@@ -11,17 +11,10 @@ from PIL import Image
 
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError
-<<<<<<< HEAD:tests/training/test_padding.py
-from focalnet.inference import Looks, Predictor
-from focalnet.inference.segmenting import slide
-from focalnet.training.failures import explained
-from focalnet.training.tasks.semantic import SlideConfig
-=======
 from focalnet.inference import Predictor, Views
 from focalnet.inference.tta import slide
-from focalnet.tasks.failures import explained
-from focalnet.tasks.semantic import SlideConfig
->>>>>>> 9a4c1f2 (Put views and tiles in inference.tta, one pipeline per output):tests/tasks/test_padding.py
+from focalnet.training.failures import explained
+from focalnet.training.tasks.semantic import SlideConfig
 from tests.models.small import config, mask2former, upernet
 from tests.training.families import DENSE, data_for, step, task_for, trainer, write_data
 

@@ -43,7 +43,9 @@ def explain(
     if isinstance(model, (str, Path)):
         model = zoo.load(model).backbone
     if not isinstance(model, FocalNetBase):
-        raise ConfigError(f"a {type(model).__name__} is not a FocalNet of this library: focalnet.load reads its weights")
+        raise ConfigError(
+            f"a {type(model).__name__} is not a FocalNet of this library: focalnet.load reads its weights"
+        )
     if model.card is None:
         raise ConfigError(f"this {type(model).__name__} does not know how to prepare an image: {SET_CARD}")
     picture = read(image)

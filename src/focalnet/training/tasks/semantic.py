@@ -11,13 +11,8 @@ from torch import Tensor
 
 from focalnet.data.preprocess import pad
 from focalnet.errors import ConfigError
-<<<<<<< HEAD:src/focalnet/training/tasks/semantic.py
-from focalnet.inference.segmenting import check_window, mean_scores, meeting_size, slide
-from focalnet.metrics.semantic import SemanticEvaluator
-=======
 from focalnet.inference.tta import check_window, mean_scores, meeting_size, slide
-from focalnet.metrics.semantic import SemanticMetric
->>>>>>> 9a4c1f2 (Put views and tiles in inference.tta, one pipeline per output):src/focalnet/tasks/semantic.py
+from focalnet.metrics.semantic import SemanticEvaluator
 from focalnet.ops.label_maps import label_map
 from focalnet.results import SemanticMap
 from focalnet.samples import Batch, LabelMapTarget, Size
