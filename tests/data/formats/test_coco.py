@@ -141,7 +141,7 @@ def test_boxes_alone_need_no_segmentation(tmp_path):
         ("[]", "expected images, annotations and categories"),
         ('{"images": [], "annotations": {}}', 'no list "annotations"'),
         ('{"images": [], "annotations": [], "categories": []}', "no usable image"),
-        ("\xff\xfe", "cannot be read"),
+        ("\xff{}", "cannot be read"),
     ],
 )
 def test_files_that_are_no_annotations_are_refused(text, expected, tmp_path):
@@ -253,3 +253,32 @@ def test_damaged_bytes_are_refused_by_name(tmp_path_factory, noise):
     path.write_bytes(whole[:cut] + noise)
     with pytest.raises(DataError, match=r"damaged\.json"):
         read_coco(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_marked_files_and_references_as_text_are_read(encoding, tmp_path):
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 20, "width": 30}],
+        "annotations": [{"id": 0, "image_id": "7", "category_id": "3", "bbox": [1, 1, 5, 5]}],
+        "categories": [{"id": 3, "name": "box"}],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content), encoding=encoding)
+    read = read_coco(path)
+    assert not read.problems
+    assert [(a["image_id"], a["category_id"]) for a in read.images[0].annotations] == [(7, 3)]
+
+
+def test_stray_parts_of_an_outline_are_dropped_singly(tmp_path):
+    good = [1, 1, 6, 1, 6, 6, 1, 6]
+    entry = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": [good, [2, 2]]}
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 20, "width": 30}],
+        "annotations": [entry],
+        "categories": [{"id": 3, "name": "box"}],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    read = read_coco(path, masks=True)
+    assert read.images[0].annotations[0]["segmentation"] == [good]
+    assert [(p.what, p.fatal) for p in read.problems] == [("1 of its polygons left out: too few points", False)]

@@ -23,6 +23,7 @@ from focalnet.data import images as decoding
 from focalnet.data.formats.problems import Problem
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images
+from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, ImageError, require
 
 #: One entry of ``annotations``, as it is in the file: ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
@@ -114,6 +115,7 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
         if not isinstance(entry, dict):
             report(f"annotation number {place}", "is not an object with image_id, category_id and bbox")
             continue
+        entry = _with_numbers(entry, image_id=by_image, category_id=categories)
         number = entry.get("id")  # for messages: two objects may share one, or have none
         name = f"annotation {number}" if is_whole(number) else f"annotation number {place}"
         image_name = f"image {entry['image_id']}, " if is_whole(entry.get("image_id")) else ""
@@ -128,6 +130,13 @@ def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
         if what:
             report(f"image {image.image_id} ({image.file_name}), {name}", what, clipped is None)
         if clipped is not None:
+            outline = entry.get("segmentation")
+            if isinstance(outline, list) and not all(_is_polygon(part) for part in outline):
+                whole = [part for part in outline if _is_polygon(part)]
+                report(
+                    image_name + name, f"{len(outline) - len(whole)} of its polygons left out: too few points", False
+                )
+                entry = {**entry, "segmentation": whole}
             image.annotations.append(_complete(entry))
     ids = sorted(categories)
     names = tuple(str(categories[number]["name"]) for number in ids)
@@ -141,7 +150,7 @@ def load(path: Path) -> dict[str, Any]:
         DataError: it is no JSON, or one without images, annotations and categories.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path}: cannot be read as annotations: {reason}") from error
@@ -197,6 +206,13 @@ def image_problem(entry: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _with_numbers(entry: dict[str, Any], **known: Mapping[int, Any]) -> dict[str, Any]:
+    """An annotation whose references are numbers, where they are known numbers written as text."""
+    texts = {key: entry.get(key) for key in known}
+    found = {key: int(t) for key, t in texts.items() if isinstance(t, str) and t.isdecimal() and int(t) in known[key]}
+    return {**entry, **found} if found else entry
+
+
 def _reference_problem(
     entry: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, Any]
 ) -> str | None:
@@ -224,7 +240,7 @@ def _shape_problem(entry: Mapping[str, Any], images: Mapping[int, Annotated], ma
 
 def _segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
     if isinstance(segmentation, list):
-        whole = all(are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation)
+        whole = any(_is_polygon(part) for part in segmentation)
         return None if whole else "its segmentation is not a list of polygons of three or more points"
     if not isinstance(segmentation, dict) or segmentation.get("size") != list(size):
         return f"its segmentation is neither polygons nor a run-length code of {size[0]} x {size[1]} pixels"
@@ -237,6 +253,10 @@ def _segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | Non
     if not isinstance(counts, str) or _decoded_length(counts) != math.prod(size):
         return "the compressed runs of its segmentation do not add up to the image"
     return None
+
+
+def _is_polygon(part: Any) -> bool:
+    return are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0
 
 
 def _decoded_length(counts: str) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from focalnet.data.readers.text import read_text
 from focalnet.errors import ConfigError, DataError
 from focalnet.files import write
 
@@ -65,7 +66,7 @@ def _files(root: Path, split: str | None = None) -> list[Path]:
         return files
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = listed.read_text(encoding="utf-8").split("\n")
+        lines = read_text(listed).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed}: cannot be read as a list of images: {error}") from error
     files = [root / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]

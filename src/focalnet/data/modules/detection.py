@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from focalnet.data.augment import DetectionAugmentation
-from focalnet.data.dataset import DetectionDataset
+from focalnet.data.dataset import DetectionDataset, has_objects
 from focalnet.data.formats.coco import check_coco
 from focalnet.data.formats.problems import decide
 from focalnet.data.modules.base import AnnotatedData
 from focalnet.data.readers.collection import Split
+from focalnet.errors import DataError
 
 
 class DetectionData(AnnotatedData[DetectionDataset]):
@@ -58,6 +59,8 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         training = split == "train"
         checked = check_coco(self.root, self._annotation_file(split), masks=self.masks, images=self.images)
         decide(checked, self.on_error)
+        if training and not any(map(has_objects, checked.coco.images)):
+            raise DataError(f"{checked.coco.path}: not one of its images has an object that can be used to train on")
         return DetectionDataset(
             checked.coco,
             checked.images,

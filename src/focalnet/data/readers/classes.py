@@ -9,6 +9,7 @@ from pathlib import Path
 
 from timm.utils.misc import natural_key
 
+from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, did_you_mean
 
 
@@ -22,7 +23,7 @@ def read_class_map(path: Path) -> dict[str, str]:
         DataError: the file cannot be read, is empty or names a class twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a list of classes: {error}") from error
     pairs = [line.partition("\t") for line in lines if line.strip()]
@@ -64,7 +65,7 @@ def read_class_names(path: Path) -> tuple[tuple[str, ...], int | None]:
         DataError: the file has none of them.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix != ".json":
             lines = text.splitlines()
             if not lines or not lines[0].startswith("Idx"):
