@@ -183,6 +183,8 @@ def _content(place: ImageFiles, name: str) -> Path | bytes:
 
 def _numbers(mask: Image.Image) -> npt.NDArray[np.int64]:
     """The number of each pixel; of a palette its index, whatever its color."""
+    if mask.format in ("JPEG", "MPO"):
+        raise ImageError("is a JPEG, which is lossy: its numbers are not the labels any more; save masks as PNG")
     if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
         raise ImageError(
             f"is an image in colors (mode {mask.mode}), not a label map, which has one number for each pixel; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from focalnet.data.readers.collection import Collection, Format, Split, detect
 from focalnet.data.readers.source import InMemory
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 
 class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
@@ -108,6 +111,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         collection = Collection(self.root, format, wanted=self.splits, holdout=self.holdout, titles=titles)
         if stage == "fit" and not (collection.has_splits or self.holdout):
             raise DataError(f"{self.root}: no images to validate on; set data.holdout to 0.1 to hold out 10 %")
+        if stage != "fit" and not (collection.has_splits or self.holdout):
+            logger.warning("%s: has no splits, so the images to evaluate are those of training, too", self.root)
         for split in missing:
             self.samples[split] = self._open(collection, split)
         self._check_classes()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from focalnet.data.images import SUFFIXES
 from focalnet.data.readers import folder, parquet, tar, webdataset
 from focalnet.data.readers.digits import SPLITS as DIGITS_SPLITS
 from focalnet.data.readers.digits import Digits
 from focalnet.data.readers.source import Source, hold_out
 from focalnet.errors import DataError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Format: TypeAlias = Literal["folder", "tar", "parquet", "wds", "digits"]
 Split: TypeAlias = Literal["train", "val", "test"]
@@ -34,6 +38,9 @@ def detect(root: Path) -> Format:
         if root.suffix != ".tar":
             raise DataError(f"{root}: is not a data set; give a folder or a .tar file")
         return "tar"
+    if any(_holds(root, kind) for kind in ("parquet", "tar")) and _holds_images(root):
+        logger.warning("%s: has archives beside folders of images; the folders are read, see data.format", root)
+        return "folder"
     if _holds(root, "parquet"):
         return "parquet"
     if _holds(root, "tar"):
@@ -45,6 +52,11 @@ def detect(root: Path) -> Format:
 
 def _holds(root: Path, suffix: str) -> bool:
     return any(next(root.glob(pattern), None) for pattern in (f"*.{suffix}", f"*/*.{suffix}"))
+
+
+def _holds_images(root: Path) -> bool:
+    files = (path for child in folder.list_folders(root) for path in child.rglob("*"))
+    return any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") for path in files)
 
 
 def check_exists(root: Path) -> None:
@@ -81,7 +93,7 @@ class Collection:
             self.splits = {"folder": folder, "tar": tar, "parquet": parquet, "wds": webdataset}[format].splits(root)
         usual = {name for names in SYNONYMS.values() for name in names}
         #: Without splits, all the subfolders found are classes, or groups of them.
-        self.has_splits = any(name in usual or name in wanted.values() for name in self.splits)
+        self.has_splits = any(name.lower() in usual or name in wanted.values() for name in self.splits)
 
     def open(self, split: Split) -> Source:
         """The images of a split, of any format but WebDataset.
@@ -124,7 +136,8 @@ class Collection:
     def _find(self, split: Split) -> str | None:
         wanted = self.wanted.get(split)
         if wanted is None:
-            return next((name for name in SYNONYMS[split] if name in self.splits), None) if self.has_splits else None
+            usual = (have for name in SYNONYMS[split] for have in self.splits if have.lower() == name)
+            return next(usual, None) if self.has_splits else None
         if wanted not in self.splits and not wanted.endswith(".tar"):  # else a pattern of WebDataset shards
             raise DataError(f'{self.root}: no split "{wanted}"{did_you_mean(wanted, self.splits)}; {self._has()}')
         return wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from focalnet.data.readers.source import Source
 from focalnet.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+#: Images that Pillow alone does not open.
+UNREAD = frozenset(".arw .cr2 .cr3 .dcm .dng .exr .heic .heif .jxl .nef .npy .psd .raw .svg".split())
 
 
 def splits(root: Path) -> list[str]:
@@ -37,8 +41,34 @@ class Folder(Source):
         if len(self._paths) < len(visible):
             logger.warning("%s: left out %d images outside any class folder", folder, len(visible) - len(self._paths))
         names = [path.parent.name for path in self._paths]
+        self._check_parents(folder)
+        self._tell_unread(folder)
         label_of, class_names = number_classes(names, titles, str(folder))
         super().__init__(str(folder), class_names, [label_of[name] for name in names])
+
+    def _check_parents(self, folder: Path) -> None:
+        """Raises ``DataError`` where folders of the same name lie under several others: one class, or many?"""
+        found: dict[str, Path] = {}
+        for parent in dict.fromkeys(path.parent for path in self._paths):
+            other = found.setdefault(parent.name, parent)
+            if other != parent:
+                places = f"{other.relative_to(folder)}, {parent.relative_to(folder)}"
+                raise DataError(
+                    f'{folder}: the class folder "{parent.name}" lies under several folders ({places}); put '
+                    f"the images of each class in one folder, {folder}/<class>/"
+                )
+
+    def _tell_unread(self, folder: Path) -> None:
+        """Warns of class folders that lose files, or have none."""
+        for place, folders, files in os.walk(folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            shown = [Path(name).suffix.lower() for name in files if not name.startswith(".")]
+            unread = sorted({suffix for suffix in shown if suffix in UNREAD})
+            if unread:
+                count = sum(suffix in UNREAD for suffix in shown)
+                logger.warning("%s: %d files are not read (%s); save them as PNG", place, count, " ".join(unread))
+            elif not shown and not folders and Path(place) != folder:
+                logger.warning("%s: is empty, so it is no class", place)
 
     def content(self, index: int) -> Path:
         return self._paths[index]

@@ -1,0 +1,65 @@
+"""Class folders as people have them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from focalnet.data.formats.label_maps import LabelRule, check_masks, find_pairs, own_layout
+from focalnet.data.readers.classes import read_class_map
+from focalnet.data.readers.collection import Collection, detect
+from focalnet.data.readers.folder import Folder
+from focalnet.errors import DataError
+
+
+def save(path, count=2):
+    path.mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (8, 8)).save(path / f"{index}.png")
+
+
+def test_a_class_folder_under_several_others_is_refused(tmp_path):
+    for name in ("a/indoor", "a/outdoor", "c/outdoor"):
+        save(tmp_path / name)
+    with pytest.raises(DataError, match='"outdoor" lies under several folders'):
+        Folder(tmp_path)
+
+
+def test_classes_that_lose_files_are_named(tmp_path, caplog):
+    for name in ("cat", "cow"):
+        save(tmp_path / name)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog/1.HEIC").write_bytes(b"")
+    (tmp_path / "pig").mkdir()
+    assert Folder(tmp_path).class_names == ("cat", "cow")
+    assert "dog: 1 files are not read (.heic)" in caplog.text
+    assert "pig: is empty" in caplog.text
+
+
+def test_splits_have_any_case_and_a_holdout_leaves_the_test_images_alone(tmp_path):
+    for name in ("cat", "dog"):
+        save(tmp_path / "Training" / name, 4)
+        save(tmp_path / "Testing" / name)
+    found = Collection(tmp_path, "folder", wanted={}, holdout=0.25)
+    assert [len(found.open(split)) for split in ("train", "val", "test")] == [6, 2, 4]
+
+
+def test_an_archive_beside_folders_does_not_win(tmp_path, caplog):
+    save(tmp_path / "train/cat")
+    (tmp_path / "train.tar").write_bytes(b"")
+    assert detect(tmp_path) == "folder"
+    assert "archives beside folders" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_classes_have_any_mark_and_line_end(encoding, tmp_path):
+    (tmp_path / "map.txt").write_bytes("cat\r\ndog\r\n".encode(encoding))
+    assert read_class_map(tmp_path / "map.txt") == {"cat": "cat", "dog": "dog"}
+
+
+def test_a_mask_stored_as_jpeg_is_refused_whatever_its_suffix(tmp_path):
+    save(tmp_path / "images/train", 1)
+    (tmp_path / "masks/train").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/train/0.png", "JPEG")
+    pairs = find_pairs(tmp_path, "train", own_layout(None, None, ""))
+    assert pairs is not None
+    assert "lossy" in check_masks(pairs, LabelRule(), None).problems[0].what
