@@ -15,7 +15,7 @@ from PIL import Image
 from focalnet.data import DetectionAugmentation, DetectionData
 from focalnet.data import loader as loading
 from focalnet.data.loader import EpochBatches, by_group
-from tests.data.coco import HEIGHT, WIDTH, content, write_json
+from tests.data.coco import HEIGHT, WIDTH, annotation, content, write_json
 
 pytest.importorskip("pycocotools", reason="detection needs the extra dense")
 
@@ -88,9 +88,9 @@ def test_an_interrupted_epoch_goes_on():
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory) -> Path:
-    """Twelve pictures without objects, one in three of them upright."""
+    """Twelve images, one in three of them upright; the first has an object."""
     root = tmp_path_factory.mktemp("turned")
-    dataset = {**content(12), "annotations": []}
+    dataset = {**content(12), "annotations": [annotation(1, 10, 3, [2.0, 2.0, 20.0, 20.0])]}
     for place, image in enumerate(dataset["images"]):
         if place % 3 == 0:
             image["height"], image["width"] = WIDTH, HEIGHT

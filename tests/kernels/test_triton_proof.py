@@ -28,7 +28,12 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def _forgetful() -> Iterator[None]:
     """Nothing that one test finds out is known to another."""
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
     triton._loaded.cache_clear()
     proof.warn.cache_clear()
     proof._denied.clear()

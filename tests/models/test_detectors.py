@@ -223,13 +223,13 @@ def test_channels_of_atss_are_free_without_convolutions() -> None:
 
 def test_crowds_are_neither_object_nor_background() -> None:
     from focalnet.models.rcnn import SamplingConfig
-    from focalnet.models.rcnn.network import draw
+    from focalnet.models.rcnn.network import sample_rois
 
     crowd = replace(target(1), ignored=torch.tensor([[0.0, 40.0, 96.0, 64.0]]))
     boxes = torch.tensor([[10.0, 45.0, 30.0, 60.0], [60.0, 0.0, 90.0, 20.0]])
     for ignore, drawn in ((None, 3), (0.5, 2)):
         sampling = SamplingConfig(positive=0.5, negative=0.5, samples=8, positive_share=0.5, ignore=ignore)
-        regions, matched, given = draw([boxes], [crowd], sampling)
+        regions, matched, given = sample_rois([boxes], [crowd], sampling)
         assert len(regions) == drawn
         assert matched.tolist() == [0] + [-1] * (drawn - 1)
         assert given.tolist() == [True] + [False] * (drawn - 1)

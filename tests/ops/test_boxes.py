@@ -50,23 +50,25 @@ def test_every_assignment_names_an_object_background_or_neither(seed: int, objec
         for stride in (8, 16, 32)
     ]
     flat = torch.cat(levels)
-    by_overlap = assign.by_overlap(flat, found, ignored, positive=0.5, negative=0.3, rescue=0.2, ignore=0.5)
-    by_statistics = assign.by_statistics(levels, found, ignored, candidates=9, ignore=0.5)
+    max_iou_assign = assign.max_iou_assign(
+        flat, found, ignored, positive=0.5, negative=0.3, low_quality=0.2, ignore=0.5
+    )
+    atss_assign = assign.atss_assign(levels, found, ignored, candidates=9, ignore=0.5)
     hidden = boxes.cover(flat, ignored).amax(1) > 0.5 if crowds else torch.zeros(len(flat), dtype=torch.bool)
-    for assigned in (by_overlap, by_statistics):
+    for assigned in (max_iou_assign, atss_assign):
         assert assigned.shape == (len(flat),)
         assert int(assigned.min()) >= -1
         assert int(assigned.max()) <= objects
         assert (assigned[hidden] == -1).all()
     if not crowds:
-        assert (by_statistics >= 0).all()
+        assert (atss_assign >= 0).all()
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=SEEDS, predictions=st.integers(1, 12), objects=st.integers(0, 12))
 def test_one_to_one_gives_each_object_one_prediction(seed: int, predictions: int, objects: int) -> None:
     torch.manual_seed(seed)
-    assigned = assign.one_to_one(torch.randn(predictions, objects))
+    assigned = assign.hungarian_match(torch.randn(predictions, objects))
     taken = assigned[assigned > 0].tolist()
     assert len(taken) == len(set(taken)) == min(predictions, objects)
 
@@ -98,23 +100,23 @@ def test_pasting_is_bilinear_sampling(seed: int, height: int, width: int) -> Non
     row = (y[None] - low[..., 1]) / extent[..., 1] * 2 - 1
     grid = torch.stack([column[:, None].expand(-1, height, -1), row[:, :, None].expand(-1, -1, width)], -1)
     expected = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
-    torch.testing.assert_close(rois.paste_soft(masks, found, (height, width)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rois.paste_masks_soft(masks, found, (height, width)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_box_without_a_size_has_no_mask() -> None:
     flat = torch.tensor([[5.0, 5.0, 5.0, 9.0], [3.0, 4.0, 8.0, 4.0], [2.5, 2.5, 2.5, 2.5]])
-    assert not rois.paste(torch.ones(3, 28, 28), flat, (12, 12)).any()
+    assert not rois.paste_masks(torch.ones(3, 28, 28), flat, (12, 12)).any()
 
 
 def test_masks_are_pasted_in_chunks_alike(monkeypatch: object) -> None:
     torch.manual_seed(0)
     masks, found = torch.rand(7, 28, 28), random_boxes(7, side=30)
-    whole = rois.paste(masks, found, (40, 50))
+    whole = rois.paste_masks(masks, found, (40, 50))
     monkeypatch.setattr(rois, "_CHUNK", 2 * 40 * 50)  # type: ignore[attr-defined]
-    assert torch.equal(rois.paste(masks, found, (40, 50)), whole)
+    assert torch.equal(rois.paste_masks(masks, found, (40, 50)), whole)
 
 
 def test_crowds_alone_leave_no_background_there() -> None:
     flat = random_boxes(5)
-    assert (assign.by_overlap(flat, NOTHING, flat, positive=0.5, negative=0.5, ignore=0.5) == -1).all()
-    assert (assign.by_overlap(flat, NOTHING, flat, positive=0.5, negative=0.5) == 0).all()
+    assert (assign.max_iou_assign(flat, NOTHING, flat, positive=0.5, negative=0.5, ignore=0.5) == -1).all()
+    assert (assign.max_iou_assign(flat, NOTHING, flat, positive=0.5, negative=0.5) == 0).all()

@@ -74,6 +74,6 @@ def test_assignments(case: Case) -> None:
         assert torch.equal(inside, stored > -2)
         levels = inside.split([len(level) for level in outputs.anchors])
         priors = [level[here] for level, here in zip(outputs.anchors, levels, strict=True)]
-        assigned = assign.by_statistics(priors, target.boxes, target.ignored, candidates=model.config.nearest)
+        assigned = assign.atss_assign(priors, target.boxes, target.ignored, candidates=model.config.nearest)
         assert torch.equal(assigned, stored[inside])
         assert int((assigned > 0).sum()) == case.facts["train"]["num_pos"][i]

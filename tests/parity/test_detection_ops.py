@@ -116,9 +116,9 @@ def test_masks_into_the_image_and_back(case: Case) -> None:
     t, note = case.tensors, case.facts["notes"]["paste"]
     size = (note["img_h"], note["img_w"])
     first = len(t["paste.soft_first3"])
-    soft = rois.paste_soft(t["paste.masks"][:first], t["paste.boxes"][:first], size)
+    soft = rois.paste_masks_soft(t["paste.masks"][:first], t["paste.boxes"][:first], size)
     torch.testing.assert_close(soft, t["paste.soft_first3"], rtol=1e-4, atol=1e-5)
-    assert torch.equal(rois.paste(t["paste.masks"], t["paste.boxes"], size), unpack(case, "paste.binary", t))
+    assert torch.equal(rois.paste_masks(t["paste.masks"], t["paste.boxes"], size), unpack(case, "paste.binary", t))
     masks, expected = (unpack(case, f"mask_target.{name}", t) for name in ("gt", "out"))
     targets = rois.mask_targets(masks, t["mask_target.gt_inds"], t["mask_target.pos"], expected.shape[-1])
     assert torch.equal(targets.bool(), expected)
@@ -130,13 +130,13 @@ def test_max_iou_assigner(case: Case) -> None:
     notes = {name: note for name, note in settings(case, "assign").items() if "pos_iou_thr" in note}
     assert notes
     for name, note in notes.items():
-        assigned = assign.by_overlap(
+        assigned = assign.max_iou_assign(
             t["assign.priors"],
             t["assign.gt"],
             NOTHING,
             positive=note["pos_iou_thr"],
             negative=note["neg_iou_thr"],
-            rescue=note["min_pos_iou"] if note["match_low_quality"] else None,
+            low_quality=note["min_pos_iou"] if note["match_low_quality"] else None,
         )
         assert torch.equal(assigned, t[f"assign.{name}.gt_inds"].long()), name
 
@@ -145,7 +145,7 @@ def test_max_iou_assigner(case: Case) -> None:
 def test_atss_assigner(case: Case) -> None:
     t, note = case.tensors, case.facts["notes"]["assign.atss"]
     levels = t["assign.atss.priors"].split(note["num_level_priors"])
-    assigned = assign.by_statistics(levels, t["assign.gt"], NOTHING, candidates=note["topk"])
+    assigned = assign.atss_assign(levels, t["assign.gt"], NOTHING, candidates=note["topk"])
     assert torch.equal(assigned, t["assign.atss.gt_inds"].long())
 
 
@@ -160,7 +160,7 @@ def test_hungarian_matching(case: Case) -> None:
         case.facts["notes"]["hungarian"]["img_shape_hw"],
     )
     torch.testing.assert_close(cost, t["hungarian.xyxy.cost"], rtol=1e-4, atol=1e-4)
-    assert torch.equal(assign.one_to_one(cost), t["hungarian.xyxy.gt_inds"].long())
+    assert torch.equal(assign.hungarian_match(cost), t["hungarian.xyxy.gt_inds"].long())
 
 
 @cases(PATTERN)

@@ -10,7 +10,7 @@ import torch
 from focalnet.models.rcnn import RCNN, CascadeRCNNConfig, MaskRCNNConfig
 from focalnet.models.rcnn.config import RCNNConfig
 from focalnet.models.rcnn.loss import losses as losses_of
-from focalnet.models.rcnn.network import draw
+from focalnet.models.rcnn.network import sample_rois
 from focalnet.ops import assign, rois
 from focalnet.samples import Batch, ObjectTarget
 from tests.parity import openmmlab
@@ -140,7 +140,7 @@ def test_assignments(case: Case) -> None:
             candidates = expected[f"{name}.{i}.bboxes"] if stage == 0 else expected[f"{name}.{i}"]
             assigned = _max_iou(config.sampling, candidates, target)
             assert torch.equal(assigned, expected[f"train.rcnn.s{stage}.gt_inds.{i}"].long())
-            sampled, matched, is_target = draw([candidates], [target], config.sampling)
+            sampled, matched, is_target = sample_rois([candidates], [target], config.sampling)
             assert int(is_target.sum()) == len(target.boxes)
             assert len(sampled) == len(candidates) + len(target.boxes)
             assert int((matched >= 0).sum()) == int((assigned > 0).sum()) + len(target.boxes)
@@ -157,5 +157,6 @@ def test_training_proposals(case: Case) -> None:
 
 
 def _max_iou(sampling: object, boxes: torch.Tensor, target: ObjectTarget) -> torch.Tensor:
-    options = {name: getattr(sampling, name) for name in ("positive", "negative", "rescue", "ignore")}
-    return assign.by_overlap(boxes, target.boxes, target.ignored, **options)
+    options = {name: getattr(sampling, name) for name in ("positive", "negative", "ignore")}
+    options["low_quality"] = sampling.rescue
+    return assign.max_iou_assign(boxes, target.boxes, target.ignored, **options)

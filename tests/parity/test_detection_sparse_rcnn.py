@@ -35,7 +35,7 @@ def test_feature_maps_proposals_and_stages(case: Case) -> None:
     proposals, _ = model.rpn_head(torch.tensor(sizes))
     torch.testing.assert_close(proposals, expected["rpn.proposals"], rtol=0, atol=openmmlab.BOXES)
     first = expected["roi.s0.feats_first4"]
-    boxes = rois.with_batch_index(list(expected["rpn.proposals"]))[: len(first)]
+    boxes = rois.boxes_to_rois(list(expected["rpn.proposals"]))[: len(first)]
     pooled = rois.pool(pyramid, model.strides, boxes, GRID, SAMPLES)
     torch.testing.assert_close(pooled, first, **openmmlab.FEATURE_MAPS)
     for i, stage in enumerate(model(images, sizes).stages):

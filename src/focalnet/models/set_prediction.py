@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-from focalnet.ops.assign import one_to_one
+from focalnet.ops.assign import hungarian_match
 from focalnet.samples import ObjectTarget
 
 CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0  # of Sparse R-CNN, in the cost as in the loss
@@ -45,4 +45,4 @@ def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
 def match(logits: Tensor, boxes: Tensor, target: ObjectTarget, size: Sequence[float]) -> Tensor:
     """The cheapest assignment of an image's objects to predictions; see ``ops.assign`` for what it returns."""
     cost = matching_cost(logits, boxes, target.boxes.to(boxes), target.labels, size)
-    return one_to_one(cost)
+    return hungarian_match(cost)

@@ -20,14 +20,14 @@ _INSIDE = 0.01  # pixels by which a centre must be within an object (ATSS)
 _CHUNK = 1 << 17  # boxes compared at once; bounds memory where images have hundreds of objects
 
 
-def by_overlap(
+def max_iou_assign(
     boxes: Tensor,
     objects: Tensor,
     ignored: Tensor,
     *,
     positive: float,
     negative: float,
-    rescue: float | None = None,
+    low_quality: float | None = None,
     ignore: float | None = None,
 ) -> Tensor:
     """Assigns each box to the object it overlaps most (Faster R-CNN, section 3.1.2).
@@ -38,7 +38,7 @@ def by_overlap(
         ignored: ``(M, 4)``, crowd regions.
         positive: IoU from which a box belongs to its object.
         negative: IoU below which it is background.
-        rescue: an object takes the boxes nearest to it, all that tie, from this IoU on; None for never.
+        low_quality: an object takes the boxes nearest to it, all that tie, from this IoU on; None for never.
         ignore: a box of which more than this share lies in a crowd region is neither; None for none.
     """
     iou = torch.cat([box_iou(objects, part) for part in torch.split(boxes, _CHUNK)], 1).nan_to_num(0.0)  # (G, N)
@@ -51,16 +51,16 @@ def by_overlap(
     best, index = iou.max(0)
     assigned[(best >= 0) & (best < negative)] = 0
     assigned = torch.where(best >= positive, index + 1, assigned)
-    if rescue is not None:
+    if low_quality is not None:
         nearest = iou.amax(1, keepdim=True)
-        takes = (iou == nearest) & (nearest >= rescue)
+        takes = (iou == nearest) & (nearest >= low_quality)
         number = torch.arange(1, len(objects) + 1, device=iou.device)[:, None]
         last = (takes * number).amax(0)  # where two objects want a box, the later one has it
         assigned = torch.where(last > 0, last, assigned)
     return assigned
 
 
-def by_statistics(
+def atss_assign(
     anchors: Sequence[Tensor], objects: Tensor, ignored: Tensor, *, candidates: int, ignore: float | None = None
 ) -> Tensor:
     """Adaptive training sample selection (Zhang et al. 2020, algorithm 1).
@@ -70,7 +70,7 @@ def by_statistics(
         objects: ``(G, 4)``.
         ignored: ``(M, 4)``, crowd regions.
         candidates: nearest anchors an object considers on each level.
-        ignore: as in ``by_overlap``.
+        ignore: as in ``max_iou_assign``.
     """
     boxes = torch.cat(list(anchors))
     assigned = boxes.new_zeros((len(boxes),), dtype=torch.long)
@@ -97,7 +97,7 @@ def by_statistics(
     return torch.where(best > -torch.inf, index + 1, assigned)
 
 
-def one_to_one(cost: Tensor) -> Tensor:
+def hungarian_match(cost: Tensor) -> Tensor:
     """The cheapest assignment of each object to a prediction of its own (Hungarian algorithm).
 
     Args:
@@ -124,11 +124,11 @@ def sample(assigned: Tensor, count: int, positive_share: float) -> tuple[Tensor,
     Returns:
         Indices of the positives and of the negatives, each ascending.
     """
-    positive = _draw((assigned > 0).nonzero().flatten(), int(count * positive_share))
-    return positive, _draw((assigned == 0).nonzero().flatten(), count - len(positive))
+    positive = _random((assigned > 0).nonzero().flatten(), int(count * positive_share))
+    return positive, _random((assigned == 0).nonzero().flatten(), count - len(positive))
 
 
-def _draw(indices: Tensor, count: int) -> Tensor:
+def _random(indices: Tensor, count: int) -> Tensor:
     if len(indices) <= count:
         return indices
     # Drawn on the CPU: a seed then gives the same sample on every device.

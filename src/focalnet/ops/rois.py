@@ -14,7 +14,7 @@ _FINEST = 14  # regions below 2 * 14 cells of the finest map are pooled from it;
 _CHUNK = 1 << 22  # pixels of masks that are held in floating point at once: what a cache holds is pasted fastest
 
 
-def with_batch_index(boxes: Sequence[Tensor]) -> Tensor:
+def boxes_to_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Boxes ``(n_i, 4)`` of each image as regions ``(K, 5)``: the image's index in the batch, then the box."""
     return torch.cat([torch.cat([b.new_full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)])
 
@@ -47,7 +47,7 @@ def pool(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int
     return torch.cat(pooled)[level.argsort(stable=True).argsort()]
 
 
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Puts region masks into an image: ``(N, height, width)``, bool.
 
     Args:
@@ -60,11 +60,11 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float 
     out = torch.empty((len(masks), height, width), dtype=torch.bool, device=masks.device)
     chunk = max(1, _CHUNK // max(1, height * width))
     for i in range(0, len(masks), chunk):
-        torch.ge(paste_soft(masks[i : i + chunk], boxes[i : i + chunk], size), threshold, out=out[i : i + chunk])
+        torch.ge(paste_masks_soft(masks[i : i + chunk], boxes[i : i + chunk], size), threshold, out=out[i : i + chunk])
     return out
 
 
-def paste_soft(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def paste_masks_soft(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear interpolation of region masks at the image's pixel centres, ``(N, height, width)``.
 
     Interpolation is separable: two matrix products, with the weights of each mask row at each pixel row and of each

@@ -60,7 +60,7 @@ def _assign(config: ATSSConfig, outputs: ATSSOutputs, image: int, target: Object
     """The object of every anchor, see ``ops.assign``; -1 also for those beside the image."""
     inside = outputs.inside[image]
     levels = torch.split(inside, [len(level) for level in outputs.anchors])
-    own = assign.by_statistics(
+    own = assign.atss_assign(
         [level[here] for level, here in zip(outputs.anchors, levels, strict=True)],
         target.boxes.to(outputs.anchors[0]),
         target.ignored.to(outputs.anchors[0]),

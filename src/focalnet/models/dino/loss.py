@@ -14,7 +14,7 @@ from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from focalnet.models.dino.denoising import Objects
 from focalnet.models.set_prediction import GIOU_WEIGHT, L1_WEIGHT, class_cost
-from focalnet.ops.assign import one_to_one
+from focalnet.ops.assign import hungarian_match
 from focalnet.ops.counting import mean_over_processes
 from focalnet.ops.precision import without_autocast
 from focalnet.samples import ObjectTarget, Size
@@ -71,7 +71,7 @@ def matches(outputs: DINOOutputs, targets: Sequence[Objects]) -> Tensor:
             for logits, boxes, target in zip(outputs.logits, outputs.boxes, targets, strict=True)
         )
         return torch.stack(
-            [one_to_one(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST)) for cost in costs]
+            [hungarian_match(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST)) for cost in costs]
         )
 
 

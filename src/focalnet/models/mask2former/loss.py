@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.ops.assign import one_to_one
+from focalnet.ops.assign import hungarian_match
 from focalnet.ops.counting import mean_over_processes
 from focalnet.ops.precision import without_autocast
 from focalnet.ops.segments import sample_logits, sample_masks
@@ -21,7 +21,7 @@ from focalnet.samples import Segments
 if TYPE_CHECKING:
     from focalnet.models.mask2former import Mask2FormerConfig, Mask2FormerOutputs
 
-Draw = Callable[..., Tensor]  # as torch.rand: numbers in [0, 1), of a shape, on a device
+Rand = Callable[..., Tensor]  # as torch.rand: numbers in [0, 1), of a shape, on a device
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0  # in the cost as in the loss
 NO_OBJECT_WEIGHT = 0.1  # of queries without a segment, in the class loss
@@ -32,7 +32,7 @@ def losses(
     config: Mask2FormerConfig,
     outputs: Sequence[Mask2FormerOutputs],
     targets: Sequence[Segments],
-    draw: Draw = torch.rand,
+    rand: Rand = torch.rand,
 ) -> dict[str, Tensor]:
     """Class, mask and dice losses of every layer, ``d0.`` before the first and without a prefix after the last.
 
@@ -40,7 +40,7 @@ def losses(
         config: of the network.
         outputs: of ``training_outputs``.
         targets: the segments of each image; their masks are of the size of the padded input.
-        draw: where the random points come from.
+        rand: where the random points come from.
     """
     count = sum(len(target.labels) for target in targets)
     shared = mean_over_processes(torch.tensor(count, device=outputs[0].masks.device))
@@ -48,16 +48,16 @@ def losses(
     for i, layer in enumerate(outputs):
         prefix = "" if i == len(outputs) - 1 else f"d{i}."
         with without_autocast(layer.masks.device):
-            terms = _layer(config, layer.logits.float(), layer.masks.float(), targets, shared, draw)
+            terms = _layer(config, layer.logits.float(), layer.masks.float(), targets, shared, rand)
         losses |= {f"{prefix}{name}": value for name, value in terms.items()}
     return losses
 
 
 def _layer(
-    config: Mask2FormerConfig, logits: Tensor, masks: Tensor, targets: Sequence[Segments], count: Tensor, draw: Draw
+    config: Mask2FormerConfig, logits: Tensor, masks: Tensor, targets: Sequence[Segments], count: Tensor, rand: Rand
 ) -> dict[str, Tensor]:
     assigned = torch.stack(
-        [match(logits[i], masks[i], target, config.train_points, draw) for i, target in enumerate(targets)]
+        [match(logits[i], masks[i], target, config.train_points, rand) for i, target in enumerate(targets)]
     )
     image, query = (assigned > 0).nonzero(as_tuple=True)
     before = torch.tensor([0, *(len(t.labels) for t in targets)], device=assigned.device).cumsum(0)
@@ -68,7 +68,7 @@ def _layer(
     weights[-1] = NO_OBJECT_WEIGHT
     found = masks[image, query]
     truth = torch.cat([target.masks for target in targets])
-    at_points, truth_at_points = _at_uncertain_points(config, found, truth, segment, draw)
+    at_points, truth_at_points = _at_uncertain_points(config, found, truth, segment, rand)
     return {
         "loss_cls": CLASS_WEIGHT * F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights),
         "loss_mask": MASK_WEIGHT
@@ -79,7 +79,7 @@ def _layer(
 
 
 @torch.no_grad()
-def match(logits: Tensor, masks: Tensor, target: Segments, points: int, draw: Draw = torch.rand) -> Tensor:
+def match(logits: Tensor, masks: Tensor, target: Segments, points: int, rand: Rand = torch.rand) -> Tensor:
     """The cheapest assignment of an image's segments to queries; see ``ops.assign`` for what it returns.
 
     Args:
@@ -87,14 +87,14 @@ def match(logits: Tensor, masks: Tensor, target: Segments, points: int, draw: Dr
         masks: ``(Q, h, w)``, logits.
         target: its segments.
         points: at how many random points masks are compared, the same ones for all.
-        draw: where they come from.
+        rand: where they come from.
     """
-    place = draw(1, points, 2, device=masks.device)
+    place = rand(1, points, 2, device=masks.device)
     count = len(target.labels)
     segments = torch.arange(count, device=masks.device)
     truth = sample_masks(target.masks, place.expand(count, -1, -1), segments)
     cost = matching_cost(logits, sample_logits(masks[None], place)[0], target.labels, truth)
-    return one_to_one(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST))
+    return hungarian_match(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST))
 
 
 def matching_cost(logits: Tensor, masks: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def matching_cost(logits: Tensor, masks: Tensor, labels: Tensor, truth: Tensor) 
 
 
 def _at_uncertain_points(
-    config: Mask2FormerConfig, masks_Khw: Tensor, truth_GHW: Tensor, segment: Tensor, draw: Draw
+    config: Mask2FormerConfig, masks_Khw: Tensor, truth_GHW: Tensor, segment: Tensor, rand: Rand
 ) -> tuple[Tensor, Tensor]:
     """Masks and their segments, both ``(K, P)``, at points most of which are near the edge of a mask (PointRend)."""
     if not len(masks_Khw):
@@ -123,10 +123,10 @@ def _at_uncertain_points(
     device, total = masks_Khw.device, config.train_points
     certain = int(config.importance * total)
     with torch.no_grad():
-        candidates = draw(len(masks_Khw), int(config.oversample * total), 2, device=device)
+        candidates = rand(len(masks_Khw), int(config.oversample * total), 2, device=device)
         doubt = -sample_logits(masks_Khw[:, None], candidates)[:, 0].abs()
         chosen = doubt.topk(certain, 1).indices[..., None].expand(-1, -1, 2)
-        points = torch.cat([candidates.gather(1, chosen), draw(len(masks_Khw), total - certain, 2, device=device)], 1)
+        points = torch.cat([candidates.gather(1, chosen), rand(len(masks_Khw), total - certain, 2, device=device)], 1)
         truth = sample_masks(truth_GHW, points, segment)
     return sample_logits(masks_Khw[:, None], points)[:, 0], truth
 

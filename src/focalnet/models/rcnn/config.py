@@ -27,8 +27,8 @@ class SamplingConfig:
         negative: IoU with every object below which it is background.
         rescue: an object takes the boxes nearest to it from this IoU on; None for never.
         ignore: a box of which more than this share lies in a crowd region is neither; None for none.
-        samples: boxes drawn from an image.
-        positive_share: of the boxes drawn, at most.
+        samples: boxes sampled from an image.
+        positive_share: of the boxes sampled, at most.
     """
 
     positive: float

@@ -41,22 +41,22 @@ def losses(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[O
 def proposal_losses(
     config: RPNConfig, outputs: RPNOutputs, inside: Tensor, targets: Sequence[ObjectTarget]
 ) -> dict[str, Tensor]:
-    """Is there an object, and where, of the anchors drawn; over the number drawn from the batch."""
+    """Is there an object, and where, of the anchors sampled; over the number sampled from the batch."""
     priors = torch.cat(outputs.anchors)
     logits = torch.cat([anchors.flatten(x, 1) for x in outputs.scores], 1)[..., 0]
     deltas = torch.cat([anchors.flatten(x, 4) for x in outputs.deltas], 1)
-    score_loss, box_loss, drawn = logits.new_zeros(()), logits.new_zeros(()), 0
+    score_loss, box_loss, sampled = logits.new_zeros(()), logits.new_zeros(()), 0
     for i, target in enumerate(targets):
-        positive, negative, matched = _draw_anchors(config, priors, inside[i], target)
+        positive, negative, matched = _sample_anchors(config, priors, inside[i], target)
         score_loss = score_loss + F.softplus(-logits[i, positive]).sum() + F.softplus(logits[i, negative]).sum()
         wanted = boxes.encode(priors[positive], target.boxes.to(priors)[matched], _RPN_STDS)
         box_loss = box_loss + _smooth_l1(deltas[i, positive], wanted, config.smooth_l1_beta)
-        drawn += max(len(positive), 1) + max(len(negative), 1)
-    return {"loss_rpn_cls": score_loss / drawn, "loss_rpn_bbox": box_loss / drawn}
+        sampled += max(len(positive), 1) + max(len(negative), 1)
+    return {"loss_rpn_cls": score_loss / sampled, "loss_rpn_bbox": box_loss / sampled}
 
 
 def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
-    """Class, box and mask of the regions drawn; boxes and masks of those with an object."""
+    """Class, box and mask of the regions sampled; boxes and masks of those with an object."""
     labels = torch.cat([target.labels for target in targets])
     objects = torch.cat([target.boxes for target in targets]).to(outputs.regions)
     positive = (outputs.matched >= 0).nonzero().flatten()
@@ -74,18 +74,18 @@ def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[O
     return losses
 
 
-def _draw_anchors(
+def _sample_anchors(
     config: RPNConfig, priors: Tensor, inside: Tensor, target: ObjectTarget
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the anchors drawn as positive and as negative, and the object of each positive."""
+    """Indices of the anchors sampled as positive and as negative, and the object of each positive."""
     here, sampling = inside.nonzero().flatten(), config.sampling
-    assigned = assign.by_overlap(
+    assigned = assign.max_iou_assign(
         priors[here],
         target.boxes.to(priors),
         target.ignored.to(priors),
         positive=sampling.positive,
         negative=sampling.negative,
-        rescue=sampling.rescue,
+        low_quality=sampling.rescue,
         ignore=sampling.ignore,
     )
     positive, negative = assign.sample(assigned, sampling.samples, sampling.positive_share)

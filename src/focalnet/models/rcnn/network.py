@@ -46,7 +46,7 @@ class RCNNOutputs:
 
 @dataclass(frozen=True)
 class StageOutputs:
-    """What a stage says of the regions drawn for its losses.
+    """What a stage says of the regions sampled for its losses.
 
     Args:
         regions: ``(K, 5)``: index in the batch, box.
@@ -116,7 +116,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> RCNNOutputs:
         pyramid, rpn = self._dense(images_BCHW, sizes)
         proposals = self.rpn_head.propose(rpn, sizes, training=False)
-        regions, logits, deltas = rois.with_batch_index([p.boxes for p in proposals]), [], None
+        regions, logits, deltas = rois.boxes_to_rois([p.boxes for p in proposals]), [], None
         for stage in range(len(self.config.stages)):
             if deltas is not None:
                 labels = logits[-1][:, :-1].argmax(1)
@@ -140,7 +140,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         candidates = [p.boxes for p in self.rpn_head.propose(rpn, sizes, training=True)]
         all_labels, stages = torch.cat([target.labels for target in targets]), []
         for i, config in enumerate(self.config.stages):
-            regions, matched, given = draw(candidates, targets, config.sampling)
+            regions, matched, given = sample_rois(candidates, targets, config.sampling)
             logits, deltas = self.roi_head.classify(pyramid, regions, i)
             masks = self.roi_head.segment(pyramid, regions[matched >= 0], i) if self.config.masks else None
             stages.append(StageOutputs(regions, matched, logits, deltas, masks))
@@ -164,7 +164,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         results = []
         for (box, score, label), mask, size, original in zip(found, masks, sizes, original_sizes, strict=True):
             box = boxes.resize(box, size, original)
-            pasted = None if mask is None else rois.paste(mask, box, original)
+            pasted = None if mask is None else rois.paste_masks(mask, box, original)
             results.append(Detections(box, score, label, self.class_names, pasted, original))
         return results
 
@@ -198,14 +198,14 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
 
     def _masks(self, pyramid: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sequence[Tensor]:
         """Mask probabilities ``(n, 28, 28)`` of each image's objects, averaged over the stages."""
-        regions = rois.with_batch_index([box for box, _, _ in found])
+        regions = rois.boxes_to_rois([box for box, _, _ in found])
         labels = torch.cat([label for _, _, label in found])
         stages = range(len(self.config.stages))
         probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), labels).sigmoid() for i in stages]
         return torch.split(torch.stack(probabilities).mean(0), [len(label) for _, _, label in found])
 
 
-def draw(
+def sample_rois(
     candidates: Sequence[Tensor], targets: Sequence[ObjectTarget], sampling: SamplingConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws the regions a stage is trained on: objects themselves and candidates, assigned and sampled.
@@ -219,24 +219,24 @@ def draw(
         Regions ``(K, 5)``, of each image first those with an object; the object of each, counted over all targets,
         or -1; and whether the region is an object itself.
     """
-    drawn, matched, given, before = [], [], [], 0
+    sampled, matched, given, before = [], [], [], 0
     for box, target in zip(candidates, targets, strict=True):
         objects = target.boxes.to(box)
-        assigned = assign.by_overlap(
+        assigned = assign.max_iou_assign(
             box,
             objects,
             target.ignored.to(box),
             positive=sampling.positive,
             negative=sampling.negative,
-            rescue=sampling.rescue,
+            low_quality=sampling.rescue,
             ignore=sampling.ignore,
         )
         assigned = torch.cat([torch.arange(1, len(objects) + 1, device=box.device), assigned])
         positive, negative = assign.sample(assigned, sampling.samples, sampling.positive_share)
         chosen = torch.cat([positive, negative])
         number = assigned[chosen]
-        drawn.append(torch.cat([objects, box])[chosen])
+        sampled.append(torch.cat([objects, box])[chosen])
         matched.append(torch.where(number > 0, number - 1 + before, -1))
         given.append(chosen < len(objects))
         before += len(objects)
-    return rois.with_batch_index(drawn), torch.cat(matched), torch.cat(given)
+    return rois.boxes_to_rois(sampled), torch.cat(matched), torch.cat(given)

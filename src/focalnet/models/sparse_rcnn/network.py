@@ -171,7 +171,7 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
         box, objects = self.rpn_head(extents)
         stages = []
         for stage in self.roi_head.bbox_head:
-            regions = rois.pool(maps, self.strides, rois.with_batch_index(list(box)), GRID, SAMPLES)
+            regions = rois.pool(maps, self.strides, rois.boxes_to_rois(list(box)), GRID, SAMPLES)
             logits, deltas, objects = stage(objects, regions)
             box = boxes.decode(box, deltas, self.config.stds)
             stages.append(SparseStage(logits, box, objects))
