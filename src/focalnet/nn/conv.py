@@ -5,9 +5,23 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 Norm = Literal["bn", "gn"]
+
+
+def no_single_cells(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """The input of a 3x3 convolution of stride 2 and padding 1, with a zero behind a side of one cell.
+
+    Its output is the same. In bfloat16 on the CPU, PyTorch (2.14, oneDNN) leaves the gradients of the kernel's weights
+    that meet nothing but padding unset: whatever was in that memory, NaN among it.
+    """
+    height, width = x_BCHW.shape[2:]
+    reduced = x_BCHW.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if not (x_BCHW.is_cpu and torch.is_grad_enabled() and reduced) or min(height, width) > 1:
+        return x_BCHW
+    return F.pad(x_BCHW, (0, int(width == 1), 0, int(height == 1)))
 
 
 class ConvNorm(nn.Module):
@@ -34,7 +48,8 @@ class ConvNorm(nn.Module):
             self.add_module(norm, nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(32, channels))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.after_conv(self.conv(x_BCHW))
+        x = no_single_cells(x_BCHW) if self.conv.stride == (2, 2) else x_BCHW
+        return self.after_conv(self.conv(x))
 
     def after_conv(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Norm and ReLU alone, for a convolution that was computed in another way."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from focalnet.nn.conv import no_single_cells
+
 
 class PatchEmbed(nn.Module):
     """A strided convolution and a layer norm, from ``(B, C, H, W)`` to ``(B, H / s, W / s, dim)``.
@@ -41,6 +43,8 @@ class PatchEmbed(nn.Module):
         x = x_BCHW
         if self.pad_to_stride:
             x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        elif (self.kernel, self.stride, self.padding) == (3, 2, 1):
+            x = no_single_cells(x)
         # Channels-last in, channels-last out: the permutation below is then a view, not a copy. (vmap does not know
         # the memory format of that name.)
         channels_last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

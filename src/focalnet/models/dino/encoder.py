@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focalnet.nn.conv import no_single_cells
 from focalnet.nn.deformable import DeformableAttention
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.feed_forward import FeedForward
@@ -98,7 +99,7 @@ class Projections(nn.Module):
         levels = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x = maps[-1]
         for conv in self.extra_convs:
-            x = conv(x)
+            x = conv(no_single_cells(x))
             levels.append(x)
         return levels
 
