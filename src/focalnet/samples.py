@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalnet.errors import DataError
+from focalnet.errors import DataError, InputError
 
 Size = tuple[int, int]  # height and width in pixels
 T = TypeVar("T")
@@ -113,7 +113,17 @@ class PanopticTarget:
 
 
 def pad_to(values: Tensor, size: Size, value: int = 0) -> Tensor:
-    """Pads an image, masks or a label map ``(..., h, w)`` right and below to a height and width."""
+    """Pads an image, masks or a label map ``(..., h, w)`` right and below to a height and width.
+
+    Raises:
+        InputError: it is larger than that; a target of the original size would silently be cut.
+    """
+    if values.shape[-2] > size[0] or values.shape[-1] > size[1]:
+        raise InputError(
+            f"{values.shape[-2]} x {values.shape[-1]} pixels of a target or image do not fit into "
+            f"{size[0]} x {size[1]}: "
+            "targets of training have the size of their image as the network sees it"
+        )
     padding = (0, size[1] - values.shape[-1], 0, size[0] - values.shape[-2])
     return F.pad(values, padding, value=value)
 

@@ -1,4 +1,7 @@
-"""Frozen blocks and patch embeddings: the outputs of the plain modules, and nothing that could change behind them."""
+"""Frozen blocks and patch embeddings: the outputs of the plain modules, and nothing that could change behind them.
+
+One file, for every test asks the same of the same model: what a frozen module gives, and what it refuses.
+"""
 
 from __future__ import annotations
 

@@ -89,3 +89,18 @@ def test_one_network_for_several_tasks(task: Any, things: int, output: str, num_
         registry.for_task(config, "classification")
     model: Any = focalnet.create_model("mask2former_focalnet_nano", num_classes=3, task=task)
     assert model.config.output == output
+
+
+@pytest.mark.parametrize("name", ["upernet", "mask2former"])
+def test_targets_are_padded_like_the_images_and_never_cut(name: str) -> None:
+    model = NETWORKS[name]().build().eval()
+    labels = torch.zeros(61, 90, dtype=torch.int64)
+    labels[20:50, 10:70] = 2
+    terms = []
+    for target in (LabelMapTarget(labels), LabelMapTarget(labels).padded((64, 96))):
+        torch.manual_seed(0)  # for random points
+        terms.append(model.loss(Batch(small.images(), small.SIZES, [target] * 2, [])))
+    assert all(torch.equal(terms[0][key], terms[1][key]) for key in terms[0])
+    original = LabelMapTarget(torch.zeros(122, 180, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"122 x 180 pixels .* do not fit into 64 x 96"):
+        model.loss(Batch(small.images(), small.SIZES, [original] * 2, []))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from focalnet.card import Preprocessing
+from focalnet.errors import ConfigError
 from focalnet.kernels.fuse import fuse
 from focalnet.models.backbone import FocalNet, FocalNetConfig
 from focalnet.models.base import DetectorConfig, Model, ModelFamily, StateDictLayout, check_sizes
@@ -32,7 +33,7 @@ class CellsConfig(DetectorConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> CellsConfig:
-        raise NotImplementedError("nobody else has this network")
+        raise ConfigError("this network has no configuration in another library: build CellsConfig yourself")
 
     def build(self) -> Cells:
         return fuse(Cells(self))

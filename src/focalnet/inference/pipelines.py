@@ -240,7 +240,7 @@ class SemanticPipeline(SegmentationPipeline):
         return mean_scores(islice(scores, len(tile.views)), size, logits=self.scorer.scores_are_logits)
 
     def _scores(self, prepared: Sequence[list[Tile]]) -> Iterator[Tensor]:
-        """Yields the class scores of each view, ``(N, h, w)``, no longer mirrored."""
+        """Yields the class scores of each view, ``(N, h, w)``, with mirroring undone."""
         for views, images in self._batches(prepared):
             with torch.inference_mode():
                 scores = self.scorer.class_scores(images)

@@ -133,7 +133,7 @@ def merge(predictions: Sequence[tuple[Window, Detections]], size: Size, limit: i
 
 
 def _placed(window: Window, detections: Detections) -> Detections:
-    """The objects with boxes in pixels of the image, and with masks of the window that are no longer mirrored."""
+    """Moves boxes from the window into the image, and undoes the mirroring of boxes and masks."""
     corners, masks = detections.boxes, detections.masks
     if window.mirrored:
         corners = torch.stack(

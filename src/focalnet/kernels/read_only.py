@@ -113,7 +113,7 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _guarded(out: Any, storages: set[int]) -> Any:
-    """A result that is no way around the guard."""
+    """The result, made read-only where it shares memory with a frozen weight."""
     if isinstance(out, np.ndarray):
         out = out.copy()
         out.flags.writeable = False

@@ -1,6 +1,6 @@
 """COCO's panoptic format: a JSON that says what the segments are, and a PNG for each image that says where.
 
-A pixel's color is its segment's id, R + 256 G + 65536 B; 0 is no segment ("void"). The format is described at
+A pixel's color is its segment's id, R + 256 G + 65536 B; 0 means no segment ("void"). The format is described at
 cocodataset.org/#format-data.
 """
 
@@ -305,7 +305,7 @@ def _problems(
 
 
 def only_one_stuff_class(annotated: PanopticFile) -> str | None:
-    """Why nothing can be learned: there are no objects to tell apart, and all stuff is the same; void is ignored."""
+    """The reason why nothing can be learned: all stuff is of one class, and there are no things; void is ignored."""
     used = {segment["category_id"] for image in annotated.images for segment in image.annotations}
     things = set(annotated.category_ids[: annotated.num_things])
     if len(used) != 1 or used & things:

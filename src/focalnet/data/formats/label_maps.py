@@ -46,7 +46,7 @@ class LabelRule:
 
     @cached_property
     def meaning(self) -> npt.NDArray[np.int64]:
-        """The label of every number; ``IGNORED`` for those that are no class."""
+        """The label of every number; ``IGNORED`` for numbers that do not stand for a class."""
         labels = np.arange(_NUMBERS)
         for number, other in self.label_map.items():
             labels[number] = other
@@ -70,7 +70,7 @@ class LabelRule:
         """
         last = (IGNORED if num_classes is None else num_classes) - 1
         if numbers_HW.min() < 0 or numbers_HW.max() >= _NUMBERS:
-            raise ImageError(f"has numbers from {numbers_HW.min()} to {numbers_HW.max()}, which are no labels")
+            raise ImageError(f"has numbers from {numbers_HW.min()} to {numbers_HW.max()}, which are not labels")
         labels_HW = self.meaning[numbers_HW]
         wrong = (labels_HW > last) & (labels_HW != IGNORED)
         if wrong.any():
@@ -240,7 +240,7 @@ def _folders(layout: Layout, splits: Sequence[str]) -> Iterator[tuple[str, str]]
 
 
 def _matched(images: ImageFiles, masks: ImageFiles, layout: Layout) -> Pairs | None:
-    """Pairs by stem; None where there are no images or no masks."""
+    """Pairs of image and mask by stem; None where images or masks are missing."""
     problems: list[Problem] = []
     of_images = _by_stem(images, layout.image_suffix, problems)
     of_masks = _by_stem(masks, layout.mask_suffix, problems)

@@ -68,7 +68,7 @@ class Folder(Source):
                 count = sum(suffix in UNREAD for suffix in shown)
                 logger.warning("%s: %d files are not read (%s); save them as PNG", place, count, " ".join(unread))
             elif not shown and not folders and Path(place) != folder:
-                logger.warning("%s: is empty, so it is no class", place)
+                logger.warning("%s: is empty, so it is not a class", place)
 
     def content(self, index: int) -> Path:
         return self._paths[index]

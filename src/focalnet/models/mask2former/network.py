@@ -52,7 +52,8 @@ class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
         return self._layers(images_BCHW, every_layer=False)[-1]
 
     def loss(self, batch: Batch[ObjectTarget | LabelMapTarget | PanopticTarget]) -> dict[str, Tensor]:
-        segments = [target.segments() for target in batch.targets]
+        size = (batch.images.shape[2], batch.images.shape[3])
+        segments = [target.padded(size).segments() for target in batch.targets]
         return losses(self.config, self.training_outputs(batch.images), segments)
 
     def training_outputs(self, images_BCHW: Tensor) -> list[Mask2FormerOutputs]:

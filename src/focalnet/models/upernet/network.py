@@ -23,7 +23,7 @@ from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.pyramid_pooling import PyramidPooling
 from focalnet.ops.label_maps import label_map
 from focalnet.results import SemanticMap
-from focalnet.samples import IGNORED, Batch, LabelMapTarget, Size
+from focalnet.samples import Batch, LabelMapTarget, Size
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,8 @@ class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
         return _resized(outputs.logits, outputs.size)
 
     def loss(self, batch: Batch[LabelMapTarget]) -> dict[str, Tensor]:
-        height, width = batch.images.shape[2:]
-        labels = [
-            F.pad(t.labels, (0, width - t.labels.shape[1], 0, height - t.labels.shape[0]), value=IGNORED)
-            for t in batch.targets
-        ]
+        size = (batch.images.shape[2], batch.images.shape[3])
+        labels = [target.padded(size).labels for target in batch.targets]
         return losses(self.config, self.training_outputs(batch.images), torch.stack(labels))
 
     def training_outputs(self, images_BCHW: Tensor) -> UPerNetTrainingOutputs:

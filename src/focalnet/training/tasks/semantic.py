@@ -80,7 +80,7 @@ class SemanticTask(DenseTask):
             self._told_of_one_class = True
 
     def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:
-        """Of each image the scores of its classes, without padding and no longer mirrored."""
+        """The class scores of each image, without padding and with mirroring undone."""
         if mirrored:
             images = pad([one[:, :h, :w].flip(-1) for one, (h, w) in zip(images, sizes, strict=True)], divisor=1)
         images = padded(images, self.trained.config.size_divisor)
