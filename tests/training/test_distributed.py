@@ -16,6 +16,7 @@ import torch
 from focalnet import weights
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
+from focalnet.training import engine
 from tests.data.coco import write_coco
 from tests.data.panoptic import write_panoptic
 from tests.data.semantic import write_semantic
@@ -26,20 +27,13 @@ DIGITS = "classification/digits"
 #: Drop path and mixing are drawn in each process for its own images; everything else is the same.
 OPTIONS = {**TOY, "model.options": {**TOY["model.options"], "drop_path_rate": 0.0}, "model.ema_decay": None}
 
-#: Lightning shards on GPUs only, as far as it checks; what it then does works on CPUs too.
-SHARD_ON_CPU = """
-import sys, torch
-from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
-from torch.distributed.fsdp import FullyShardedDataParallel
-from focalnet.cli.main import main
-
-_AcceleratorConnector._check_strategy_and_fallback = lambda self: None
-on_gpu = FullyShardedDataParallel.__init__
-FullyShardedDataParallel.__init__ = lambda self, *args, device_id, **options: on_gpu(
-    self, *args, device_id=torch.device("cpu"), **options
-)
-sys.exit(main(sys.argv[1:]))
-"""
+#: Runs on the digits and what each needs: averaged weights; weight decay and clipping, which need more than a shard.
+RUNS = {
+    "ddp": {**OPTIONS, "model.ema_decay": 0.5},
+    "fsdp": {**OPTIONS, "model.optimizer.weight_decay": 0.5, "trainer.gradient_clip_val": 0.1},
+}
+if torch.__version__.startswith("2.10."):
+    del RUNS["fsdp"]  # torch 2.10 crashes when it gathers shards on a CPU, where only this test has them
 
 
 def history(folder: Path) -> list[dict[str, str]]:
@@ -55,9 +49,10 @@ def in_two(*program: str) -> str:
     return run.stderr
 
 
-def fit_in_two(folder: Path, program: list[str], options: dict[str, Any]) -> str:
+def arguments(folder: Path, strategy: str) -> list[str]:
+    options = {**RUNS[strategy], "trainer.devices": 2, "trainer.strategy": strategy}
     given = [f"--{name}={'null' if value is None else value}" for name, value in options.items()]
-    return in_two(*program, "fit", DIGITS, "--output", str(folder), "--trainer.devices=2", *given)
+    return ["fit", DIGITS, "--output", str(folder / "two" / strategy), *given]
 
 
 def assert_the_same_run(one: Path, other: Path, *figures: str) -> None:
@@ -80,37 +75,21 @@ def assert_same_figures(found: dict[str, Any], expected: dict[str, Any], *names:
     assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names}, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_reach_the_loss_of_one(tmp_path):
-    averaged = {**OPTIONS, "model.ema_decay": 0.5}
-    one = fit(DIGITS, output=tmp_path / "one", **averaged)
-    program = ["-m", "focalnet.cli.main"]
-    shown = fit_in_two(tmp_path / "two", program, {**averaged, "trainer.strategy": "ddp"})
-    assert shown.count("epoch 2/2") == 1  # one process speaks
-    assert_the_same_run(one, tmp_path / "two", "val_loss", "top1")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.10."),
-    reason="torch 2.10 crashes when it gathers shards on a CPU, where only this test has them",
-)
-def test_sharding_changes_nothing_either(tmp_path):
-    """Weight decay and clipping included: both need what a shard alone does not show."""
-    strong = {**OPTIONS, "model.optimizer.weight_decay": 0.5, "trainer.gradient_clip_val": 0.1}
-    one = fit(DIGITS, output=tmp_path / "one", **strong)
-    (tmp_path / "program.py").write_text(SHARD_ON_CPU)
-    fit_in_two(tmp_path / "two", [str(tmp_path / "program.py")], {**strong, "trainer.strategy": "fsdp"})
-    assert_the_same_run(one, tmp_path / "two", "val_loss", "top1")
-
-
 @pytest.mark.parametrize(("option", "value"), [("model.ema_decay", 0.5), ("model.optimizer.name", "muon")])
 def test_what_needs_whole_weights_is_not_sharded(tmp_path, option, value):
     with pytest.raises(ConfigError, match=option):
         fit(DIGITS, output=tmp_path, **{**OPTIONS, option: value, "trainer.strategy": "fsdp"})
 
 
-# --- dense tasks: one launch, of which each test looks at a part
+# --- one launch, of which each test looks at a part
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
+    """Drawing takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "write_report", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +103,24 @@ def both(tmp_path_factory) -> Path:
         write(folder / name, images=5)
         (folder / f"{name}.yaml").write_text(json.dumps(two_processes.RECIPES[name]))
     weights.save(two_processes.panoptic_network(), folder / "segments.safetensors")
-    in_two("-m", "tests.training.two_processes", str(folder))
+    (folder / "commands.json").write_text(json.dumps([arguments(folder, strategy) for strategy in RUNS]))
+    (folder / "shown").write_text(in_two("-m", "tests.training.two_processes", str(folder)))
     for name in ("boxes", "maps"):
         fit(folder / f"{name}.yaml", output=folder / "one" / name, **{"data.root": str(folder / name)})
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", list(RUNS))
+def test_two_processes_reach_the_loss_of_one(both, strategy):
+    one = fit(DIGITS, output=both / "one" / strategy, **RUNS[strategy])
+    assert_the_same_run(one, both / "two" / strategy, "val_loss", "top1")
+
+
+@pytest.mark.slow
+def test_one_process_speaks(both):
+    lines = (both / "shown").read_text().splitlines()
+    assert sum("epoch 2/2" in line for line in lines) == len(RUNS)
 
 
 @pytest.mark.slow

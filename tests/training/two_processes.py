@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
+from focalnet.cli.main import main as command_line
 from focalnet.cli.train import fit, validate
 from focalnet.models import Mask2Former
 from focalnet.models.mask2former.loss import losses as mask2former_losses
@@ -174,10 +178,22 @@ class NormsOnCPU:
         return centred * scale * weight
 
 
+def shard_on_cpu() -> None:
+    """Lightning allows FSDP on GPUs only; what it then does works on CPUs, too."""
+    constructor = FullyShardedDataParallel.__init__
+    _AcceleratorConnector._check_strategy_and_fallback = lambda self: None
+    FullyShardedDataParallel.__init__ = lambda self, *args, device_id, **options: constructor(
+        self, *args, device_id=torch.device("cpu"), **options
+    )
+
+
 def main(folder: Path) -> None:
-    kept = NormsOnCPU()
+    shard_on_cpu()
     engine.write_report = lambda *_: None  # drawing takes longer than all the rest
     dist.init_process_group("gloo")
+    for arguments in json.loads((folder / "commands.json").read_text()):
+        assert command_line(arguments) == 0
+    kept = NormsOnCPU()
     found: dict[str, Any] = {"gradients": {name: shared_gradients(one) for name, one in networks().items()}}
     in_two = {"trainer.devices": 2, "trainer.strategy": "ddp"}
     for name in ("boxes", "maps"):
