@@ -115,11 +115,11 @@ def test_compiled_without_a_break() -> None:
 
 
 @torch.no_grad()
-def test_a_query_without_a_mask_looks_everywhere() -> None:
+def test_a_query_with_an_empty_mask_attends_everywhere() -> None:
     head = build().panoptic_head
-    nowhere = head._where_to_look(torch.randn(1, 6, 16), torch.zeros(1, 16, 10) - torch.inf)
-    assert nowhere.shape == (1, 6, 10)
-    assert nowhere.all()
+    mask = head._attention_mask(torch.randn(1, 6, 16), torch.zeros(1, 16, 10) - torch.inf)
+    assert mask.shape == (1, 6, 10)
+    assert mask.all()
 
 
 def queries(masks: torch.Tensor, scores: list[tuple[int, float]], classes: int) -> results.Queries:
@@ -224,7 +224,7 @@ def test_named_models() -> None:
         ({"heads": 0}, "heads=0"),
         ({"importance": 1.5}, "importance=1.5"),
         ({"oversample": 0.5}, "oversample=0.5"),
-        ({"out_indices": (3,)}, "two maps"),
+        ({"out_indices": (3,)}, "two feature maps"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:

@@ -202,7 +202,7 @@ def test_a_single_image_trains_where_no_pool_scale_makes_it_a_single_value() -> 
         ("decode_head", "ignore_index", 0, "ignore_index=0 is not supported, only 255"),
         ("auxiliary_head", "num_convs", 2, "auxiliary_head: num_convs=2 is not supported, only 1"),
         ("auxiliary_head", "concat_input", True, "auxiliary_head: concat_input=True is not supported"),
-        ("auxiliary_head", "num_classes", 7, "num_classes must be the same in every part"),
+        ("auxiliary_head", "num_classes", 7, "num_classes must all be equal"),
         ("decode_head", "loss_decode", {"type": "DiceLoss"}, 'loss_decode: type "DiceLoss" is not supported'),
         (
             "decode_head",

@@ -1,6 +1,6 @@
-"""The backbone, and one package for each published network: configuration, network, loss, foreign layouts.
+"""The backbone, and one package per published network: configuration, network, loss, state-dict layouts.
 
-A package offers ``FAMILIES``; ``focalnet.registry`` collects them, and nothing else has to know of a new one.
+Each package defines ``FAMILIES``, which ``focalnet.registry`` collects. A new network needs no change elsewhere.
 """
 
 from focalnet.models.atss import ATSS, ATSSConfig

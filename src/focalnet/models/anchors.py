@@ -1,4 +1,4 @@
-"""The anchors of a pyramid, for every head that predicts at every cell."""
+"""Anchors of a feature pyramid, for heads that predict at every cell."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from focalnet.samples import Size
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """Where the anchors are.
+    """Generates the anchors of every level of a feature pyramid.
 
     Args:
-        scale: side of an anchor in cells.
-        ratios: heights over widths.
+        scale: side of an anchor, in cells of its level.
+        ratios: aspect ratios, height over width.
         strides: pixels per cell of each level.
     """
 
@@ -26,24 +26,24 @@ class AnchorGrid:
     ratios: tuple[float, ...]
     strides: tuple[int, ...]
 
-    def __call__(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors ``(H W A, 4)`` of each map ``(B, C, H, W)``, float32."""
+    def __call__(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors ``(H W A, 4)`` of each feature map ``(B, C, H, W)``, float32."""
         return [
             grid_anchors(base_anchors(stride, self.scale, self.ratios).to(x.device), stride, (x.shape[2], x.shape[3]))
-            for x, stride in zip(maps, self.strides, strict=True)
+            for x, stride in zip(features, self.strides, strict=True)
         ]
 
-    def on_image(self, maps: Sequence[Tensor], sizes: Sequence[Size], divisor: int) -> Tensor:
-        """Which anchors lie on each image rather than on what pads it to the batch: ``(B, all anchors)``, bool.
+    def on_image(self, features: Sequence[Tensor], sizes: Sequence[Size], divisor: int) -> Tensor:
+        """Mask of the anchors on each image, not on batch padding: ``(B, all anchors)``, bool.
 
-        An image counts up to the multiple of ``divisor`` it would be padded to alone.
+        The image includes its own padding, up to the next multiple of ``divisor``.
         """
-        rows = []
+        masks = []
         for height, width in sizes:
             padded = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
             levels = [
                 inside_image((x.shape[2], x.shape[3]), stride, padded, len(self.ratios))
-                for x, stride in zip(maps, self.strides, strict=True)
+                for x, stride in zip(features, self.strides, strict=True)
             ]
-            rows.append(torch.cat(levels))
-        return torch.stack(rows).to(maps[0].device)
+            masks.append(torch.cat(levels))
+        return torch.stack(masks).to(features[0].device)

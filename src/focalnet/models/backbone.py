@@ -1,8 +1,8 @@
-"""FocalNet, one class for every task (Yang et al., NeurIPS 2022, arXiv 2203.11926).
+"""FocalNet, the backbone of every task (Yang et al., NeurIPS 2022, arXiv 2203.11926).
 
-``FocalNetBase`` is stem and stages; ``FocalNet`` returns its feature maps, each with its own norm, to any
-dense head; the classifier (``models/classifier``) pools its last feature map. Parameters are named as in
-the official classification release, so its state dicts load as they are.
+``FocalNetBase`` holds the stem and the stages. ``FocalNet`` returns their feature maps, each with its own norm, for
+dense-prediction heads; the classifier (``models/classifier``) pools the last feature map. Parameters have the names
+of the official classification release, so its state dicts load unchanged.
 """
 
 from __future__ import annotations
@@ -27,31 +27,33 @@ from focalnet.nn.feature_info import FeatureInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FocalNetConfig:
-    """The shape of a FocalNet. ``.build()`` makes the backbone; ``dataclasses.asdict`` saves it.
+    """Architecture of a FocalNet. ``.build()`` builds the backbone; ``dataclasses.asdict`` gives what files store.
 
     Args:
-        in_chans: channels of the image.
+        in_chans: channels of the input image.
         embed_dim: channels of the first stage; each later stage doubles them.
-        depths: blocks per stage; one stage only makes an isotropic (ViT-like) network.
-        focal_levels: focal levels L per stage; values beyond the last stage are left out, as in the official code.
-        focal_windows: kernel size of the first focal level per stage, odd; level l has ``window + 2 l``. Likewise.
+        depths: blocks per stage; a single stage makes an isotropic (ViT-like) network.
+        focal_levels: focal levels L per stage; surplus values are ignored, as in the official code.
+        focal_windows: kernel size of the first focal level per stage, odd; level l has ``window + 2 l``. Surplus
+            values are ignored.
         patch_size: stride of the stem.
-        mlp_ratio: hidden width of the MLPs, in units of the stage's channels.
-        overlapped: overlapping patch embedding: kernel ``2 * patch_size - 1`` in the stem, 3 between stages.
-        stem_padding: zero padding of an overlapped stem; 2 in every published model but mmdet's (3).
+        mlp_ratio: hidden width of the MLPs, as a multiple of the stage's channels.
+        overlapped: overlapping patch embedding: kernel size ``2 * patch_size - 1`` in the stem, 3 between stages.
+        stem_padding: zero padding of an overlapped stem: 2 in the published models, 3 in mmdet's.
         patch_norm: layer norm after the stem.
-        post_norm: norms after modulation and MLP instead of before.
+        post_norm: layer norms after modulation and MLP instead of before.
         post_norm_in_modulation: layer norm on the modulated query.
-        layer_scale: initial value of the learned per-channel scale of each branch; None for none.
+        layer_scale: initial value of the learned per-channel scale of each residual branch; None for none.
         normalize_modulator: divide the aggregated context by L + 1.
         drop_rate: dropout after stem, modulation and MLP.
-        drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
-        pad_to_stride: pad odd sizes right and bottom (dense tasks) instead of dropping the rest.
-        out_indices: stages whose maps are returned; None for all.
-        out_norms: a layer norm of its own on each returned map (the dense tasks of the paper).
+        drop_path_rate: stochastic depth rate of the last block; it rises linearly from 0 at the first.
+        pad_to_stride: zero-pad right and bottom to a multiple of each stride (dense prediction) instead of dropping the
+            remainder.
+        out_indices: stages whose feature maps are returned; None for all.
+        out_norms: apply a layer norm to each returned feature map, as for the dense prediction tasks of the paper.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is invalid.
     """
 
     in_chans: int = 3
@@ -95,7 +97,7 @@ class FocalNetConfig:
         for index in self.out_indices or ():
             if not 0 <= index < stages:
                 raise ConfigError(f"out_indices={self.out_indices} must be within 0..{stages - 1}")
-        if set(self.out_indices or ()) == set(range(stages)):  # the same shape is the same configuration
+        if set(self.out_indices or ()) == set(range(stages)):  # equal architectures compare equal
             object.__setattr__(self, "out_indices", None)
 
     @classmethod
@@ -104,13 +106,13 @@ class FocalNetConfig:
 
         Args:
             mapping: constructor arguments (``{"embed_dim": 96, "use_postln": True, ...}``), or a parsed
-                classification YAML (``{"MODEL": {"FOCAL": {...}}}``). Arguments without meaning here
-                (``img_size``, ``use_checkpoint``, ``num_classes``, ...) are accepted and left out.
-            source: which official file the arguments are for: they differ in defaults, in the padding of
-                the stem and of odd sizes, and mmdet's ignores the post-norm options.
+                classification YAML (``{"MODEL": {"FOCAL": {...}}}``). Arguments that do not concern
+                the backbone here (``img_size``, ``use_checkpoint``, ``num_classes``, ...) are ignored.
+            source: which official file the arguments are for. The files differ in defaults and in the padding of the
+                stem and of the input; mmdet's ignores the post-norm options.
 
         Raises:
-            ConfigError: an argument the official code does not have.
+            ConfigError: the official code has no such argument.
         """
         return cls.from_dict(official_arguments.translate(mapping, source))
 
@@ -130,16 +132,16 @@ class FocalNetConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels of the image per step of each stage's map."""
+        """Stride of each stage's feature map, in pixels of the image."""
         return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
 
     def build(self) -> FocalNet:
-        """Builds the backbone with random weights, its operations fused (``FocalNet(config)`` is the plain one)."""
+        """Builds the backbone with random weights and fused operations; ``FocalNet(config)`` builds it unfused."""
         return fuse(FocalNet(self))
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, and the down-sampling that follows them (None in the last stage)."""
+    """The blocks at one resolution, and the downsampling after them (None in the last stage)."""
 
     def __init__(self, blocks: Iterable[FocalNetBlock], downsample: PatchEmbed | None) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """Runs the blocks; the down-sampling is left to the backbone, since heads want the map before it."""
+        """Runs the blocks. The backbone runs the downsampling, since heads use the feature map before it."""
         x = x_BHWC
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
@@ -157,16 +159,16 @@ class Stage(nn.Module):
 
 
 class FocalNetBase(nn.Module):
-    """Stem and stages: what every FocalNet shares. Not used by itself: see ``FocalNet`` and ``Classifier``.
+    """Stem and stages: the base class of ``FocalNet`` and ``Classifier``.
 
-    Offers timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
+    Implements timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
     layer-wise learning rates) and ``no_weight_decay``.
     """
 
     def __init__(self, shape: FocalNetConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.card: ModelCard | None = None  # set by whoever loads or trains the weights
+        self.card: ModelCard | None = None  # set by the code that loads or trains the weights
         self.frozen_stages: int | None = None
         self.patch_embed = _patch_embed(shape, stage=None)
         self.pos_drop = nn.Dropout(shape.drop_rate)
@@ -178,14 +180,14 @@ class FocalNetBase(nn.Module):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages; ``layers`` is what the official state dict calls them."""
+        """The stages. The attribute ``layers`` has the name used in official state dicts."""
         return cast("list[Stage]", list(self.layers))
 
     def forward_stages(self, images_BCHW: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yields the map ``(B, H, W, C)`` of each stage, before any norm.
+        """Yields the feature map ``(B, H, W, C)`` of each stage, before any norm.
 
         Raises:
-            InputError: an image with other channels, or too small for the network.
+            InputError: the images have a wrong number of channels or are too small, or the weights are on meta.
         """
         self._check(images_BCHW)
         x = self.pos_drop(self.patch_embed(images_BCHW))
@@ -198,7 +200,7 @@ class FocalNetBase(nn.Module):
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of every convolution and matrix product for one image of this size in pixels.
 
-        Norms, biases, activations and elementwise products are not counted, as usual in the field.
+        Norms, biases, activations and elementwise products are not counted, as is common practice.
         """
         total = 0
         downsamples = [stage.downsample for stage in self.stages if stage.downsample is not None]
@@ -217,8 +219,8 @@ class FocalNetBase(nn.Module):
         """Freezes the stem and the first ``stages`` stages: no gradients, no drop path, also after ``.train()``.
 
         Args:
-            stages: 0 freezes the stem alone; the number of stages freezes them all. The norms of the maps that a dense
-                task's backbone returns stay trainable, as in the official detectors.
+            stages: 0 freezes the stem alone. The norms of the returned feature maps stay trainable, as in the official
+                detectors.
         """
         if not 0 <= stages <= len(self.layers):
             raise ConfigError(f"cannot freeze {stages} stages: this network has {len(self.layers)}")
@@ -234,21 +236,21 @@ class FocalNetBase(nn.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory: recomputes each block in the backward pass instead of keeping its activations."""
+        """Saves memory at the cost of time: recomputes each block's activations in the backward pass."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that give each parameter its depth, for layer-wise learning-rate decay.
+        """Regular expressions that group parameters by depth, for layer-wise learning-rate decay (timm's protocol).
 
-        Down-sampling is as deep as the first block of the stage whose name it bears; norms as deep as the last block.
+        Downsampling is grouped with the stage that its name contains, and norms with the last block.
         """
         stage = r"^layers\.(\d+)"
         fine = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None)]
         return {"stem": r"^patch_embed", "blocks": [*([(stage, None)] if coarse else fine), (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay must skip beyond norms and biases: none."""
+        """Names of parameters without weight decay, other than norms and biases: none."""
         return set()
 
     def _frozen(self) -> Iterator[nn.Module]:
@@ -257,10 +259,10 @@ class FocalNetBase(nn.Module):
 
     def _check(self, images: torch.Tensor) -> None:
         embeds = [self.patch_embed, *(stage.downsample for stage in self.stages if stage.downsample is not None)]
-        if not images.is_meta and any(embed.on_meta for embed in embeds):  # PyTorch would give zeros
+        if not images.is_meta and any(embed.on_meta for embed in embeds):  # PyTorch would return zeros
             raise InputError(
-                "this FocalNet's weights are on meta, where a tensor has no values: give it some by "
-                "load_state_dict(..., assign=True), or by to_empty(device=...) and load_state_dict(...)"
+                "this FocalNet's weights are on the meta device and have no values: call "
+                "load_state_dict(..., assign=True), or to_empty(device=...) and load_state_dict(...)"
             )
         if images.ndim != 4 or images.shape[1] != self.shape.in_chans:
             raise InputError(
@@ -273,15 +275,15 @@ class FocalNetBase(nn.Module):
 
 
 class FocalNet(FocalNetBase):
-    """The backbone of every dense task: an image to a dict of maps, finest first.
+    """The backbone for dense prediction: returns a dict of feature maps, finest first.
 
-    ``feature_info`` describes the maps, so that a neck or head never needs channel numbers by hand.
+    ``feature_info`` gives their names, channels and strides, from which necks and heads are built.
     """
 
     def __init__(self, config: FocalNetConfig) -> None:
         super().__init__(config)
-        wanted = range(len(config.depths)) if config.out_indices is None else config.out_indices
-        self.out_indices = tuple(sorted(set(wanted)))
+        indices = range(len(config.depths)) if config.out_indices is None else config.out_indices
+        self.out_indices = tuple(sorted(set(indices)))
         self.feature_info = tuple(self.feature_info[i] for i in self.out_indices)
         for i in self.out_indices if config.out_norms else ():
             self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
@@ -289,21 +291,21 @@ class FocalNet(FocalNetBase):
 
     @property
     def config(self) -> FocalNetConfig:
-        """What it was built from."""
+        """The configuration this backbone was built from."""
         return self.shape
 
     def forward(self, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns ``{"s4": (B, C, H/4, W/4), ...}``: channels first in shape, channels last in memory."""
-        maps: dict[str, torch.Tensor] = {}
+        features: dict[str, torch.Tensor] = {}
         for i, x in enumerate(self.forward_stages(images_BCHW)):
             if i in self.out_indices:
                 normed = getattr(self, f"norm{i}")(x) if self.shape.out_norms else x
-                maps[self.feature_info[len(maps)].name] = normed.permute(0, 3, 1, 2)
-        return maps
+                features[self.feature_info[len(features)].name] = normed.permute(0, 3, 1, 2)
+        return features
 
 
 def init_weights(module: nn.Module) -> None:
-    """The official initialisation: linear layers normal with std 0.02 and zero bias, the rest as PyTorch does."""
+    """The official initialization: truncated normal with std 0.02 and zero bias for linear layers, else PyTorch's."""
     for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.trunc_normal_(m.weight, std=0.02)
@@ -311,7 +313,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def _patch_embed(config: FocalNetConfig, stage: int | None) -> PatchEmbed:
-    """The stem (``stage`` None), or the down-sampling after ``stage``."""
+    """The stem (``stage`` None), or the downsampling after ``stage``."""
     if stage is None:
         in_chans, dim, stride, norm = config.in_chans, config.embed_dim, config.patch_size, config.patch_norm
         padding = config.stem_padding

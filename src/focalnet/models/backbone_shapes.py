@@ -1,8 +1,8 @@
-"""Which FocalNet a state dict belongs to: what its shapes tell, and what they cannot.
+"""Infers the architecture of a FocalNet from the names and shapes in its state dict.
 
-``post_norm`` and ``normalize_modulator`` leave no trace in the names of the official layout, nor does
-``stem_padding``. They come from a description beside the file, from the architecture the caller names,
-or from the published architecture that has exactly these shapes.
+``post_norm``, ``normalize_modulator`` and ``stem_padding`` change neither names nor shapes in the official layout.
+Their values come from the file's metadata, from the architecture that the caller names, or from the published
+architecture with exactly these shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from focalnet.models import ClassifierConfig
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.variants import VARIANTS
 
-# Fields of FocalNetConfig that the shapes of a state dict decide; layer_scale only whether there is one.
+# Fields of FocalNetConfig that follow from a state dict; of layer_scale only whether it exists.
 TRACED = (
     "in_chans",
     "embed_dim",
@@ -33,22 +33,22 @@ TRACED = (
     "post_norm_in_modulation",
     "layer_scale",
 )
-_DEFAULT_LAYER_SCALE = 1e-4  # only an initial value, the official one: the trained one is in the weights
+_DEFAULT_LAYER_SCALE = 1e-4  # the official initial value; the trained values are in the weights
 
 
 def infer(
     state_dict: Mapping[str, Tensor], *, architecture: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> tuple[ClassifierConfig, str | None]:
-    """Returns the configuration of a classifier from its tensors, and its published name if it has one.
+    """Infers a classifier's configuration from its tensors, and its published name or None.
 
     Args:
-        state_dict: tensors under our names.
-        architecture: the name the caller gives; its shapes must agree.
-        settings: fields of ``FocalNetConfig`` known from elsewhere; they win over what a name implies.
+        state_dict: tensors under this library's names.
+        architecture: name that the caller gives; its shapes must match.
+        settings: fields of ``FocalNetConfig`` known from other sources; they override those of the named architecture.
 
     Raises:
-        CheckpointError: not a FocalNet, not the architecture named, or ``post_norm`` cannot be known.
-        UnknownName: no such architecture.
+        CheckpointError: the tensors are not a FocalNet's or not of the named architecture, or ``post_norm`` is unknown.
+        UnknownName: there is no architecture of this name.
     """
     traced = trace(state_dict)
     if architecture is None:
@@ -61,8 +61,8 @@ def infer(
         known["layer_scale"] = (settings or {}).get("layer_scale") or _DEFAULT_LAYER_SCALE
     if architecture is None and "post_norm" not in known:
         raise CheckpointError(
-            f"its shape ({describe(traced)}) is not a published one, and nothing in it tells whether the norms "
-            f"come before or after modulation and MLP: say so with post_norm=False or True "
+            f"its architecture ({describe(traced)}) is not a published one, and its tensors do not tell whether the "
+            f"norms come before or after modulation and MLP: pass post_norm=False or True "
             f"(focalnet convert: --pre-norm or --post-norm)"
         )
     config = FocalNetConfig.from_dict(known)
@@ -71,15 +71,15 @@ def infer(
 
 
 def classes_of(state_dict: Mapping[str, Tensor]) -> int:
-    """Outputs of the head; 0 where there is none."""
+    """Number of outputs of the head; 0 without a head."""
     return state_dict["head.weight"].shape[0] if "head.weight" in state_dict else 0
 
 
 def trace(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of ``FocalNetConfig`` that the shapes decide.
+    """The fields of ``FocalNetConfig`` that follow from the state dict, see ``TRACED``.
 
     Raises:
-        CheckpointError: a part of a FocalNet is not there.
+        CheckpointError: a tensor of a FocalNet is missing or has an unexpected shape.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     matches = (re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.modulation\.f\.weight", key) for key in shapes)
@@ -89,7 +89,7 @@ def trace(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         return _trace(shapes, depths=tuple(blocks[stage] for stage in range(len(blocks))))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"a part of a FocalNet is missing or has another shape: {error}") from error
+        raise CheckpointError(f"a tensor of a FocalNet is missing or has an unexpected shape: {error}") from error
 
 
 def _trace(shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _trace(shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...]) -> di
     if len(depths) > 1:
         overlapped = shapes["layers.0.downsample.proj.weight"][2] == 3
     else:
-        overlapped = kernel == 7  # the only overlapped stem there is; a patch of 7 is not known to exist
+        overlapped = kernel == 7  # the only overlapped stem; no published model has patches of 7 pixels
     firsts = [f"layers.{stage}.blocks.0.modulation.focal_layers" for stage in range(len(depths))]
     block = "layers.0.blocks.0"
     return {
@@ -105,7 +105,7 @@ def _trace(shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...]) -> di
         "embed_dim": dim,
         "depths": depths,
         "focal_levels": tuple(sum(f"{first}.{level}.0.weight" in shapes for level in range(99)) for first in firsts),
-        # With no level there is no window; 3 is then as good as any.
+        # Without focal levels the window is unused, and 3 is arbitrary.
         "focal_windows": tuple(shapes.get(f"{first}.0.0.weight", (0, 0, 3))[2] for first in firsts),
         "patch_size": (kernel + 1) // 2 if overlapped else kernel,
         "mlp_ratio": shapes[f"{block}.mlp.fc1.weight"][0] / dim,
@@ -117,18 +117,18 @@ def _trace(shapes: Mapping[str, tuple[int, ...]], depths: tuple[int, ...]) -> di
 
 
 def published_name(traced: Mapping[str, Any]) -> str | None:
-    """The architecture of ``VARIANTS`` that has exactly these shapes, whatever its channels of input."""
+    """The architecture of ``VARIANTS`` with exactly these shapes, apart from the input channels; None without one."""
     return next((name for name in VARIANTS if not _differences(name, traced)), None)
 
 
 def describe(traced: Mapping[str, Any]) -> str:
-    """The shape in a few words, for messages."""
-    wanted = ("embed_dim", "depths", "focal_levels", "focal_windows")
-    return ", ".join(f"{name}={traced[name]}" for name in wanted)
+    """Summary of the architecture, for messages."""
+    names = ("embed_dim", "depths", "focal_levels", "focal_windows")
+    return ", ".join(f"{name}={traced[name]}" for name in names)
 
 
 def agree(name: str, described: Any, traced: Any) -> bool:
-    """Whether two values of a field mean the same shape."""
+    """Whether two values of a field describe the same shapes."""
     if name == "layer_scale":
         return (described is None) == (traced is None)
     if name == "mlp_ratio":
@@ -137,24 +137,24 @@ def agree(name: str, described: Any, traced: Any) -> bool:
 
 
 def check_is(architecture: str, traced: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless the shapes are those of the architecture, UnknownName if there is none."""
+    """Raises CheckpointError if the shapes are not the architecture's, UnknownName if there is no such architecture."""
     if architecture not in VARIANTS:
         raise UnknownName(
             f'no architecture "{architecture}"{did_you_mean(architecture, VARIANTS)}; "focalnet models" lists all'
         )
     differences = _differences(architecture, traced)
     if differences:
-        looks = published_name(traced)
+        actual = published_name(traced)
         raise CheckpointError(
             f"it is not a {architecture}: it has {differences[0]}={traced[differences[0]]}"
-            + (f"; it looks like {looks}" if looks else "")
+            + (f"; it looks like {actual}" if actual else "")
         )
 
 
 def check_described(config: FocalNetConfig, traced: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where a description and the shapes of the tensors beside it disagree.
+    """Raises CheckpointError if a file's metadata and the shapes of its tensors disagree.
 
-    Done before building, so that a damaged description cannot ask for a million blocks.
+    Called before the network is built, so that damaged metadata cannot request a million blocks.
     """
     for name in TRACED:
         no_window = name == "focal_windows" and 0 in traced["focal_levels"]

@@ -1,4 +1,4 @@
-"""The contract of every network: what it is built from, what it can be asked, and what is known of its family."""
+"""The interface of every network: configuration, outputs, results, losses, and the description of its family."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 def from_plain(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    """Builds a dataclass, and those within it, from what ``dataclasses.asdict`` or a YAML gives.
+    """Builds a dataclass and those nested in it from the output of ``dataclasses.asdict`` or from YAML.
 
     Raises:
-        ConfigError: a name the dataclass does not have.
+        ConfigError: the dataclass has no field of this name.
     """
     hints = get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -37,34 +37,34 @@ def from_plain(cls: type[T], mapping: Mapping[str, Any]) -> T:
         if key not in known:
             name = cls.__name__.removesuffix("Config")
             raise ConfigError(f'{name} has no option "{key}"{did_you_mean(key, known)}')
-    return cls(**{key: _as(hints[key], value) for key, value in mapping.items()})
+    return cls(**{key: _convert(hints[key], value) for key, value in mapping.items()})
 
 
-def _as(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return from_plain(kind, value)  # type: ignore[arg-type]
-    if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_as(get_args(kind)[0], item) for item in value)
+def _convert(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_plain(hint, value)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(get_args(hint)[0], item) for item in value)
     return value
 
 
 class ModelConfig(ABC):
-    """What the configuration of every network has; subclasses are frozen dataclasses.
+    """Base class of all configurations of networks; subclasses are frozen dataclasses.
 
     Args:
-        backbone: shape of the backbone.
-        num_classes: of images, objects or pixels; background is none of them.
+        backbone: configuration of the backbone.
+        num_classes: number of classes, without background.
     """
 
     backbone: FocalNetConfig
     num_classes: int
     size_divisor: int = 1
-    """Images are padded to a multiple of it when batched."""
+    """Batched images are padded to a multiple of this."""
 
     @property
     @abstractmethod
     def output(self) -> Output:
-        """What the network's results are; ``"detection"`` is of boxes, with or without masks."""
+        """Type of the network's results; ``"detection"`` means boxes, with or without masks."""
 
     @property
     def learns_masks(self) -> bool:
@@ -73,29 +73,29 @@ class ModelConfig(ABC):
 
     @property
     def things(self) -> int:
-        """So many of the first classes are objects, the others stuff."""
+        """Number of thing classes. They come first; the remaining classes are stuff."""
         return self.num_classes
 
     def for_task(self, task: TaskName, num_things: int | None = None) -> Self:
-        """The configuration of the network that a task trains or measures: the same weights, the task's results.
+        """The configuration for training or evaluating a task: the same weights, with the task's results.
 
         Args:
-            task: one that the network's family has.
-            num_things: so many of the first classes are objects, the others stuff; None as before.
+            task: a task of the network's family.
+            num_things: number of thing classes, see ``things``; None to keep it.
         """
         return self
 
     def with_classes(self, num_classes: int) -> Self:
-        """The same network for another number of classes."""
+        """A copy of the configuration with another number of classes."""
         return dataclasses.replace(self, num_classes=num_classes)  # type: ignore[type-var]
 
     @classmethod
     @abstractmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        """From the configuration of the official code or of OpenMMLab.
+        """Converts a configuration of the official code or of OpenMMLab.
 
         Raises:
-            ConfigError: a part that this network does not have.
+            ConfigError: the configuration has something that this network does not support.
         """
 
     @classmethod
@@ -104,26 +104,26 @@ class ModelConfig(ABC):
         return from_plain(cls, mapping)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and tuples: what a weights file stores."""
+        """Plain numbers, strings and tuples, as a weights file stores them."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def with_backbone(self, backbone: FocalNetConfig) -> Self:
-        """The same network on another backbone."""
+        """A copy of the configuration with another backbone."""
         return dataclasses.replace(self, backbone=backbone)  # type: ignore[type-var]
 
     @abstractmethod
     def build(self) -> Model[Any, Any]:
-        """Builds the network with random weights, its operations fused; the network's constructor gives a plain one."""
+        """Builds the network with random weights and fused operations; its constructor builds it unfused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig(ModelConfig):
-    """What the configuration of every dense-prediction network has.
+    """Base class of the configurations of dense-prediction networks.
 
     Args:
-        backbone: its shape; ``pad_to_stride=True`` is how the published networks treat odd sizes.
-        num_classes: of objects, or of pixels; background is none of them.
-        size_divisor: images are padded to a multiple of it when batched.
+        backbone: configuration of the backbone; the published networks set ``pad_to_stride=True``.
+        num_classes: number of classes, without background.
+        size_divisor: batched images are padded to a multiple of this.
     """
 
     backbone: FocalNetConfig
@@ -138,14 +138,14 @@ class DenseConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(DenseConfig):
-    """What every detector's configuration has.
+    """Base class of the configurations of detectors.
 
     Args:
-        backbone: its shape.
-        num_classes: of objects.
-        size_divisor: images are padded to a multiple of it when batched.
-        score_threshold: predictions below are not reported.
-        max_per_image: at most so many objects are.
+        backbone: configuration of the backbone.
+        num_classes: number of object classes.
+        size_divisor: batched images are padded to a multiple of this.
+        score_threshold: predictions with lower scores are not reported.
+        max_per_image: maximum number of objects reported per image.
     """
 
     score_threshold: float = 0.05
@@ -164,43 +164,43 @@ class DetectorConfig(DenseConfig):
 
 
 C = TypeVar("C", bound=ModelConfig)
-O = TypeVar("O")  # noqa: E741  # what ``forward`` returns
+O = TypeVar("O")  # noqa: E741  # the return type of ``forward``
 
 
 class Model(nn.Module, ABC, Generic[C, O]):
-    """A network: from a batch of images, padded with zeros right and below, to results in pixels of the originals.
+    """A network: takes a batch of images, zero-padded right and below, and returns results in original pixels.
 
-    ``loss`` has to be called inside the wrapped module where gradients are shared by DDP or FSDP, which act on
-    ``forward``: see ``TrainingStep``.
+    DDP and FSDP synchronize gradients through ``forward`` of the module they wrap: wrap a ``TrainingStep``, whose
+    ``forward`` calls ``loss``.
     """
 
     config: C
     backbone: FocalNetBase
     card: ModelCard | None = None
-    """What is known of the weights; set by whoever loads or trains them."""
+    """Description of the weights; set by the code that loads or trains them."""
     takes_sizes: ClassVar[bool] = False
-    """Whether ``forward`` takes the sizes of the images before padding, too."""
+    """Whether ``forward`` also takes the sizes of the images before padding."""
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> O:
-        """Returns what the heads say of normalized images ``(B, C, H, W)``, before anything is decided."""
+        """Returns the raw outputs of the heads for normalized images ``(B, C, H, W)``."""
 
     @abstractmethod
     def postprocess(self, outputs: O, sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[Any]:
-        """Decides: one result for each image.
+        """Converts raw outputs to one result per image.
 
         Args:
-            outputs: of ``forward``.
+            outputs: return value of ``forward``.
             sizes: height and width of each image before padding.
             original_sizes: height and width of each image before it was resized.
         """
 
     @abstractmethod
     def loss(self, batch: Batch[Any]) -> dict[str, Tensor]:
-        """The terms of the loss by name, float32, with their weights: the loss is their sum.
+        """The weighted terms of the loss by name, float32; the loss is their sum.
 
         Raises:
-            DataError: targets that lack what the network learns.
+            DataError: the targets lack something that the network learns, such as masks.
         """
 
     def predict(
@@ -209,15 +209,15 @@ class Model(nn.Module, ABC, Generic[C, O]):
         sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
     ) -> list[Any]:
-        """One result for each image, best objects first, in pixels of the original image.
+        """Returns one result per image, best objects first, in pixels of the original image.
 
         Args:
             images_BCHW: normalized, padded right and below.
-            sizes: height and width of each image before padding; default: no image is padded.
-            original_sizes: height and width of each image before it was resized; default: as ``sizes``.
+            sizes: height and width of each image before padding; by default no image is padded.
+            original_sizes: height and width of each image before it was resized; by default ``sizes``.
 
         Raises:
-            InputError: sizes that do not fit the images.
+            InputError: ``sizes`` do not match the images.
         """
         if sizes is None:
             sizes = [(images_BCHW.shape[2], images_BCHW.shape[3])] * len(images_BCHW)
@@ -227,32 +227,32 @@ class Model(nn.Module, ABC, Generic[C, O]):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters."""
+        """Data type of the parameters."""
         return next(self.parameters()).dtype
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By class index; empty where unknown."""
+        """Class names by index; empty if unknown."""
         return self.card.class_names if self.card else ()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's (timm's protocol, for layer-wise learning-rate decay); neck and heads are above its layers."""
+        """The backbone's groups (timm's protocol for layer-wise learning-rate decay); neck and heads come last."""
         matcher = self.backbone.group_matcher(coarse)
 
         def within(pattern: str) -> str:
             return r"^backbone\." + pattern.removeprefix("^")
 
-        blocks = [(within(pattern), place) for pattern, place in matcher["blocks"]]
+        blocks = [(within(pattern), order) for pattern, order in matcher["blocks"]]
         return {"stem": within(matcher["stem"]), "blocks": blocks}
 
 
 class TrainingStep(nn.Module):
-    """A network whose ``forward`` is its loss, for training loops that wrap modules in DDP or FSDP."""
+    """Module whose ``forward`` returns a network's loss, for training with DDP or FSDP."""
 
     def __init__(self, model: Model[Any, Any]) -> None:
         super().__init__()
@@ -264,27 +264,27 @@ class TrainingStep(nn.Module):
 
 
 class ScoresPixels(Model[C, O]):
-    """A network with a score for each class at each pixel, which tiles, sizes and mirrored views average."""
+    """A network with a score for each class at each pixel, which can be averaged over tiles and augmented views."""
 
     scores_are_logits: ClassVar[bool] = True
-    """Whether a softmax makes probabilities of them; otherwise a mean of several is one of the same kind."""
+    """Whether the scores are logits, averaged after a softmax; other scores are averaged directly."""
 
     @abstractmethod
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
-        """Scores of each class at each pixel of the input, ``(B, num_classes, H, W)``; the highest wins."""
+        """Scores of each class at each pixel of the input, ``(B, num_classes, H, W)``."""
 
 
 @dataclass(frozen=True)
 class StateDictLayout:
-    """Foreign state dicts of a network under our own names, without a description beside them.
+    """How to recognize and read state dicts that other libraries saved without our metadata.
 
     Args:
-        mark: the key that only this family has.
-        infer: from the tensors and the backbone's configuration to the network's; raises KeyError, IndexError or
-            ValueError where a part is missing.
-        has_palette: whether the library reads no file without a color for each class.
-        other_mark: the key that tells files of another library; empty for none.
-        from_other: from the names of that library to ours.
+        mark: a key that only state dicts of this family have.
+        infer: returns the network's configuration, given the tensors and the backbone's configuration; raises
+            KeyError, IndexError or ValueError if tensors are missing.
+        has_palette: whether the other library needs a color for each class in its files.
+        other_mark: a key that only state dicts in a second layout have; empty for none.
+        from_other: renames the tensors of that second layout.
     """
 
     mark: str
@@ -296,17 +296,17 @@ class StateDictLayout:
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """Everything that the library knows of a kind of network. ``registry.register`` adds one.
+    """Description of a family of networks; ``registry.register`` adds one.
 
     Args:
-        name: as architectures are named after it: ``"cascade_mask_rcnn"``.
-        file_kind: what the header of a weights file calls it; it never changes.
-        tasks: what it can be trained for; the first is what it is published for.
+        name: prefix of the names of its architectures, such as ``"cascade_mask_rcnn"``.
+        file_kind: its name in the header of weights files; it never changes.
+        tasks: tasks it can be trained for; the first is the one it was published for.
         config: class of its configuration.
-        variants: published networks, by name.
-        preprocessing: of images, where a foreign file does not say.
-        labels: the label set that the published networks know, as ``weights.class_names`` has it; empty for none.
-        layout: foreign state dicts that it reads; None for none.
+        variants: published networks by name.
+        preprocessing: default preprocessing, for files that do not state theirs.
+        labels: label set of the published networks, a name in ``weights.class_names``; empty for none.
+        layout: layout of other libraries' state dicts; None for none.
     """
 
     name: str
@@ -322,11 +322,11 @@ class ModelFamily:
         """The configuration of a published network.
 
         Args:
-            name: one of ``variants``.
-            options: fields of the family's configuration, or of its backbone's.
+            name: a key of ``variants``.
+            options: fields of the family's configuration or of its backbone's.
 
         Raises:
-            ConfigError: an option that neither has.
+            ConfigError: neither has an option of this name.
         """
         variant = self.variants[name]
         own, backbone = split_options(self.config, options)
@@ -337,24 +337,24 @@ class ModelFamily:
 
 
 def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tells a network's options from those of its backbone.
+    """Splits options into those of a network and those of its backbone.
 
     Raises:
-        ConfigError: an option that neither has.
+        ConfigError: neither has an option of this name.
     """
-    ours, theirs = ({f.name for f in dataclasses.fields(c)} for c in (cls, FocalNetConfig))  # type: ignore[arg-type]
-    for name in options if ours - {"backbone", "num_classes"} else ():  # else the backbone says what it lacks
-        if name not in ours | theirs:
-            known = did_you_mean(name, ours | theirs)
+    own, backbone = ({f.name for f in dataclasses.fields(c)} for c in (cls, FocalNetConfig))  # type: ignore[arg-type]
+    for name in options if own - {"backbone", "num_classes"} else ():  # otherwise the backbone's configuration raises
+        if name not in own | backbone:
+            known = did_you_mean(name, own | backbone)
             raise ConfigError(f'neither {cls.__name__} nor its backbone has an option "{name}"{known}')
     return (
-        {name: value for name, value in options.items() if name in ours},
-        {name: value for name, value in options.items() if name not in ours},
+        {name: value for name, value in options.items() if name in own},
+        {name: value for name, value in options.items() if name not in own},
     )
 
 
 def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size]) -> None:
-    """Raises InputError unless there is one size for each image, none larger than the batch."""
+    """Raises InputError unless there is one size per image and none exceeds the size of the batch."""
     height, width = images_BCHW.shape[2:]
     if len(sizes) != len(images_BCHW) or any(h > height or w > width for h, w in sizes):
         raise InputError(f"sizes {list(sizes)} do not fit a batch of images {tuple(images_BCHW.shape)}")

@@ -1,8 +1,8 @@
-"""The official code's constructor arguments and YAML keys, in our words.
+"""Translates the official code's constructor arguments and YAML keys to fields of ``FocalNetConfig``.
 
-Four official files hold a FocalNet (``classification/focalnet.py``, the mmdet and mmseg copies of
-microsoft/FocalNet, and ``models/dino/focal.py`` of FocalNet/FocalNet-DINO); they share the argument
-names and differ in what this file spells out.
+Four official files define a FocalNet (``classification/focalnet.py``, the mmdet and mmseg copies of
+microsoft/FocalNet, and ``models/dino/focal.py`` of FocalNet/FocalNet-DINO); they share the
+argument names. Where they differ, ``translate`` says how.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from focalnet.errors import ConfigError, did_you_mean
+from focalnet.models.variants import VARIANTS
 
 Source = Literal["classification", "mmdet", "mmseg", "dino"]
 
@@ -24,25 +25,25 @@ RENAMED = {
     "use_postln_in_modulation": "post_norm_in_modulation",
 }
 LAYER_SCALE = ("use_layerscale", "layerscale_value")
-# Accepted and left out: sizes are free here, and the others belong to the classifier or to training.
+# Accepted and ignored: input sizes are free here, and the others concern the classifier or training.
 NO_SHAPE = "img_size pretrain_img_size num_classes norm_layer use_checkpoint frozen_stages focal_factors".split()
 IGNORED_BY_MMDET = ("post_norm", "post_norm_in_modulation", "normalize_modulator")
 
 
 def translate(mapping: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """Returns the keyword arguments of ``FocalNetConfig`` for official arguments or a parsed YAML."""
+    """Returns the keyword arguments of ``FocalNetConfig`` for official arguments or a parsed YAML file."""
     if "MODEL" in mapping:
         return _from_yaml(mapping["MODEL"])
-    dense = source != "classification"
-    config: dict[str, Any] = {"drop_path_rate": 0.2 if dense else 0.1}  # the official defaults
-    if dense:
+    dense_prediction = source != "classification"
+    config: dict[str, Any] = {"drop_path_rate": 0.2 if dense_prediction else 0.1}  # the official defaults
+    if dense_prediction:
         config |= {"focal_windows": (9, 9, 9, 9), "pad_to_stride": True, "out_norms": True}
         config["stem_padding"] = 2 if source == "dino" else 3
     config |= _rename(mapping)
     if source in ("mmdet", "mmseg"):
         config = {k: v for k, v in config.items() if k not in IGNORED_BY_MMDET}
     if config.get("overlapped"):
-        config["patch_size"] = 4  # the official overlapped stem has stride 4 whatever patch_size says
+        config["patch_size"] = 4  # the official overlapped stem has stride 4, whatever patch_size is
     return config
 
 
@@ -60,10 +61,8 @@ def _rename(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_yaml(model: Mapping[str, Any]) -> dict[str, Any]:
-    """An official YAML leaves to its entry point what the architecture's name implies (depths, patch size)."""
-    from focalnet.models.variants import VARIANTS  # built from FocalNetConfig, which needs this file first
-
+    """An official YAML file omits what its entry point sets for the architecture's name (depths, patch size)."""
     name = next((str(model[k]) for k in ("TYPE", "NAME") if model.get(k) in VARIANTS), None)
     implied = VARIANTS[name].shape if name else {}
-    written = _rename({key.lower(): value for key, value in model.get("FOCAL", {}).items()})
-    return {**implied, **written, "drop_path_rate": model.get("DROP_PATH_RATE", 0.1)}
+    given = _rename({key.lower(): value for key, value in model.get("FOCAL", {}).items()})
+    return {**implied, **given, "drop_path_rate": model.get("DROP_PATH_RATE", 0.1)}

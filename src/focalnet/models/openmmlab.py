@@ -1,4 +1,4 @@
-"""Reading what configurations and state dicts of mmdet's detectors and mmseg's segmenters have in common."""
+"""Shared code for reading configurations and state dicts of mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from focalnet.models.backbone import FocalNetConfig
 from focalnet.nn.fpn import FPNConfig
 from focalnet.samples import IGNORED
 
-_NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that say nothing of the network
+_NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that do not affect its architecture
 
 
-def expect(part: Mapping[str, Any], where: str, *types: str) -> Mapping[str, Any]:
-    """The part itself, if its ``type`` is one of those a detector here can have.
+def expect(module: Mapping[str, Any], where: str, *types: str) -> Mapping[str, Any]:
+    """Returns the configuration of a module, after checking that its ``type`` is one of ``types``.
 
     Raises:
-        ConfigError: it is not; the message names the part.
+        ConfigError: it is another type; the message names the module by ``where``.
     """
-    if part.get("type") not in types:
-        raise ConfigError(f'{where}: type "{part.get("type")}" is not supported, only {" or ".join(types)}')
-    return part
+    if module.get("type") not in types:
+        raise ConfigError(f'{where}: type "{module.get("type")}" is not supported, only {" or ".join(types)}')
+    return module
 
 
 def backbone(model: Mapping[str, Any]) -> FocalNetConfig:
-    """The FocalNet of a configuration; mmdet's and mmseg's copies of it are the same."""
-    part = expect(model["backbone"], "backbone", "FocalNet")
-    return FocalNetConfig.from_official({k: v for k, v in part.items() if k not in _NO_SHAPE}, source="mmdet")
+    """The backbone's configuration. The copies of FocalNet for mmdet and mmseg are the same."""
+    arguments = expect(model["backbone"], "backbone", "FocalNet")
+    return FocalNetConfig.from_official({k: v for k, v in arguments.items() if k not in _NO_SHAPE}, source="mmdet")
 
 
 def neck(model: Mapping[str, Any]) -> FPNConfig:
-    """The pyramid of a detector's configuration."""
-    part = expect(model["neck"], "neck", "FPN")
-    extra, levels = part.get("add_extra_convs", False), part["num_outs"]
-    if part.get("start_level", 0) != 0 or part.get("relu_before_extra_convs", False):
+    """The feature pyramid of a detector's configuration."""
+    fpn = expect(model["neck"], "neck", "FPN")
+    extra, levels = fpn.get("add_extra_convs", False), fpn["num_outs"]
+    if fpn.get("start_level", 0) != 0 or fpn.get("relu_before_extra_convs", False):
         raise ConfigError("neck: start_level and relu_before_extra_convs are not supported; choose out_indices instead")
-    if levels > len(part["in_channels"]) and extra not in (False, "on_output"):
+    if levels > len(fpn["in_channels"]) and extra not in (False, "on_output"):
         raise ConfigError(f'neck: add_extra_convs="{extra}" is not supported, only "on_output" or none')
-    return FPNConfig(channels=part["out_channels"], levels=levels, extra="conv" if extra == "on_output" else "pool")
+    return FPNConfig(channels=fpn["out_channels"], levels=levels, extra="conv" if extra == "on_output" else "pool")
 
 
 def anchor_scale(generator: Mapping[str, Any], backbone: FocalNetConfig, levels: int) -> float:
-    """Side of an anchor in cells; there is one scale, and the strides must be the pyramid's.
+    """Side of the anchors, in cells of their level.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: there is more than one scale, or the strides are not the feature pyramid's.
     """
     finest = backbone.strides[(backbone.out_indices or (0,))[0]]
     strides = [finest * 2**i for i in range(levels)]
@@ -62,10 +62,10 @@ def anchor_scale(generator: Mapping[str, Any], backbone: FocalNetConfig, levels:
 
 
 def stds(coder: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the box coder divides by.
+    """Standard deviations of the box coder.
 
     Raises:
-        ConfigError: its means are not zero.
+        ConfigError: the means of the box coder are not zero.
     """
     if any(coder.get("target_means", ())):
         raise ConfigError(f"bbox_coder: target_means {coder['target_means']} must be zero")
@@ -73,36 +73,36 @@ def stds(coder: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def threshold(value: float) -> float | None:
-    """A threshold; mmdet writes "none" as -1."""
+    """A threshold or None, which mmdet writes as -1."""
     return None if value < 0 else value
 
 
 def unweighted(loss: Mapping[str, Any], where: str, *types: str) -> None:
-    """Checks a loss that has no options here.
+    """Checks the type of a loss and that its weight is 1.
 
     Raises:
-        ConfigError: it is another one, or its weight is not 1.
+        ConfigError: the type or the weight differs.
     """
     if expect(loss, where, *types).get("loss_weight", 1.0) != 1.0:
         raise ConfigError(f"{where}: loss_weight={loss['loss_weight']} is not supported, only 1")
 
 
 def nms_threshold(settings: Mapping[str, Any]) -> float:
-    """The IoU threshold of hard suppression (``iou_thr`` in old files)."""
+    """The IoU threshold of hard NMS (``iou_thr`` in old files)."""
     nms = expect(settings["nms"], "test_cfg.nms", "nms")
     return float(nms["iou_threshold"] if "iou_threshold" in nms else nms["iou_thr"])
 
 
 def semantic(head: Mapping[str, Any], where: str, **fixed: Any) -> None:
-    """Checks what a head of mmseg may not differ in here.
+    """Checks the options of an mmseg head that only one value is supported for.
 
     Args:
-        head: its configuration.
-        where: its name, for the message.
-        fixed: options of it that have one value here; what is left out is taken to have it.
+        head: configuration of the head.
+        where: name of the head, for the message.
+        fixed: further options and their supported values; missing options are not checked.
 
     Raises:
-        ConfigError: something differs; the message names it.
+        ConfigError: an option has another value; the message names it.
     """
     if head["norm_cfg"]["type"] not in ("BN", "SyncBN"):
         raise ConfigError(f'{where}: norm "{head["norm_cfg"]["type"]}" is not supported, only BN or SyncBN')
@@ -118,23 +118,25 @@ def semantic(head: Mapping[str, Any], where: str, **fixed: Any) -> None:
 
 
 def same(values: Sequence[Any], what: str) -> Any:
-    """The one value they all have.
+    """Returns the common value of all ``values``.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: the values differ.
     """
     if any(value != values[0] for value in values):
-        raise ConfigError(f"{what} must be the same in every part, not {list(values)}")
+        raise ConfigError(f"{what} must all be equal, not {list(values)}")
     return values[0]
 
 
 def neck_of(tensors: Mapping[str, Tensor], published: FPNConfig) -> FPNConfig:
-    """The pyramid that the shapes of tensors describe; what they do not tell is as published."""
+    """Infers the feature pyramid from the shapes of tensors; other fields are those of ``published``."""
     convs = count(tensors, r"neck\.fpn_convs\.\d+\.conv\.weight")
-    levels = convs if published.extra == "conv" else max(published.levels, convs)  # pooled levels have no weights
+    levels = (
+        convs if published.extra == "conv" else max(published.levels, convs)
+    )  # pooled levels have no weights to count
     return replace(published, channels=tensors["neck.fpn_convs.0.conv.weight"].shape[0], levels=levels)
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many keys match a regular expression."""
+    """Number of keys that match a regular expression."""
     return sum(re.fullmatch(pattern, key) is not None for key in tensors)

@@ -1,8 +1,8 @@
-"""The shapes the paper published, and our own small ones. Data only.
+"""The published architectures, and small ones of our own. Data only.
 
 Sources: Table 17 (T, S, B, L, H), Tables 2 and 3 (overlapped, deeper and thinner), Table 16
 (isotropic) of arXiv 2203.11926; ``configs/*.yaml`` of microsoft/FocalNet for L, XL and H. The deeper
-and thinner ones also have overlapped embedding: only then do they have the parameters of Table 3.
+and thinner ones also have overlapped embedding: only so do they match the parameter counts of Table 3.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class Variant:
     """A published network.
 
     Args:
-        shape: of its backbone: what differs from the defaults of ``FocalNetConfig``.
-        num_classes: as published; None for the default of the network's configuration.
-        image_size: side in pixels of the square images that it was published for; None where sizes vary.
-        source: where the shape was published.
-        backbone: name of the backbone among ``VARIANTS``.
+        shape: fields of the backbone's ``FocalNetConfig`` that differ from the defaults.
+        num_classes: published number of classes; None for the default of the network's configuration.
+        image_size: side in pixels of the square images it was published for; None if sizes vary.
+        source: where the architecture was published.
+        backbone: name of the backbone in ``VARIANTS``.
     """
 
     shape: dict[str, Any] = field(repr=False)
@@ -52,7 +52,7 @@ _FL3, _FL4 = _levels(3, window=5), _levels(4)
 
 def _isotropic(dim: int) -> dict[str, Any]:
     shape = {"depths": (12,), "embed_dim": dim, "patch_size": 16, **_levels(3, stages=1)}
-    # Only the base one: its official entry point hard-codes what its YAML omits.
+    # Only in the base model: its official entry point sets these in code, not in its YAML file.
     return shape | ({"post_norm": True, "layer_scale": 1e-4} if dim == 768 else {})
 
 
@@ -75,7 +75,7 @@ VARIANTS: dict[str, Variant] = {
     **{f"focalnet_{n}_lrf_deep": Variant({**s, **_LRF}) for n, s in _DEEP.items()},
     **{f"focalnet_{n}_iso": Variant(_isotropic(dim)) for n, dim in _ISO.items()},
     "focalnet_large_fl3": _imagenet22k(192, _FL3),
-    # The official YAML of large_fl4 alone sets normalize_modulator; see weights/catalogue for what is known of it.
+    # The official YAML of large_fl4 alone sets normalize_modulator; weights/catalogue has the details.
     "focalnet_large_fl4": _imagenet22k(192, _FL4, normalize_modulator=True),
     "focalnet_xlarge_fl3": _imagenet22k(256, _FL3),
     "focalnet_xlarge_fl4": _imagenet22k(256, _FL4),
@@ -91,21 +91,21 @@ BACKBONES = tuple(name for name, variant in VARIANTS.items() if len(variant.shap
 
 
 def dense_variants(family: str, shape: Callable[[str], dict[str, Any]]) -> dict[str, Variant]:
-    """A family of dense-prediction networks on every backbone that has the feature maps for it.
+    """The variants of a family of dense-prediction networks: one for each of ``BACKBONES``.
 
     Args:
-        family: its name, which those of its networks begin with.
-        shape: of a backbone, by its name.
+        family: name of the family, the prefix of the variants' names.
+        shape: returns the fields of ``FocalNetConfig`` for the name of a backbone.
     """
     return {f"{family}_{name}": Variant(shape(name), None, None, backbone=name) for name in BACKBONES}
 
 
 def dense_shape(backbone: str, *, four_windows: tuple[int, int, int, int] = (9, 9, 9, 9)) -> dict[str, Any]:
-    """The published shape as the official dense code has it: larger first kernels, odd sizes and stems padded.
+    """A backbone's shape as in the official dense-prediction code: larger kernels, padding to the stride.
 
     Args:
-        backbone: a name of ``VARIANTS``.
-        four_windows: first kernel size of each stage; 9 for all where there are not four.
+        backbone: a key of ``VARIANTS``.
+        four_windows: focal window of each of four stages; with another number of stages all are 9.
     """
     shape = {**VARIANTS[backbone].shape, "pad_to_stride": True}
     stages = len(shape["depths"])

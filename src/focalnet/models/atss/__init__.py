@@ -1,4 +1,4 @@
-"""ATSS (Zhang et al., CVPR 2020, arXiv 1912.02424) as section 4.2 of arXiv 2203.11926 has it."""
+"""ATSS (Zhang et al., CVPR 2020, arXiv 1912.02424) as in section 4.2 of arXiv 2203.11926."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["ATSS", "FAMILIES", "ATSSConfig", "ATSSOutputs"]
 
 
 def _shape(backbone: str) -> dict[str, Any]:
-    """First kernels 11, 9, 9, 7 by stage, maps of strides 8, 16, 32 (``detection/configs`` of the release)."""
+    """Focal windows 11, 9, 9, 7 by stage, feature maps of strides 8, 16, 32 (``detection/configs`` of the release)."""
     shape = dense_shape(backbone, four_windows=(11, 9, 9, 7))
     return shape | ({"out_indices": (1, 2, 3)} if len(shape["depths"]) == 4 else {})
 

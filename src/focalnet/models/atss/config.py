@@ -1,4 +1,4 @@
-"""The settings of ATSS."""
+"""Configuration of ATSS."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ATSSConfig(DetectorConfig):
-    """The settings of ATSS; the published FocalNet detector has maps of strides 8, 16 and 32.
+    """Configuration of ATSS; the published FocalNet detector uses feature maps of strides 8, 16 and 32.
 
     Args:
-        neck: the pyramid.
-        convs: 3x3 convolutions of each of the two towers.
-        channels: of each, a multiple of 32; of no meaning without ``convs``.
-        anchor_scale: side of the anchor in cells.
-        stds: of dx, dy, dw, dh: the scale of what is predicted.
-        nearest: anchors of each level that an object considers.
-        ignore: an anchor of which more than this share lies in a crowd region is neither object nor background;
-            None for none.
-        box_loss_weight: factor of the GIoU loss.
-        candidates: best pairs of anchor and class of each level that become boxes.
-        nms_threshold: IoU from which the better box of the same class suppresses another.
+        neck: the feature pyramid.
+        convs: number of 3x3 convolutions in each of the two towers.
+        channels: channels of each convolution, a multiple of 32; unused if ``convs`` is 0.
+        anchor_scale: side of the anchor, in cells of its level.
+        stds: standard deviations that the predicted dx, dy, dw, dh are scaled by.
+        nearest: number of anchors per level, nearest to an object, that are candidates for it.
+        ignore: an anchor is ignored in training if more than this share of it lies in a crowd region; None to
+            disable.
+        box_loss_weight: weight of the GIoU loss.
+        candidates: number of best-scoring pairs of anchor and class per level that are decoded.
+        nms_threshold: NMS removes a box if its IoU with a better box of the same class is above this.
     """
 
     neck: FPNConfig = FPNConfig(extra="conv")  # noqa: RUF009 (frozen)

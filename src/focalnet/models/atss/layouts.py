@@ -1,4 +1,4 @@
-"""ATSS of mmdet, by its state dict. Thresholds and losses leave no trace in it and are as published."""
+"""Infers ATSS's configuration from an mmdet state dict, which omits thresholds and losses: the published ones apply."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""ATSS (Zhang et al., CVPR 2020, arXiv 1912.02424): one stage, one anchor a cell.
+"""ATSS (Zhang et al., CVPR 2020, arXiv 1912.02424): one stage, one anchor per cell.
 
-B batch, H and W of a map, N anchors of all levels.
+Shapes: B batch, H and W height and width of a feature map, N anchors of all levels.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from focalnet.ops import anchors, boxes
 from focalnet.results import Detections
 from focalnet.samples import Batch, ObjectTarget, Size
 
-_PRIOR = 0.01  # share of cells that hold an object, as the classifier assumes at the start
+_PRIOR = 0.01  # initial probability of an object, which sets the classifier's bias
 
 
 @dataclass(frozen=True)
 class ATSSOutputs:
-    """What the network says of every anchor, by level.
+    """Outputs for every anchor, one tensor per level.
 
     Args:
         scores: ``(B, classes, H, W)``, logits.
         deltas: ``(B, 4, H, W)``, the object's box relative to the anchor.
-        centerness: ``(B, 1, H, W)``, logits of how central the anchor is in its object.
+        centerness: ``(B, 1, H, W)``, logits of the anchor's centerness in its object.
         anchors: ``(H W, 4)``.
-        inside: ``(B, N)``, which anchors count in each image.
+        inside: ``(B, N)``, bool, which anchors lie on each image.
     """
 
     scores: list[Tensor]
@@ -46,7 +46,7 @@ class ATSSOutputs:
 
 
 class Scale(nn.Module):
-    """A learned factor."""
+    """A learned scalar factor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class Scale(nn.Module):
 
 
 class ATSSHead(nn.Module):
-    """Two towers of convolutions, shared by all levels: one for the class, one for box and centerness."""
+    """Two towers of convolutions, shared by all levels: one for classes, one for boxes and centerness."""
 
-    def __init__(self, config: ATSSConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: ATSSConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
-        widths = [maps[0].channels] + [config.channels] * config.convs
+        widths = [feature_info[0].channels] + [config.channels] * config.convs
         self.cls_convs, self.reg_convs = (
             nn.ModuleList(ConvNorm(a, config.channels, 3, norm="gn", relu=True) for a in widths[: config.convs])
             for _ in range(2)
@@ -69,7 +69,7 @@ class ATSSHead(nn.Module):
         self.atss_cls = nn.Conv2d(widths[-1], config.num_classes, 3, padding=1)
         self.atss_reg = nn.Conv2d(widths[-1], 4, 3, padding=1)
         self.atss_centerness = nn.Conv2d(widths[-1], 1, 3, padding=1)
-        self.scales = nn.ModuleList(Scale() for _ in maps)
+        self.scales = nn.ModuleList(Scale() for _ in feature_info)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.normal_(m.weight, std=0.01)
@@ -77,23 +77,23 @@ class ATSSHead(nn.Module):
                     nn.init.zeros_(m.bias)
         nn.init.constant_(self.atss_cls.bias, -math.log((1 - _PRIOR) / _PRIOR))  # type: ignore[arg-type]
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Logits, deltas and centerness of each map, as in ``ATSSOutputs``."""
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits, deltas and centerness of each feature map, as in ``ATSSOutputs``."""
         scores, deltas, centerness = [], [], []
-        for x, scale in zip(maps, self.scales, strict=True):
-            named, placed = x, x
+        for x, scale in zip(features, self.scales, strict=True):
+            cls_features, reg_features = x, x
             for conv in self.cls_convs:
-                named = conv(named)
+                cls_features = conv(cls_features)
             for conv in self.reg_convs:
-                placed = conv(placed)
-            scores.append(self.atss_cls(named).float())
-            deltas.append(scale(self.atss_reg(placed)).float())
-            centerness.append(self.atss_centerness(placed).float())
+                reg_features = conv(reg_features)
+            scores.append(self.atss_cls(cls_features).float())
+            deltas.append(scale(self.atss_reg(reg_features)).float())
+            centerness.append(self.atss_centerness(reg_features).float())
         return scores, deltas, centerness
 
 
 class ATSS(Model[ATSSConfig, ATSSOutputs]):
-    """A class, a box and a centerness at every cell of a pyramid."""
+    """Predicts classes, a box and its centerness at every cell of a feature pyramid."""
 
     takes_sizes = True
 
@@ -107,10 +107,10 @@ class ATSS(Model[ATSSConfig, ATSSOutputs]):
 
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> ATSSOutputs:
         check_sizes(images_BCHW, sizes)
-        maps = list(self.neck(self.backbone(images_BCHW)).values())
-        inside = self.grid.on_image(maps, sizes, self.config.size_divisor)
-        scores, deltas, centerness = self.bbox_head(maps)
-        return ATSSOutputs(scores, deltas, centerness, self.grid(maps), inside)
+        features = list(self.neck(self.backbone(images_BCHW)).values())
+        inside = self.grid.on_image(features, sizes, self.config.size_divisor)
+        scores, deltas, centerness = self.bbox_head(features)
+        return ATSSOutputs(scores, deltas, centerness, self.grid(features), inside)
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
         return losses(self.config, self(batch.images, batch.sizes), batch.targets)
@@ -122,12 +122,12 @@ class ATSS(Model[ATSSConfig, ATSSOutputs]):
         for i, (size, original) in enumerate(zip(sizes, original_sizes, strict=True)):
             levels = [self._candidates(outputs, level, i) for level in range(len(outputs.anchors))]
             priors, deltas, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-            found = boxes.decode(priors, deltas, self.config.stds, size)
-            real = (found[:, 2:] > found[:, :2]).all(1)  # nothing is left of a box that was beside the image
+            decoded = boxes.decode(priors, deltas, self.config.stds, size)
+            valid = (decoded[:, 2:] > decoded[:, :2]).all(1)  # boxes outside the image are empty after clipping
             box, score, label = boxes.best_per_class(
-                found[real],
-                scores[real],
-                labels[real],
+                decoded[valid],
+                scores[valid],
+                labels[valid],
                 iou_threshold=self.config.nms_threshold,
                 limit=self.config.max_per_image,
             )
@@ -136,7 +136,7 @@ class ATSS(Model[ATSSConfig, ATSSOutputs]):
         return results
 
     def _candidates(self, outputs: ATSSOutputs, level: int, image: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Anchors, deltas, scores and labels of a level's best pairs of anchor and class."""
+        """Anchors, deltas, scores and labels of the best-scoring pairs of anchor and class in a level."""
         scores, deltas, centerness = (
             anchors.flatten(values[level][image : image + 1], values[level].shape[1])[0]
             for values in (outputs.scores, outputs.deltas, outputs.centerness)

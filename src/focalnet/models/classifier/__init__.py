@@ -1,4 +1,4 @@
-"""Image classification: a FocalNet with one linear layer."""
+"""Image classification: a FocalNet with a linear head."""
 
 from focalnet.card import Preprocessing
 from focalnet.models.base import ModelFamily

@@ -1,4 +1,4 @@
-"""The settings of the classifier."""
+"""Configuration of the classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(ModelConfig):
-    """A backbone's shape and the number of classes (0: the classifier returns pooled features)."""
+    """Configuration of the backbone and number of classes (0: the classifier returns pooled features)."""
 
     backbone: FocalNetConfig
     num_classes: int = 1000
@@ -34,12 +34,12 @@ class ClassifierConfig(ModelConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        """From the official classifier's constructor arguments or parsed YAML; see ``FocalNetConfig.from_official``."""
+        """Converts the official constructor arguments or parsed YAML; see ``FocalNetConfig.from_official``."""
         classes = model["MODEL"].get("NUM_CLASSES", 1000) if "MODEL" in model else model.get("num_classes", 1000)
         return cls(backbone=FocalNetConfig.from_official(model), num_classes=classes)
 
     def build(self) -> Classifier:
-        """Builds the classifier with random weights, its operations fused (``Classifier(config)`` is the plain one)."""
+        """Builds the classifier with random weights and fused operations; ``Classifier(config)`` builds it unfused."""
         from focalnet.models.classifier.network import Classifier  # built from this configuration
 
         return fuse(Classifier(self))

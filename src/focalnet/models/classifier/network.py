@@ -1,4 +1,4 @@
-"""A FocalNet that names what an image shows: pool the last feature map, one linear layer."""
+"""Image classifier: a FocalNet whose last feature map is pooled and fed to a linear layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from focalnet.samples import Batch, Size
 
 
 class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
-    """Logits of an image. It is its own backbone: its state dict is the official classification release's."""
+    """Image classifier. It is its own backbone, so that its state dict is that of the official release."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config.backbone)
@@ -31,7 +31,7 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         init_weights(self)
 
     @property
-    def backbone(self) -> FocalNetBase:  # type: ignore[override]  # an attribute of other networks
+    def backbone(self) -> FocalNetBase:  # type: ignore[override]  # an attribute in other networks
         """The classifier itself."""
         return self
 
@@ -53,13 +53,13 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         return best_classes(outputs, self.class_names)
 
     def loss(self, batch: Batch[int]) -> dict[str, torch.Tensor]:
-        """Cross entropy of class indices ``(B,)``, or of shares of each class ``(B, num_classes)``."""
+        """Cross entropy with class indices ``(B,)`` or class probabilities ``(B, num_classes)`` as targets."""
         targets = torch.as_tensor(batch.targets, device=batch.images.device)
         logits = self(batch.images.contiguous(memory_format=torch.channels_last)).float()
         return {"loss": F.cross_entropy(logits, targets)}
 
     def forward_features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Returns the last map with the final norm, ``(B, H, W, num_features)``."""
+        """Returns the last feature map after the final norm, ``(B, H, W, num_features)``."""
         *_, last = self.forward_stages(images_BCHW)
         normed: torch.Tensor = self.norm(last)
         return normed
@@ -73,7 +73,7 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a new one, as for finetuning; 0 removes it."""
+        """Replaces the head by a new one, for finetuning; 0 removes it."""
         self.config = replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
         self.head = self._new_head().to(self.norm.weight)
@@ -87,9 +87,9 @@ def best_classes(logits_BN: torch.Tensor, class_names: Sequence[str], top_k: int
     """The ``top_k`` best classes of each image, with softmax scores.
 
     Args:
-        logits_BN: of all classes.
-        class_names: by index; ``"class 0"``, ... where there are none.
-        top_k: at most so many.
+        logits_BN: logits of the N classes.
+        class_names: names by index; if empty, ``"class 0"``, ...
+        top_k: maximum number of classes per image.
     """
     scores, labels = logits_BN.float().softmax(1).topk(min(top_k, logits_BN.shape[1]))
     names = tuple(class_names)

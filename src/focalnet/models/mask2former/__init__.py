@@ -1,7 +1,7 @@
 """Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527).
 
-The paper's Mask2Former was never released: its backbones keep the kernels and stems they were trained with, as section
-4.3 of arXiv 2203.11926 says of FocalNet-L's kernels. docs/design/segmentation.md tells what is known of that network.
+The Mask2Former of arXiv 2203.11926 was not released. The backbones keep the kernel sizes and stems of their
+pretraining, as its section 4.3 says of FocalNet-L's kernels. docs/design/segmentation.md collects what is known.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ def _shape(backbone: str) -> dict[str, Any]:
 
 
 _VARIANTS = dense_variants("mask2former", _shape)
-# FocalNet-L as the paper describes it: kernels 3, 5, 7 and, by its parameters, patches that do not overlap.
+# FocalNet-L as the paper describes it: kernels 3, 5, 7 and, by its number of parameters, non-overlapping patches.
 _VARIANTS["mask2former_focalnet_large_lrf"] = replace(
     _VARIANTS["mask2former_focalnet_large_fl3"],
     shape=_shape("focalnet_large_fl3") | {"focal_windows": (3, 3, 3, 3), "overlapped": False},

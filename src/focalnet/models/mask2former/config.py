@@ -1,4 +1,4 @@
-"""The settings of Mask2Former, ours and mmdet's."""
+"""Configuration of Mask2Former, also from mmdet's."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ Segmentation = Literal["semantic", "instance", "panoptic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Mask2FormerConfig(DenseConfig):
-    """The settings of Mask2Former. Loss weights are the paper's: class 2, mask 5, dice 5, "no object" 0.1.
+    """Configuration of Mask2Former. Loss weights are the paper's: class 2, mask 5, dice 5, "no object" 0.1.
 
     Args:
-        backbone: its shape; at least two maps.
-        num_classes: things first, then stuff.
-        size_divisor: images are padded to a multiple of it when batched.
-        segments: what comes out: ``SemanticMap``, ``Detections`` with masks, or ``PanopticMap``.
-        num_things: how many of the classes are things; None for all.
-        num_queries: segments that can be found in an image.
-        channels: of queries, pixel decoder and mask features; a multiple of 4, of ``heads`` and of ``norm_groups``.
-        heads: of every attention.
-        norm_groups: of the group norms.
-        levels: the coarsest maps that queries and deformable attention look at, at most; the finest map never is one.
-        points: that deformable attention looks at, for each head and level.
-        placed: the pixel decoder's values know their place, too, not only its queries. Not in the paper; from few
-            images, masks learn far sooner to tell equal things apart.
-        encoder_layers: of the pixel decoder.
-        encoder_hidden: width of their MLPs.
-        decoder_layers: of the queries; a prediction is made before the first and after each.
-        decoder_hidden: width of their MLPs.
-        object_threshold: panoptic: classes less probable than this make no segment.
-        overlap_threshold: panoptic: a segment of which others cover more is left out; share of it that must be left.
-        max_per_image: instance: at most so many objects are reported.
-        train_points: at which masks are compared in matching and loss.
-        oversample: candidates for each point of the loss.
-        importance: share of these points that are the least certain candidates; the rest is random.
+        backbone: configuration of the backbone, with at least two feature maps.
+        num_classes: number of classes: things first, then stuff.
+        size_divisor: batched images are padded to a multiple of this.
+        segments: type of the results: ``SemanticMap``, ``Detections`` with masks, or ``PanopticMap``.
+        num_things: number of thing classes; None for all.
+        num_queries: number of queries, the maximum number of segments per image.
+        channels: channels of queries, pixel decoder and mask features; a multiple of 4, of ``heads`` and of
+            ``norm_groups``.
+        heads: attention heads, in all attention layers.
+        norm_groups: groups of the group norms.
+        levels: maximum number of feature maps, coarsest first, that the attention layers use; the finest is never used.
+        points: sampling points of deformable attention, per head and level.
+        placed: add position encodings to the values of the pixel decoder, not only to its queries. Not in the paper;
+            with few training images, masks learn far sooner to separate objects of the same look.
+        encoder_layers: encoder layers of the pixel decoder.
+        encoder_hidden: hidden width of their MLPs.
+        decoder_layers: transformer decoder layers; predictions are made before the first and after each.
+        decoder_hidden: hidden width of their MLPs.
+        object_threshold: panoptic: queries need a class probability above this to become a segment.
+        overlap_threshold: panoptic: a segment is dropped if less than this share of its mask is left after others
+            have taken their pixels.
+        max_per_image: instance: maximum number of objects reported.
+        train_points: number of points at which masks are compared in matching and loss.
+        oversample: number of candidate points sampled per point of the loss.
+        importance: share of the loss points chosen as the most uncertain candidates; the others are uniformly random.
     """
 
     segments: Segmentation = "panoptic"
@@ -83,17 +85,19 @@ class Mask2FormerConfig(DenseConfig):
         if self.segments not in get_args(Segmentation):
             raise ConfigError(f'segments="{self.segments}" must be one of {", ".join(get_args(Segmentation))}')
         if self.num_things is not None and not 0 <= self.num_things <= self.num_classes:
-            raise ConfigError(f"num_things={self.num_things} must be within 0..{self.num_classes}, the classes")
-        if self.num_things == self.num_classes:  # the same network is the same configuration
+            raise ConfigError(
+                f"num_things={self.num_things} must be within 0..{self.num_classes}, the number of classes"
+            )
+        if self.num_things == self.num_classes:  # equal networks compare equal
             object.__setattr__(self, "num_things", None)
         if self.channels < 1 or any(self.channels % divisor for divisor in (4, self.heads, self.norm_groups)):
             raise ConfigError(
-                f"channels={self.channels} must be a multiple of 4, for sines and cosines of rows and columns, of "
+                f"channels={self.channels} must be a multiple of 4, for the position encodings, of "
                 f"heads={self.heads} and of norm_groups={self.norm_groups}"
             )
         maps = self.backbone.out_indices or self.backbone.depths
         if len(maps) < 2:
-            raise ConfigError("Mask2Former needs a backbone with at least two maps")
+            raise ConfigError("Mask2Former needs a backbone with at least two feature maps")
 
     @property
     def output(self) -> Output:
@@ -116,7 +120,7 @@ class Mask2FormerConfig(DenseConfig):
         return replace(self, num_classes=num_classes, num_things=kept)
 
     def attended(self, maps: int) -> int:
-        """How many of so many maps queries look at."""
+        """How many of the backbone's ``maps`` feature maps the attention layers use."""
         return min(self.levels, maps - 1)
 
     @classmethod
@@ -166,13 +170,13 @@ class Mask2FormerConfig(DenseConfig):
 
 
 def _expect_loss(head: Mapping[str, Any], train: Mapping[str, Any]) -> None:
-    """Checks that weights are the paper's, which are the only ones here."""
+    """Checks that the loss weights are the paper's, the only ones supported."""
     weights = [head[f"loss_{name}"]["loss_weight"] for name in ("cls", "mask", "dice")]
     costs = [cost["weight"] for cost in train["assigner"]["match_costs"]]
     if weights != costs or weights != [2.0, 5.0, 5.0]:
         raise ConfigError(
             f"loss weights {weights} and costs {costs} are not supported, only those of the paper: 2, 5, 5"
         )
-    *classes, nothing = head["loss_cls"]["class_weight"]
-    if nothing != 0.1 or any(weight != 1.0 for weight in classes):
+    *classes, no_object = head["loss_cls"]["class_weight"]
+    if no_object != 0.1 or any(weight != 1.0 for weight in classes):
         raise ConfigError("loss_cls: class_weight must be 1 for each class and 0.1 for no object, as in the paper")

@@ -1,6 +1,6 @@
-"""Mask2Former of mmdet (2.x and 3.x), by its state dict.
+"""Infers Mask2Former's configuration from a state dict of mmdet (2.x and 3.x).
 
-What leaves no trace in it is as published: groups of the norms, points by head, which classes are things.
+The published values apply to what it does not contain: groups of the norms, points per head, which classes are things.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from focalnet.models.base import StateDictLayout
 from focalnet.models.mask2former.config import Mask2FormerConfig
 from focalnet.models.openmmlab import count
 
-# What Mask2Former makes of COCO, by the number of classes: objects; or objects, then stuff.
+# Options of the networks for COCO, by number of classes: 80 things, or 80 things and 53 stuff classes.
 _COCO: dict[int, dict[str, Any]] = {80: {"segments": "instance"}, 133: {"num_things": 80}}
 
 

@@ -1,6 +1,6 @@
-"""Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527): one network for classes, objects, and both.
+"""Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527): semantic, instance and panoptic segmentation.
 
-B batch, Q queries, N classes, h and w the size of the finest map.
+Shapes: B batch, Q queries, N classes, h and w height and width of the finest feature map.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from focalnet.samples import Batch, LabelMapTarget, ObjectTarget, PanopticTarget
 
 @dataclass(frozen=True)
 class Mask2FormerOutputs:
-    """What a layer says of each query.
+    """Predictions of a decoder layer for each query.
 
     Args:
-        logits: ``(B, Q, N + 1)``, of the classes; the last is "no object".
-        masks: ``(B, Q, h, w)``, logits.
+        logits: ``(B, Q, N + 1)``, class logits; the last class is "no object".
+        masks: ``(B, Q, h, w)``, mask logits.
         size: height and width of the input.
     """
 
@@ -38,7 +38,7 @@ class Mask2FormerOutputs:
 
 
 class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
-    """Every segment is found by one query: a class and a mask. State dicts have mmdet's names."""
+    """Each query predicts one segment: a class and a mask. State dicts have mmdet's names."""
 
     scores_are_logits: ClassVar[bool] = False
 
@@ -57,7 +57,7 @@ class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
         return losses(self.config, self.training_outputs(batch.images), segments)
 
     def training_outputs(self, images_BCHW: Tensor) -> list[Mask2FormerOutputs]:
-        """What the queries say before the first layer and after each."""
+        """Predictions before the first decoder layer and after each."""
         return self._layers(images_BCHW, every_layer=True)
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
         return [results.panoptic(q, config.things, *thresholds, names) for q in queries]
 
     def _layers(self, images_BCHW: Tensor, *, every_layer: bool) -> list[Mask2FormerOutputs]:
-        maps = list(self.backbone(images_BCHW).values())
+        features = list(self.backbone(images_BCHW).values())
         height, width = images_BCHW.shape[2:]
-        predictions = self.panoptic_head(maps, every_layer=every_layer)
+        predictions = self.panoptic_head(features, every_layer=every_layer)
         return [Mask2FormerOutputs(logits, masks, (height, width)) for logits, masks in predictions]

@@ -1,6 +1,6 @@
-"""The pixel decoder: coarse maps exchange what they know through deformable attention, finer ones are added.
+"""The pixel decoder: deformable attention across the coarse feature maps, then an FPN adds the finer ones.
 
-B batch, C channels, S cells of all levels that take part in attention.
+Shapes: B batch, C channels, S cells of all levels used in attention.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(channels, config.encoder_hidden, 0.0)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
 
-    def forward(self, x_BSC: Tensor, positions_SC: Tensor, shapes: Shapes, centres: Tensor) -> Tensor:
-        x: Tensor = self.norms[0](x_BSC + self.self_attn(x_BSC + positions_SC, x_BSC, shapes, centres))
+    def forward(self, x_BSC: Tensor, positions_SC: Tensor, shapes: Shapes, centers: Tensor) -> Tensor:
+        x: Tensor = self.norms[0](x_BSC + self.self_attn(x_BSC + positions_SC, x_BSC, shapes, centers))
         x = self.norms[1](self.ffn(x))
         return x
 
@@ -49,16 +49,16 @@ class Encoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """From the backbone's maps to the maps that queries look at, and the features that masks are made of.
+    """Computes the feature maps that queries attend to, and the features from which masks are predicted.
 
-    All of it computes in float32, also within autocast, as in the original code.
+    It computes in float32, also within autocast, as the original code does.
     """
 
-    def __init__(self, config: Mask2FormerConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: Mask2FormerConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
         channels, groups = config.channels, config.norm_groups
-        self.levels, self.placed = config.attended(len(maps)), config.placed
-        fine, coarse = maps[: -self.levels], maps[-self.levels :]
+        self.levels, self.placed = config.attended(len(feature_info)), config.placed
+        fine, coarse = feature_info[: -self.levels], feature_info[-self.levels :]
         self.input_convs = nn.ModuleList(
             _conv_norm(m.channels, channels, 1, groups, bias=True) for m in reversed(coarse)
         )
@@ -70,22 +70,22 @@ class PixelDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier throughout, as in the original; attention has its own start."""
+        """Xavier initialization as in the original; deformable attention has its own."""
         for name, m in self.named_modules():
             if isinstance(m, nn.Conv2d) or (isinstance(m, nn.Linear) and ".ffn." in name):
                 nn.init.xavier_uniform_(m.weight)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """From maps ``(B, c, h, w)``, finest first, to levels ``(B, C, h, w)``, coarsest first, and mask features."""
-        with without_autocast(maps[0].device):
-            fine, coarse = maps[: -self.levels], maps[-self.levels :]
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """From feature maps ``(B, c, h, w)``, finest first, to ``(B, C, h, w)``, coarsest first, and mask features."""
+        with without_autocast(features[0].device):
+            fine, coarse = features[: -self.levels], features[-self.levels :]
             levels = self._attend([conv(x.float()) for conv, x in zip(self.input_convs, reversed(coarse), strict=True)])
             finest = levels[-1]
             for lateral, output, x in zip(self.lateral_convs, self.output_convs, reversed(fine), strict=True):
-                skipped = lateral(x.float())
-                finest = output(skipped + F.interpolate(finest, skipped.shape[2:], mode="bilinear")).relu()
+                skip = lateral(x.float())
+                finest = output(skip + F.interpolate(finest, skip.shape[2:], mode="bilinear")).relu()
             return levels, self.mask_feature(finest)
 
     def _attend(self, levels: list[Tensor]) -> list[Tensor]:
@@ -93,30 +93,30 @@ class PixelDecoder(nn.Module):
         x = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
         positions = torch.cat(
             [
-                sine_positions(h, w, x.shape[2], device=x.device) + number
-                for (h, w), number in zip(shapes, self.level_encoding.weight, strict=True)
+                sine_positions(h, w, x.shape[2], device=x.device) + encoding
+                for (h, w), encoding in zip(shapes, self.level_encoding.weight, strict=True)
             ]
         )
         if self.placed:
             x = x + positions
-        centres = _centres(shapes, x.device)[None, :, None]
+        centers = _centers(shapes, x.device)[None, :, None]
         for layer in self.encoder.layers:
-            x = layer(x, positions, shapes, centres)
-        parts = torch.split(x.transpose(1, 2), [h * w for h, w in shapes], 2)
-        return [torch.unflatten(part, 2, shape) for part, shape in zip(parts, shapes, strict=True)]
+            x = layer(x, positions, shapes, centers)
+        flat = torch.split(x.transpose(1, 2), [h * w for h, w in shapes], 2)
+        return [torch.unflatten(level, 2, shape) for level, shape in zip(flat, shapes, strict=True)]
 
 
-def _centres(shapes: Shapes, device: torch.device) -> Tensor:
-    """Of the cells of all levels, x and y in units of the image, ``(S, 2)``."""
-    centres = []
+def _centers(shapes: Shapes, device: torch.device) -> Tensor:
+    """Centers of the cells of all levels, ``(S, 2)``, x and y in units of the image."""
+    centers = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
-        centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1))
-    return torch.cat(centres)
+        centers.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1))
+    return torch.cat(centers)
 
 
 def _conv_norm(in_channels: int, channels: int, kernel: int, groups: int, *, bias: bool = False) -> nn.Sequential:
-    """Convolution and group norm, named as in OpenMMLab's checkpoints."""
+    """Convolution and group norm under the names of OpenMMLab's checkpoints."""
     conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=bias)
     return nn.Sequential(OrderedDict(conv=conv, gn=nn.GroupNorm(groups, channels)))

@@ -1,4 +1,4 @@
-"""Faster, Mask and Cascade R-CNN as section 4.2 of arXiv 2203.11926 and its appendix have them."""
+"""Faster, Mask and Cascade R-CNN as in section 4.2 and the appendix of arXiv 2203.11926."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _PREPROCESSING = Preprocessing(image_size=800, max_size=1333, crop_pct=1.0, inte
 
 
 def _cascade_shape(backbone: str) -> dict[str, Any]:
-    """First kernels 11, 9, 9, 7 by stage (``detection/configs`` of the release); Mask R-CNN has 9 everywhere."""
+    """Focal windows 11, 9, 9, 7 by stage (``detection/configs`` of the release); Mask R-CNN has 9 in all stages."""
     return dense_shape(backbone, four_windows=(11, 9, 9, 7))
 
 

@@ -1,4 +1,4 @@
-"""The settings of Faster, Mask and Cascade R-CNN; the defaults are those of the published FocalNet detectors."""
+"""Configuration of Faster, Mask and Cascade R-CNN; the defaults are those of the published FocalNet detectors."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which boxes a loss is computed on.
+    """How boxes are assigned to objects and sampled for a loss.
 
     Args:
-        positive: IoU with an object from which a box belongs to it.
-        negative: IoU with every object below which it is background.
-        rescue: an object takes the boxes nearest to it from this IoU on; None for never.
-        ignore: a box of which more than this share lies in a crowd region is neither; None for none.
-        samples: boxes sampled from an image.
-        positive_share: of the boxes sampled, at most.
+        positive: a box is positive if its IoU with an object is at least this.
+        negative: a box is background if its IoU with every object is below this.
+        rescue: low-quality matches: the boxes with an object's highest IoU are positive if it is at least this; None
+            to disable.
+        ignore: a box is ignored if more than this share of it lies in a crowd region; None to disable.
+        samples: number of boxes sampled per image.
+        positive_share: maximum share of positives among the sampled boxes.
     """
 
     positive: float
@@ -44,16 +45,16 @@ class RPNConfig:
     """The region proposal network.
 
     Args:
-        anchor_scale: side of an anchor in cells.
-        anchor_ratios: heights over widths.
-        sampling: of anchors.
-        inside_only: anchors that reach over the image's border are not trained on.
-        smooth_l1_beta: of the box loss; 0 is L1.
-        candidates: best anchors of each level that become boxes.
-        candidates_in_training: the same.
-        nms_threshold: IoU from which the better box of the same level suppresses another.
-        proposals: best boxes of all levels that are kept.
-        proposals_in_training: the same.
+        anchor_scale: side of an anchor, in cells of its level.
+        anchor_ratios: aspect ratios of the anchors, height over width.
+        sampling: assignment and sampling of anchors for the losses.
+        inside_only: ignore anchors that cross the image's border in training.
+        smooth_l1_beta: beta of the smooth L1 box loss; 0 is L1.
+        candidates: number of best-scoring anchors per level that are decoded in inference.
+        candidates_in_training: the same in training.
+        nms_threshold: NMS removes a box if its IoU with a better box of the same level is above this.
+        proposals: number of best proposals kept per image in inference.
+        proposals_in_training: the same in training.
     """
 
     anchor_scale: float = 8.0
@@ -73,17 +74,17 @@ class StageConfig:
     """One stage of classification and box regression on proposals.
 
     Args:
-        sampling: of proposals.
-        stds: of dx, dy, dw, dh: the scale of what is predicted.
-        convs: 3x3 convolutions with batch norm on the region's features, before the linear layers.
-        conv_channels: of each.
-        fcs: linear layers.
-        fc_channels: of each.
-        class_agnostic: one box for all classes instead of one for each.
-        box_loss: ``"smooth_l1"`` of the encoded boxes, or ``"giou"`` of the boxes themselves.
-        smooth_l1_beta: 0 is L1.
-        box_loss_weight: factor of the box loss.
-        loss_weight: factor of all losses of the stage.
+        sampling: assignment and sampling of proposals for the losses.
+        stds: standard deviations that the predicted dx, dy, dw, dh are scaled by.
+        convs: number of 3x3 convolutions with batch norm before the linear layers.
+        conv_channels: channels of each convolution.
+        fcs: number of linear layers.
+        fc_channels: channels of each linear layer.
+        class_agnostic: predict one box for all classes instead of one per class.
+        box_loss: ``"smooth_l1"`` of the encoded boxes, or ``"giou"`` of the decoded boxes.
+        smooth_l1_beta: beta of the smooth L1 loss; 0 is L1.
+        box_loss_weight: weight of the box loss.
+        loss_weight: weight of all losses of the stage.
     """
 
     sampling: SamplingConfig = SamplingConfig(positive=0.5, negative=0.5, rescue=0.5, samples=512, positive_share=0.25)
@@ -121,20 +122,20 @@ def released_cascade() -> tuple[StageConfig, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class RCNNConfig(DetectorConfig, ABC):
-    """What Mask R-CNN and Cascade R-CNN share; without ``masks`` the former is Faster R-CNN.
+    """Base class of the configurations of Mask R-CNN (Faster R-CNN without ``masks``) and Cascade R-CNN.
 
     Args:
-        neck: the pyramid; its first ``roi_levels`` maps serve regions, all of them proposals.
-        rpn: proposals.
-        stages: of classification and box regression.
-        masks: whether a mask is predicted for each object.
-        mask_convs: 3x3 convolutions of the mask head.
-        mask_channels: of each.
-        roi_levels: maps that regions are pooled from.
-        nms_threshold: IoU from which the better box of the same class suppresses another.
+        neck: the feature pyramid; the RPN uses all levels, RoI pooling the first ``roi_levels``.
+        rpn: the region proposal network.
+        stages: stages of classification and box regression.
+        masks: whether to predict a mask for each object.
+        mask_convs: number of 3x3 convolutions in the mask head.
+        mask_channels: channels of each of them.
+        roi_levels: number of feature maps, finest first, that RoIs are pooled from.
+        nms_threshold: NMS removes a box if its IoU with a better box of the same class is above this.
     """
 
-    indexed: ClassVar[bool]  # whether OpenMMLab numbers the heads of the stages
+    indexed: ClassVar[bool]  # whether OpenMMLab's names of the heads contain the stage number
 
     neck: FPNConfig = FPNConfig()  # noqa: RUF009 (frozen)
     rpn: RPNConfig = RPNConfig()
@@ -151,7 +152,7 @@ class RCNNConfig(DetectorConfig, ABC):
             raise ConfigError("stages must name at least one stage")
         if not 1 <= self.roi_levels <= self.neck.levels:
             raise ConfigError(
-                f"roi_levels={self.roi_levels} must be within 1..{self.neck.levels}, the pyramid's levels"
+                f"roi_levels={self.roi_levels} must be within 1..{self.neck.levels}, the levels of the pyramid"
             )
 
     @property
@@ -160,12 +161,12 @@ class RCNNConfig(DetectorConfig, ABC):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        from focalnet.models.rcnn.mmdet import translate  # reads into the classes above
+        from focalnet.models.rcnn.mmdet import translate  # imports the classes above
 
         return cls(**translate(model, cls.indexed))
 
     def build(self) -> RCNN:
-        from focalnet.models.rcnn.network import RCNN  # the network needs this file first
+        from focalnet.models.rcnn.network import RCNN  # built from this configuration
 
         return fuse(RCNN(self))
 

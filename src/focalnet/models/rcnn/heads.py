@@ -1,4 +1,4 @@
-"""What looks at one region: a class and a box, or a mask."""
+"""The heads applied to each region: classes and boxes, and masks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from focalnet.models.rcnn.config import StageConfig
 from focalnet.nn.conv import ConvNorm
 
-BOX_GRID, MASK_GRID = 7, 14  # sides of the grids that regions are pooled to
+BOX_GRID, MASK_GRID = 7, 14  # side of the grid of a pooled region
 
 
 class BoxHead(nn.Module):
-    """Classes of a region and its object's box: convolutions, linear layers, two outputs."""
+    """Predicts classes and boxes of regions: convolutions, linear layers, two outputs."""
 
     def __init__(self, config: StageConfig, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """The mask of a region's object, one for each class: convolutions, and an upsampling by two."""
+    """Predicts a mask per class for regions: convolutions, then upsampling by two."""
 
     def __init__(self, in_channels: int, convs: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class MaskHead(nn.Module):
 
 
 def own_class(values: Tensor, labels: Tensor) -> Tensor:
-    """Of ``(K, classes, ...)`` the entry of each row's class; of ``(K, 1, ...)`` the only one."""
+    """Selects the entry of each row's class from ``(K, classes, ...)``, or the only one from ``(K, 1, ...)``."""
     index = labels if values.shape[1] > 1 else torch.zeros_like(labels)
     return values[torch.arange(len(values), device=values.device), index]
 

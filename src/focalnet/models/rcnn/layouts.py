@@ -1,6 +1,6 @@
-"""Faster, Mask and Cascade R-CNN of mmdet, by their state dicts.
+"""Infers the configuration of Faster, Mask and Cascade R-CNN from mmdet state dicts.
 
-Thresholds, losses and how many boxes are sampled leave no trace in a state dict and are as published.
+Thresholds, losses and numbers of sampled boxes are not in a state dict: the published ones apply.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _rcnn(tensors: Mapping[str, Tensor], backbone: FocalNetConfig) -> MaskRCNNCo
     classes = tensors[f"{first}.fc_cls.weight"].shape[0] - 1
     config = (CascadeRCNNConfig if cascade else MaskRCNNConfig)(backbone=backbone, num_classes=classes)
     head = _box_head(tensors, first, classes)
-    if cascade and not head["convs"]:  # the two linear layers of mmdet's base file come with its losses
+    if cascade and not head["convs"]:  # heads of two linear layers are from mmdet's base file, so its losses apply
         head |= {"box_loss": "smooth_l1", "smooth_l1_beta": 1.0, "box_loss_weight": 1.0}
     masks = "roi_head.mask_head.0" if cascade else "roi_head.mask_head"
     mask_convs = count(tensors, rf"{re.escape(masks)}\.convs\.\d+\.conv\.weight")

@@ -23,17 +23,17 @@ _RPN_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
 def losses(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
-    """Every term by the name OpenMMLab gives it; those of the stages of a cascade begin with ``s0.``, ``s1.``, ...
+    """All loss terms under OpenMMLab's names; those of a cascade's stages begin with ``s0.``, ``s1.``, ...
 
     Raises:
-        DataError: the network predicts masks and a target has none.
+        DataError: the network predicts masks but a target has none.
     """
     if config.masks and any(target.masks is None for target in targets):
-        raise DataError("this network learns masks, but the data has boxes only: build it with masks=False")
+        raise DataError("this network learns masks, but the data has only boxes: build it with masks=False")
     losses = proposal_losses(config.rpn, outputs.rpn, outputs.inside, targets)
-    for i, (stage, said) in enumerate(zip(config.stages, outputs.stages, strict=True)):
+    for i, (stage, stage_outputs) in enumerate(zip(config.stages, outputs.stages, strict=True)):
         prefix = f"s{i}." if config.indexed else ""
-        terms = stage_losses(stage, said, targets)
+        terms = stage_losses(stage, stage_outputs, targets)
         losses |= {prefix + name: stage.loss_weight * value for name, value in terms.items()}
     return losses
 
@@ -41,7 +41,7 @@ def losses(config: RCNNConfig, outputs: RCNNTrainingOutputs, targets: Sequence[O
 def proposal_losses(
     config: RPNConfig, outputs: RPNOutputs, inside: Tensor, targets: Sequence[ObjectTarget]
 ) -> dict[str, Tensor]:
-    """Is there an object, and where, of the anchors sampled; over the number sampled from the batch."""
+    """Objectness and box loss of the sampled anchors, divided by the number sampled in the batch."""
     priors = torch.cat(outputs.anchors)
     logits = torch.cat([anchors.flatten(x, 1) for x in outputs.scores], 1)[..., 0]
     deltas = torch.cat([anchors.flatten(x, 4) for x in outputs.deltas], 1)
@@ -49,38 +49,38 @@ def proposal_losses(
     for i, target in enumerate(targets):
         positive, negative, matched = _sample_anchors(config, priors, inside[i], target)
         score_loss = score_loss + F.softplus(-logits[i, positive]).sum() + F.softplus(logits[i, negative]).sum()
-        wanted = boxes.encode(priors[positive], target.boxes.to(priors)[matched], _RPN_STDS)
-        box_loss = box_loss + _smooth_l1(deltas[i, positive], wanted, config.smooth_l1_beta)
+        expected = boxes.encode(priors[positive], target.boxes.to(priors)[matched], _RPN_STDS)
+        box_loss = box_loss + _smooth_l1(deltas[i, positive], expected, config.smooth_l1_beta)
         sampled += max(len(positive), 1) + max(len(negative), 1)
     return {"loss_rpn_cls": score_loss / sampled, "loss_rpn_bbox": box_loss / sampled}
 
 
 def stage_losses(config: StageConfig, outputs: StageOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
-    """Class, box and mask of the regions sampled; boxes and masks of those with an object."""
+    """Class loss of the sampled regions; box and mask losses of the positive ones."""
     labels = torch.cat([target.labels for target in targets])
     objects = torch.cat([target.boxes for target in targets]).to(outputs.regions)
     positive = (outputs.matched >= 0).nonzero().flatten()
     matched, count = outputs.matched[positive], max(len(outputs.matched), 1)
-    wanted = torch.full_like(outputs.matched, outputs.logits.shape[1] - 1)
-    wanted[positive] = labels[matched]
-    own = wanted[positive] if outputs.deltas.shape[1] > 1 else torch.zeros_like(matched)
-    deltas, priors = outputs.deltas[positive, own], outputs.regions[positive, 1:]
+    expected = torch.full_like(outputs.matched, outputs.logits.shape[1] - 1)
+    expected[positive] = labels[matched]
+    index = expected[positive] if outputs.deltas.shape[1] > 1 else torch.zeros_like(matched)
+    deltas, priors = outputs.deltas[positive, index], outputs.regions[positive, 1:]
     losses = {
-        "loss_cls": F.cross_entropy(outputs.logits, wanted, reduction="sum") / count,
+        "loss_cls": F.cross_entropy(outputs.logits, expected, reduction="sum") / count,
         "loss_bbox": config.box_loss_weight * _box_loss(config, priors, deltas, objects[matched]) / count,
     }
     if outputs.mask_logits is not None:
-        losses["loss_mask"] = _mask_loss(outputs.mask_logits, priors, matched, wanted[positive], targets)
+        losses["loss_mask"] = _mask_loss(outputs.mask_logits, priors, matched, expected[positive], targets)
     return losses
 
 
 def _sample_anchors(
     config: RPNConfig, priors: Tensor, inside: Tensor, target: ObjectTarget
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the anchors sampled as positive and as negative, and the object of each positive."""
-    here, sampling = inside.nonzero().flatten(), config.sampling
+    """Indices of the sampled positive and negative anchors, and the object of each positive anchor."""
+    candidates, sampling = inside.nonzero().flatten(), config.sampling
     assigned = assign.max_iou_assign(
-        priors[here],
+        priors[candidates],
         target.boxes.to(priors),
         target.ignored.to(priors),
         positive=sampling.positive,
@@ -89,7 +89,7 @@ def _sample_anchors(
         ignore=sampling.ignore,
     )
     positive, negative = assign.sample(assigned, sampling.samples, sampling.positive_share)
-    return here[positive], here[negative], assigned[positive] - 1
+    return candidates[positive], candidates[negative], assigned[positive] - 1
 
 
 def _box_loss(config: StageConfig, priors: Tensor, deltas: Tensor, objects: Tensor) -> Tensor:
@@ -102,16 +102,16 @@ def _box_loss(config: StageConfig, priors: Tensor, deltas: Tensor, objects: Tens
 def _mask_loss(
     logits: Tensor, priors: Tensor, matched: Tensor, labels: Tensor, targets: Sequence[ObjectTarget]
 ) -> Tensor:
-    own = logits[torch.arange(len(labels), device=logits.device), labels]
-    wanted, before = torch.zeros_like(own), 0
-    for target in targets:  # image by image: their masks have no common number, and need not be copied together
+    own_logits = logits[torch.arange(len(labels), device=logits.device), labels]
+    expected, offset = torch.zeros_like(own_logits), 0
+    for target in targets:  # image by image, which avoids a copy of all masks
         masks = target.masks
         assert masks is not None
-        mine = (matched >= before) & (matched < before + len(masks))
-        wanted[mine] = rois.mask_targets(masks, matched[mine] - before, priors[mine], logits.shape[-1])
-        before += len(masks)
-    return F.binary_cross_entropy_with_logits(own, wanted, reduction="sum") / max(own.numel(), 1)
+        of_image = (matched >= offset) & (matched < offset + len(masks))
+        expected[of_image] = rois.mask_targets(masks, matched[of_image] - offset, priors[of_image], logits.shape[-1])
+        offset += len(masks)
+    return F.binary_cross_entropy_with_logits(own_logits, expected, reduction="sum") / max(own_logits.numel(), 1)
 
 
-def _smooth_l1(predicted: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="sum")
+def _smooth_l1(predicted: Tensor, expected: Tensor, beta: float) -> Tensor:
+    return F.smooth_l1_loss(predicted, expected, beta=beta, reduction="sum")

@@ -1,4 +1,4 @@
-"""An mmdet configuration of Faster, Mask or Cascade R-CNN in our words."""
+"""Translates mmdet configurations of Faster, Mask and Cascade R-CNN."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def _stage(head: Mapping[str, Any], settings: Mapping[str, Any], weight: float) 
     loss = expect(head["loss_bbox"], "bbox_head.loss_bbox", "L1Loss", "SmoothL1Loss", "GIoULoss")
     giou = loss["type"] == "GIoULoss"
     if giou != head.get("reg_decoded_bbox", False):
-        raise ConfigError("bbox_head: GIoULoss needs reg_decoded_bbox, and only it has it")
+        raise ConfigError(
+            "bbox_head: GIoULoss needs reg_decoded_bbox=True, and the other losses need reg_decoded_bbox=False"
+        )
     return StageConfig(
         sampling=_sampling(settings),
         stds=openmmlab.stds(head["bbox_coder"]),

@@ -1,6 +1,6 @@
-"""Faster, Mask and Cascade R-CNN: one network, with one or more stages of classification and refinement.
+"""Faster, Mask and Cascade R-CNN: one network with one or more stages of classification and box refinement.
 
-B batch, K regions of the batch, G objects of the batch.
+Shapes: B batch, K regions of the batch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from focalnet.samples import Batch, ObjectTarget, Size
 
 @dataclass(frozen=True)
 class RCNNOutputs:
-    """What the network says of a batch.
+    """Outputs of the network for a batch.
 
     Args:
-        pyramid: the maps that regions are pooled from, finest first.
-        rpn: of every anchor.
-        proposals: of each image.
-        regions: ``(K, 5)``: index in the batch, box; what the last stage looked at.
+        pyramid: feature maps that regions are pooled from, finest first.
+        rpn: outputs of the RPN.
+        proposals: proposals of each image.
+        regions: ``(K, 5)``: index in the batch, box; the input of the last stage.
         scores: ``(K, classes + 1)``, probabilities, background last.
-        boxes: ``(K, 1 | classes, 4)``, in pixels of the input.
+        boxes: ``(K, 1 | classes, 4)``, predicted boxes in pixels of the input.
     """
 
     pyramid: list[Tensor]
@@ -46,14 +46,14 @@ class RCNNOutputs:
 
 @dataclass(frozen=True)
 class StageOutputs:
-    """What a stage says of the regions sampled for its losses.
+    """Outputs of a stage for the regions sampled for its losses.
 
     Args:
         regions: ``(K, 5)``: index in the batch, box.
-        matched: ``(K,)``, the object of each region, counted over the batch's targets; -1 for background.
+        matched: ``(K,)``, index of each region's object among all objects of the batch; -1 for background.
         logits: ``(K, classes + 1)``, background last.
         deltas: ``(K, 1 | classes, 4)``.
-        mask_logits: ``(P, classes, 28, 28)`` of the regions with an object, in their order; None without masks.
+        mask_logits: ``(P, classes, 28, 28)`` of the P positive regions, in order; None without masks.
     """
 
     regions: Tensor
@@ -65,7 +65,7 @@ class StageOutputs:
 
 @dataclass(frozen=True)
 class RCNNTrainingOutputs:
-    """What the losses need: the RPN's outputs, which anchors of each image count ``(B, N)``, and every stage's."""
+    """Inputs of the losses: the RPN's outputs, which anchors of each image to train on ``(B, N)``, and the stages'."""
 
     rpn: RPNOutputs
     inside: Tensor
@@ -73,12 +73,12 @@ class RCNNTrainingOutputs:
 
 
 class RoIHeads(nn.Module):
-    """The heads of all stages, and where they look."""
+    """The box and mask heads of all stages, with RoI pooling."""
 
-    def __init__(self, config: RCNNConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: RCNNConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
-        self.strides = [m.stride for m in maps]
-        channels, classes = maps[0].channels, config.num_classes
+        self.strides = [m.stride for m in feature_info]
+        channels, classes = feature_info[0].channels, config.num_classes
         box_heads = [BoxHead(stage, channels, classes) for stage in config.stages]
         self.bbox_head = nn.ModuleList(box_heads) if config.indexed else box_heads[0]
         self.mask_head: nn.Module | None = None
@@ -89,8 +89,8 @@ class RoIHeads(nn.Module):
     def classify(self, pyramid: Sequence[Tensor], regions: Tensor, stage: int) -> tuple[Tensor, Tensor]:
         """Logits ``(K, classes + 1)`` and deltas ``(K, 1 | classes, 4)`` of regions ``(K, 5)``."""
         head = self.bbox_head[stage] if isinstance(self.bbox_head, nn.ModuleList) else self.bbox_head
-        said: tuple[Tensor, Tensor] = head(rois.pool(pyramid, self.strides, regions, BOX_GRID))
-        return said
+        outputs: tuple[Tensor, Tensor] = head(rois.pool(pyramid, self.strides, regions, BOX_GRID))
+        return outputs
 
     def segment(self, pyramid: Sequence[Tensor], regions: Tensor, stage: int) -> Tensor:
         """Mask logits ``(K, classes, 28, 28)`` of regions ``(K, 5)``."""
@@ -101,7 +101,7 @@ class RoIHeads(nn.Module):
 
 
 class RCNN(Model[RCNNConfig, RCNNOutputs]):
-    """Proposals, then classes, boxes and masks of them."""
+    """Detector that classifies and refines region proposals and predicts their masks."""
 
     takes_sizes = True
 
@@ -114,7 +114,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         self.roi_head = RoIHeads(config, self.neck.feature_info[: config.roi_levels])
 
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> RCNNOutputs:
-        pyramid, rpn = self._dense(images_BCHW, sizes)
+        pyramid, rpn = self._pyramid_and_rpn(images_BCHW, sizes)
         proposals = self.rpn_head.propose(rpn, sizes, training=False)
         regions, logits, deltas = rois.boxes_to_rois([p.boxes for p in proposals]), [], None
         for stage in range(len(self.config.stages)):
@@ -136,18 +136,18 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
     def training_outputs(
         self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]
     ) -> RCNNTrainingOutputs:
-        pyramid, rpn = self._dense(images_BCHW, sizes)
+        pyramid, rpn = self._pyramid_and_rpn(images_BCHW, sizes)
         candidates = [p.boxes for p in self.rpn_head.propose(rpn, sizes, training=True)]
         all_labels, stages = torch.cat([target.labels for target in targets]), []
         for i, config in enumerate(self.config.stages):
-            regions, matched, given = sample_rois(candidates, targets, config.sampling)
+            regions, matched, ground_truth = sample_rois(candidates, targets, config.sampling)
             logits, deltas = self.roi_head.classify(pyramid, regions, i)
             masks = self.roi_head.segment(pyramid, regions[matched >= 0], i) if self.config.masks else None
             stages.append(StageOutputs(regions, matched, logits, deltas, masks))
-            with torch.no_grad():  # the next stage starts from what this one made of its regions
+            with torch.no_grad():  # the next stage takes the boxes refined by this one
                 labels = logits[:, :-1].argmax(1)
                 labels[matched >= 0] = all_labels[matched[matched >= 0]]
-                refined = self.refine(regions, deltas, labels, sizes, i)[~given]
+                refined = self.refine(regions, deltas, labels, sizes, i)[~ground_truth]
             candidates = [refined[refined[:, 0] == image, 1:] for image in range(len(sizes))]
         inside = self.rpn_head.inside(rpn, sizes, self.config.size_divisor)
         return RCNNTrainingOutputs(rpn, inside, stages)
@@ -159,24 +159,24 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
     def postprocess(
         self, outputs: RCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Detections]:
-        found = [self._pick(outputs, i) for i in range(len(sizes))]
-        masks = self._masks(outputs.pyramid, found) if self.config.masks else [None] * len(found)
+        detections = [self._pick(outputs, i) for i in range(len(sizes))]
+        masks = self._masks(outputs.pyramid, detections) if self.config.masks else [None] * len(detections)
         results = []
-        for (box, score, label), mask, size, original in zip(found, masks, sizes, original_sizes, strict=True):
+        for (box, score, label), mask, size, original in zip(detections, masks, sizes, original_sizes, strict=True):
             box = boxes.resize(box, size, original)
             pasted = None if mask is None else rois.paste_masks(mask, box, original)
             results.append(Detections(box, score, label, self.class_names, pasted, original))
         return results
 
     def refine(self, regions: Tensor, deltas: Tensor, labels: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
-        """Moves regions ``(K, 5)`` to the boxes that a stage found for these classes."""
+        """Replaces the boxes of regions ``(K, 5)`` by those that a stage predicts for the given classes."""
         refined = own_class(self._decode(regions, deltas, sizes, stage), labels)
         return torch.cat([regions[:, :1], refined], 1)
 
-    def _dense(self, images: Tensor, sizes: Sequence[Size]) -> tuple[list[Tensor], RPNOutputs]:
+    def _pyramid_and_rpn(self, images: Tensor, sizes: Sequence[Size]) -> tuple[list[Tensor], RPNOutputs]:
         check_sizes(images, sizes)
-        maps = list(self.neck(self.backbone(images)).values())
-        return maps[: self.config.roi_levels], self.rpn_head(maps)
+        pyramid = list(self.neck(self.backbone(images)).values())
+        return pyramid[: self.config.roi_levels], self.rpn_head(pyramid)
 
     def _decode(self, regions: Tensor, deltas: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
         own_size = torch.tensor(sizes, device=regions.device)[regions[:, 0].long()]
@@ -184,9 +184,9 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         return boxes.decode(regions[:, None, 1:].expand_as(deltas), deltas, stds, own_size[:, None])
 
     def _pick(self, outputs: RCNNOutputs, image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of an image's objects, in pixels of the input."""
-        mine = outputs.regions[:, 0] == image
-        scores, candidates = outputs.scores[mine, :-1], outputs.boxes[mine]
+        """Boxes, in pixels of the input, scores and labels of the objects detected in an image."""
+        of_image = outputs.regions[:, 0] == image
+        scores, candidates = outputs.scores[of_image, :-1], outputs.boxes[of_image]
         region, label = (scores > self.config.score_threshold).nonzero(as_tuple=True)
         return boxes.best_per_class(
             own_class(candidates[region], label),
@@ -196,30 +196,32 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
             limit=self.config.max_per_image,
         )
 
-    def _masks(self, pyramid: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sequence[Tensor]:
+    def _masks(
+        self, pyramid: Sequence[Tensor], detections: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> Sequence[Tensor]:
         """Mask probabilities ``(n, 28, 28)`` of each image's objects, averaged over the stages."""
-        regions = rois.boxes_to_rois([box for box, _, _ in found])
-        labels = torch.cat([label for _, _, label in found])
+        regions = rois.boxes_to_rois([box for box, _, _ in detections])
+        labels = torch.cat([label for _, _, label in detections])
         stages = range(len(self.config.stages))
         probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), labels).sigmoid() for i in stages]
-        return torch.split(torch.stack(probabilities).mean(0), [len(label) for _, _, label in found])
+        return torch.split(torch.stack(probabilities).mean(0), [len(label) for _, _, label in detections])
 
 
 def sample_rois(
     candidates: Sequence[Tensor], targets: Sequence[ObjectTarget], sampling: SamplingConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws the regions a stage is trained on: objects themselves and candidates, assigned and sampled.
+    """Samples the regions that a stage is trained on from the candidates and the ground-truth boxes.
 
     Args:
         candidates: boxes ``(n, 4)`` of each image.
-        targets: of each image.
-        sampling: how.
+        targets: targets of each image.
+        sampling: how to assign and sample.
 
     Returns:
-        Regions ``(K, 5)``, of each image first those with an object; the object of each, counted over all targets,
-        or -1; and whether the region is an object itself.
+        Regions ``(K, 5)``, positives first in each image; the index of each region's object among all objects of the
+        batch, or -1; and whether the region is a ground-truth box itself.
     """
-    sampled, matched, given, before = [], [], [], 0
+    sampled, matched, ground_truth, offset = [], [], [], 0
     for box, target in zip(candidates, targets, strict=True):
         objects = target.boxes.to(box)
         assigned = assign.max_iou_assign(
@@ -236,7 +238,7 @@ def sample_rois(
         chosen = torch.cat([positive, negative])
         number = assigned[chosen]
         sampled.append(torch.cat([objects, box])[chosen])
-        matched.append(torch.where(number > 0, number - 1 + before, -1))
-        given.append(chosen < len(objects))
-        before += len(objects)
-    return rois.boxes_to_rois(sampled), torch.cat(matched), torch.cat(given)
+        matched.append(torch.where(number > 0, number - 1 + offset, -1))
+        ground_truth.append(chosen < len(objects))
+        offset += len(objects)
+    return rois.boxes_to_rois(sampled), torch.cat(matched), torch.cat(ground_truth)

@@ -1,6 +1,6 @@
 """The region proposal network (Ren et al., NeurIPS 2015, arXiv 1506.01497).
 
-B batch, A anchors of a cell, H and W of a map, N anchors of all levels.
+Shapes: B batch, A anchors per cell, H and W height and width of a feature map, N anchors of all levels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STDS = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class RPNOutputs:
-    """What the network says of every anchor, by level.
+    """Outputs for every anchor, one tensor per level.
 
     Args:
-        scores: ``(B, A, H, W)``, logits of "an object".
+        scores: ``(B, A, H, W)``, objectness logits.
         deltas: ``(B, 4 A, H, W)``, the object's box relative to the anchor.
         anchors: ``(H W A, 4)``.
     """
@@ -37,20 +37,20 @@ class RPNOutputs:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Boxes ``(n, 4)`` of one image that may hold an object, and their scores ``(n,)``, best first."""
+    """Proposed boxes ``(n, 4)`` of one image and their scores ``(n,)``, best first."""
 
     boxes: Tensor
     scores: Tensor
 
 
 class RPN(nn.Module):
-    """Scores and refines anchors at every cell of every level of a pyramid."""
+    """Predicts objectness and box deltas of the anchors of a feature pyramid."""
 
-    def __init__(self, config: RPNConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: RPNConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
         self.config = config
-        self.grid = AnchorGrid(config.anchor_scale, config.anchor_ratios, tuple(m.stride for m in maps))
-        channels, per_cell = maps[0].channels, len(config.anchor_ratios)
+        self.grid = AnchorGrid(config.anchor_scale, config.anchor_ratios, tuple(m.stride for m in feature_info))
+        channels, per_cell = feature_info[0].channels, len(config.anchor_ratios)
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(channels, per_cell, 1)
         self.rpn_reg = nn.Conv2d(channels, 4 * per_cell, 1)
@@ -58,17 +58,17 @@ class RPN(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, maps: Sequence[Tensor]) -> RPNOutputs:
-        hidden = [self.rpn_conv(x).relu_() for x in maps]
+    def forward(self, features: Sequence[Tensor]) -> RPNOutputs:
+        hidden = [self.rpn_conv(x).relu_() for x in features]
         return RPNOutputs(
             scores=[self.rpn_cls(x).float() for x in hidden],
             deltas=[self.rpn_reg(x).float() for x in hidden],
-            anchors=self.grid(maps),
+            anchors=self.grid(features),
         )
 
     @torch.no_grad()
     def propose(self, outputs: RPNOutputs, sizes: Sequence[Size], *, training: bool) -> list[Proposals]:
-        """Picks the proposals of each image: the best of each level, without near-duplicates within a level."""
+        """Returns the proposals of each image: the best of each level after NMS within each level."""
         candidates = self.config.candidates_in_training if training else self.config.candidates
         limit = self.config.proposals_in_training if training else self.config.proposals
         picked: list[tuple[Tensor, ...]] = []
@@ -81,7 +81,7 @@ class RPN(nn.Module):
         return [self._pick(scores[i], deltas[i], priors[i], levels[i], size, limit) for i, size in enumerate(sizes)]
 
     def inside(self, outputs: RPNOutputs, sizes: Sequence[Size], divisor: int) -> Tensor:
-        """Which anchors may be trained on in each image: ``(B, N)``, bool."""
+        """Which anchors to train on in each image: ``(B, N)``, bool."""
         inside = self.grid.on_image(outputs.scores, sizes, divisor)
         if self.config.inside_only:
             flat = torch.cat(outputs.anchors)
@@ -93,8 +93,8 @@ class RPN(nn.Module):
         self, scores: Tensor, deltas: Tensor, priors: Tensor, levels: Tensor, size: Size, limit: int
     ) -> Proposals:
         candidates = boxes.decode(priors, deltas, STDS, size)
-        real = (candidates[:, 2:] > candidates[:, :2]).all(1)
+        valid = (candidates[:, 2:] > candidates[:, :2]).all(1)
         kept, score, _ = boxes.best_per_class(
-            candidates[real], scores[real], levels[real], iou_threshold=self.config.nms_threshold, limit=limit
+            candidates[valid], scores[valid], levels[valid], iou_threshold=self.config.nms_threshold, limit=limit
         )
         return Proposals(kept, score)

@@ -1,4 +1,4 @@
-"""Sparse R-CNN (Sun et al., CVPR 2021, arXiv 2011.12450) as section 4.2 of arXiv 2203.11926 has it."""
+"""Sparse R-CNN (Sun et al., CVPR 2021, arXiv 2011.12450) as in section 4.2 of arXiv 2203.11926."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["FAMILIES", "SparseRCNN", "SparseRCNNConfig", "SparseRCNNOutputs", "S
 
 
 def _shape(backbone: str) -> dict[str, Any]:
-    """First kernels 11, 9, 9, 7 by stage (``detection/configs`` of the release)."""
+    """Focal windows 11, 9, 9, 7 by stage (``detection/configs`` of the release)."""
     return dense_shape(backbone, four_windows=(11, 9, 9, 7))
 
 

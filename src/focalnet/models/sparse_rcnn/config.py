@@ -1,4 +1,4 @@
-"""The settings of Sparse R-CNN."""
+"""Configuration of Sparse R-CNN."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseRCNNConfig(DetectorConfig):
-    """The settings of Sparse R-CNN.
+    """Configuration of Sparse R-CNN.
 
-    Every stage's losses are focal (2), L1 in units of the image (5) and GIoU (2), as in the paper. ``score_threshold``
-    is 0: the best ``max_per_image`` pairs of proposal and class are reported.
+    The losses of each stage are focal (weight 2), L1 in units of the image's size (5) and GIoU (2), as in the paper.
+    With ``score_threshold`` 0, the best ``max_per_image`` pairs of proposal and class are reported.
 
     Args:
-        neck: the pyramid; regions are pooled from all of it.
-        proposals: learned boxes.
-        stages: refinements.
-        heads: of the self-attention between proposals.
+        neck: the feature pyramid; regions are pooled from all its levels.
+        proposals: number of learned proposals.
+        stages: number of refinement stages.
+        heads: attention heads of the self-attention between proposals.
         feedforward_channels: hidden width of each stage's MLP.
-        dynamic_channels: F.
-        class_layers: linear layers before the class.
-        box_layers: linear layers before the box.
-        dropout: in attention and MLP, in training.
-        stds: of dx, dy, dw, dh: the scale of what is predicted.
+        dynamic_channels: hidden channels of the dynamic convolution.
+        class_layers: linear layers before the classifier.
+        box_layers: linear layers before the box regression.
+        dropout: dropout rate in attention and MLP.
+        stds: standard deviations that the predicted dx, dy, dw, dh are scaled by.
     """
 
     neck: FPNConfig = FPNConfig(levels=4)  # noqa: RUF009 (frozen)

@@ -1,4 +1,4 @@
-"""Sparse R-CNN of mmdet, by its state dict."""
+"""Infers Sparse R-CNN's configuration from an mmdet state dict."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def losses(config: SparseRCNNConfig, outputs: SparseRCNNOutputs, targets: Sequence[ObjectTarget]) -> dict[str, Tensor]:
-    """Focal, L1 and GIoU losses of each stage, over the number of objects in the batch."""
+    """Focal, L1 and GIoU losses of each stage, divided by the number of objects in the batch."""
     losses: dict[str, Tensor] = {}
     for i, stage in enumerate(outputs.stages):
         losses |= {f"s{i}.{name}": value for name, value in _stage(stage, outputs.sizes, targets).items()}
@@ -34,16 +34,16 @@ def _stage(stage: SparseStage, sizes: Tensor, targets: Sequence[ObjectTarget]) -
         ]
     )
     image, proposal = (assigned > 0).nonzero(as_tuple=True)
-    before = torch.tensor([0, *(len(t.labels) for t in targets)], device=assigned.device).cumsum(0)
-    matched = assigned[image, proposal] - 1 + before[image]
+    offsets = torch.tensor([0, *(len(t.labels) for t in targets)], device=assigned.device).cumsum(0)
+    matched = assigned[image, proposal] - 1 + offsets[image]
     objects = torch.cat([target.boxes for target in targets]).to(stage.boxes)[matched]
     labels = torch.cat([target.labels for target in targets])[matched]
-    found, scale = stage.boxes[image, proposal], sizes.flip(-1).repeat(1, 2)[image]
-    wanted = torch.zeros_like(stage.logits)
-    wanted[image, proposal, labels] = 1.0
+    predicted, scale = stage.boxes[image, proposal], sizes.flip(-1).repeat(1, 2)[image]
+    expected = torch.zeros_like(stage.logits)
+    expected[image, proposal, labels] = 1.0
     count = mean_over_processes(assigned.new_tensor(len(matched)))
     return {
-        "loss_cls": CLASS_WEIGHT * sigmoid_focal_loss(stage.logits, wanted, 0.25, 2.0, "sum") / count,
-        "loss_bbox": L1_WEIGHT * F.l1_loss(found / scale, objects / scale, reduction="sum") / count,
-        "loss_iou": GIOU_WEIGHT * generalized_box_iou_loss(found, objects, reduction="sum") / count,
+        "loss_cls": CLASS_WEIGHT * sigmoid_focal_loss(stage.logits, expected, 0.25, 2.0, "sum") / count,
+        "loss_bbox": L1_WEIGHT * F.l1_loss(predicted / scale, objects / scale, reduction="sum") / count,
+        "loss_iou": GIOU_WEIGHT * generalized_box_iou_loss(predicted, objects, reduction="sum") / count,
     }

@@ -1,6 +1,6 @@
-"""Sparse R-CNN (Sun et al., CVPR 2021, arXiv 2011.12450): learned boxes, refined stage by stage, no suppression.
+"""Sparse R-CNN (Sun et al., CVPR 2021, arXiv 2011.12450): learned boxes, refined stage by stage, without NMS.
 
-B batch, P proposals of an image, C channels, F channels of the dynamic convolution.
+Shapes: B batch, P proposals per image, C channels, F channels of the dynamic convolution.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from focalnet.ops.derivatives import attention_of_any_order
 from focalnet.results import Detections
 from focalnet.samples import Batch, ObjectTarget, Size
 
-GRID = 7  # side of the grid that regions are pooled to
-SAMPLES = 2  # points per bin and axis
-_PRIOR = 0.01  # share of proposals that hold an object, as the classifier assumes at the start
+GRID = 7  # side of the grid of a pooled region
+SAMPLES = 2  # sampling points per bin and axis
+_PRIOR = 0.01  # initial probability of an object, which sets the classifier's bias
 
 
 @dataclass(frozen=True)
 class SparseStage:
-    """What a stage says: logits ``(B, P, classes)``; boxes ``(B, P, 4)`` in pixels of the input, not cut to the image.
+    """Outputs of a stage.
 
-    ``objects`` ``(B, P, C)`` is what it knows of each proposal's object.
+    Args:
+        logits: ``(B, P, classes)``.
+        boxes: ``(B, P, 4)``, in pixels of the input, not clipped to the image.
+        objects: ``(B, P, C)``, object features of each proposal.
     """
 
     logits: Tensor
@@ -42,32 +45,32 @@ class SparseStage:
 
 @dataclass(frozen=True)
 class SparseRCNNOutputs:
-    """The stages, in order, and the sizes of the images, ``(B, 2)``, height and width."""
+    """Outputs of the stages, in order, and sizes of the images ``(B, 2)``, height and width."""
 
     stages: list[SparseStage]
     sizes: Tensor
 
 
 class Proposals(nn.Module):
-    """The learned boxes, centre and size in units of the image, and what is known of their objects at first."""
+    """The learned boxes, center and size in units of the image, and the learned initial object features."""
 
     def __init__(self, count: int, channels: int) -> None:
         super().__init__()
         self.init_proposal_bboxes = nn.Embedding(count, 4)
         self.init_proposal_features = nn.Embedding(count, channels)
-        with torch.no_grad():  # at first every proposal is the whole image
+        with torch.no_grad():  # every proposal starts as the whole image
             self.init_proposal_bboxes.weight.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(count, 4))
 
     def forward(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes ``(B, P, 4)`` in images of ``sizes`` ``(B, 2)``, and features ``(B, P, C)``."""
-        centre, size = self.init_proposal_bboxes.weight.float().chunk(2, -1)
-        relative = torch.cat([centre - size / 2, centre + size / 2], -1)
+        center, size = self.init_proposal_bboxes.weight.float().chunk(2, -1)
+        relative = torch.cat([center - size / 2, center + size / 2], -1)
         scale = sizes.flip(-1).repeat(1, 2)[:, None]
         return relative * scale, self.init_proposal_features.weight.expand(len(sizes), -1, -1)
 
 
 class Attention(nn.Module):
-    """Self-attention between the proposals of an image, added to them."""
+    """Self-attention between the proposals of an image, with a residual sum."""
 
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class Attention(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Looks at a region through two 1x1 convolutions whose weights the proposal's features decide."""
+    """Applies two 1x1 convolutions to a region, with weights predicted from the proposal's object features."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -96,16 +99,16 @@ class DynamicConv(nn.Module):
     def forward(self, objects: Tensor, regions: Tensor) -> Tensor:
         """From ``(K, C)`` and regions ``(K, C, 7, 7)`` to ``(K, C)``."""
         channels, hidden = self.shape
-        into, out_of = self.dynamic_layer(objects).chunk(2, 1)
+        first_weight, second_weight = self.dynamic_layer(objects).chunk(2, 1)
         x = regions.flatten(2).transpose(1, 2)
-        x = self.norm_in(x @ into.reshape(-1, channels, hidden).to(x)).relu()
-        x = self.norm_out(x @ out_of.reshape(-1, hidden, channels).to(x)).relu()
+        x = self.norm_in(x @ first_weight.reshape(-1, channels, hidden).to(x)).relu()
+        x = self.norm_out(x @ second_weight.reshape(-1, hidden, channels).to(x)).relu()
         out: Tensor = self.fc_norm(self.fc_layer(x.flatten(1))).relu()
         return out
 
 
 class Stage(nn.Module):
-    """Lets proposals see each other, then their regions; then says class and box of each."""
+    """Self-attention between proposals, dynamic convolution on their regions, then prediction of classes and boxes."""
 
     def __init__(self, config: SparseRCNNConfig) -> None:
         super().__init__()
@@ -127,18 +130,18 @@ class Stage(nn.Module):
         nn.init.constant_(self.fc_cls.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(self, objects: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From objects ``(B, P, C)`` and regions ``(B P, C, 7, 7)`` to logits, deltas and new objects."""
+        """From object features ``(B, P, C)`` and regions ``(B P, C, 7, 7)`` to logits, deltas, new object features."""
         objects = self.attention_norm(self.attention(objects))
         flat = objects.flatten(0, 1)
-        seen = self.instance_interactive_conv_dropout(self.instance_interactive_conv(flat, regions))
-        flat = self.ffn_norm(self.ffn(self.instance_interactive_conv_norm(flat + seen)))
-        named, placed = flat, flat
+        interacted = self.instance_interactive_conv_dropout(self.instance_interactive_conv(flat, regions))
+        flat = self.ffn_norm(self.ffn(self.instance_interactive_conv_norm(flat + interacted)))
+        cls_features, reg_features = flat, flat
         for layer in self.cls_fcs:
-            named = layer(named)
+            cls_features = layer(cls_features)
         for layer in self.reg_fcs:
-            placed = layer(placed)
+            reg_features = layer(reg_features)
         shape = objects.shape[:2]
-        logits, deltas = self.fc_cls(named).float(), self.fc_reg(placed).float()
+        logits, deltas = self.fc_cls(cls_features).float(), self.fc_reg(reg_features).float()
         return logits.unflatten(0, shape), deltas.unflatten(0, shape), flat.unflatten(0, shape)
 
 
@@ -151,7 +154,7 @@ class Stages(nn.Module):
 
 
 class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
-    """Learned proposals that find their objects in a fixed number of stages."""
+    """Detector that refines learned proposals in a fixed number of stages."""
 
     takes_sizes = True
 
@@ -166,16 +169,16 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
 
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> SparseRCNNOutputs:
         check_sizes(images_BCHW, sizes)
-        maps = list(self.neck(self.backbone(images_BCHW)).values())
+        pyramid = list(self.neck(self.backbone(images_BCHW)).values())
         extents = torch.tensor(sizes, device=images_BCHW.device, dtype=torch.float32)
         box, objects = self.rpn_head(extents)
         stages = []
         for stage in self.roi_head.bbox_head:
-            regions = rois.pool(maps, self.strides, rois.boxes_to_rois(list(box)), GRID, SAMPLES)
+            regions = rois.pool(pyramid, self.strides, rois.boxes_to_rois(list(box)), GRID, SAMPLES)
             logits, deltas, objects = stage(objects, regions)
             box = boxes.decode(box, deltas, self.config.stds)
             stages.append(SparseStage(logits, box, objects))
-            box = box.detach()  # a stage is not taught through the boxes of the next
+            box = box.detach()  # no gradient flows through the boxes to earlier stages
         return SparseRCNNOutputs(stages, extents)
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
@@ -188,9 +191,9 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
         for logits, box, size, original in zip(last.logits, last.boxes, sizes, original_sizes, strict=True):
             scores, best = logits.sigmoid().flatten().topk(min(self.config.max_per_image, logits.numel()))
             best = best[scores > self.config.score_threshold]
-            found = boxes.resize(box[best // logits.shape[1]], size, original)
+            kept = boxes.resize(box[best // logits.shape[1]], size, original)
             results.append(
-                Detections(found, scores[: len(best)], best % logits.shape[1], self.class_names, size=original)
+                Detections(kept, scores[: len(best)], best % logits.shape[1], self.class_names, size=original)
             )
         return results
 

@@ -1,4 +1,4 @@
-"""UPerNet (Xiao et al., ECCV 2018, arXiv 1807.10221) as ``segmentation/configs`` of microsoft/FocalNet have it."""
+"""UPerNet (Xiao et al., ECCV 2018, arXiv 1807.10221) as in ``segmentation/configs`` of microsoft/FocalNet."""
 
 from focalnet.card import Preprocessing
 from focalnet.models.base import ModelFamily

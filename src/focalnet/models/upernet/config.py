@@ -1,4 +1,4 @@
-"""The settings of UPerNet."""
+"""Configuration of UPerNet."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UPerNetConfig(DenseConfig):
-    """The settings of UPerNet, by default those published for ADE20K.
+    """Configuration of UPerNet; the defaults are those published for ADE20K.
 
     Args:
-        size_divisor: 1, since the published networks see images without padding.
-        channels: of every map of the head.
-        pool_scales: sides in cells of the grids that the coarsest map is averaged over; may be empty.
-        auxiliary_channels: of the auxiliary head, which helps training only.
-        auxiliary_index: which of the backbone's maps it sees; -2 is the second coarsest.
-        auxiliary_weight: of its loss.
-        dropout: share of channels dropped before each classifier, in training.
+        size_divisor: 1, since the published networks take images without padding.
+        channels: channels of all feature maps in the head.
+        pool_scales: sides of the grids that pyramid pooling averages the coarsest feature map to; may be empty.
+        auxiliary_channels: channels of the auxiliary head, which is used in training only.
+        auxiliary_index: index of the backbone's feature map that the auxiliary head takes; -2 is the second coarsest.
+        auxiliary_weight: weight of the auxiliary head's loss.
+        dropout: dropout rate of whole channels before each classifier.
     """
 
     num_classes: int = 150
@@ -47,7 +47,7 @@ class UPerNetConfig(DenseConfig):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
         if any(scale < 1 for scale in self.pool_scales):
-            raise ConfigError(f"pool_scales={self.pool_scales} must name sides, each at least 1")
+            raise ConfigError(f"pool_scales={self.pool_scales} must all be at least 1")
         if not 0 <= self.dropout <= 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1]")
         if not -maps <= self.auxiliary_index < maps:
@@ -69,7 +69,9 @@ class UPerNetConfig(DenseConfig):
         backbone = openmmlab.backbone(model)
         maps = len(backbone.out_indices or backbone.depths)
         if list(head["in_index"]) != list(range(maps)):
-            raise ConfigError(f"decode_head: in_index {head['in_index']} must name all {maps} maps of the backbone")
+            raise ConfigError(
+                f"decode_head: in_index {head['in_index']} must list all {maps} feature maps of the backbone"
+            )
         shared = {
             name: openmmlab.same([head[name], auxiliary[name]], name) for name in ("num_classes", "dropout_ratio")
         }

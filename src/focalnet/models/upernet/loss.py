@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def losses(config: UPerNetConfig, outputs: UPerNetTrainingOutputs, labels_BHW: Tensor) -> dict[str, Tensor]:
-    """Cross entropy of the classes of both heads, by mmseg's names.
+    """Cross entropy of both heads, under mmseg's names.
 
     Args:
-        config: for the weight of the auxiliary head's.
-        outputs: of the network.
-        labels_BHW: int64, ``IGNORED`` where nothing is known; of the size of the images.
+        config: gives the weight of the auxiliary loss.
+        outputs: outputs of the network.
+        labels_BHW: int64, at the size of the images; ``IGNORED`` for unlabeled pixels.
     """
     return {
         "decode.loss_ce": pixelwise_cross_entropy(outputs.logits, labels_BHW),
@@ -28,9 +28,9 @@ def losses(config: UPerNetConfig, outputs: UPerNetTrainingOutputs, labels_BHW: T
 
 
 def pixelwise_cross_entropy(logits_BNhw: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Cross entropy of logits resized bilinearly to the labels; ignored pixels add nothing, but count.
+    """Cross entropy of logits resized bilinearly to the labels' size, averaged over all pixels, ignored ones included.
 
-    mmseg divides by all pixels, so that a batch with little to learn from changes the network little.
+    As in mmseg, ignored pixels have zero loss but count in the mean.
     """
     size = (labels_BHW.shape[1], labels_BHW.shape[2])
     logits_BNHW = F.interpolate(logits_BNhw.float(), size=size, mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
-"""UPerNet (Xiao et al., ECCV 2018, arXiv 1807.10221): pyramid pooling above a feature pyramid, a class for each pixel.
+"""UPerNet (Xiao et al., ECCV 2018, arXiv 1807.10221): semantic segmentation with pyramid pooling and a feature pyramid.
 
-B batch, N classes, C channels of the head, h and w a quarter of the image's height and width.
+Shapes: B batch, N classes, C channels of the head, h and w height and width of the finest feature map.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from focalnet.samples import Batch, LabelMapTarget, Size
 
 @dataclass(frozen=True)
 class UPerNetOutputs:
-    """What the network says of a batch.
+    """Outputs of the network for a batch.
 
     Args:
         logits: ``(B, N, h, w)``, float32.
-        size: height and width of the images as the network saw them.
+        size: height and width of the input images.
     """
 
     logits: Tensor
@@ -41,40 +41,40 @@ class UPerNetOutputs:
 
 @dataclass(frozen=True)
 class UPerNetTrainingOutputs:
-    """Logits ``(B, N, h, w)``, and those of the auxiliary head at the stride of the map it sees."""
+    """Logits ``(B, N, h, w)``, and those of the auxiliary head at the stride of its feature map."""
 
     logits: Tensor
     auxiliary: Tensor
 
 
 class UPerHead(nn.Module):
-    """All maps of the backbone, joined at the size of the finest, and a class for each of its cells.
+    """Merges all feature maps of the backbone at the size of the finest, and classifies each cell.
 
-    The two wide convolutions see maps of several sizes through ``ops.resized_conv``: the products of the second alone
-    would otherwise be two thirds of the whole network's.
+    The two wide convolutions take feature maps of several sizes through ``kernels.resized_conv``. Otherwise the second
+    one alone would do two thirds of the network's multiplications.
     """
 
-    def __init__(self, config: UPerNetConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: UPerNetConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
-        *finer, coarsest = (m.channels for m in maps)
+        *finer, coarsest = (m.channels for m in feature_info)
         channels, scales = config.channels, config.pool_scales
         self.psp_modules = PyramidPooling(coarsest, channels, scales)
         self.bottleneck = _conv(coarsest + len(scales) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(_conv(width, channels, 1) for width in finer)
         self.fpn_convs = nn.ModuleList(_conv(channels, channels, 3) for _ in finer)
-        self.fpn_bottleneck = _conv(len(maps) * channels, channels, 3)
+        self.fpn_bottleneck = _conv(len(feature_info) * channels, channels, 3)
         self.dropout = nn.Dropout2d(config.dropout)
         self.conv_seg = nn.Conv2d(channels, config.num_classes, 1)
         _init(self)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """From the backbone's maps, finest first, to logits ``(B, N, h, w)``."""
-        logits: Tensor = self.conv_seg(self.dropout(self.features(maps)))
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """From the backbone's feature maps, finest first, to logits ``(B, N, h, w)``."""
+        logits: Tensor = self.conv_seg(self.dropout(self.features(features)))
         return logits.float()
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """What the classifier sees: ``(B, C, h, w)``."""
-        *finer, coarsest = maps
+    def features(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Input features of the classifier, ``(B, C, h, w)``."""
+        *finer, coarsest = inputs
         top = _joined(self.bottleneck, [coarsest, *self.psp_modules(coarsest)])
         sums = [*(lateral(x) for lateral, x in zip(self.lateral_convs, finer, strict=True)), top]
         for i in range(len(finer), 0, -1):
@@ -83,7 +83,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """One 3x3 convolution and a class for each cell of one map: the auxiliary head."""
+    """The auxiliary head: a 3x3 convolution and a classifier on one feature map."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -98,16 +98,19 @@ class FCNHead(nn.Module):
 
 
 class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
-    """Semantic segmentation. State dicts have mmseg's names: a released checkpoint's ``state_dict`` loads as it is."""
+    """Semantic segmentation. State dicts have mmseg's names, so released checkpoints load unchanged."""
 
     def __init__(self, config: UPerNetConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = FocalNet(config.backbone)
-        maps = self.backbone.feature_info
-        self.decode_head = UPerHead(config, maps)
+        feature_info = self.backbone.feature_info
+        self.decode_head = UPerHead(config, feature_info)
         self.auxiliary_head = FCNHead(
-            maps[config.auxiliary_index].channels, config.auxiliary_channels, config.num_classes, config.dropout
+            feature_info[config.auxiliary_index].channels,
+            config.auxiliary_channels,
+            config.num_classes,
+            config.dropout,
         )
 
     def forward(self, images_BCHW: Tensor) -> UPerNetOutputs:
@@ -127,34 +130,36 @@ class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
         """Logits of both heads.
 
         Raises:
-            InputError: a single image, in training without synchronized norms, where a pool scale is 1.
+            InputError: a batch of a single image, in training without synchronized batch norm, with a pool scale of 1.
         """
-        alone = len(images_BCHW) == 1 and 1 in self.config.pool_scales
-        if alone and any(m.training for m in self.modules() if type(m) is nn.BatchNorm2d):
+        single_image = len(images_BCHW) == 1 and 1 in self.config.pool_scales
+        if single_image and any(m.training for m in self.modules() if type(m) is nn.BatchNorm2d):
             raise InputError(
-                "UPerNet's batch norms cannot learn from a single image, which pyramid pooling makes a single value: "
-                "take a batch of at least 2, or several processes and trainer.sync_batchnorm=true"
+                "UPerNet's batch norms cannot train on a single image, which pyramid pooling reduces to one value per "
+                "channel: use a batch size of at least 2, or several processes with trainer.sync_batchnorm=true"
             )
-        maps = list(self.backbone(images_BCHW).values())
-        return UPerNetTrainingOutputs(self.decode_head(maps), self.auxiliary_head(maps[self.config.auxiliary_index]))
+        features = list(self.backbone(images_BCHW).values())
+        return UPerNetTrainingOutputs(
+            self.decode_head(features), self.auxiliary_head(features[self.config.auxiliary_index])
+        )
 
     def postprocess(
         self, outputs: UPerNetOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[SemanticMap]:
-        found = []
+        results = []
         for logits_Nhw, (height, width), original in zip(outputs.logits, sizes, original_sizes, strict=True):
             scores_NHW = _resized(logits_Nhw[None], outputs.size)[0, :, :height, :width]
-            found.append(SemanticMap(label_map(scores_NHW, original), self.class_names))
-        return found
+            results.append(SemanticMap(label_map(scores_NHW, original), self.class_names))
+        return results
 
 
 def _conv(in_channels: int, channels: int, kernel: int) -> ConvNorm:
     return ConvNorm(in_channels, channels, kernel, norm="bn", relu=True)
 
 
-def _joined(layer: ConvNorm, maps: Sequence[Tensor]) -> Tensor:
-    """The layer on all maps at the size of the first, one after the other."""
-    return layer.after_conv(resized_conv(maps, layer.conv.weight))
+def _joined(layer: ConvNorm, inputs: Sequence[Tensor]) -> Tensor:
+    """Applies the layer to the concatenation of all feature maps, resized to the first one's size."""
+    return layer.after_conv(resized_conv(inputs, layer.conv.weight))
 
 
 def _resized(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
@@ -164,7 +169,7 @@ def _resized(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _init(head: nn.Module) -> None:
-    """OpenMMLab's start: He et al. (arXiv 1502.01852) by what goes out; classifiers normal with std 0.01."""
+    """OpenMMLab's initialization: Kaiming (arXiv 1502.01852) with fan-out; classifiers normal with std 0.01."""
     for name, m in head.named_modules():
         if not isinstance(m, nn.Conv2d):
             continue
