@@ -36,4 +36,4 @@ def test_outputs_and_a_step_are_those_of_plain_modules(lines: dict[str, str], ki
 
 @pytest.mark.parametrize("kind", ["ours", "ours, large"])
 def test_undo_names_what_has_to_go_first(lines: dict[str, str], kind: str) -> None:
-    assert "is not ours alone: take back what made that class (fully_shard" in lines[f"{kind}: undo"]
+    assert "on top of the fused class: first undo what made it (fully_shard" in lines[f"{kind}: undo"]

@@ -176,9 +176,9 @@ def test_refusals() -> None:
     with backend.use("native"):
         with pytest.raises(InputError, match=r"native takes float32 or bfloat16, got context torch\.float64"):
             focal_context(context.double(), gates.double(), weights)
-        with pytest.raises(InputError, match="kernels of 1 to 15"):
+        with pytest.raises(InputError, match="kernel sizes from 1 to 15"):
             focal_context(context, gates, [torch.randn(8, 1, 17, 17)])
-        with pytest.raises(InputError, match="empty map"):
+        with pytest.raises(InputError, match="empty feature map"):
             focal_context(context[:0], gates[:0], weights)
     assert focal_context(context[:0], gates[:0], weights).shape == (0, 4, 4, 8)
     with pytest.raises(ConfigError, match='no backend "nativ"; did you mean "native"'), backend.use("nativ"):  # type: ignore[arg-type]

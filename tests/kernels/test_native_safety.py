@@ -21,7 +21,7 @@ from focalnet.errors import InputError
 from focalnet.kernels import backend, cpu
 from focalnet.kernels.cpu import library_file, proof
 from focalnet.kernels.fuse import fuse
-from focalnet.kernels.rows import layer_norm
+from focalnet.kernels.rowwise import layer_norm
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp
 
 pytestmark = pytest.mark.skipif(not cpu.built(), reason="the CPU kernels were not built")
@@ -45,7 +45,7 @@ def arguments() -> dict[str, tuple[Any, ...]]:
 
 
 def call(name: str, values: tuple[Any, ...]) -> Any:
-    options = {"again": True} if name == "gelu_backward" else {}
+    options = {"recompute": True} if name == "gelu_backward" else {}
     return getattr(cpu.load(), name)(*values, **options)
 
 
@@ -149,7 +149,7 @@ def test_weights_on_meta_are_refused_by_every_layer(grad: bool) -> None:
                 with pytest.raises((InputError, RuntimeError), match="meta"):
                     module(x)
                 setattr(module.get_submodule(owner), leaf, parameter)
-        with pytest.raises(InputError, match="weights are on meta"):
+        with pytest.raises(InputError, match="weights are on the meta device"):
             model.to("meta")(torch.randn(1, 3, 64, 64))
 
 
@@ -250,10 +250,10 @@ def older(folder: Path) -> bytes:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "empty": (lambda _: b"", "cut off"),
-    "cut in the middle": (lambda _: WHOLE.read_bytes()[: WHOLE.stat().st_size // 2], "cut off"),
-    "one byte less": (lambda _: WHOLE.read_bytes()[:-1], "cut off"),
-    "a web page": (lambda _: b"<!DOCTYPE html><html>404</html>", "cut off, or of another version"),
+    "empty": (lambda _: b"", "truncated"),
+    "cut in the middle": (lambda _: WHOLE.read_bytes()[: WHOLE.stat().st_size // 2], "truncated"),
+    "one byte less": (lambda _: WHOLE.read_bytes()[:-1], "truncated"),
+    "a web page": (lambda _: b"<!DOCTYPE html><html>404</html>", "truncated, or of another version"),
     "without its seal": (lambda _: WHOLE.read_bytes()[: -32 - len(library_file._SEAL)], "of another version"),
     "one bit": (lambda _: flipped(WHOLE.read_bytes()), "damaged"),
     "no library": (lambda _: sealed(b"\x7fELF and nothing else"), "do not load"),
@@ -292,7 +292,7 @@ def runs() -> None:
 
 
 def test_a_missing_library(folder: Path) -> None:
-    with pytest.raises(InputError, match="were not built: get a C"):
+    with pytest.raises(InputError, match="were not built: install a C"):
         cpu.load()
     runs()
 

@@ -167,9 +167,9 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with backend.use("triton"):
         with pytest.raises(InputError, match=r"triton takes float32, bfloat16 or float16, got context torch\.float64"):
             focal_context(context.double(), gates.double(), weights)
-        with pytest.raises(InputError, match="kernels of 1 to 15"):
+        with pytest.raises(InputError, match="kernel sizes from 1 to 15"):
             focal_context(context, gates, [torch.randn(8, 1, 17, 17, device=DEVICE)])
-        with pytest.raises(InputError, match="empty map"):
+        with pytest.raises(InputError, match="empty feature map"):
             focal_context(context[:0], gates[:0], weights)
         with pytest.raises(InputError, match="kernels are on"):
             focal_context(context, gates, [weights[0].to("meta")])

@@ -158,7 +158,7 @@ def test_the_check_accepts_these_kernels_and_finds_wrong_ones(monkeypatch: pytes
         assert proof.disagreement(torch.device("cpu"), torch.float32) is None
     weight_gradients = op._weight_gradients
     monkeypatch.setattr(op, "_weight_gradients", lambda *arguments: 1.01 * weight_gradients(*arguments))
-    assert "the gradient of a kernel of a map" in str(proof.disagreement(torch.device("cpu"), torch.float32))
+    assert "the gradient of a kernel of a feature map" in str(proof.disagreement(torch.device("cpu"), torch.float32))
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:

@@ -43,7 +43,7 @@ def test_odd_sizes(height: int, width: int) -> None:
 
 
 def test_values_that_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="levels=2 cannot take the backbone's 3 maps"):
+    with pytest.raises(ConfigError, match="levels=2 cannot take the backbone's 3 feature maps"):
         FPNConfig(levels=2).build(MAPS)
     with pytest.raises(ConfigError, match="channels=0"):
         FPNConfig(channels=0)

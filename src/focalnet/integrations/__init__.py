@@ -1,4 +1,4 @@
-"""FocalNets of other libraries on our kernels, and ours in theirs."""
+"""Fused kernels for FocalNets of other libraries, and our FocalNet as a backbone in other libraries."""
 
 from focalnet.integrations.accelerating import accelerate
 

@@ -1,4 +1,4 @@
-"""``accelerate``: a FocalNet of this library, timm or transformers with its operations fused, in place."""
+"""``accelerate``: fuses the operations of FocalNets of this library, timm and transformers, in place."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model, *, undo: bool = False) -> Model:
-    """Makes a FocalNet of timm or transformers, or every one inside a larger model, run on our kernels.
+    """Makes every FocalNet of timm or transformers in a model run on this library's kernels, in place.
 
-    The model changes in place and stays what it was: the same modules, parameters, state-dict keys and
-    hooks, the same outputs within rounding; an optimizer made before keeps working. Only the class of its
-    focal modulations and MLPs changes. Calling it again changes nothing. Models that this library builds are
-    accelerated from the start.
+    Only the classes of its focal modulations and MLPs change. Modules, parameters, state-dict keys and hooks stay the
+    same, outputs stay the same up to rounding, and existing optimizers keep working. Calling it again has no effect.
+    Models built by this library are accelerated from the start.
 
     Args:
-        model: any module that holds a FocalNet of this library, timm or transformers.
-        undo: give every module its own class back.
+        model: any module that contains a FocalNet of this library, timm or transformers.
+        undo: restore the original class of every module.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ConfigError: there is no FocalNet in ``model``; or ``undo`` of a module that somebody has given a class of
-            their own, or that ``focalnet.optimize`` has frozen.
+        ConfigError: ``model`` contains no FocalNet; or ``undo`` finds a module whose class was changed by other code or
+            that ``focalnet.optimize`` has frozen.
     """
     if not isinstance(model, nn.Module) or not fusible(model):
         raise ConfigError(
-            f"{type(model).__name__} holds no FocalNet of this library, timm or transformers to accelerate"
+            f"{type(model).__name__} contains no FocalNet of this library, timm or transformers to accelerate"
         )
     fuse(model, undo=undo)
-    _log.info("%s %s", "gave its own classes back to" if undo else "accelerated", type(model).__name__)
+    _log.info("%s %s", "restored the original classes of" if undo else "accelerated", type(model).__name__)
     return model

@@ -1,8 +1,8 @@
-"""Our FocalNet as a backbone of transformers: for its UperNet, MaskFormer, Mask2Former and DETR family.
+"""Our FocalNet as a backbone for transformers' UperNet, MaskFormer, Mask2Former and DETR family.
 
-Importing this module registers it: a ``FocalNetDenseConfig`` can then stand as ``backbone_config`` wherever a model
-takes its backbone from ``AutoBackbone``. transformers' own FocalNet backbone gives each map after the down-sampling
-(strides 8, 16, 32, 32) and without a norm; this one has another name, so that both can be used.
+Importing this module registers it. A ``FocalNetDenseConfig`` can then be the ``backbone_config`` of any model that
+creates its backbone by ``AutoBackbone``. transformers' own FocalNet backbone returns feature maps after downsampling
+(strides 8, 16, 32, 32) and without a norm; ours has another name, so both can be used.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -28,18 +28,18 @@ from transformers.modeling_outputs import BackboneOutput  # noqa: E402
 
 
 class FocalNetDenseConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Which FocalNet, and which of its maps.
+    """Configuration of the backbone: architecture and returned feature maps.
 
     Args:
         architecture: one of ``focalnet.list_models()``.
-        options: fields of ``FocalNetConfig`` that differ from the architecture's. ``pad_to_stride`` is on unless
-            given: dense heads expect maps of ``ceil(size / stride)``.
-        out_features: some of ``"stage1"`` (stride 4) to ``"stage4"`` (stride 32); default: all.
-        out_indices: the same by number, from 1.
+        options: fields of ``FocalNetConfig`` that differ from the architecture's. ``pad_to_stride`` is on by
+            default, since dense-prediction heads expect feature maps of ``ceil(size / stride)``.
+        out_features: names among ``"stage1"`` (stride 4) to ``"stage4"`` (stride 32); all by default.
+        out_indices: the same as stage numbers from 1.
 
     Raises:
-        UnknownName: no such architecture.
-        ConfigError: an option that does not exist or cannot work, or the stem asked for as a map.
+        UnknownName: there is no architecture of this name.
+        ConfigError: an option is unknown or invalid, or ``out_features`` contains the stem.
     """
 
     model_type = "focalnet_dense"
@@ -56,11 +56,13 @@ class FocalNetDenseConfig(BackboneConfigMixin, PreTrainedConfig):
             features = self.stage_names[1:]
         self.set_output_features_output_indices(out_features=features, out_indices=indices)
         if "stem" in self.out_features:
-            raise ConfigError(f"the stem of a FocalNet gives no map; out_features are {self.stage_names[1:]}")
+            raise ConfigError(
+                f"the stem of a FocalNet has no feature map to return; out_features can be {self.stage_names[1:]}"
+            )
         super().__post_init__(**kwargs)
 
     def shape(self) -> FocalNetConfig:
-        """The network that this describes, with all its maps."""
+        """The configuration of the FocalNet, with all its feature maps."""
         if self.architecture not in VARIANTS:
             near = did_you_mean(self.architecture, VARIANTS)
             raise UnknownName(f'no model "{self.architecture}"{near}; "focalnet models" lists all')
@@ -69,10 +71,10 @@ class FocalNetDenseConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
-    """``focalnet.FocalNet`` behind transformers' backbone interface; the network itself is ``.focalnet``.
+    """``focalnet.FocalNet`` with transformers' backbone interface; the network itself is ``.focalnet``.
 
-    Trained weights: ``backbone.focalnet.load_state_dict(focalnet.load(name, features_only=True).state_dict())``, with
-    the same ``out_indices`` on both sides.
+    To load trained weights, with the same ``out_indices`` on both sides:
+    ``backbone.focalnet.load_state_dict(focalnet.load(name, features_only=True).state_dict())``.
     """
 
     config_class = FocalNetDenseConfig
@@ -82,13 +84,13 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: FocalNetDenseConfig) -> None:
         super().__init__(config)
-        wanted = tuple(index - 1 for index in config.out_indices)
-        self.focalnet = dataclasses.replace(config.shape(), out_indices=wanted).build()
+        indices = tuple(index - 1 for index in config.out_indices)
+        self.focalnet = dataclasses.replace(config.shape(), out_indices=indices).build()
         self.num_features = [self.focalnet.config.embed_dim, *self.focalnet.config.channels]  # the stem's first
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the network has initialised itself."""
+        """Does nothing: the network initializes itself."""
 
     def forward(
         self,
@@ -98,11 +100,11 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BackboneOutput | tuple[tuple[torch.Tensor, ...], ...]:
-        maps = tuple(self.focalnet(pixel_values).values())
-        hidden_states = maps if output_hidden_states else None
+        features = tuple(self.focalnet(pixel_values).values())
+        hidden_states = features if output_hidden_states else None
         if return_dict is False:
-            return (maps,) if hidden_states is None else (maps, hidden_states)
-        return BackboneOutput(feature_maps=maps, hidden_states=hidden_states, attentions=None)
+            return (features,) if hidden_states is None else (features, hidden_states)
+        return BackboneOutput(feature_maps=features, hidden_states=hidden_states, attentions=None)
 
 
 AutoConfig.register(FocalNetDenseConfig.model_type, FocalNetDenseConfig, exist_ok=True)

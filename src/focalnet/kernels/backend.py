@@ -1,6 +1,7 @@
 """Which implementation of an operation runs: ``auto``, ``eager``, ``native`` (CPU) or ``triton`` (CUDA).
 
-``auto`` takes the fastest that can; asked for by name, a backend that cannot run is an error that says why.
+``auto`` takes the fastest backend that can run. A backend requested by name that cannot run raises an error with the
+reason.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ _chosen: ContextVar[str] = ContextVar("focalnet_backend", default=_ENVIRONMENT)
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def current() -> Backend:
-    """The backend chosen by ``use``, else by the environment variable ``FOCALNET_BACKEND``, else ``auto``.
+    """The backend set by ``use``, by the environment variable ``FOCALNET_BACKEND`` or, without either, ``auto``.
 
-    The variable is read when the library is imported. A compiled model keeps the one of its compilation.
+    The variable is read when the library is imported. A compiled model keeps the backend of its compilation.
     """
-    return _named(_chosen.get())
+    return _checked(_chosen.get())
 
 
 @contextmanager
 def use(backend: Backend) -> Iterator[None]:
-    """Within the ``with`` block, operations run on this backend.
+    """Context in which operations run on this backend.
 
     Raises:
-        ConfigError: no such backend.
+        ConfigError: there is no such backend.
     """
-    token = _chosen.set(_named(backend))
+    token = _chosen.set(_checked(backend))
     try:
         yield
     finally:
         _chosen.reset(token)
 
 
-def _named(name: str) -> Backend:
+def _checked(name: str) -> Backend:
     if name not in BACKENDS:
         raise ConfigError(f'no backend "{name}"{did_you_mean(name, BACKENDS)}; there are {", ".join(BACKENDS)}')
     backend: Backend = name
@@ -52,7 +53,7 @@ def _named(name: str) -> Backend:
 
 
 def available() -> dict[str, str]:
-    """For ``focalnet doctor``: what each backend is here, or why it is refused."""
+    """State of each backend on this machine, or why it cannot run; for ``focalnet doctor``."""
     from focalnet.kernels import cpu, triton
 
     def kernels() -> str:

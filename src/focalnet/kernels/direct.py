@@ -1,7 +1,7 @@
-"""A block without gradients on the CPU, as a straight line of operations.
+"""Inference of a block on the CPU as a fixed sequence of operations.
 
-With one image at a time, a tenth of a small network's time is Python: calling modules, finding parameters, asking each
-layer which product it may take. Here all of it is settled once for a block.
+With single images, a tenth of a small network's time is Python overhead: calling modules, looking up parameters,
+choosing an implementation for each layer. Here this is done once per block.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from focalnet.kernels import backend, cpu, matmul
 from focalnet.kernels.dispatch import by_native
 from focalnet.kernels.matmul import PackedWeight, product
-from focalnet.kernels.rows import layer_norm
+from focalnet.kernels.rowwise import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, MlpWeights, ModulationWeights
 
 
 def takes(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether ``block`` computes what the modules would for these weights and an ``x`` that is not ``observed``."""
+    """Whether ``block`` supports these weights and an input ``x``, provided that the pass is not ``observed``."""
     return bool(
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -35,7 +35,7 @@ def takes(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def fit(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> bool:
-    """Whether all weights are of the dtype of ``x`` and on the CPU, and no kernel is too large."""
+    """Whether all weights are on the CPU in the dtype of ``x``, and no kernel is too large."""
     dtype = x.dtype
     if dtype not in matmul.DTYPES:
         return False
@@ -45,13 +45,13 @@ def fit(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> bool:
     return True
 
 
-def block(x_BHWC: torch.Tensor, weights: BlockWeights, *, mine: bool = False) -> torch.Tensor:
-    """Returns ``(B, H, W, C)``.
+def block(x_BHWC: torch.Tensor, weights: BlockWeights, *, inplace: bool = False) -> torch.Tensor:
+    """Runs a block; returns ``(B, H, W, C)``.
 
     Args:
-        x_BHWC: that this ``takes``.
-        weights: of the block; those of linear layers may be packed.
-        mine: whether ``x_BHWC`` may be overwritten.
+        x_BHWC: an input for which ``takes`` is true.
+        weights: weights of the block; those of linear layers may be packed.
+        inplace: whether ``x_BHWC`` may be overwritten.
     """
     norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm = weights
     x = x_BHWC
@@ -60,7 +60,7 @@ def block(x_BHWC: torch.Tensor, weights: BlockWeights, *, mine: bool = False) ->
         return _add(x, layer_norm(_mlp(mlp, x, None, False), *norm2), gamma_2)
     normed = layer_norm(x, *norm1)
     if gamma_1 is None:
-        x = _modulate(modulation, normed, x, mine)
+        x = _modulate(modulation, normed, x, inplace)
     else:
         x = _add(x, _modulate(modulation, normed, None, False), gamma_1)
     normed = layer_norm(x, *norm2)

@@ -1,7 +1,7 @@
-"""The one operation of the paper, on the fastest backend that can run it.
+"""``focal_context``: the operation of focal modulation on the fastest backend that can run it.
 
-Registered with ``torch.library``, so that autograd, autocast and ``torch.compile`` see one operation;
-``torch.export`` sees the reference's plain operations instead, which every runtime knows.
+It is registered with ``torch.library``, so autograd, autocast and ``torch.compile`` see one operation.
+``torch.export`` sees PyTorch's operations of the reference instead, which every runtime supports.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         ``(B, H, W, C)`` in the dtype of ``context``: the aggregated context.
 
     Raises:
-        InputError: shapes that do not fit together, or a backend asked for by name that cannot run.
+        InputError: the shapes do not match, or a backend requested by name cannot run.
     """
     reference.check(context, gates, weights)
-    wanted = backend.current()
-    if wanted == "eager" or modes.exporting() or modes.transformed() or context.is_meta:
+    requested = backend.current()
+    if requested == "eager" or modes.exporting() or modes.transformed() or context.is_meta:
         return reference.focal_context(context, gates, weights)
-    name = wanted if wanted != "auto" else "triton" if context.is_cuda else "native"
+    name = requested if requested != "auto" else "triton" if context.is_cuda else "native"
     kernels = triton if name == "triton" else cpu
     reason = kernels.why_not(context, gates, weights)
     if reason is None and name == "triton":
         sizes = tuple(weight.shape[-1] for weight in weights)
-        reason = _missing_triton(context.device, context.dtype, sizes, wanted == "auto")
+        reason = _missing_triton(context.device, context.dtype, sizes, requested == "auto")
     elif reason is None:
         reason = _missing_native()
     if reason is not None:
-        if wanted == "auto":
+        if requested == "auto":
             return reference.focal_context(context, gates, weights)
-        raise InputError(f"backend {name} was asked for but cannot run: {reason}")
+        raise InputError(f"backend {name} was requested but cannot run: {reason}")
     if name == "triton":
         return triton.focal_context(context, gates, weights)
     out: torch.Tensor = by_native(context, gates, list(weights))
@@ -58,7 +58,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _missing_native() -> str | None:
-    """Why the CPU kernels are not there, or None; the answer does not change while a program runs."""
+    """Why the CPU kernels are not available, or None; constant within a process."""
     try:
         cpu.load()
     except InputError as error:
@@ -67,12 +67,12 @@ def _missing_native() -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing_triton(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], aloud: bool) -> str | None:
-    """Why the GPU kernels of these sizes do not run here, or None; ``aloud`` warns of what is a fault, once."""
+def _missing_triton(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], warn: bool) -> str | None:
+    """Why the GPU kernels of these sizes cannot run here, or None; ``warn`` warns once if they should."""
     try:
         triton.load(device, dtype)
     except triton.Unusable as error:
-        if aloud:
+        if warn:
             triton.proof.warn(str(error))
         return str(error)
     except InputError as error:
@@ -82,7 +82,7 @@ def _missing_triton(device: torch.device, dtype: torch.dtype, sizes: tuple[int, 
 
 @functools.partial(KernelOp, "focalnet::focal_context")
 def by_native(context: torch.Tensor, gates: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    """``focal_context`` by the CPU kernels, for tensors that nothing in ``cpu.why_not`` is against."""
+    """``focal_context`` by the CPU kernels, for tensors that ``cpu.why_not`` accepts."""
     return cpu.load().forward(context, gates, weights)
 
 
@@ -105,14 +105,14 @@ def _(
     return context.new_empty(context.shape), gates.new_empty(gates.shape), [w.new_empty(w.shape) for w in weights]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     context, gates, weights = inputs
     ctx.save_for_backward(context, gates, *weights)
 
 
-def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[Any, Any, list[Any]]:
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, Any, list[Any]]:
     context, gates, *weights = ctx.saved_tensors
-    if derivatives.wanted(grad):
+    if derivatives.needed(grad):
         inputs = (context, gates, *weights)
         grad_context, grad_gates, *grad_weights = derivatives.gradients(_by_reference, inputs, [grad])
         return grad_context, grad_gates, grad_weights
@@ -125,16 +125,16 @@ def _by_reference(context: torch.Tensor, gates: torch.Tensor, *weights: torch.Te
     return reference.focal_context(context, gates, [weight.to(context.dtype) for weight in weights])
 
 
-by_native.op.register_autograd(_differentiate, setup_context=_keep)
+by_native.op.register_autograd(_backward, setup_context=_setup_context)
 
 
 @register_flop_formula(torch.ops.focalnet.focal_context)
 def _flops(context_shape: torch.Size, gates_shape: torch.Size, weight_shapes: list[torch.Size], **_: Any) -> int:
-    """What the convolutions cost, two for each multiply-accumulate, as PyTorch counts its own."""
+    """FLOPs of the convolutions, two per multiply-accumulate, as PyTorch counts."""
     return 2 * math.prod(context_shape[:3]) * sum(math.prod(shape) for shape in weight_shapes)
 
 
 @register_flop_formula(torch.ops.focalnet.focal_context_backward)
 def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
-    """Three convolutions for each of the forward pass: that one again, and two gradients."""
+    """Three convolutions for each one of the forward pass: its recomputation and two gradients."""
     return 3 * _flops(*shapes)

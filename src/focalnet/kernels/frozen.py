@@ -1,9 +1,9 @@
-"""Blocks and patch embeddings that are frozen for inference: packed weights, and nothing that could change unseen.
+"""Blocks and patch embeddings frozen for inference, with packed weights.
 
-A frozen module computes with its weights in the order oneDNN works in, without looking at anything in a pass. It shows
-the original parameters under their names, read-only: whatever would write into one raises ``FrozenError``, also through
-a reference from before, an optimizer or a view. Its parts are out of reach. So after any operation a frozen module is
-what the plain one would be after the same, or there was an error that names the way out.
+A frozen module computes with weights packed for oneDNN and does not check its submodules in each pass. Its parameters
+keep their names but are read-only: any write raises ``FrozenError``, also through an older reference, an optimizer or a
+view. Its submodules are not accessible. So every operation on a frozen module has the same effect as on the original
+module, or raises an error that names the solution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from focalnet.errors import InputError
-from focalnet.kernels import cpu, direct, matmul, parts
+from focalnet.kernels import cpu, direct, matmul, submodules
 from focalnet.kernels.fused import (
     FusedFocalModulation,
     FusedFocalNetBlock,
@@ -29,7 +29,7 @@ from focalnet.kernels.fused import (
 from focalnet.kernels.matmul import PackedWeight
 from focalnet.kernels.read_only import FrozenParameter, FrozenStorage, plain, refuse
 from focalnet.kernels.registered import Named, registered
-from focalnet.kernels.rows import layer_norm
+from focalnet.kernels.rowwise import layer_norm
 from focalnet.kernels.weights import BlockWeights, Linear, Norm
 from focalnet.nn.block import DropPath
 from focalnet.ops import modes
@@ -37,20 +37,20 @@ from focalnet.ops.precision import without_autocast
 
 
 class Frozen(nn.Module):
-    """What frozen modules share. ``freeze`` makes one of a fused module, ``thaw`` the fused module of it again."""
+    """Base class of frozen modules. ``freeze`` turns a fused module into a frozen one, ``thaw`` reverts it."""
 
     fused: ClassVar[type[nn.Module]]
 
     def check(self, x: torch.Tensor) -> None:
-        """Raises unless ``x`` is what the module was frozen for."""
+        """Raises an error unless the module can run on ``x`` in the current mode."""
         if torch.is_grad_enabled() and x.requires_grad:
-            refuse("a gradient was asked for")
+            refuse("the input requires a gradient")
         if modes.transformed():
-            refuse("a derivative or a batch of torch.func was asked for")
+            refuse("torch.func and forward-mode AD are not supported")
         if modes.exporting():
-            refuse("an export was asked for")
-        if parts.changed_from_outside():
-            refuse("a hook of all modules, a patched class of PyTorch or a function mode is to see every module")
+            refuse("cannot export it")
+        if submodules.changed_from_outside():
+            refuse("a global hook, a patched PyTorch class or a mode intercepts every module")
         dtype, device = self.__dict__["frozen_as"]
         if x.dtype != dtype or x.device != device:
             raise InputError(
@@ -58,96 +58,96 @@ class Frozen(nn.Module):
                 f"{str(x.dtype).removeprefix('torch.')} on {x.device}"
             )
 
-    # ---- what would change it, or see what it no longer uses ----
+    # ---- access that would change the module or see outdated state ----
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__["thawed"]["_modules"]:
-            refuse(f'"{name}" was to be reached')
+            refuse(f'cannot access "{name}"')
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "training":
-            refuse(f'"{name}" was to be set')
+            refuse(f'cannot set "{name}"')
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        refuse(f'"{name}" was to be deleted')
+        refuse(f'cannot delete "{name}"')
 
     def get_submodule(self, target: str) -> nn.Module:
         if target:
-            refuse(f'"{target}" was to be reached')
+            refuse(f'cannot access "{target}"')
         return self
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        refuse(f'"{name}" was to be set')
+        refuse(f'cannot set "{name}"')
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        refuse(f'"{name}" was to be set')
+        refuse(f'cannot set "{name}"')
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """The parts too, so that whoever goes through all modules to change some meets an error, not a gap."""
+        """Includes the submodules, so that code that changes them raises an error instead of missing them."""
         memo = set() if memo is None else memo
         if self not in memo:
             memo.add(self)
             yield prefix, self
-            for name, part in self.named_children():
-                yield from part.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+            for name, module in self.named_children():
+                yield from module.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        parts = self.__dict__["thawed"]["_modules"]
-        yield from ((name, part) for name, part in parts.items() if part is not None)
+        children = self.__dict__["thawed"]["_modules"]
+        yield from ((name, child) for name, child in children.items() if child is not None)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Any:
-        refuse("a function was to be applied to every part")
+        refuse("cannot apply a function to its submodules")
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            refuse("training was asked for")
+            refuse("cannot train it")
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         if requires_grad:
-            refuse("training was asked for")
+            refuse("cannot train it")
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         for parameter in self._parameters.values():
             values = plain(parameter)  # type: ignore[arg-type]
             if fn(values) is not values:
-                refuse("another dtype or device was asked for")
+                refuse("cannot change its dtype or device")
         return self
 
     def _load_from_state_dict(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("weights were to be loaded")
+        refuse("cannot load weights")
 
     # ---- copies ----
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are of a fused module with the same weights, which is frozen when it is there."""
-        twin = nn.Module.__new__(self.fused)
-        twin.__dict__.update(_copied(self.__dict__["thawed"]))
-        return _frozen, (twin,)
+        """Copies and pickles contain the fused module, which is frozen again when it is created."""
+        fused = nn.Module.__new__(self.fused)
+        fused.__dict__.update(_copied(self.__dict__["thawed"]))
+        return _refrozen, (fused,)
 
     def extra_repr(self) -> str:
         return "frozen by focalnet.optimize"
 
 
-class FrozenPart(nn.Module):
-    """The class of a frozen module's parts: whoever has kept a reference to one learns that it no longer runs."""
+class FrozenSubmodule(nn.Module):
+    """Class of the submodules of a frozen module: using one through an older reference raises an error."""
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("a part was to be called")
+        refuse("cannot call a submodule")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        refuse(f'"{name}" of a part was to be set')
+        refuse(f'cannot set "{name}" of a submodule')
 
     def __delattr__(self, name: str) -> None:
-        refuse(f'"{name}" of a part was to be deleted')
+        refuse(f'cannot delete "{name}" of a submodule')
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("a part was to be changed, or to get a hook")
+        refuse("cannot change or hook a submodule")
 
     register_forward_hook = register_forward_pre_hook = _refuse
     register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse
@@ -155,11 +155,11 @@ class FrozenPart(nn.Module):
     load_state_dict = _load_from_state_dict = train = requires_grad_ = _apply = apply = __reduce_ex__ = _refuse
 
 
-class _Sealed(dict[str, Any]):
-    """The parts or parameters of what is frozen: some tools write into these, past the module."""
+class _ReadOnlyDict(dict[str, Any]):
+    """Read-only dict of submodules or parameters, since some tools write into it directly."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("a part was to be replaced")
+        refuse("cannot replace a submodule or parameter")
 
     __setitem__ = __delitem__ = pop = popitem = update = setdefault = clear = __ior__ = _refuse
 
@@ -167,9 +167,9 @@ class _Sealed(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def _frozen_kind(kind: type[nn.Module]) -> type[nn.Module]:
-    name = f"Frozen{kind.__name__}"
-    return type(name, (FrozenPart, kind), {"__module__": __name__, "__doc__": f"A part that was a {kind.__name__}."})
+def _frozen_class(cls: type[nn.Module]) -> type[nn.Module]:
+    name = f"Frozen{cls.__name__}"
+    return type(name, (FrozenSubmodule, cls), {"__module__": __name__, "__doc__": f"A frozen {cls.__name__}."})
 
 
 _LEAVES: tuple[type[nn.Module], ...] = (
@@ -182,8 +182,8 @@ _LEAVES: tuple[type[nn.Module], ...] = (
     nn.Sequential,
     nn.ModuleList,
 )
-_PARTS: dict[type[nn.Module], type[nn.Module]] = {
-    kind: _frozen_kind(kind) for kind in (*_LEAVES, DropPath, FusedFocalModulation, FusedMlp)
+_FROZEN_SUBMODULES: dict[type[nn.Module], type[nn.Module]] = {
+    cls: _frozen_class(cls) for cls in (*_LEAVES, DropPath, FusedFocalModulation, FusedMlp)
 }
 
 
@@ -231,20 +231,20 @@ class FrozenPatchEmbed(Frozen, FusedPatchEmbed):
 
 
 class _PackedBlock(Named):
-    """What a block computes with; a compiled graph, which cannot hold packed weights, asks for it by name."""
+    """The packed weights of a block. Compiled graphs cannot hold packed weights and look them up by name."""
 
     def __init__(self, block: FusedFocalNetBlock) -> None:
         super().__init__()
         weights = block_weights(block)
         if weights is None:
-            raise Unfit("a part of it is not what its class says")
+            raise Unfit("one of its submodules was modified")
         norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm = _detached(weights)
         modulation = modulation._replace(**{name: _pack(getattr(modulation, name)) for name in ("f", "h", "proj")})
         mlp = mlp._replace(fc1=_pack(mlp.fc1), fc2=_pack(mlp.fc2))
         self.like = norm1[0]
         self.weights = BlockWeights(norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm)
         if not direct.fit(self.like, weights.tensors()):
-            raise Unfit("weights of several dtypes, of one that oneDNN does not take, or kernels larger than ours")
+            raise Unfit("its weights have several dtypes, a dtype that oneDNN does not support, or too large kernels")
 
 
 @functools.partial(registered, "focalnet::frozen_block")
@@ -259,68 +259,71 @@ def _(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 class _PackedEmbed:
-    """What a patch embedding computes with."""
+    """The packed weights of a patch embedding."""
 
     def __init__(self, embed: FusedPatchEmbed) -> None:
         proj, norm = embed._modules.get("proj"), embed._modules.get("norm")
         geometry = ((embed.kernel,) * 2, (embed.stride,) * 2, (embed.padding,) * 2, (1, 1), 1, "zeros")
-        if not (parts.unmodified(proj, nn.Conv2d) and isinstance(proj, nn.Conv2d)) or geometry != (
+        if not (submodules.unmodified(proj, nn.Conv2d) and isinstance(proj, nn.Conv2d)) or geometry != (
             proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups, proj.padding_mode
         ):  # fmt: skip
-            raise Unfit("a part of it is not what its class says")
-        weight, bias = parts.parameter(proj, "weight"), parts.parameter(proj, "bias")
-        self.norm = None if norm is None else _detached(parts.norm(norm, proj.out_channels))
+            raise Unfit("one of its submodules was modified")
+        weight, bias = submodules.parameter(proj, "weight"), submodules.parameter(proj, "bias")
+        self.norm = None if norm is None else _detached(submodules.norm(norm, proj.out_channels))
         if weight is None or bias is None or (norm is not None and self.norm is None):
-            raise Unfit("a part of it is not what its class says")
+            raise Unfit("one of its submodules was modified")
         self.weight, self.bias = weight.detach(), bias.detach()
         self.like = self.weight
         if not direct.fit(self.like, [self.bias, *(self.norm or ())[:2]]):
-            raise Unfit("weights of several dtypes, or of one that oneDNN does not take")
+            raise Unfit("its weights have several dtypes, or a dtype that oneDNN does not support")
         self.packed = PackedWeight(self.weight, stride=embed.stride, padding=embed.padding)
 
 
 class Unfit(Exception):
-    """A module that cannot be frozen; the message says why."""
+    """Raised for a module that cannot be frozen; the message says why."""
 
 
-def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[nn.Module], list[str]]:
-    """Freezes those of the modules that are fused blocks or patch embeddings with nothing special about them, in place.
+def freeze(modules: Iterable[nn.Module], *, unshared: bool = False) -> tuple[list[nn.Module], list[str]]:
+    """Freezes the unmodified fused blocks and patch embeddings among ``modules``, in place.
 
     Args:
-        modules: in a model that evaluates.
-        alone: nobody else can have a view of the weights (an unpickler that has just made them still does).
+        modules: modules in evaluation mode.
+        unshared: skip the check that no other tensor shares the weights' memory, which an unpickler that has just
+            created them would fail.
 
     Returns:
-        What was frozen; and why others were not.
+        The frozen modules, and the reasons why others were not frozen.
     """
     packed: list[tuple[nn.Module, type[Frozen], Any]] = []
     reasons: list[str] = []
     if not (cpu.built() and matmul.ONEDNN):
         return [], []
     for module in modules:
-        kind = _FROZEN.get(type(module))
-        if kind is not None:
+        frozen_class = _FROZEN.get(type(module))
+        if frozen_class is not None:
             try:
-                if not alone and any(_shared(parameter) for parameter in module.parameters()):
-                    raise Unfit("somebody holds a view of a weight, by which it could change")
-                packed.append((module, kind, _PACKED[kind](module)))
+                if not unshared and any(_shared(parameter) for parameter in module.parameters()):
+                    raise Unfit(
+                        "a weight shares its memory with another tensor or array, through which it could change"
+                    )
+                packed.append((module, frozen_class, _PACKED[frozen_class](module)))
             except Unfit as reason:
                 reasons.append(str(reason))
-    for module, kind, weights in packed:
-        parts = [part for part in module.modules() if part is not module]
+    for module, frozen_class, weights in packed:
+        children = [child for child in module.modules() if child is not module]
         parameters = dict(module.named_parameters())
         members = module.__dict__
-        members |= {"thawed": dict(members), "packed": weights, "parts": parts}
+        members |= {"thawed": dict(members), "packed": weights, "submodules": children}
         members["frozen_as"] = (weights.like.dtype, weights.like.device)
         members["requires_grad"] = [parameter.requires_grad for parameter in parameters.values()]
-        members["_modules"], members["_parameters"] = _Sealed(), _Sealed(parameters)
+        members["_modules"], members["_parameters"] = _ReadOnlyDict(), _ReadOnlyDict(parameters)
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-        for part in parts:
-            part.__dict__["thawed_class"] = type(part)
-            part.__dict__.update({name: _Sealed(part.__dict__[name]) for name in ("_modules", "_parameters")})
-            part.__class__ = _PARTS[type(part)]
-        module.__class__ = kind
+        for child in children:
+            child.__dict__["thawed_class"] = type(child)
+            child.__dict__.update({name: _ReadOnlyDict(child.__dict__[name]) for name in ("_modules", "_parameters")})
+            child.__class__ = _FROZEN_SUBMODULES[type(child)]
+        module.__class__ = frozen_class
     for module, _, _ in packed:
         for parameter in module.parameters():
             parameter.untyped_storage().__class__ = FrozenStorage
@@ -329,7 +332,7 @@ def freeze(modules: Iterable[nn.Module], *, alone: bool = False) -> tuple[list[n
 
 
 def thaw(modules: Iterable[nn.Module]) -> None:
-    """Takes ``freeze`` back: the same parts and parameters, to the object."""
+    """Reverts ``freeze``, restoring the same submodule and parameter objects."""
     for module in modules:
         if not isinstance(module, Frozen):
             continue
@@ -339,11 +342,11 @@ def thaw(modules: Iterable[nn.Module]) -> None:
             object.__setattr__(parameter, "__class__", nn.Parameter)
             parameter.untyped_storage().__class__ = torch.UntypedStorage
             parameter.requires_grad_(requires_grad)
-        for part in members["parts"]:
-            part.__dict__.update({name: dict(part.__dict__[name]) for name in ("_modules", "_parameters")})
-            object.__setattr__(part, "__class__", part.__dict__.pop("thawed_class"))
+        for child in members["submodules"]:
+            child.__dict__.update({name: dict(child.__dict__[name]) for name in ("_modules", "_parameters")})
+            object.__setattr__(child, "__class__", child.__dict__.pop("thawed_class"))
         thawed = members["thawed"]
-        for name in ("thawed", "packed", "parts", "frozen_as", "requires_grad"):
+        for name in ("thawed", "packed", "submodules", "frozen_as", "requires_grad"):
             del members[name]
         members |= {"_modules": thawed["_modules"], "_parameters": thawed["_parameters"]}
         object.__setattr__(module, "__class__", fused)
@@ -357,12 +360,12 @@ _ONE_USE = _uses(torch.empty(1, device="cpu"))
 
 
 def _shared(parameter: torch.Tensor) -> bool:
-    """Whether another tensor or an array has a view of the parameter's memory."""
+    """Whether another tensor or an array shares the parameter's memory."""
     return _uses(parameter) > _ONE_USE
 
 
-def _frozen(module: nn.Module) -> nn.Module:
-    freeze([module], alone=True)
+def _refrozen(module: nn.Module) -> nn.Module:
+    freeze([module], unshared=True)
     return module
 
 
@@ -377,7 +380,7 @@ def _detached(weights: Any) -> Any:
 
 
 def _copied(members: dict[str, Any]) -> dict[str, Any]:
-    """The ``__dict__`` of a module with its own containers, parts and parameters."""
+    """Copies the ``__dict__`` of a frozen module, with containers, submodules and parameters of its own."""
     new = {name: value.copy() if isinstance(value, dict) else value for name, value in members.items()}
     new |= {name: dict(members[name]) for name in ("_modules", "_parameters")}
     new.pop("thawed_class", None)
@@ -390,5 +393,5 @@ def _copied(members: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-_FROZEN: dict[type[nn.Module], type[Frozen]] = {kind.fused: kind for kind in (FrozenFocalNetBlock, FrozenPatchEmbed)}
+_FROZEN: dict[type[nn.Module], type[Frozen]] = {cls.fused: cls for cls in (FrozenFocalNetBlock, FrozenPatchEmbed)}
 _PACKED: dict[type[Frozen], Callable[[Any], Any]] = {FrozenFocalNetBlock: _PackedBlock, FrozenPatchEmbed: _PackedEmbed}

@@ -1,4 +1,4 @@
-"""``fuse``: swaps the classes of plain modules for fused ones, in place, and back."""
+"""``fuse``: swaps the classes of modules for fused ones, in place, and back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     PatchEmbed: FusedPatchEmbed,
 }
 
-# Where the classes of other libraries are defined, and our file about them. A model can only hold classes whose module
-# has been imported, so a library that is not in use is never imported here.
+# The modules that define the classes of other libraries, and our modules with their fused versions. A model can only
+# contain classes whose module was imported, so a library that is not in use is never imported here.
 _LIBRARIES = {
     "timm.models.focalnet": "focalnet.kernels.fused_timm",
     "transformers.models.focalnet.modeling_focalnet": "focalnet.kernels.fused_transformers",
@@ -31,51 +31,51 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse(model: Model, *, undo: bool = False) -> Model:
-    """Gives every module of a FocalNet (of this library, timm or transformers) its fused class, or its own back.
+    """Changes the class of every module of a FocalNet (of this library, timm or transformers) to its fused version.
 
-    Only ``__class__`` changes: modules, parameters, state dict, hooks and outputs stay. A module inside a fused one may
-    be replaced, hooked, parametrized, sharded or quantized at any time; it is then called as its authors wrote it.
+    Only ``__class__`` changes: modules, parameters, state dict, hooks and outputs stay the same. Submodules of a fused
+    module may be replaced, hooked, parametrized, sharded or quantized at any time; the unmodified path then calls them.
 
     Args:
-        model: any module that holds a FocalNet; one that holds none stays as it is.
-        undo: give every module its own class back.
+        model: any module; without a FocalNet in it, nothing changes.
+        undo: restore the original class of every module.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ConfigError: undoing what somebody has put a class of their own on, or what is frozen.
+        ConfigError: ``undo`` finds a module whose class was changed by other code, or that is frozen.
     """
     classes = _classes()
-    back = {ours: theirs for theirs, ours in classes.items()}
+    originals = {fused: original for original, fused in classes.items()}
     swaps: list[tuple[nn.Module, type[nn.Module]]] = []
-    for part in fusible(model):
-        kind = type(part)
+    for module in fusible(model):
+        cls = type(module)
         if undo:
-            if kind not in back and isinstance(part, tuple(back)):
+            if cls not in originals and isinstance(module, tuple(originals)):
                 raise ConfigError(
-                    f"a {kind.__name__} is not ours alone: take back what made that class (fully_shard, a "
-                    "parametrization, focalnet.optimize) before the fused class below it"
+                    f"{cls.__name__} was made by other code on top of the fused class: first undo what made it "
+                    "(fully_shard, a parametrization, focalnet.optimize)"
                 )
-            new = back.get(kind)
+            new = originals.get(cls)
         else:
-            new = classes.get(kind)
+            new = classes.get(cls)
         if new is not None:
-            swaps.append((part, new))
-    for part, new in swaps:
-        part.__class__ = new
+            swaps.append((module, new))
+    for module, new in swaps:
+        module.__class__ = new
     return model
 
 
 def fusible(model: nn.Module) -> list[nn.Module]:
-    """Every module of a FocalNet that ``model`` is or holds, fused or not, once each."""
+    """Every module of the FocalNets in ``model``, fused or not, once each."""
     roots = (*OURS, *(root for library in _libraries() for root in library.ROOTS))
-    inside = (part for root in model.modules() if isinstance(root, roots) for part in root.modules())
+    inside = (module for root in model.modules() if isinstance(root, roots) for module in root.modules())
     return list(dict.fromkeys(inside))
 
 
 def _classes() -> dict[type[nn.Module], type[nn.Module]]:
-    return OURS | {theirs: ours for library in _libraries() for theirs, ours in library.FUSED.items()}
+    return OURS | {original: fused for library in _libraries() for original, fused in library.FUSED.items()}
 
 
 def _libraries() -> list[ModuleType]:

@@ -1,18 +1,18 @@
 """The modules of ``focalnet.nn`` with their operations fused.
 
-A fused module has the parameters, the state dict and the parts of the plain one. Its forward pass takes the weights out
-of its parts and runs fused operations on them, as long as each part is exactly what its class says; else it is that of
-the plain class, which calls the parts, each of which again decides for itself.
+A fused module has the parameters, state dict and submodules of the original. While all submodules are unmodified, its
+forward pass takes their weights and runs fused operations. Otherwise it runs the original forward pass, which calls the
+submodules, each of which makes the same decision.
 """
 
 from __future__ import annotations
 
 import torch
 
-from focalnet.kernels import direct, parts
+from focalnet.kernels import direct, submodules
 from focalnet.kernels.dispatch import focal_context
 from focalnet.kernels.matmul import linear, linear_of_product, mlp
-from focalnet.kernels.rows import fork_and_norm, layer_norm
+from focalnet.kernels.rowwise import fork_and_norm, layer_norm
 from focalnet.kernels.weights import BlockWeights, MlpWeights, ModulationWeights
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp, PatchEmbed
 from focalnet.nn.block import DropPath
@@ -20,46 +20,46 @@ from focalnet.ops import modes
 
 
 class FusedFocalModulation(FocalModulation):
-    """Focal modulation with its hierarchy of contexts in one operation."""
+    """Focal modulation with hierarchical contextualization and gated aggregation as one operation."""
 
-    recompute = False  # set by ``optimize``: keep query and modulator for the backward pass, not their product
+    recompute = False  # set by ``optimize``: save query and modulator for the backward pass, not their product
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        weights = None if parts.observed(x_BHWC) else modulation_weights(self)
+        weights = None if submodules.observed(x_BHWC) else modulation_weights(self)
         if weights is None:
             return super().forward(x_BHWC)
-        parts.check_devices(x_BHWC, weights.tensors())
+        submodules.check_devices(x_BHWC, weights.tensors())
         return modulate(weights, x_BHWC, recompute=self.recompute)
 
 
 class FusedMlp(Mlp):
-    """The MLP, GELU a part of what is around it."""
+    """The MLP, with GELU fused into its neighbors."""
 
-    recompute = False  # set by ``optimize``: make GELU again in the backward pass
+    recompute = False  # set by ``optimize``: recompute GELU in the backward pass
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        weights = None if parts.observed(x_BHWC) else mlp_weights(self)
+        weights = None if submodules.observed(x_BHWC) else mlp_weights(self)
         if weights is None:
             return super().forward(x_BHWC)
-        parts.check_devices(x_BHWC, weights.tensors())
+        submodules.check_devices(x_BHWC, weights.tensors())
         return mlp(x_BHWC, *weights.tensors(), recompute=self.recompute)
 
 
 class FusedFocalNetBlock(FocalNetBlock):
-    """A block; residual sums are parts of the products before them, and of the gradients of norms."""
+    """A block, with residual sums fused into matrix products, and residual gradients into the gradients of norms."""
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        weights = None if parts.observed(x_BHWC) else block_weights(self)
+        weights = None if submodules.observed(x_BHWC) else block_weights(self)
         if weights is None:
             return super().forward(x_BHWC)
         dropping = self.training and self.drop_path.rate > 0
         if not (dropping or torch.is_grad_enabled()) and direct.takes(x_BHWC, weights.tensors()):
             return direct.block(x_BHWC, weights)
-        parts.check_devices(x_BHWC, weights.tensors())
+        submodules.check_devices(x_BHWC, weights.tensors())
         recompute = bool(self.modulation.recompute), bool(self.mlp.recompute)
-        return self._by_branches(x_BHWC, weights, dropping, recompute)
+        return self._forward_branches(x_BHWC, weights, dropping, recompute)
 
-    def _by_branches(
+    def _forward_branches(
         self, x: torch.Tensor, weights: BlockWeights, dropping: bool, recompute: tuple[bool, bool]
     ) -> torch.Tensor:
         norm1, modulation, norm2, feed, gamma_1, gamma_2, post_norm = weights
@@ -69,13 +69,13 @@ class FusedFocalNetBlock(FocalNetBlock):
             y = layer_norm(mlp(x, *feed.tensors(), recompute=recompute[1]), *norm2)
             return self._residual(x, y, gamma_2)
         x, normed = fork_and_norm(x, *norm1)
-        inside = x if gamma_1 is None and not dropping else None
-        y = modulate(modulation, normed, residual=inside, recompute=recompute[0])
-        x = y if inside is not None else self._residual(x, y, gamma_1)
+        fused_residual = x if gamma_1 is None and not dropping else None
+        y = modulate(modulation, normed, residual=fused_residual, recompute=recompute[0])
+        x = y if fused_residual is not None else self._residual(x, y, gamma_1)
         x, normed = fork_and_norm(x, *norm2)
-        inside = x if gamma_2 is None and not dropping else None
-        y = mlp(normed, *feed.tensors(), residual=inside, recompute=recompute[1])
-        return y if inside is not None else self._residual(x, y, gamma_2)
+        fused_residual = x if gamma_2 is None and not dropping else None
+        y = mlp(normed, *feed.tensors(), residual=fused_residual, recompute=recompute[1])
+        return y if fused_residual is not None else self._residual(x, y, gamma_2)
 
     def _residual(self, x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
         out: torch.Tensor = x + self.drop_path(y if gamma is None else gamma * y)
@@ -83,10 +83,10 @@ class FusedFocalNetBlock(FocalNetBlock):
 
 
 class FusedPatchEmbed(PatchEmbed):
-    """The patch embedding with a norm of ours: within autocast it keeps the dtype of the convolution."""
+    """The patch embedding with our layer norm, which within autocast keeps the dtype of the convolution."""
 
     def _normalized(self, y_BHWC: torch.Tensor) -> torch.Tensor:
-        norm = None if parts.observed(y_BHWC) else parts.norm(self._modules.get("norm"), y_BHWC.shape[-1])
+        norm = None if submodules.observed(y_BHWC) else submodules.norm(self._modules.get("norm"), y_BHWC.shape[-1])
         return super()._normalized(y_BHWC) if norm is None else layer_norm(y_BHWC, *norm)
 
 
@@ -97,7 +97,7 @@ def modulate(
     residual: torch.Tensor | None = None,
     recompute: bool = False,
 ) -> torch.Tensor:
-    """Focal modulation by fused operations, plus a residual."""
+    """Focal modulation by fused operations; adds ``residual`` if given."""
     f, kernels, h, ln, proj, split, normalize = weights
     query, context, gates = linear(x_BHWC, *f).split_with_sizes(split, -1)
     aggregated = focal_context(context, gates, kernels)
@@ -112,48 +112,55 @@ def modulate(
 
 
 def modulation_weights(module: FocalModulation) -> ModulationWeights | None:
-    """What the modulation computes with; None unless it and all of its parts are exactly what their classes say."""
+    """The weights of a focal modulation; None if any of its submodules was modified."""
     members = module._modules
-    f, h, proj = parts.linear(members.get("f")), parts.linear(members.get("h")), parts.linear(members.get("proj"))
-    levels = parts.focal_kernels(members.get("focal_layers"), parts.is_gelu)
+    f, h, proj = (
+        submodules.linear(members.get("f")),
+        submodules.linear(members.get("h")),
+        submodules.linear(members.get("proj")),
+    )
+    levels = submodules.focal_kernels(members.get("focal_layers"), submodules.is_gelu)
     if f is None or h is None or proj is None or levels is None or len(levels) != module.levels:
         return None
-    if not parts.of_dtype(levels, f[0].dtype):
+    if not submodules.of_dtype(levels, f[0].dtype):
         return None
-    if not (parts.is_gelu(members.get("act")) and parts.does_nothing(members.get("proj_drop"))):
+    if not (submodules.is_gelu(members.get("act")) and submodules.is_identity(members.get("proj_drop"))):
         return None
     ln = None
-    if (given := members.get("ln")) is not None and (ln := parts.norm(given, module.dim)) is None:
+    if (ln_module := members.get("ln")) is not None and (ln := submodules.norm(ln_module, module.dim)) is None:
         return None
     split = (module.dim, module.dim, module.levels + 1)
     return ModulationWeights(f, levels, h, ln, proj, split, module.normalize)
 
 
 def mlp_weights(module: Mlp) -> MlpWeights | None:
-    """What the MLP computes with; None unless all of its parts are exactly what their classes say."""
+    """The weights of an MLP; None if any of its submodules was modified."""
     members = module._modules
-    fc1, fc2 = parts.linear(members.get("fc1")), parts.linear(members.get("fc2"))
-    plain = parts.is_gelu(members.get("act")) and parts.does_nothing(members.get("drop"))
-    return MlpWeights(fc1, fc2) if plain and fc1 is not None and fc2 is not None else None
+    fc1, fc2 = submodules.linear(members.get("fc1")), submodules.linear(members.get("fc2"))
+    supported = submodules.is_gelu(members.get("act")) and submodules.is_identity(members.get("drop"))
+    return MlpWeights(fc1, fc2) if supported and fc1 is not None and fc2 is not None else None
 
 
 def block_weights(block: FocalNetBlock) -> BlockWeights | None:
-    """What the block computes with; None unless all of its parts are exactly what their classes say."""
+    """The weights of a block; None if any of its submodules was modified."""
     members = block._modules
     modulation, feed = members.get("modulation"), members.get("mlp")
-    if not (parts.unmodified(modulation, FusedFocalModulation) and parts.unmodified(feed, FusedMlp)):
+    if not (submodules.unmodified(modulation, FusedFocalModulation) and submodules.unmodified(feed, FusedMlp)):
         return None
     assert isinstance(modulation, FocalModulation)
     assert isinstance(feed, Mlp)
-    norm1, norm2 = parts.norm(members.get("norm1"), modulation.dim), parts.norm(members.get("norm2"), modulation.dim)
+    norm1, norm2 = (
+        submodules.norm(members.get("norm1"), modulation.dim),
+        submodules.norm(members.get("norm2"), modulation.dim),
+    )
     inner, outer = modulation_weights(modulation), mlp_weights(feed)
     if norm1 is None or norm2 is None or inner is None or outer is None:
         return None
-    if not parts.unmodified(members.get("drop_path"), DropPath):
+    if not submodules.unmodified(members.get("drop_path"), DropPath):
         return None
     gammas: list[torch.Tensor | None] = []
     for name in ("gamma_1", "gamma_2"):
-        # Computed by somebody: a hook, a module, or a property of a class made by a parametrization.
+        # The attribute is computed: by a hook, a module, or a property that a parametrization added to the class.
         if block.__dict__.get(name) is not None or name in members or hasattr(type(block), name):
             return None
         gamma = block._parameters.get(name)

@@ -1,4 +1,4 @@
-"""``optimize``: what is best for a model on this machine, in place, said aloud and taken back on demand."""
+"""``optimize``: optimizes a model for this machine, in place and reversibly, and reports what it did."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from focalnet.kernels.read_only import refuse
 
 @dataclass
 class Optimization:
-    """What ``optimize`` did to a model; ``print`` shows it.
+    """The changes that ``optimize`` made to a model; ``print`` shows them.
 
     Args:
-        steps: one sentence for each thing done.
+        steps: one sentence per change.
     """
 
     steps: list[str] = field(default_factory=list)
     _reversals: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Takes everything back that concerns the model; parameters that nobody has changed are what they were."""
+        """Reverts all changes to the model; parameters that were not modified since get their old values back."""
         while self._reversals:
             self._reversals.pop()()
 
     def __str__(self) -> str:
-        return "\n".join(self.steps) or "nothing to do here"
+        return "\n".join(self.steps) or "nothing to optimize"
 
     def _did(self, step: str, reversal: Callable[[], None] | None = None) -> None:
         self.steps.append(step)
@@ -50,31 +50,30 @@ def optimize(
     dtype: torch.dtype | None = None,
     save_memory: bool = False,
 ) -> Optimization:
-    """Applies what is best for ``model`` on the machine it is on.
+    """Optimizes ``model`` for inference or training on its device.
 
-    Inference: evaluation mode and ``dtype``; on the CPU, blocks and patch embeddings are frozen, with weights in the
-    order oneDNN works in; on a GPU, compilation to one graph. Training: ``save_memory`` computes cheap values again in
-    the backward pass instead of keeping them. On the CPU the process keeps freed memory for its next tensors.
+    Inference: sets evaluation mode and ``dtype``; on the CPU, freezes blocks and patch embeddings and packs their
+    weights for oneDNN; on a GPU, compiles the model to one graph. Training: ``save_memory`` recomputes cheap values in
+    the backward pass instead of saving them. On the CPU the process keeps freed memory for its next tensors.
 
-    A frozen module shows its weights read-only, and its parts not at all: what would change it (an optimizer, loading,
-    hooks on its parts, ``train()``, another dtype or device) or needs a gradient raises ``FrozenError``, which names
-    ``undo()``. All other parameters of the model get ``requires_grad=False`` and may be changed. Saving, copying and
-    pickling work as before.
+    The weights of a frozen module are read-only and its submodules are not accessible: whatever would change it (an
+    optimizer, loading, hooks on submodules, ``train()``, another dtype or device) or needs a gradient raises
+    ``FrozenError``, which names ``undo()``. All other parameters of the model get ``requires_grad=False`` and may be
+    changed. Saving, copying and pickling work as before.
 
     Args:
-        model: any model of this library, or one that holds its blocks.
-        for_: what it is optimized for.
-        dtype: what parameters become, for inference; the outputs are those of that dtype. Training keeps float32
-            parameters: run it under ``torch.autocast``.
-        save_memory: for training: a quarter of the memory of a step for a few percent of its time.
+        model: any model that contains blocks of this library.
+        for_: the purpose.
+        dtype: dtype of parameters and outputs, for inference. Training keeps float32 parameters: run it under
+            ``torch.autocast``.
+        save_memory: for training: saves a quarter of a step's memory at a few percent of its time.
 
     Returns:
-        What was done; its ``undo()`` takes it back, to the bit. Parameters that were changed since keep their new
-        values.
+        The changes. Its ``undo()`` reverts them exactly; parameters that were modified since keep their new values.
 
     Raises:
-        ConfigError: options that do not go together.
-        FrozenError: the model is frozen already.
+        ConfigError: the options contradict each other.
+        FrozenError: the model is already frozen.
     """
     if for_ not in ("inference", "training"):
         raise ConfigError(f'for_="{for_}" must be "inference" or "training"')
@@ -83,7 +82,7 @@ def optimize(
     if for_ == "inference" and save_memory:
         raise ConfigError("save_memory is for training: inference keeps nothing for a backward pass")
     if any(isinstance(module, Frozen) for module in model.modules()):
-        refuse("optimizing once more")
+        refuse("cannot optimize it again")
     done = Optimization()
     device = next((p.device.type for p in model.parameters()), "cpu")
     if for_ == "training":
@@ -98,7 +97,7 @@ def optimize(
         elif device == "cuda":
             _compile(model, done)
     if device == "cpu" and keep_freed_memory():
-        done._did("the process keeps freed memory for its next tensors (not taken back by undo)")
+        done._did("the process keeps freed memory for its next tensors (not reverted by undo)")
     return done
 
 
@@ -126,43 +125,45 @@ def _convert(model: nn.Module, dtype: torch.dtype, done: Optimization) -> None:
             t.data = original if unchanged else t.data.to(original.dtype)
 
     if tensors:
-        done._did(f"{len(tensors)} parameters are {str(dtype).removeprefix('torch.')}: give it inputs of that", reverse)
+        done._did(
+            f"{len(tensors)} parameters are {str(dtype).removeprefix('torch.')}: inputs must have that dtype", reverse
+        )
     if dtype == torch.bfloat16 and tensors and tensors[0].device.type == "cpu" and not processor.computes_bfloat16():
         done._did("this processor emulates bfloat16: float32 would be faster on it")
 
 
-# Batch norms are not folded into the convolutions before them: of UPerNet's time they are half a percent.
+# Batch norms are not folded into the convolutions before them: they take half a percent of UPerNet's time.
 def _freeze(model: nn.Module, done: Optimization) -> None:
     frozen, reasons = freeze(list(model.modules()))
     for reason, count in Counter(reasons).items():
         done._did(f"{count} blocks or patch embeddings are not frozen: {reason}")
     if not frozen:
         return
-    rest = [p for p in model.parameters() if p.requires_grad]
-    for parameter in rest:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
 
     def reverse() -> None:
-        for parameter in rest:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         thaw(frozen)
 
     blocks = sum(isinstance(module, FusedFocalNetBlock) for module in frozen)
-    kinds = f"{blocks} blocks and {len(frozen) - blocks} patch embeddings"
-    done._did(f"{kinds} are frozen, their weights in the order oneDNN works in; undo() thaws them", reverse)
+    counts = f"{blocks} blocks and {len(frozen) - blocks} patch embeddings"
+    done._did(f"{counts} are frozen, with weights packed for oneDNN; undo() thaws them", reverse)
 
 
 def _recompute(model: nn.Module, done: Optimization) -> None:
-    parts = [m for m in model.modules() if isinstance(m, FusedFocalModulation | FusedMlp) and not m.recompute]
-    for part in parts:
-        part.recompute = True
+    modules = [m for m in model.modules() if isinstance(m, FusedFocalModulation | FusedMlp) and not m.recompute]
+    for module in modules:
+        module.recompute = True
 
     def reverse() -> None:
-        for part in parts:
-            del part.recompute
+        for module in modules:
+            del module.recompute
 
-    if parts:
-        done._did("GELU and the modulated query are computed again in the backward pass, not kept", reverse)
+    if modules:
+        done._did("GELU and the modulated query are recomputed in the backward pass, not saved", reverse)
 
 
 def _compile(model: nn.Module, done: Optimization) -> None:
@@ -173,4 +174,4 @@ def _compile(model: nn.Module, done: Optimization) -> None:
     def reverse() -> None:
         model._compiled_call_impl = None
 
-    done._did("compiled to one graph, at the first call with each shape of input", reverse)
+    done._did("compiled to one graph, at the first call with each input shape", reverse)

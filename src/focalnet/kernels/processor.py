@@ -1,4 +1,4 @@
-"""What this processor is good at, as far as PyTorch tells (releases before ``torch.cpu.get_capabilities`` do not)."""
+"""Properties of this processor, as PyTorch reports them (releases before ``torch.cpu.get_capabilities`` do not)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 
 
 def capabilities() -> Mapping[str, Any]:
-    """PyTorch's list of instruction sets and more, by name; empty where it has none."""
-    listed = getattr(torch.cpu, "get_capabilities", dict)
-    found: Mapping[str, Any] = listed()
-    return found
+    """PyTorch's report of instruction sets and more, by name; empty if it has none."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    report: Mapping[str, Any] = get_capabilities()
+    return report
 
 
 def is_intel() -> bool:
-    """Whether Intel made it: MKL, to which PyTorch on x86 sends float32 products, runs its best code there only."""
+    """Whether this is an Intel processor; MKL, PyTorch's library for float32 on x86, is fastest only there."""
     return str(capabilities().get("cpu_name", "")).startswith("Intel")
 
 
 def has_avx512() -> bool:
-    """Whether it has vectors of 512 bits that PyTorch uses."""
+    """Whether PyTorch uses AVX-512 on this processor."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def computes_bfloat16() -> bool:
-    """Whether it multiplies bfloat16 itself; others emulate that at a third of the speed of float32, and less.
+    """Whether it has bfloat16 instructions; otherwise bfloat16 runs at a third of the speed of float32 or less.
 
-    True where PyTorch does not tell.
+    True if PyTorch does not report it.
     """
-    known = capabilities()
-    return not known or any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    report = capabilities()
+    return not report or any(report.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

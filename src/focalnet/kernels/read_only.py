@@ -1,4 +1,4 @@
-"""Weights that can be read and not written, and the error that names the way out."""
+"""Read-only weights, and the error raised on writing to them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from focalnet.errors import FrozenError
 
 
 def refuse(what: str) -> NoReturn:
-    """Raises FrozenError."""
+    """Raises FrozenError with ``what`` as the problem."""
     raise FrozenError(
-        f"{what}: focalnet.optimize has frozen this model for inference; call undo() of what it returned first, and "
-        "optimize again afterwards"
+        f"{what}: focalnet.optimize has frozen this model for inference; first call undo() of the object it returned, "
+        "and optimize again afterwards"
     )
 
 
 def _read_only(
     cls: Any, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> Any:
-    """``__torch_function__`` of what may be read and not written; views of it are as it is, arrays are copies."""
+    """``__torch_function__`` of read-only tensors; their views are read-only, too, and arrays are copies."""
     kwargs = kwargs or {}
     if _writes(func, args, kwargs):
-        refuse("a weight was to be changed")
+        refuse("cannot modify a weight")
     with torch._C.DisableTorchFunctionSubclass():
         storages = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, _READ_ONLY)}
         return tree_map(lambda out: _guarded(out, storages), func(*args, **kwargs))
 
 
 def _set(*_: Any, **__: Any) -> NoReturn:
-    """``Tensor.set_``, which is not passed through ``__torch_function__``."""
-    refuse("a weight was to be changed")
+    """Replaces ``Tensor.set_``, which bypasses ``__torch_function__``."""
+    refuse("cannot modify a weight")
 
 
 class FrozenParameter(nn.Parameter):
-    """A parameter that can be read and not written. Made of a parameter by swapping its class."""
+    """A read-only parameter, made from a parameter by swapping its class."""
 
     __torch_function__ = classmethod(_read_only)
     set_ = _set
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("__class__", "__dict__"):  # torch.utils.swap_tensors begins with them
-            refuse("a weight was to be swapped with another")
+        if name in ("__class__", "__dict__"):  # torch.utils.swap_tensors sets these first
+            refuse("cannot swap a weight with another tensor")
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -58,7 +58,7 @@ class FrozenParameter(nn.Parameter):
 
 
 class FrozenTensor(torch.Tensor):
-    """A view of a frozen parameter, as ``state_dict`` gives."""
+    """A read-only view of a frozen parameter, as in ``state_dict()``."""
 
     __torch_function__ = classmethod(_read_only)
     set_ = _set
@@ -72,10 +72,10 @@ class FrozenTensor(torch.Tensor):
 
 
 class FrozenStorage(torch.UntypedStorage):
-    """The memory of a frozen parameter. Made of its storage by swapping the class."""
+    """The read-only storage of a frozen parameter, made from its storage by swapping the class."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("a weight's memory was to be changed")
+        refuse("cannot modify the memory of a weight")
 
     fill_ = copy_ = resize_ = byteswap = __setitem__ = _refuse
 
@@ -94,15 +94,15 @@ _INPLACE_OPERATORS = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     schema = getattr(func, "_schema", None)
-    if schema is not None:  # an operation called by its own name, PyTorch's or another's
+    if schema is not None:  # an operator overload, PyTorch's or a custom one
         given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
         written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         return any(isinstance(x, _READ_ONLY) for x in tree_leaves([given.get(name) for name in written]))
     if any(isinstance(x, _READ_ONLY) for x in tree_leaves(kwargs.get("out"))):
         return True
-    if name in ("__dlpack__", "storage"):  # whoever asks gets the memory
+    if name in ("__dlpack__", "storage"):  # these expose the memory
         return True
-    if name == "__set__":  # of an attribute; a gradient may come and go, nothing is made of it
+    if name == "__set__":  # sets an attribute; grad is allowed, since inference ignores it
         return bool(func != torch.Tensor.__dict__.get("grad", torch._C.TensorBase.grad).__set__)
     inplace = name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
     if not inplace or not args:
@@ -113,7 +113,7 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _guarded(out: Any, storages: set[int]) -> Any:
-    """The result, made read-only where it shares memory with a frozen weight."""
+    """Makes a result read-only if it shares memory with a frozen weight."""
     if isinstance(out, np.ndarray):
         out = out.copy()
         out.flags.writeable = False
@@ -127,6 +127,6 @@ def _storage(x: torch.Tensor) -> int:
 
 
 def plain(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter's values as an ordinary tensor on the same memory, for the kernels alone."""
+    """The parameter as an ordinary tensor on the same memory, for kernels only."""
     with torch._C.DisableTorchFunctionSubclass():
         return parameter.detach().as_subclass(torch.Tensor)

@@ -1,6 +1,6 @@
-"""The one operation of the paper, written as its equations: the truth every kernel is tested against.
+"""Reference implementation of the focal context, written as in the paper; all kernels are tested against it.
 
-B batch, H height, W width, C channels, L focal levels.
+Shapes: B batch, H height, W width, C channels, L focal levels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from focalnet.errors import InputError
 def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Hierarchical contextualization and gated aggregation (Yang et al. 2022, equations 4 and 5).
 
-    Level l sees ``z_l = GELU(depthwise_conv_l(z_{l-1}))`` with ``z_0 = context``; the last level is
-    averaged over the plane, ``z_{L+1} = GELU(mean(z_L))``; the result is ``sum_l gates_l * z_l``.
+    Level l computes ``z_l = GELU(depthwise_conv_l(z_{l-1}))`` with ``z_0 = context``; the last level is
+    averaged over the feature map, ``z_{L+1} = GELU(mean(z_L))``; the result is ``sum_l gates_l * z_l``.
 
     Args:
         context: ``(B, H, W, C)``, any strides.
@@ -29,7 +29,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         ``(B, H, W, C)``: the aggregated context, before the projection ``h``.
 
     Raises:
-        InputError: shapes or devices that do not fit together.
+        InputError: the shapes or devices do not match.
     """
     check(context, gates, weights)
     z, gated = context, []
@@ -37,13 +37,15 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         z_BCHW = F.conv2d(z.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
         z = F.gelu(z_BCHW.permute(0, 2, 3, 1))
         gated.append(z * gates[..., level : level + 1])
-    everywhere = F.gelu(z.mean((1, 2), keepdim=True))
-    return functools.reduce(torch.add, [*gated, everywhere * gates[..., -1:]])
+    global_context = F.gelu(z.mean((1, 2), keepdim=True))
+    return functools.reduce(torch.add, [*gated, global_context * gates[..., -1:]])
 
 
 def check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
-    """Raises InputError for shapes and devices that do not fit together: the same words on every backend."""
-    if any(tensor.device != context.device for tensor in (gates, *weights)):  # with weights on meta PyTorch gives zeros
+    """Raises InputError if shapes or devices do not match; the message is the same on every backend."""
+    if any(
+        tensor.device != context.device for tensor in (gates, *weights)
+    ):  # with weights on meta, PyTorch would return zeros
         devices = ", ".join(str(tensor.device) for tensor in (gates, *weights))
         raise InputError(f"context is on {context.device}, gates and kernels are on {devices}")
     if context.ndim != 4 or gates.ndim != 4 or context.shape[:3] != gates.shape[:3]:

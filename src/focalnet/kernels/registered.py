@@ -1,4 +1,4 @@
-"""Operations of our kernels that are registered with ``torch.library``, and what such operations are given."""
+"""Registration of the CPU kernels with ``torch.library``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from focalnet.ops import modes
 
 
 def registered(name: str, kernel: Callable[..., Any]) -> CustomOpDef:
-    """``torch.library.custom_op`` of a kernel for the CPU that changes none of its arguments.
+    """``torch.library.custom_op`` for a CPU kernel that modifies none of its arguments.
 
-    Called by name while forward-mode AD is on, it raises ``InputError``: PyTorch would lose the tangent without a word.
+    It raises ``InputError`` if it is called within forward-mode AD, where PyTorch would silently lose the tangents.
     """
 
     @functools.wraps(kernel)
     def refusing(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
-            raise InputError(f"{name} has no forward-mode derivative: call what focalnet.ops offers, which has")
+            raise InputError(
+                f"{name} has no forward-mode derivative: call the function in focalnet.kernels, which has one"
+            )
         return kernel(*arguments)
 
     schema = torch.library.infer_schema(kernel, mutates_args=())
@@ -35,12 +37,12 @@ def registered(name: str, kernel: Callable[..., Any]) -> CustomOpDef:
 class KernelOp:
     """An operation registered with ``torch.library``, so that compilers, exporters, tracers and modes see one node.
 
-    Where none of them looks and no gradient is asked for, the kernel is called directly: the way through PyTorch's
-    dispatcher takes some 40 microseconds in the middle of a network, which is more than a small kernel does.
+    Without any of them and without gradients, the kernel is called directly: PyTorch's dispatcher takes some 40
+    microseconds within a network, longer than a small kernel.
 
     Args:
         name: ``"focalnet::..."``.
-        kernel: annotated as ``torch.library.custom_op`` wants it; changes none of its arguments.
+        kernel: annotated as ``torch.library.custom_op`` requires; modifies none of its arguments.
     """
 
     def __init__(self, name: str, kernel: Callable[..., Any]) -> None:
@@ -53,7 +55,7 @@ class KernelOp:
 
 
 class Named:
-    """What stands beside a module's parameters and a compiled graph cannot hold: it asks for its ``name`` at each call.
+    """An object that compiled graphs cannot hold, such as packed weights; they look it up by ``name`` at each call.
 
     It is neither copied nor saved with its module; the copy has None instead.
     """
@@ -67,7 +69,7 @@ class Named:
 
     @classmethod
     def find(cls, name: str) -> Any:
-        """The one of this name; None for the empty name, and where it is gone."""
+        """The object of this name; None if it no longer exists."""
         return cls._by_name.get(name)
 
     def __reduce__(self) -> tuple[Any, ...]:

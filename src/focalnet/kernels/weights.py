@@ -1,4 +1,4 @@
-"""What a block computes with, taken out of its modules: plain tensors, or weights that are packed."""
+"""The weights of a block, collected from its modules, as tensors or packed weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Linear = tuple[Any, torch.Tensor]  # weight (O, I), or a PackedWeight of it; bia
 
 
 class ModulationWeights(NamedTuple):
-    """What a focal modulation computes with."""
+    """The weights of a focal modulation."""
 
     f: Linear
     kernels: list[torch.Tensor]
@@ -26,7 +26,7 @@ class ModulationWeights(NamedTuple):
 
 
 class MlpWeights(NamedTuple):
-    """What an MLP computes with."""
+    """The weights of an MLP."""
 
     fc1: Linear
     fc2: Linear
@@ -36,7 +36,7 @@ class MlpWeights(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """What a block computes with."""
+    """The weights of a block."""
 
     norm1: Norm
     modulation: ModulationWeights

@@ -1,4 +1,4 @@
-"""The old name of ``focalnet.nn``."""
+"""Deprecated name of ``focalnet.nn``."""
 
 import warnings
 

@@ -1,7 +1,7 @@
-"""The modules of FocalNets, written as the papers have them.
+"""The modules of FocalNets, written as in the papers, from PyTorch's own layers.
 
-Feature maps are channels-last, (B, H, W, C), from the stem to the last stage. Nothing in here is about speed:
-``focalnet.kernels`` makes the same modules fast. The leaves are PyTorch's own layers.
+Feature maps are channels-last, (B, H, W, C), from the stem to the last stage. Nothing here is optimized for speed:
+``focalnet.kernels`` has fused versions of these modules.
 """
 
 from focalnet.nn.block import FocalNetBlock

@@ -10,7 +10,7 @@ from focalnet.nn.modulation import FocalModulation
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training drops the whole branch of a sample with probability ``rate``."""
+    """Stochastic depth: in training, drops a sample's whole residual branch with probability ``rate``."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class DropPath(nn.Module):
 class FocalNetBlock(nn.Module):
     """``x + gamma_1 * modulation(norm1(x))``, then ``x + gamma_2 * mlp(norm2(x))``.
 
-    With ``post_norm`` the norms come after modulation and MLP, before the residual sum. One drop-path
-    rate serves both branches. ``gamma_1`` and ``gamma_2`` exist only with ``layer_scale``.
+    With ``post_norm`` the norms come after modulation and MLP, before the residual sum. Both branches use
+    the same drop-path rate. ``gamma_1`` and ``gamma_2`` exist only with ``layer_scale``.
     """
 
     def __init__(

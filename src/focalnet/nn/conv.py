@@ -1,4 +1,4 @@
-"""A convolution with what usually follows it, as the dense heads are made of."""
+"""A convolution with optional norm and ReLU, for necks and heads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Norm = Literal["bn", "gn"]
 
 
 def no_single_cells(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """The input of a 3x3 convolution of stride 2 and padding 1, with a zero behind a side of one cell.
+    """Pads sides of one cell by one zero, for a 3x3 convolution of stride 2 and padding 1.
 
-    Its output is the same. In bfloat16 on the CPU, PyTorch (2.14, oneDNN) leaves the gradients of the kernel's weights
-    that meet nothing but padding unset: whatever was in that memory, NaN among it.
+    This does not change the output. Without it, PyTorch (2.14, oneDNN) in bfloat16 on the CPU leaves the gradients of
+    kernel weights that only see padding uninitialized, possibly NaN.
     """
     height, width = x_BCHW.shape[2:]
     reduced = x_BCHW.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
@@ -25,17 +25,17 @@ def no_single_cells(x_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm if any, ReLU if wanted; ``(B, C, H, W)`` to ``(B, channels, H', W')``.
+    """Convolution, optional norm, optional ReLU; ``(B, C, H, W)`` to ``(B, channels, H', W')``.
 
-    The parts are called ``conv`` and ``bn`` or ``gn``, as in OpenMMLab's checkpoints.
+    The submodules are called ``conv`` and ``bn`` or ``gn``, as in OpenMMLab's checkpoints.
 
     Args:
-        in_channels: of the input.
-        channels: of the output.
-        kernel: side of the kernel; padding keeps the size at stride 1.
-        stride: of the convolution.
-        norm: batch norm, group norm of 32 groups, or None; the convolution has a bias only without.
-        relu: whether a ReLU comes last.
+        in_channels: input channels.
+        channels: output channels.
+        kernel: kernel size; the padding keeps the size at stride 1.
+        stride: stride of the convolution.
+        norm: batch norm, group norm with 32 groups, or None; only without a norm the convolution has a bias.
+        relu: whether to apply a ReLU at the end.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class ConvNorm(nn.Module):
         return self.after_conv(self.conv(x))
 
     def after_conv(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Norm and ReLU alone, for a convolution that was computed in another way."""
+        """Applies norm and ReLU only, for a convolution that was computed elsewhere."""
         x = x_BCHW
         if self.norm_name is not None:
             x = self.get_submodule(self.norm_name)(x)
-        return x.relu_() if self.relu else x  # nobody else has it: neither convolutions nor norms keep their output
+        return x.relu_() if self.relu else x  # in place is safe: convolutions and norms do not save their output

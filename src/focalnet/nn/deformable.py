@@ -1,4 +1,4 @@
-"""Deformable attention as a layer (Zhu et al., ICLR 2021): each query decides where to look."""
+"""Deformable attention as a layer (Zhu et al., ICLR 2021): each query predicts its sampling points."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from focalnet.ops.deformable import Shapes, multi_scale_deformable_attention
 
 
 class DeformableAttention(nn.Module):
-    """Looks at a few points of every level around a reference; in float32 at least.
+    """Attends to a few points around a reference in every level; computes in float32 or higher.
 
     Args:
-        channels: of queries and values; a multiple of ``heads``.
-        heads: that look separately.
-        levels: maps to look at.
-        points: of each head on each level.
+        channels: channels of queries and values; a multiple of ``heads``.
+        heads: number of attention heads.
+        levels: number of feature maps.
+        points: sampling points per head and level.
     """
 
     def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
@@ -30,7 +30,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """At first the heads look in as many directions, their points 1, 2, ... cells away, all trusted alike."""
+        """Initially each head has its own direction, with points 1, 2, ... cells away and equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
@@ -56,13 +56,13 @@ class DeformableAttention(nn.Module):
         """Returns ``(B, Q, C)``.
 
         Args:
-            queries_BQC: with their positions added.
-            values_BSC: the cells of all levels, one level after the other, row by row.
+            queries_BQC: queries, with their position encodings added.
+            values_BSC: values at the cells of all levels, concatenated, each level row by row.
             shapes: height and width of each level.
-            references: ``(B, Q, levels, 2)``, x and y in units of the level, from which offsets count in cells; or
-                ``(B, Q, levels, 4)``, boxes (center and size), whose offsets count in shares of half their size.
-                Sizes of 1 are repeated.
-            padding_BS: true at cells whose values are zero; None for none.
+            references: reference points ``(B, Q, levels, 2)``, x and y relative to the level's size, with offsets in
+                cells; or boxes ``(B, Q, levels, 4)``, center and size, with offsets relative to half the box size.
+                Axes of size 1 are broadcast.
+            padding_BS: true at cells to be treated as zero; None for none.
         """
         grid = (*queries_BQC.shape[:2], self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(queries_BQC).view(*grid, 2)
@@ -76,6 +76,6 @@ class DeformableAttention(nn.Module):
         if padding_BS is not None:
             values = values.masked_fill(padding_BS[..., None], 0.0)
         values = torch.unflatten(values, -1, (self.heads, -1))
-        seen = multi_scale_deformable_attention(values, shapes, locations, weights)
-        out: Tensor = self.output_proj(seen.to(self.output_proj.weight.dtype))
+        attended = multi_scale_deformable_attention(values, shapes, locations, weights)
+        out: Tensor = self.output_proj(attended.to(self.output_proj.weight.dtype))
         return out

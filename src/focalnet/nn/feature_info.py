@@ -1,4 +1,4 @@
-"""What a neck or head is told of each map it gets."""
+"""Description of a feature map, from which necks and heads are built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One map of a backbone: its name (``"s8"`` for stride 8), channels, and stride in pixels."""
+    """A feature map's name (``"s8"`` for stride 8), channels, and stride in pixels."""
 
     name: str
     channels: int

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU between, added to what comes in; parts named as in OpenMMLab's checkpoints."""
+    """Two linear layers with a ReLU between and a residual sum; submodules are named as in OpenMMLab's checkpoints."""
 
     def __init__(self, channels: int, hidden: int, dropout: float) -> None:
         super().__init__()

@@ -17,15 +17,16 @@ from focalnet.nn.feature_info import FeatureInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FPNConfig:
-    """The shape of a pyramid.
+    """Configuration of a feature pyramid.
 
     Args:
-        channels: of every output.
-        levels: outputs; those beyond the backbone's maps are made from the coarsest output.
-        extra: how: ``"pool"`` keeps every other cell, ``"conv"`` is a 3x3 convolution of stride 2.
+        channels: channels of every level.
+        levels: number of levels; those beyond the backbone's feature maps are computed from the coarsest output.
+        extra: how extra levels are computed: ``"pool"`` takes every other cell, ``"conv"`` is a 3x3 convolution of
+            stride 2.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is invalid.
     """
 
     channels: int = 256
@@ -39,38 +40,40 @@ class FPNConfig:
         if self.extra not in ("pool", "conv"):
             raise ConfigError(f'extra="{self.extra}" of the pyramid must be "pool" or "conv"')
 
-    def build(self, maps: Sequence[FeatureInfo]) -> FPN:
+    def build(self, feature_info: Sequence[FeatureInfo]) -> FPN:
         """Builds the pyramid on a backbone's ``feature_info``, with random weights."""
-        return FPN(self, maps)
+        return FPN(self, feature_info)
 
 
 class FPN(nn.Module):
-    """A backbone's maps, all with the same channels and each with what the coarser ones know.
+    """Merges a backbone's feature maps from coarse to fine; all outputs have the same number of channels.
 
-    A 1x1 convolution on each map, nearest-neighbour upsampling and addition from coarse to fine, then a
+    A 1x1 convolution on each feature map, nearest-neighbor upsampling and addition from coarse to fine, then a
     3x3 convolution on each sum; no norm, no activation. Parameters are named as in OpenMMLab's checkpoints.
     """
 
-    def __init__(self, config: FPNConfig, maps: Sequence[FeatureInfo]) -> None:
+    def __init__(self, config: FPNConfig, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__()
-        if config.levels < len(maps):
-            raise ConfigError(f"a pyramid of levels={config.levels} cannot take the backbone's {len(maps)} maps")
+        if config.levels < len(feature_info):
+            raise ConfigError(
+                f"a pyramid of levels={config.levels} cannot take the backbone's {len(feature_info)} feature maps"
+            )
         self.config = config
-        channels, extra = config.channels, config.levels - len(maps)
-        self.lateral_convs = nn.ModuleList(ConvNorm(m.channels, channels, 1, relu=False) for m in maps)
-        self.fpn_convs = nn.ModuleList(ConvNorm(channels, channels, 3, relu=False) for _ in maps)
+        channels, extra = config.channels, config.levels - len(feature_info)
+        self.lateral_convs = nn.ModuleList(ConvNorm(m.channels, channels, 1, relu=False) for m in feature_info)
+        self.fpn_convs = nn.ModuleList(ConvNorm(channels, channels, 3, relu=False) for _ in feature_info)
         for _ in range(extra if config.extra == "conv" else 0):
             self.fpn_convs.append(ConvNorm(channels, channels, 3, stride=2, relu=False))
-        strides = [m.stride for m in maps] + [maps[-1].stride * 2**i for i in range(1, extra + 1)]
+        strides = [m.stride for m in feature_info] + [feature_info[-1].stride * 2**i for i in range(1, extra + 1)]
         self.feature_info = tuple(FeatureInfo(f"s{stride}", channels, stride) for stride in strides)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)  # type: ignore[arg-type]  # a ConvNorm without norm has one
 
-    def forward(self, maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the pyramid by the names of its ``feature_info``, finest first."""
-        sums = [lateral(x) for lateral, x in zip(self.lateral_convs, maps.values(), strict=True)]
+    def forward(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the levels under the names in ``feature_info``, finest first."""
+        sums = [lateral(x) for lateral, x in zip(self.lateral_convs, features.values(), strict=True)]
         for i in range(len(sums) - 1, 0, -1):
             sums[i - 1] = sums[i - 1] + F.interpolate(sums[i], size=sums[i - 1].shape[2:], mode="nearest")
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, sums, strict=False)]

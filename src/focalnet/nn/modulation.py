@@ -14,7 +14,7 @@ from focalnet.errors import ConfigError
 class FocalModulation(nn.Module):
     """Replaces self-attention: ``y = proj(q(x) * h(sum_l gate_l(x) * z_l))``.
 
-    The parameters keep the letters of the paper and of its checkpoints:
+    The submodules have the names of the paper and of its checkpoints:
 
     * ``f``: one linear layer for query, context and gates; rows ``[query C, context C, gates L, global gate 1]``
     * ``focal_layers``: the depthwise convolution and GELU of each level, kernel ``window + 2 * level``
@@ -25,7 +25,7 @@ class FocalModulation(nn.Module):
     Args:
         dim: channels C.
         levels: focal levels L, >= 0 (0: global context only, as in the paper's Table 14).
-        window: kernel size of the first level, odd; of no meaning without levels.
+        window: kernel size of the first level, odd; unused without levels.
         post_norm: layer norm on the modulated query (huge models).
         normalize: divide the aggregated context by L + 1 (large fl4 models of the official release).
         drop: dropout rate after ``proj``.
@@ -70,8 +70,8 @@ class FocalModulation(nn.Module):
         for level, layer in enumerate(self.focal_layers):
             z = layer(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # equation 4: hierarchical contextualization
             contexts.append(z * gates[..., level : level + 1])
-        everywhere = self.act(z.mean((1, 2), keepdim=True))  # the last level is averaged over the whole map
-        contexts.append(everywhere * gates[..., self.levels :])
+        global_context = self.act(z.mean((1, 2), keepdim=True))  # global average of the last level
+        contexts.append(global_context * gates[..., self.levels :])
         aggregated = functools.reduce(torch.add, contexts)  # equation 5: gated aggregation
         if self.normalize:
             aggregated = aggregated / (self.levels + 1)

@@ -1,4 +1,4 @@
-"""Patch embedding: the stem, and the down-sampling between stages."""
+"""Patch embedding: the stem, and the downsampling between stages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class PatchEmbed(nn.Module):
         in_chans: input channels.
         dim: output channels.
         stride: patch size s.
-        kernel: kernel size; the stride itself for non-overlapping patches.
+        kernel: kernel size; equal to the stride for non-overlapping patches.
         padding: symmetric zero padding of the convolution.
         norm: whether a layer norm follows.
-        pad_to_stride: zero-pad right and bottom to a multiple of the stride first (the detection
-            backbones of the official release); otherwise odd rows and columns are dropped.
+        pad_to_stride: first zero-pad right and bottom to a multiple of the stride (the detection
+            backbones of the official release); otherwise remaining rows and columns are dropped.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class PatchEmbed(nn.Module):
             x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
         elif (self.kernel, self.stride, self.padding) == (3, 2, 1):
             x = no_single_cells(x)
-        # Channels-last in, channels-last out: the permutation below is then a view, not a copy. (vmap does not know
-        # the memory format of that name.)
+        # With channels-last input the output is channels-last, and the permutation below is a view. (vmap does not
+        # support torch.channels_last.)
         channels_last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self._normalized(self._project(channels_last).permute(0, 2, 3, 1))
 
@@ -59,11 +59,11 @@ class PatchEmbed(nn.Module):
 
     @property
     def on_meta(self) -> bool:
-        """Whether the weights have no values."""
+        """Whether the weights are on the meta device."""
         return self.proj.weight.is_meta
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size of the map that an input of ``height`` x ``width`` becomes."""
+        """Height and width of the feature map for an input of ``height`` x ``width``."""
         stride, kernel, padding = self.stride, self.kernel, self.padding
 
         def steps(n: int) -> int:

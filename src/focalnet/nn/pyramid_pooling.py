@@ -1,4 +1,4 @@
-"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105): what a map shows as a whole and in parts."""
+"""Pyramid pooling (Zhao et al., CVPR 2017, arXiv 1612.01105): averages of a feature map at several scales."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from focalnet.nn.conv import ConvNorm
 
 
 class PyramidPooling(nn.ModuleList):
-    """Averages of a map over grids of several sizes, each through a 1x1 convolution with batch norm and ReLU.
+    """Averages a feature map over grids of several sizes; each average has a 1x1 convolution, batch norm and ReLU.
 
     Args:
-        in_channels: of the map.
-        channels: of each average.
-        scales: sides of the grids in cells.
+        in_channels: channels of the feature map.
+        channels: channels of each output.
+        scales: sides of the grids, in cells.
     """
 
     def __init__(self, in_channels: int, channels: int, scales: Sequence[int]) -> None:

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out. Nothing here knows a module, a file or a name."""
+"""Functions of tensors. Nothing here depends on modules, files or class names."""

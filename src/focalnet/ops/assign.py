@@ -1,6 +1,6 @@
-"""Which prediction is to find which object: the assignments of the R-CNN family, ATSS and Sparse R-CNN.
+"""Assigning objects to anchors, proposals and queries: max-IoU, ATSS and Hungarian assignment; sampling.
 
-All return, for every box, ``k > 0`` for object ``k - 1``, 0 for background, -1 for "neither".
+The assigners return, for every box or query, ``k > 0`` for object ``k - 1``, 0 for background, -1 for ignored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from focalnet.errors import require
 from focalnet.ops import modes
 from focalnet.ops.boxes import cover
 
-_INSIDE = 0.01  # pixels by which a centre must be within an object (ATSS)
-_CHUNK = 1 << 17  # boxes compared at once; bounds memory where images have hundreds of objects
+_INSIDE = 0.01  # minimum distance in pixels of an anchor's center from the object's border (ATSS)
+_CHUNK = 1 << 17  # boxes compared at once, to bound memory with hundreds of objects per image
 
 
 def max_iou_assign(
@@ -36,12 +36,13 @@ def max_iou_assign(
         boxes: ``(N, 4)``.
         objects: ``(G, 4)``.
         ignored: ``(M, 4)``, crowd regions.
-        positive: IoU from which a box belongs to its object.
-        negative: IoU below which it is background.
-        low_quality: an object takes the boxes nearest to it, all that tie, from this IoU on; None for never.
-        ignore: a box of which more than this share lies in a crowd region is neither; None for none.
+        positive: minimum IoU of a box with its object.
+        negative: boxes with an IoU below this are background.
+        low_quality: low-quality matches: an object also gets the boxes with its highest IoU, including ties, if that
+            IoU is at least this; None to disable.
+        ignore: a box is ignored if more than this share of it lies in a crowd region; None to disable.
     """
-    iou = torch.cat([box_iou(objects, part) for part in torch.split(boxes, _CHUNK)], 1).nan_to_num(0.0)  # (G, N)
+    iou = torch.cat([box_iou(objects, chunk) for chunk in torch.split(boxes, _CHUNK)], 1).nan_to_num(0.0)  # (G, N)
     if ignore is not None and len(ignored):
         iou[:, cover(boxes, ignored).amax(1) > ignore] = -1.0
     assigned = boxes.new_full((len(boxes),), -1, dtype=torch.long)
@@ -53,9 +54,9 @@ def max_iou_assign(
     assigned = torch.where(best >= positive, index + 1, assigned)
     if low_quality is not None:
         nearest = iou.amax(1, keepdim=True)
-        takes = (iou == nearest) & (nearest >= low_quality)
+        low_quality_match = (iou == nearest) & (nearest >= low_quality)
         number = torch.arange(1, len(objects) + 1, device=iou.device)[:, None]
-        last = (takes * number).amax(0)  # where two objects want a box, the later one has it
+        last = (low_quality_match * number).amax(0)  # if several objects match a box, the last one gets it
         assigned = torch.where(last > 0, last, assigned)
     return assigned
 
@@ -69,43 +70,43 @@ def atss_assign(
         anchors: ``(n_l, 4)`` of each level.
         objects: ``(G, 4)``.
         ignored: ``(M, 4)``, crowd regions.
-        candidates: nearest anchors an object considers on each level.
+        candidates: number of nearest anchors per level that are candidates for an object.
         ignore: as in ``max_iou_assign``.
     """
     boxes = torch.cat(list(anchors))
     assigned = boxes.new_zeros((len(boxes),), dtype=torch.long)
     if not len(objects):
         return _without_ignored(assigned, boxes, ignored, ignore)
-    centres, middles = ((b[:, :2] + b[:, 2:]) / 2 for b in (boxes, objects))
-    distance = (centres[:, None] - middles[None]).pow(2).sum(-1).sqrt()  # (N, G)
+    centers, object_centers = ((b[:, :2] + b[:, 2:]) / 2 for b in (boxes, objects))
+    distance = (centers[:, None] - object_centers[None]).pow(2).sum(-1).sqrt()  # (N, G)
     assigned = _without_ignored(assigned, boxes, ignored, ignore)
     distance[assigned < 0] = torch.inf
     start, near = 0, []
     for level in anchors:
-        part = distance[start : start + len(level)]
-        near.append(part.topk(min(candidates, len(level)), 0, largest=False).indices + start)
+        of_level = distance[start : start + len(level)]
+        near.append(of_level.topk(min(candidates, len(level)), 0, largest=False).indices + start)
         start += len(level)
     nearest = torch.cat(near)  # (K, G)
     iou = box_iou(boxes, objects).nan_to_num(0.0)
     near_iou = iou.gather(0, nearest)
     threshold = near_iou.mean(0) + near_iou.std(0)
     low, high = objects[:, :2], objects[:, 2:]
-    margins = torch.cat([centres[nearest] - low, high - centres[nearest]], -1)
+    margins = torch.cat([centers[nearest] - low, high - centers[nearest]], -1)
     chosen = (near_iou >= threshold) & (margins.amin(-1) > _INSIDE) & (assigned[nearest] == 0)
-    wanted = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, nearest, chosen)
-    best, index = iou.masked_fill(~wanted, -torch.inf).max(1)
+    positive = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, nearest, chosen)
+    best, index = iou.masked_fill(~positive, -torch.inf).max(1)
     return torch.where(best > -torch.inf, index + 1, assigned)
 
 
 def hungarian_match(cost: Tensor) -> Tensor:
-    """The cheapest assignment of each object to a prediction of its own (Hungarian algorithm).
+    """Assigns each object to a different prediction at the lowest total cost (Hungarian algorithm).
 
     Args:
         cost: ``(predictions, objects)``.
     """
     solve = require("scipy.optimize", "train").linear_sum_assignment
     values = cost.detach().float().cpu()
-    # torch.func wraps tensors; of those only the numbers are to be had.
+    # Tensors wrapped by torch.func do not support numpy().
     matrix = np.reshape(values.tolist(), values.shape) if modes.transformed() else values.numpy()
     rows, columns = solve(matrix)
     assigned = cost.new_zeros((len(cost),), dtype=torch.long)
@@ -114,12 +115,12 @@ def hungarian_match(cost: Tensor) -> Tensor:
 
 
 def sample(assigned: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
-    """Draws at most ``count`` boxes for a loss: positives up to their share, negatives for the rest.
+    """Samples at most ``count`` boxes for a loss: positives up to their share, then negatives.
 
     Args:
-        assigned: as the functions above return it.
-        count: positives and negatives together.
-        positive_share: at most this share of ``count`` are positives, 0 to 1.
+        assigned: result of an assigner.
+        count: maximum number of positives and negatives together.
+        positive_share: maximum share of positives in ``count``, 0 to 1.
 
     Returns:
         Indices of the positives and of the negatives, each ascending.
@@ -131,7 +132,7 @@ def sample(assigned: Tensor, count: int, positive_share: float) -> tuple[Tensor,
 def _random(indices: Tensor, count: int) -> Tensor:
     if len(indices) <= count:
         return indices
-    # Drawn on the CPU: a seed then gives the same sample on every device.
+    # Sampled on the CPU, so that a seed gives the same sample on every device.
     return indices[torch.randperm(len(indices))[:count].to(indices.device)].sort().values
 
 

@@ -1,6 +1,6 @@
-"""Boxes as tensors: how a box is written relative to another, overlaps, and suppression of duplicates.
+"""Operations on boxes: encoding relative to priors, clipping, resizing, overlap and NMS.
 
-A box is x1 y1 x2 y2 in pixels, floating point, without the "+1" some detectors put into widths.
+Boxes are x1, y1, x2, y2 in pixels, floating point; the width is x2 - x1, without the "+1" of some old detectors.
 """
 
 from __future__ import annotations
@@ -12,49 +12,49 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-_MAX_LOG_RATIO = math.log(1000 / 16)  # no box grows by more than 62.5: the limit every R-CNN code shares
+_MAX_LOG_RATIO = math.log(1000 / 16)  # sizes change at most by 62.5, the usual limit in R-CNN implementations
 
 
 def encode(priors: Tensor, boxes: Tensor, stds: Sequence[float]) -> Tensor:
-    """Writes boxes relative to priors (Girshick et al. 2014, equations 6 to 9), each number divided by its std.
+    """Encodes boxes relative to priors (Girshick et al. 2014, equations 6 to 9), divided by the standard deviations.
 
     Args:
-        priors: ``(..., 4)``, of some size.
-        boxes: ``(..., 4)``, of some size.
-        stds: of dx, dy, dw, dh.
+        priors: ``(..., 4)``, with sizes above 0.
+        boxes: ``(..., 4)``, with sizes above 0.
+        stds: standard deviations of dx, dy, dw, dh.
 
     Returns:
-        ``(..., 4)``: dx, dy in units of the prior's size; dw, dh logarithms of the ratio of sizes.
+        ``(..., 4)``: dx, dy in units of the prior's size; dw, dh as logarithms of the ratio of sizes.
     """
-    centre, size = _centre_size(priors)
-    box_centre, box_size = _centre_size(boxes)
-    deltas = torch.cat([(box_centre - centre) / size, (box_size / size).log()], -1)
+    center, size = _center_size(priors)
+    box_center, box_size = _center_size(boxes)
+    deltas = torch.cat([(box_center - center) / size, (box_size / size).log()], -1)
     return deltas / deltas.new_tensor(stds)
 
 
 def decode(
     priors: Tensor, deltas: Tensor, stds: Sequence[float], size: tuple[int, int] | Tensor | None = None
 ) -> Tensor:
-    """The inverse of ``encode``; with ``size`` the boxes are cut to the image, see ``clip``.
+    """The inverse of ``encode``; with ``size`` the boxes are clipped to the image, see ``clip``.
 
-    Changes of size beyond a factor of 62.5 are cut off.
+    Factors between sizes are clamped to at most 62.5.
     """
-    centre, extent = _centre_size(priors)
+    center, extent = _center_size(priors)
     shift, log_ratio = (deltas * deltas.new_tensor(stds)).chunk(2, -1)
-    centre = centre + shift * extent
+    center = center + shift * extent
     half = extent * log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() / 2
-    boxes = torch.cat([centre - half, centre + half], -1)
+    boxes = torch.cat([center - half, center + half], -1)
     return boxes if size is None else clip(boxes, size)
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
-    """Boxes ``(..., 4)`` cut to an image of ``size`` (height, width), or each to its own of ``(..., 2)``."""
+    """Clips boxes ``(..., 4)`` to an image of ``size`` (height, width), or to a size per box, ``(..., 2)``."""
     width_height = torch.as_tensor(size, device=boxes.device, dtype=boxes.dtype).flip(-1)
     return boxes.clamp(min=0).minimum(torch.cat([width_height, width_height], -1))
 
 
 def resize(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Boxes of an image of ``size`` (height, width) in pixels of the same image at ``new_size``."""
+    """Converts boxes of an image of ``size`` (height, width) to pixels of the image resized to ``new_size``."""
     x, y = size[1] / new_size[1], size[0] / new_size[0]  # the published code divides by the forward factors
     return boxes / boxes.new_tensor([x, y, x, y])
 
@@ -75,14 +75,14 @@ def best_per_class(
     Args:
         boxes: ``(N, 4)``.
         scores: ``(N,)``.
-        labels: ``(N,)``; boxes of different labels never suppress each other.
-        iou_threshold: a box goes if its IoU with a better one is above this.
-        limit: how many are kept.
+        labels: ``(N,)``; boxes of different labels do not suppress each other.
+        iou_threshold: a box is removed if its IoU with a better one is above this.
+        limit: maximum number of boxes kept.
     """
     keep = batched_nms(boxes, scores, labels, iou_threshold)[:limit]
     return boxes[keep], scores[keep], labels[keep]
 
 
-def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     low, high = boxes.chunk(2, -1)
     return (low + high) / 2, high - low

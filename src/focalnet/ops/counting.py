@@ -1,4 +1,4 @@
-"""How many objects a loss is divided by, when several processes share a batch."""
+"""Normalization of losses by object counts in distributed training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mean_over_processes(count: Tensor) -> Tensor:
-    """The mean of a count over all processes, so that each divides by the same; at least 1."""
+    """The mean of a count over all processes, at least 1, so that all of them divide by the same number."""
     mean = count.detach().float()
     if dist.is_available() and dist.is_initialized():
         mean = mean.clone()

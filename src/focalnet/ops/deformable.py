@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention (Zhu et al., ICLR 2021, equation 3): a few sampled points instead of all of them.
+"""Multi-scale deformable attention (Zhu et al., ICLR 2021, equation 3): attention to a few sampled points.
 
-B batch, Q queries, H heads, D channels of a head, L levels, P points of a head on a level, S cells of all levels.
+Shapes: B batch, Q queries, H heads, D channels per head, L levels, P points per head and level, S cells of all levels.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from focalnet.ops.weighted_rows import weighted_rows
 
 Shapes = Sequence[tuple[int, int]]  # height and width of each level
 
-_FRAME = 2  # cells of zeros around each level
+_BORDER = 2  # width of the zero border around each level, in cells
 
 
 def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
-    On a CPU, and under ``torch.func`` and forward-mode AD, the points are gathered (``by_gathering``), elsewhere and
-    for export sampled (``by_sampling``); both give the same numbers. It computes in float32 at least, also within
-    autocast.
+    On the CPU, and under ``torch.func`` and forward-mode AD, it uses ``by_gathering``; elsewhere and for export
+    ``by_sampling``. Both give the same results. It computes in float32 or higher, also within autocast.
 
     Args:
-        values: ``(B, S, H, D)``, the levels one after the other, each row by row.
-        shapes: L times height and width.
-        locations: ``(B, Q, H, L, P, 2)``, x and y in units of the level: 0 and 1 are the outer edges of its cells.
-            Beyond them everything is zero.
-        weights: ``(B, Q, H, L, P)``, of each point.
+        values: ``(B, S, H, D)``, the levels concatenated, each row by row.
+        shapes: height and width of each of the L levels.
+        locations: ``(B, Q, H, L, P, 2)``, x and y relative to the level's size: 0 and 1 are its outer edges. Values
+            outside are zero.
+        weights: ``(B, Q, H, L, P)``, the attention weight of each point.
 
     Returns:
         ``(B, Q, H * D)``, float32 or float64.
 
     Raises:
-        InputError: shapes that do not fit together.
+        InputError: the shapes do not match.
     """
     _check(values, shapes, locations, weights)
     gather = (values.device.type == "cpu" or modes.transformed()) and not modes.exporting()
@@ -51,66 +50,68 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
 
 
 def by_sampling(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """By ``grid_sample``, level by level: the truth for tests."""
+    """By ``grid_sample``, level by level; the reference for tests."""
     batch, _, heads, channels = values.shape
     queries, points = locations.shape[1], locations.shape[4]
-    maps = values.permute(0, 2, 3, 1).flatten(0, 1)  # (B H, D, S)
+    flat = values.permute(0, 2, 3, 1).flatten(0, 1)  # (B H, D, S)
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B H, Q, L, P, 2)
-    share = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes), points)
+    point_weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes), points)
     out = values.new_zeros(batch * heads, channels, queries)
-    for level, (part, shape) in enumerate(zip(torch.split(maps, [h * w for h, w in shapes], -1), shapes, strict=True)):
+    for level, (level_values, shape) in enumerate(
+        zip(torch.split(flat, [h * w for h, w in shapes], -1), shapes, strict=True)
+    ):
         sampled = F.grid_sample(
-            torch.unflatten(part, -1, shape), grids[:, :, level], align_corners=False
+            torch.unflatten(level_values, -1, shape), grids[:, :, level], align_corners=False
         )  # (B H, D, Q, P)
-        out = out + (sampled * share[..., level, :]).sum(-1)
+        out = out + (sampled * point_weights[..., level, :]).sum(-1)
     return out.view(batch, heads * channels, queries).transpose(1, 2)
 
 
 def by_gathering(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """By one weighted sum of rows: an embedding bag whose table are the values and whose words are the corners.
+    """By an embedding bag over the values, with the four cells around each point as indices.
 
-    The channels of a cell lie together in memory, so that each of the four corners of a point is one read, where
-    ``grid_sample`` makes one for each channel. A frame of zeros around each level stands for what lies beyond.
+    The channels of a cell are contiguous in memory, so each cell is one read, where ``grid_sample`` reads each channel
+    separately. A border of zeros around each level represents what is outside.
     """
     heads = values.shape[2]
-    parts = zip(torch.split(values, [h * w for h, w in shapes], 1), shapes, strict=True)
-    framed = [
-        F.pad(torch.unflatten(part, 1, shape), (0, 0, 0, 0, *[_FRAME] * 4)).flatten(1, 2) for part, shape in parts
+    levels = zip(torch.split(values, [h * w for h, w in shapes], 1), shapes, strict=True)
+    padded = [
+        F.pad(torch.unflatten(level, 1, shape), (0, 0, 0, 0, *[_BORDER] * 4)).flatten(1, 2) for level, shape in levels
     ]
-    table = torch.cat(framed, 1)  # (B, S', H, D)
+    table = torch.cat(padded, 1)  # (B, S', H, D)
     extents = locations.new_tensor([(w, h) for h, w in shapes])[:, None]  # (L, 1, 2)
-    # What is further out than a cell is as zero, and so are its gradients, as in the middle of the frame.
+    # Points more than one cell outside are moved into the border, where values and gradients are zero, too.
     place = (locations * extents - 0.5).clamp(min=-1.5).minimum(extents + 0.5)
     corner = place.detach().floor()
     right, below = (place - corner).unbind(-1)
-    rows = torch.stack([(1 - below) * weights, below * weights], -1)
-    share = rows[..., None] * torch.stack([1 - right, right], -1)[..., None, :]  # (B, Q, H, L, P, 2, 2)
-    words = _words(corner, shapes, table.shape)
-    starts = torch.arange(0, words.numel(), words.shape[-1], dtype=words.dtype, device=words.device)
-    bags = weighted_rows(table.flatten(0, 2), words.flatten(), share.flatten(), starts)
+    row_weights = torch.stack([(1 - below) * weights, below * weights], -1)
+    corner_weights = row_weights[..., None] * torch.stack([1 - right, right], -1)[..., None, :]  # (B, Q, H, L, P, 2, 2)
+    indices = _table_rows(corner, shapes, table.shape)
+    starts = torch.arange(0, indices.numel(), indices.shape[-1], dtype=indices.dtype, device=indices.device)
+    bags = weighted_rows(table.flatten(0, 2), indices.flatten(), corner_weights.flatten(), starts)
     return bags.view(len(values), -1, heads * values.shape[3])
 
 
-def _words(corner: Tensor, shapes: Shapes, table: torch.Size) -> Tensor:
-    """Rows of the table at the four corners of each point, int32 ``(B, Q, H, L P 4)``."""
+def _table_rows(corner: Tensor, shapes: Shapes, table: torch.Size) -> Tensor:
+    """Rows of the table for the four cells around each point, int32 ``(B, Q, H, L P 4)``."""
     batch, cells, heads, _ = table
-    whole = partial(torch.tensor, dtype=torch.int32, device=corner.device)
-    widths = [w + 2 * _FRAME for _, w in shapes]
-    sizes = [(h + 2 * _FRAME) * width for (h, _), width in zip(shapes, widths, strict=True)]
-    origins = whole([sum(sizes[:i]) + _FRAME * (width + 1) for i, width in enumerate(widths)])  # of the maps
-    images = whole(range(batch)).view(-1, 1, 1) * cells
-    start = (images + origins) * heads + whole(range(heads))[:, None]  # (B, H, L)
+    int_tensor = partial(torch.tensor, dtype=torch.int32, device=corner.device)
+    widths = [w + 2 * _BORDER for _, w in shapes]
+    sizes = [(h + 2 * _BORDER) * width for (h, _), width in zip(shapes, widths, strict=True)]
+    origins = int_tensor([sum(sizes[:i]) + _BORDER * (width + 1) for i, width in enumerate(widths)])  # of the levels
+    images = int_tensor(range(batch)).view(-1, 1, 1) * cells
+    start = (images + origins) * heads + int_tensor(range(heads))[:, None]  # (B, H, L)
     x, y = corner.to(torch.int32).unbind(-1)
-    first = (y * whole(widths)[:, None] + x) * heads + start[:, None, :, :, None]
-    steps = whole([(0, 1, width, width + 1) for width in widths]) * heads
-    words: Tensor = first[..., None] + steps[:, None]
-    return words.flatten(3)
+    first = (y * int_tensor(widths)[:, None] + x) * heads + start[:, None, :, :, None]
+    steps = int_tensor([(0, 1, width, width + 1) for width in widths]) * heads
+    indices: Tensor = first[..., None] + steps[:, None]
+    return indices.flatten(3)
 
 
 def _check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
     heads, levels = values.shape[2], len(shapes)
     if values.shape[1] != sum(h * w for h, w in shapes):
-        raise InputError(f"values have {values.shape[1]} cells, levels {list(shapes)} have another number")
+        raise InputError(f"values have {values.shape[1]} cells, which do not match the levels {list(shapes)}")
     if locations.shape[2:4] != (heads, levels) or locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:
         raise InputError(
             f"locations {tuple(locations.shape)} and weights {tuple(weights.shape)} must be (B, Q, H, L, P, 2) and "

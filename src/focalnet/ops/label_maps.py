@@ -1,4 +1,4 @@
-"""From scores of classes to the class of each pixel, at any size and without ever holding scores of that size."""
+"""Converts class scores to a label map at any size, without holding all scores at that size in memory."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BAND = 2**24  # scores held at a time: 64 MiB of float32
+BAND = 2**24  # number of scores held at once: 64 MiB of float32
 
 
 def label_map(scores_NHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The best class at each pixel, ``(height, width)``, int64, of scores resized bilinearly.
+    """The class with the highest bilinearly resized score at each pixel, ``(height, width)``, int64.
 
     Equal to ``F.interpolate(scores, size, mode="bilinear").argmax(0)`` up to rounding. A photograph of 12 megapixels
-    with 150 classes has 7 GB of scores, so they are made and forgotten a band of rows at a time.
+    with 150 classes has 7 GB of scores, so they are computed for one band of rows at a time.
 
     Args:
-        scores_NHW: of N classes.
-        size: height and width wanted.
+        scores_NHW: scores of N classes.
+        size: height and width of the label map.
     """
     if scores_NHW.shape[1:] == size:
         return scores_NHW.argmax(0)
@@ -32,11 +32,11 @@ def label_map(scores_NHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resized_rows(scores_NHW: Tensor, top: int, bottom: int, size: tuple[int, int]) -> Tensor:
     """Rows from ``top`` to ``bottom`` of the resized scores, ``(N, bottom - top, width)``, float32."""
-    given = scores_NHW.shape[1]
+    source_height = scores_NHW.shape[1]
     row = torch.arange(top, bottom, device=scores_NHW.device)
-    y = ((row + 0.5) * (given / size[0]) - 0.5).clamp(min=0)  # pixel centres, as align_corners=False has them
-    above = y.long().clamp(max=given - 1)
-    below = (above + 1).clamp(max=given - 1)
+    y = ((row + 0.5) * (source_height / size[0]) - 0.5).clamp(min=0)  # pixel centers, as with align_corners=False
+    above = y.long().clamp(max=source_height - 1)
+    below = (above + 1).clamp(max=source_height - 1)
     share = (y - above)[:, None]
     band = torch.lerp(scores_NHW[:, above].float(), scores_NHW[:, below].float(), share)
     return F.interpolate(band[None], (bottom - top, size[1]), mode="bilinear")[0]

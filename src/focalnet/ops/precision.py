@@ -1,4 +1,4 @@
-"""Where half precision is not enough."""
+"""Turning autocast off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within the ``with`` block autocast is off; where it is off already, exported graphs do not hear of it."""
+    """Context in which autocast is off; a null context if it is off already, so that exported graphs stay clean."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,10 +1,10 @@
 """The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
 
-Two families: the focal context, and what happens to a map row by row (layer norm, GELU, gradients of biases).
+Two families: the focal context, and row-wise operations (layer norm, GELU, gradients of biases).
 
-``pip install`` builds it where a C++ compiler is found (``setup.py``). Where none is, or where the library is damaged,
-older than this package or wrong in what it computes, ``load`` says so and everything runs on PyTorch's operations. The
-library uses the OpenMP threads PyTorch already has, as many as ``torch.get_num_threads()``.
+``pip install`` builds the library if there is a C++ compiler (``setup.py``). If there is no library, or it is damaged,
+older than this package or computes wrong results, ``load`` raises an error and everything runs on PyTorch's operations.
+The library uses PyTorch's OpenMP threads, ``torch.get_num_threads()`` of them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class _RowsJob(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
-        ("beside", ctypes.c_void_p),
+        ("residual_grad", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
-        ("again", ctypes.c_void_p),
+        ("gelu_out", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("moments", ctypes.c_void_p),
@@ -72,16 +72,16 @@ class _RowsJob(ctypes.Structure):
 
 
 class Library:
-    """The loaded library, with one of the variants it holds.
+    """The loaded library, in one of its variants.
 
-    Every method checks its tensors before the kernels see them, and raises ``InputError`` for what they cannot take.
+    Every method checks its tensors before it calls a kernel, and raises ``InputError`` for unsupported ones.
 
     Args:
         path: the shared library.
-        variant: an instruction set's name; default: the best this processor has.
+        variant: name of an instruction set; by default the best one of this processor.
 
     Raises:
-        InputError: it is no library of this version of the package, or does not load.
+        InputError: the library belongs to another version of this package, or does not load.
     """
 
     def __init__(self, path: Path, variant: str | None = None) -> None:
@@ -108,7 +108,7 @@ class Library:
             raise InputError(f"the CPU kernels in {path} are of another version of focalnet: install focalnet again")
 
     def forward(self, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """See ``ops.focal_context``; context and gates of one dtype of ``DTYPES``."""
+        """See ``reference.focal_context``; context and gates have the same dtype, one of ``DTYPES``."""
         context, gates, kernels = _context(context, gates, weights)
         out = context.new_empty(context.shape)
         self._run("focal_context", _job(context, gates, kernels, out), context.dtype == torch.bfloat16, False)
@@ -117,7 +117,7 @@ class Library:
     def backward(
         self, grad: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Gradients of context, gates and weights, in their dtypes; every sum has a fixed order."""
+        """Gradients of context, gates and weights, in their dtypes; the order of summation is fixed."""
         context, gates, kernels = _context(context, gates, weights)
         grad = arguments.values("the gradient", grad, like=context)
         batch, height, width, channels = context.shape
@@ -135,7 +135,7 @@ class Library:
     def layer_norm(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Layer norm over the last axis of ``x``, of a dtype of ``DTYPES``.
+        """Layer norm over the last axis of ``x``, which has one of ``DTYPES``.
 
         Args:
             x: ``(..., C)``.
@@ -144,7 +144,8 @@ class Library:
             eps: added to the variance.
 
         Returns:
-            The normed values; and, for ``layer_norm_backward``, mean and 1 / deviation of each row, ``(rows, 2)``.
+            The normalized values; and, for ``layer_norm_backward``, mean and 1 / standard deviation of each row,
+            ``(rows, 2)``.
         """
         x = _with_columns(x)
         columns = x.shape[-1:]
@@ -159,27 +160,38 @@ class Library:
         x: torch.Tensor,
         weight: torch.Tensor,
         moments: torch.Tensor,
-        beside: torch.Tensor | None = None,
+        residual_grad: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of x; those of weight and bias, ``(2, C)``, in float32; every sum has a fixed order.
+        """The gradient of x; those of weight and bias, ``(2, C)``, in float32; the order of summation is fixed.
 
         Args:
-            grad: of the normed values, as ``x``.
-            x: what was normed.
+            grad: gradient of the output, like ``x``.
+            x: input of the forward pass.
             weight: ``(C,)``.
             moments: from ``layer_norm``.
-            beside: a gradient that reaches x another way and is added, as ``x``.
+            residual_grad: gradient of x through the residual branch, like ``x``; it is added.
         """
         x = _with_columns(x)
         grad, weight = arguments.values("the gradient", grad, like=x), arguments.floats("weight", weight, x.shape[-1:])
         moments = arguments.floats("moments", moments, torch.Size((_rows(x), 2)))
-        beside = None if beside is None else arguments.values("the gradient beside", beside, like=x)
+        residual_grad = (
+            None if residual_grad is None else arguments.values("the residual gradient", residual_grad, like=x)
+        )
         out, sums = x.new_empty(x.shape), _parts(x, 2)
-        self._rows(_NORM_BACKWARD, x, grad=grad, beside=beside, out=out, weight=weight, moments=moments, sums=sums)
+        self._rows(
+            _NORM_BACKWARD,
+            x,
+            grad=grad,
+            residual_grad=residual_grad,
+            out=out,
+            weight=weight,
+            moments=moments,
+            sums=sums,
+        )
         return out, sums.sum(0)
 
     def gelu_(self, x: torch.Tensor) -> torch.Tensor:
-        """GELU (exact) in place of ``x``, ``(..., C)`` dense, of a dtype of ``DTYPES``."""
+        """Exact GELU, in place on ``x``, which is contiguous and has one of ``DTYPES``."""
         if _with_columns(x) is not x:
             raise InputError(
                 f"x of shape {tuple(x.shape)} and strides {x.stride()} must be contiguous: it is overwritten"
@@ -188,23 +200,23 @@ class Library:
         return x
 
     def gelu_backward(
-        self, grad: torch.Tensor, x: torch.Tensor, *, again: bool
+        self, grad: torch.Tensor, x: torch.Tensor, *, recompute: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradient of GELU's input, its sum over all rows in float32, and the output of GELU.
+        """The gradient of GELU's input, its sum over all rows in float32, and the recomputed output of GELU.
 
         Args:
-            grad: of the output, as ``x``.
-            x: ``(..., C)``, of a dtype of ``DTYPES``.
-            again: whether the output is wanted; empty if not.
+            grad: gradient of the output, like ``x``.
+            x: ``(..., C)``, of one of ``DTYPES``.
+            recompute: whether to recompute the output; otherwise it is empty.
         """
         x = _with_columns(x)
         grad = arguments.values("the gradient", grad, like=x)
-        out, output, sums = x.new_empty(x.shape), x.new_empty(x.shape if again else 0), _parts(x, 1)
-        self._rows(_GELU_BACKWARD, x, grad=grad, out=out, again=output if again else None, sums=sums)
+        out, output, sums = x.new_empty(x.shape), x.new_empty(x.shape if recompute else 0), _parts(x, 1)
+        self._rows(_GELU_BACKWARD, x, grad=grad, out=out, gelu_out=output if recompute else None, sums=sums)
         return out, sums.sum(0)[0], output
 
     def column_sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of ``x``, of a dtype of ``DTYPES``, over all axes but the last, in float32."""
+        """The sum of ``x``, which has one of ``DTYPES``, over all axes but the last, in float32."""
         x = _with_columns(x)
         sums = _parts(x, 1)
         self._rows(_COLUMN_SUM, x, sums=sums)
@@ -219,14 +231,14 @@ class Library:
         job.threads = min(torch.get_num_threads(), _MAX_THREADS)
         run = getattr(self._library, f"focalnet_{kernels}")
         if run(self._index, ctypes.byref(job), *map(int, options)):
-            raise MemoryError(f"not enough memory for what the CPU kernels of {kernels} keep beside their tensors")
+            raise MemoryError(f"not enough memory for the temporary buffers of the CPU kernels of {kernels}")
 
 
 def load() -> Library:
-    """The library for this processor, which has proven itself.
+    """The library for this processor, after its self-test.
 
     Raises:
-        InputError: it was not built, does not load, or computes something wrong; the message says which and why.
+        InputError: it was not built, does not load, or computes wrong results; the message gives the reason.
     """
     library = _loaded()
     if isinstance(library, str):
@@ -236,7 +248,7 @@ def load() -> Library:
 
 @functools.cache
 def _loaded() -> Library | str:
-    """The library, or why there is none; asked for once."""
+    """The library, or the reason why there is none; computed once."""
     _share_openmp()
     reason = ""
     try:
@@ -246,10 +258,10 @@ def _loaded() -> Library | str:
             except InputError as error:
                 reason = reason or str(error)
                 continue
-            wrong = proof.disagreement(library)
-            if wrong is None:
+            disagreement = proof.disagreement(library)
+            if disagreement is None:
                 return library
-            reason = f"the CPU kernels ({library.variant}) are wrong on this machine: {wrong}"
+            reason = f"the CPU kernels ({library.variant}) are wrong on this machine: {disagreement}"
             warnings.warn(f"{reason}; models run on PyTorch's operations", RuntimeWarning, stacklevel=2)
             return reason
     except InputError as error:
@@ -258,18 +270,18 @@ def _loaded() -> Library | str:
 
 
 def _share_openmp() -> None:
-    """Lets the library find the OpenMP runtime that PyTorch has loaded, under the names it has in its builds.
+    """Makes the OpenMP runtime that PyTorch has loaded visible to the library, under the names in PyTorch's builds.
 
-    PyTorch's wheels for x86 show it to every library, those for ARM and macOS to their own only.
+    PyTorch's x86 wheels load it globally, those for ARM and macOS for themselves only.
     """
     for name in ("libgomp.so.1", "libomp.so", "libiomp5.so", Path(torch.__file__).parent / "lib" / "libomp.dylib"):
-        with contextlib.suppress(OSError):  # not among those loaded
+        with contextlib.suppress(OSError):  # not loaded
             ctypes.CDLL(str(name), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def built() -> bool:
-    """Whether there is a library to ``load``."""
+    """Whether ``load`` succeeds."""
     try:
         load()
     except InputError:
@@ -278,18 +290,18 @@ def built() -> bool:
 
 
 def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> str | None:
-    """The reason why these tensors cannot go through the CPU kernels, or None."""
+    """The reason why the CPU kernels do not support these tensors, or None."""
     tensors = (context, gates, *weights)
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "native runs on the CPU only"
     if context.dtype not in DTYPES or gates.dtype != context.dtype:
         return f"native takes float32 or bfloat16, got context {context.dtype} and gates {gates.dtype}"
     if context.numel() == 0:
-        return "native has nothing to do for an empty map"
+        return "native does not support an empty feature map"
     if any(not weight.is_floating_point() for weight in weights):
-        return f"native takes kernels of floating point, got {[str(weight.dtype) for weight in weights]}"
+        return f"native takes floating-point kernels, got {[str(weight.dtype) for weight in weights]}"
     if len(weights) > MAX_LEVELS or any(w.shape[-1] not in KERNELS for w in weights):
-        return f"native has kernels of 1 to 15 and at most {MAX_LEVELS} levels"
+        return f"native supports odd kernel sizes from 1 to 15 and at most {MAX_LEVELS} levels"
     return None
 
 
@@ -307,7 +319,7 @@ def _job(context: torch.Tensor, gates: torch.Tensor, kernels: Sequence[torch.Ten
 def _context(
     context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Checked; channels side by side, the other axes with any strides, as slices of one projection have."""
+    """Checks the tensors. Channels become contiguous; other axes may have any strides, like slices of a projection."""
     if context.ndim != 4 or len(weights) > MAX_LEVELS:
         raise InputError(f"context {tuple(context.shape)} must be (B, H, W, C), with at most {MAX_LEVELS} levels")
     arguments.check("context", context)
@@ -323,9 +335,9 @@ def _kernel_shape(weight: torch.Tensor, channels: int) -> tuple[int, ...]:
 
 
 def _with_columns(x: torch.Tensor) -> torch.Tensor:
-    """Checked, and contiguous: rows of columns."""
+    """Checks ``x`` and makes it contiguous."""
     if x.ndim == 0:
-        raise InputError("x has no axis: the CPU kernels take (..., C)")
+        raise InputError("x is a scalar: the CPU kernels take (..., C)")
     return arguments.values("x", x)
 
 
@@ -334,10 +346,10 @@ def _rows(x: torch.Tensor) -> int:
 
 
 def _parts(x: torch.Tensor, sums: int) -> torch.Tensor:
-    """Memory for so many sums over the rows of ``x``, in parts."""
+    """Memory for partial sums over chunks of rows of ``x``, for each of ``sums`` sums."""
     return _floats(-(-_rows(x) // ROWS_OF_A_PART), sums, x.shape[-1])
 
 
 def _floats(*shape: int) -> torch.Tensor:
-    """Of the dtype and on the device that the kernels write, whatever the defaults are."""
+    """An empty float32 CPU tensor, regardless of the default dtype and device."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")

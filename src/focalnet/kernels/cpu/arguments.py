@@ -1,4 +1,4 @@
-"""What the kernels must know of a tensor before they take its address. They believe every number they are given."""
+"""Checks of a tensor before its address is passed to a kernel, which does no checks of its own."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
 def check(name: str, x: torch.Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None) -> None:
-    """Raises InputError unless ``x`` lies in the memory of the CPU, whole, as what it says it is.
+    """Raises InputError unless ``x`` is an ordinary CPU tensor that lies entirely within its storage.
 
     Args:
-        name: what the message calls it.
-        x: any strides.
-        dtype: that it must have; None for one of ``DTYPES``.
-        shape: that it must have.
+        name: name of the tensor in the message.
+        x: a tensor with any strides.
+        dtype: required dtype; None for any of ``DTYPES``.
+        shape: required shape; None for any.
     """
     ordinary = type(x) in _ORDINARY and x.is_cpu and x.layout is torch.strided
     fits = (x.dtype is dtype or (dtype is None and x.dtype in DTYPES)) and (shape is None or x.shape == shape)
     if not (ordinary and fits and x.data_ptr() and not x.is_neg() and _within_storage(x)):
-        raise InputError(_what_is_wrong(name, x, dtype, shape))
+        raise InputError(_problem(name, x, dtype, shape))
 
 
 def values(name: str, x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """``x``, contiguous, of a dtype of the kernels; ``like`` another tensor in dtype and shape if one is given."""
+    """Checks ``x`` and makes it contiguous; if ``like`` is given, dtype and shape must be the same."""
     check(name, x, *(() if like is None else (like.dtype, like.shape)))
     return x.contiguous()
 
 
 def floats(name: str, weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A parameter of any floating dtype as the kernels read it: float32 and contiguous."""
+    """Converts a parameter of any floating-point dtype to contiguous float32, as the kernels read it."""
     if weight.dtype is not torch.float32 and weight.is_floating_point():
         weight = weight.detach().float()
     check(name, weight, torch.float32, shape)
@@ -42,7 +42,7 @@ def floats(name: str, weight: torch.Tensor, shape: Sequence[int]) -> torch.Tenso
 
 
 def _within_storage(x: torch.Tensor) -> bool:
-    """Whether it is all there: storages can be freed or made smaller under a tensor."""
+    """Whether the storage holds all of the tensor: it can be freed or resized independently."""
     end = x.storage_offset() + 1
     if x.is_contiguous():
         end += x.numel() - 1
@@ -52,7 +52,7 @@ def _within_storage(x: torch.Tensor) -> bool:
     return x.numel() > 0 and x.untyped_storage().nbytes() >= end * x.itemsize
 
 
-def _what_is_wrong(name: str, x: torch.Tensor, dtype: torch.dtype | None, shape: Sequence[int] | None) -> str:
+def _problem(name: str, x: torch.Tensor, dtype: torch.dtype | None, shape: Sequence[int] | None) -> str:
     if type(x) not in _ORDINARY:
         return f"{name} is a {type(x).__name__}; the CPU kernels take ordinary tensors"
     if not x.is_cpu or x.layout is not torch.strided:
@@ -60,10 +60,10 @@ def _what_is_wrong(name: str, x: torch.Tensor, dtype: torch.dtype | None, shape:
     if shape is not None and x.shape != shape:
         return f"{name} has the shape {tuple(x.shape)}, expected {tuple(shape)}"
     if x.numel() == 0:
-        return f"{name} of shape {tuple(x.shape)} is empty: the CPU kernels have nothing to do"
+        return f"{name} of shape {tuple(x.shape)} is empty, which the CPU kernels do not support"
     if x.dtype is not dtype and (dtype is not None or x.dtype not in DTYPES):
-        wanted = "float32 or bfloat16" if dtype is None else str(dtype).removeprefix("torch.")
-        return f"{name} is {str(x.dtype).removeprefix('torch.')}; the CPU kernels need {wanted}"
+        expected = "float32 or bfloat16" if dtype is None else str(dtype).removeprefix("torch.")
+        return f"{name} is {str(x.dtype).removeprefix('torch.')}; the CPU kernels need {expected}"
     if x.is_neg():
-        return f"{name} is the negative of its memory, by a view: call resolve_neg() first"
+        return f"{name} has its negative bit set: call resolve_neg() first"
     return f"{name} of shape {tuple(x.shape)} has no memory: its storage was freed or resized"

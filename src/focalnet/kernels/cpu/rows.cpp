@@ -1,7 +1,6 @@
-// What a network does row by row, its matrix products aside: layer norm, GELU, and gradients of biases. All this
-// moves more than it computes, so each tensor is read and written once, and gradients that are sums over all rows are
-// added up on the way. Norms take rows in groups, step by step: the next step of a row has to wait for the sum before
-// it, that of another row does not.
+// Row-wise operations: layer norm, GELU, and gradients of biases. They are bound by memory bandwidth, so each tensor is
+// read and written once, and gradients that are sums over rows are accumulated in the same pass. Norms process rows in
+// groups, because each step of a row depends on a sum of the step before, but not on other rows.
 
 #include "rows.h"
 #include "scratch.h"
@@ -12,21 +11,21 @@
 
 namespace {
 
-// Rows of a group; fewer where rows are long, since the values of a group must stay in the nearest cache.
+// Rows in a group; fewer for long rows, since the values of a group must stay in the L1 cache.
 const int GROUP = 4, GROUP_VECTORS = 48;
 
-// Sums over n vectors, in four strands: each then need not wait for the one before it.
+// Sum over n vectors in four independent accumulators.
 template <class Term> inline vf total(int64_t n, Term term) {
-  vf strands[4] = {};
+  vf accumulators[4] = {};
   int64_t i = 0;
   for (; i + 4 <= n; i += 4)
-    for (int s = 0; s < 4; ++s) strands[s] += term(i + s);
-  for (; i < n; ++i) strands[0] += term(i);
-  return (strands[0] + strands[1]) + (strands[2] + strands[3]);
+    for (int s = 0; s < 4; ++s) accumulators[s] += term(i + s);
+  for (; i < n; ++i) accumulators[0] += term(i);
+  return (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
 }
 
-// The kernels have their members and buffers in variables of their own where it matters: a store to a tensor may, as far
-// as the compiler knows, change any member.
+// Kernels copy members to local variables where it matters for speed: the compiler must assume that a store to a tensor
+// may change any member.
 template <class T> struct Rows {
   const RowsJob& job;
   const int64_t C, n;  // vectors of a row
@@ -43,7 +42,7 @@ template <class T> struct Rows {
     if (job.weight) read(job.weight, weight);
     if (job.bias) read(job.bias, bias);
   }
-  // A row as vectors, the last of which may be narrower in memory: there it is filled up with zeros.
+  // Reads a row as vectors; the last one is padded with zeros.
   template <class S> void read(const S* from, vf* to) const {
     const int64_t n = this->n;
     for (int64_t i = 0; i + 1 < n; ++i) to[i] = load(from + i * VLEN);
@@ -57,7 +56,7 @@ template <class T> struct Rows {
   const T* at(const void* tensor, int64_t row) const { return (const T*)tensor + row * C; }
   T* at(void* tensor, int64_t row) const { return (T*)tensor + row * C; }
 
-  // Calls with each vector of a row and how many lanes it has.
+  // Calls step with the index and the number of lanes of each vector of a row.
   template <class Step> void each(Step step) const {
     const int64_t n = this->n;
     for (int64_t i = 0; i + 1 < n; ++i) step(i, VLEN);
@@ -84,13 +83,13 @@ template <class T> struct Rows {
     vf* const into = sum0;
     for (int64_t row = first; row < first + count; ++row) {
       const T *const x = at(job.x, row), *const grad = at(job.grad, row);
-      T *const out = at(job.out, row), *const again = job.again ? at(job.again, row) : nullptr;
+      T *const out = at(job.out, row), *const gelu_out = job.gelu_out ? at(job.gelu_out, row) : nullptr;
       each([=](int64_t i, int lanes) {
         const vf value = load(x + i * VLEN, lanes);
         const vf dx = load(grad + i * VLEN, lanes) * gelu_slope(value);
         into[i] += dx;
         store(out + i * VLEN, dx, lanes);
-        if (again) store(again + i * VLEN, ::gelu(value), lanes);
+        if (gelu_out) store(gelu_out + i * VLEN, ::gelu(value), lanes);
       });
     }
   }
@@ -103,7 +102,7 @@ template <class T> struct Rows {
     for (int r = 0; r < count; ++r) {
       vf* const value = values + r * n;
       mean[r] = sum(total(n, [=](int64_t i) { return value[i]; })) * share;
-      for (int i = last; i < VLEN; ++i) value[n - 1][i] = mean[r];  // so that these do not count
+      for (int i = last; i < VLEN; ++i) value[n - 1][i] = mean[r];  // so that padding does not add to the variance
     }
     for (int r = 0; r < count; ++r) {
       const vf *const value = values + r * n, m = splat(mean[r]);
@@ -123,12 +122,12 @@ template <class T> struct Rows {
     }
   }
 
-  // x^ is the normed row and g the gradient times the weight: dx = scale (g - mean(g) - x^ mean(g x^)).
+  // x^ is the normalized row and g the gradient times the weight: dx = scale (g - mean(g) - x^ mean(g x^)).
   void norm_backward(int64_t first, int count) {
     const int64_t n = this->n;
-    vf *const dw = sum0, *const db = sum1, *const beside = bias;
+    vf *const dw = sum0, *const db = sum1, *const residual = bias;
     const vf* const weight = this->weight;
-    float along_one[GROUP], along_x[GROUP];
+    float mean_g[GROUP], mean_gx[GROUP];
     for (int r = 0; r < count; ++r) {
       read(at(job.x, first + r), values + r * n);
       read(at(job.grad, first + r), grads + r * n);
@@ -136,7 +135,7 @@ template <class T> struct Rows {
     for (int r = 0; r < count; ++r) {
       vf *const value = values + r * n, *const grad = grads + r * n;
       const vf mean = splat(job.moments[2 * (first + r)]), scale = splat(job.moments[2 * (first + r) + 1]);
-      along_one[r] = sum(total(n, [=](int64_t i) {
+      mean_g[r] = sum(total(n, [=](int64_t i) {
         const vf normed = (value[i] - mean) * scale, g = grad[i];
         dw[i] += g * normed;
         db[i] += g;
@@ -146,14 +145,14 @@ template <class T> struct Rows {
     }
     for (int r = 0; r < count; ++r) {
       const vf *const value = values + r * n, *const grad = grads + r * n;
-      along_x[r] = sum(total(n, [=](int64_t i) { return grad[i] * value[i]; })) * share;
+      mean_gx[r] = sum(total(n, [=](int64_t i) { return grad[i] * value[i]; })) * share;
     }
     for (int r = 0; r < count; ++r) {
       const vf *const value = values + r * n, *const grad = grads + r * n;
-      const vf one = splat(along_one[r]), x = splat(along_x[r]), scale = splat(job.moments[2 * (first + r) + 1]);
-      if (job.beside) {
-        read(at(job.beside, first + r), beside);
-        write(at(job.out, first + r), [=](int64_t i) { return (grad[i] - one - value[i] * x) * scale + beside[i]; });
+      const vf one = splat(mean_g[r]), x = splat(mean_gx[r]), scale = splat(job.moments[2 * (first + r) + 1]);
+      if (job.residual_grad) {
+        read(at(job.residual_grad, first + r), residual);
+        write(at(job.out, first + r), [=](int64_t i) { return (grad[i] - one - value[i] * x) * scale + residual[i]; });
       } else
         write(at(job.out, first + r), [=](int64_t i) { return (grad[i] - one - value[i] * x) * scale; });
     }
@@ -177,9 +176,9 @@ template <class T, void (Rows<T>::*kernel)(int64_t, int)> int by_parts(const Row
     const int64_t end = std::min((p + 1) * part, job.rows);
     const int64_t group = std::max<int64_t>(1, std::min<int64_t>(GROUP, GROUP_VECTORS / rows.n));
     for (int64_t row = p * part; row < end; row += group) (rows.*kernel)(row, (int)std::min(group, end - row));
-    const vf* found[] = {rows.sum0, rows.sum1};
+    const vf* sums_of[] = {rows.sum0, rows.sum1};
     for (int i = 0; i < sums; ++i)
-      rows.write(job.sums + (p * sums + i) * job.C, [=](int64_t at) { return found[i][at]; });
+      rows.write(job.sums + (p * sums + i) * job.C, [=](int64_t at) { return sums_of[i][at]; });
   }
   return failed;
 }

@@ -1,11 +1,11 @@
-"""Backward kernels; see ``kernels.py`` for how the work is cut.
+"""Backward kernels; see ``kernels.py`` for the tiling.
 
-With ``z_l`` what GELU was given at level l, ``c_l = GELU(z_l)`` its context, ``G`` the gradient of the output:
+With ``z_l`` the input of GELU at level l, ``c_l = GELU(z_l)`` its context, ``G`` the gradient of the output:
 
     dc_l = G * gate_l + transposed_conv(dz_{l+1})      dz_l = dc_l * GELU'(z_l)      dgate_l = sum over C of G * c_l
 
-where the last level receives the gradient of the mean in place of a convolution. Sums over channels and over pixels
-leave the kernels in parts, one for each block, which PyTorch adds in a fixed order: equal inputs give equal bits.
+where the last level receives the gradient of the mean instead of a convolution's. The kernels return partial sums over
+channels and pixels, one per block, which PyTorch adds in a fixed order, so that results are deterministic.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
 # ruff: noqa: ANN001, ANN201, D417, RUF005
@@ -30,12 +30,12 @@ def level_gradient(
     arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
     LEVEL: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient that arrives at a level's context from above to that of its ``z`` and gate.
+    """Computes the gradients of a level's ``z`` and gate from that of its context.
 
     Args:
-        arriving: a tuple of TW, each (R, BC).
+        arriving: gradient from the level above, a tuple of TW, each (R, BC).
         grad: (B, H, W, C); z: (L, B, H, W, C).
-        grad_z: written, as ``z``; contexts: written to KEEP them, as ``z``; gate_parts: (columns, B, H, W, L + 1).
+        grad_z: output, like ``z``; contexts: output if KEEP, like ``z``; gate_parts: output, (columns, B, H, W, L + 1).
     """
     for t in tl.static_range(TW):
         pixel = h * W + w + t
@@ -59,10 +59,10 @@ def global_gradient(
     grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The global level at a block: writes its gate's gradient.
+    """Writes the gradient of the global level's gate in a block.
 
     Returns:
-        The sum over the block of ``G * gate``, (R, BC) for the caller to reduce.
+        The sum of ``G * gate`` over the block, (R, BC), which the caller reduces.
     """
     total = tl.zeros([R, BC], tl.float32)
     for t in tl.static_range(TW):
@@ -97,7 +97,7 @@ def global_gradient_kernel(
 
 @triton.jit
 def mean_gradient(total, everywhere_of, H, W):
-    """Gradient of each pixel of the last context through ``gelu(mean)``: ``total`` is that of ``gelu(mean)``."""
+    """Gradient of each pixel of the last context through ``gelu(mean)``, whose gradient is ``total``."""
     mean = everywhere_of / (H * W)
     return total * gelu_slope(mean, normal_cdf(mean)) / (H * W)
 
@@ -107,7 +107,7 @@ def last_gradient_kernel(
     grad, z, gates, totals, global_totals, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """``level_gradient`` of the last level, which the mean's gradient reaches; global_totals: (B, C)."""
+    """``level_gradient`` of the last level, which receives the mean's gradient; global_totals: (B, C)."""
     program = tl.program_id(0)
     column = program % columns
     c = channels_of(column, BC)
@@ -128,7 +128,7 @@ def level_gradient_kernel(
     grad, z, gates, taps, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, LEVEL: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Through the convolution above LEVEL (kernel K, ``taps`` its own) and LEVEL itself."""
+    """Backward through the convolution above LEVEL (of size K, with weights ``taps``) and through LEVEL."""
     program = tl.program_id(0)
     column = program % columns
     c = channels_of(column, BC)
@@ -148,7 +148,7 @@ def input_gradient_kernel(
     grad_z, taps, out, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Through the first level's convolution to the op's input, (B, H, W, C)."""
+    """Backward through the first level's convolution to the operation's input, (B, H, W, C)."""
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)
     image = program // columns
@@ -159,7 +159,7 @@ def input_gradient_kernel(
 
 @triton.jit
 def descend(above, taps, out, h, w, live, c, H, W, C, K: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
-    """A convolution's gradient from its output, ``above``, to its input, ``out``, both contiguous."""
+    """Gradient of a convolution's input, ``out``, from that of its output, ``above``; both contiguous."""
     sums = convolve(above, C, taps, h, w, c, live, H, W, C, K, TW, BC, True)
     for t in tl.static_range(TW):
         mine = live & (w + t < W) & (c < C)
@@ -171,10 +171,10 @@ def plane_gradient_kernel(
     grad, x, gates, taps, z, contexts, out, gate_parts, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     KERNELS: tl.constexpr, L: tl.constexpr, TAPS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Everything but the kernels' gradients for one image and block of channels; computes the levels again first.
+    """All gradients except the kernel weights', for one image and block of channels; recomputes the levels first.
 
-    Afterwards ``z`` holds the gradients of every level's convolution and ``contexts`` the contexts, both
-    (L, B, H, W, C): what ``weight_gradient_kernel`` needs. TAPS is the number of taps of all levels.
+    Afterwards ``z`` holds the gradients of all levels' convolutions and ``contexts`` the contexts, both
+    (L, B, H, W, C), as input of ``weight_gradient_kernel``. TAPS is the number of kernel weights of all levels.
     """
     program = tl.program_id(0)
     column = program % columns
@@ -203,7 +203,7 @@ def plane_gradient_kernel(
                 arriving, grad, z, gates, z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
                 L - 1 - down, L, False, TW,
             )  # fmt: skip
-        tl.debug_barrier()  # the level below reads what other threads have written
+        tl.debug_barrier()  # the level below reads values written by other threads
     for block in range(blocks):
         h, w, live = strips_of(block, H, W, per_row, TW, R)
         descend(z + b * H * W * C, taps, out + b * H * W * C, h, w, live, c, H, W, C, size_of(KERNELS, 0), TW, BC)
@@ -214,11 +214,11 @@ def weight_gradient_kernel(
     x, grad_z, parts, x_b, x_p, B, H, W, C, per_row, steps, columns, groups, first_tap, taps_of_all,
     K: tl.constexpr, ROWS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of a kernel's gradient, summed over ``steps`` blocks of strips counted through all images.
+    """Gradient of ROWS rows of a kernel, summed over ``steps`` blocks of strips numbered through all images.
 
     Args:
-        x: what the convolution read, strides ``x_b``, ``x_p``; grad_z: (B, H, W, C).
-        parts: (chunks, ``taps_of_all`` levels, C), of which this level's begin at ``first_tap``.
+        x: the convolution's input, strides ``x_b``, ``x_p``; grad_z: (B, H, W, C).
+        parts: (chunks, ``taps_of_all``, C), kernel weights of all levels; this level's start at ``first_tap``.
     """
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)

@@ -1,22 +1,22 @@
-"""Forward kernels, and the pieces they share with ``gradients.py``.
+"""Forward kernels, and functions shared with ``gradients.py``.
 
-B batch, H height, W width, C channels, L levels. A *strip* is ``TW`` neighbouring pixels of a row; a block is ``R``
-strips times ``BC`` channels. Every thread owns one strip of a few channels: the ``TW`` sums of a convolution stay in
-its registers, and each input pixel it loads serves up to ``TW`` of them. Tuples are such per-thread lists; their loops
-are unrolled while compiling. Sums are float32 whatever the tensors are.
+B batch, H height, W width, C channels, L levels. A *strip* is ``TW`` neighboring pixels of a row; a block is ``R``
+strips times ``BC`` channels. Each thread computes one strip of a few channels: it keeps the ``TW`` sums of a
+convolution in registers and uses each input pixel it loads for up to ``TW`` of them. Tuples are such per-thread lists,
+whose loops are unrolled at compile time. Sums are float32 for all dtypes.
 
-Tensors are addressed by image and pixel: any pixel stride, channels side by side. Offsets inside one image fit 32 bits,
-those of images are 64 bits wide.
+Tensors are addressed by image and pixel, with any pixel stride and contiguous channels. Offsets within an image have 32
+bits, those of images 64 bits.
 """
-# Triton reads these signatures; types would mean something else to it.
+# Triton interprets type annotations in these signatures itself.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
 # ruff: noqa: ANN001, ANN201, D417, RUF005
 
 import triton
 import triton.language as tl
 
-# What differs from image to image: a kernel that knew whether 16 divides them would be compiled again for many sizes.
-# Nothing is gained by knowing it of the gates' strides, either: single values are read there.
+# Arguments that depend on the image size: specializing kernels on their divisibility by 16 would recompile them for
+# many sizes. For the gates' strides it has no benefit, since single values are read.
 SIZES = ("B", "H", "W", "per_row", "blocks", "columns", "steps", "groups", "first_tap", "taps_of_all", "g_b", "g_p")
 
 # log2 of the normal distribution function at -a, a in [0, 8], lowest order first (benchmarks/gpu/fit_gelu.py).
@@ -33,7 +33,7 @@ _R8 = tl.constexpr(-2.0965931667473164e-06)
 
 @triton.jit
 def normal_cdf(x):
-    """Phi(x), to 1e-7: the exact GELU is ``x * Phi(x)``. Half the instructions of erf, and no cancellation below 0."""
+    """Phi(x) to 1e-7, where the exact GELU is ``x * Phi(x)``; half the instructions of erf, no cancellation below 0."""
     a = tl.abs(x)
     r = tl.fma(a, _R8, _R7)
     r = tl.fma(a, r, _R6)
@@ -54,13 +54,13 @@ def gelu(x):
 
 @triton.constexpr_function
 def size_of(kernels, level):
-    """The kernel size of a level: four bits of ``kernels``, the first level's lowest."""
+    """The kernel size of a level, from four bits of ``kernels``; the first level has the lowest bits."""
     return (kernels >> (4 * level)) & 15
 
 
 @triton.jit
 def strips_of(block, H, W, per_row, TW: tl.constexpr, R: tl.constexpr):
-    """Row, first column and whether they exist, of the R strips of a block: each (R, 1)."""
+    """Row, first column and validity of the R strips of a block, each (R, 1)."""
     s = block * R + tl.arange(0, R)[:, None]
     h = s // per_row
     return h, (s % per_row) * TW, h < H
@@ -80,8 +80,8 @@ def convolve(
 
     Args:
         x: pointer to the image; ``x_p`` its pixel stride.
-        taps: pointer to the kernel, (K * K, C), float32.
-        h, w, c, live: where, see ``strips_of`` and ``channels_of``.
+        taps: pointer to the kernel weights, (K * K, C), float32.
+        h, w, c, live: position, see ``strips_of`` and ``channels_of``.
 
     Returns:
         A tuple of TW sums, each (R, BC).
@@ -90,7 +90,7 @@ def convolve(
     sums = (tl.zeros([live.shape[0], BC], tl.float32),) * TW
     for ky in range(K):
         y = h + (ky - K // 2)
-        row = live & inside & (y.to(tl.uint32, bitcast=True) < H)  # below 0 is large when read as unsigned
+        row = live & inside & (y.to(tl.uint32, bitcast=True) < H)  # negative values are large as unsigned
         start = x + (y * W + w - K // 2) * x_p + c
         kernel = ()
         for kx in tl.static_range(K):
@@ -113,14 +113,14 @@ def level_kernel(
     K: tl.constexpr, LEVEL: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr,
     TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """One level: convolution and GELU; the last level also sums the gated levels, and its own context for the mean.
+    """One level: convolution and GELU. The last level also sums the gated levels, and its own context for the mean.
 
     Args:
-        x: the op's input, strides ``x_b``, ``x_p``, read by level 0; taps: (K * K, C); gates: (B, H, W, L + 1).
-        contexts: (L - 1, B, H, W, C), every level's but the last's.
-        z: where to KEEP the convolution's result for the backward pass, (L, B, H, W, C).
-        out: (B, H, W, C), written by the last level: the gated sum.
-        totals: (B, blocks, C), the sums of the last context over a block; added in a fixed order afterwards.
+        x: the operation's input, strides ``x_b``, ``x_p``, read by level 0; taps: (K * K, C); gates: (B, H, W, L + 1).
+        contexts: (L - 1, B, H, W, C), contexts of all levels but the last.
+        z: (L, B, H, W, C), output of the convolutions for the backward pass if KEEP.
+        out: (B, H, W, C), the gated sum, written by the last level.
+        totals: (B, blocks, C), sums of the last context over each block, which are added in a fixed order afterwards.
     """
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)
@@ -190,9 +190,9 @@ def plane_kernel(
     x, taps, gates, contexts, out, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
     KERNELS: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The whole operation for one image and block of channels: no halo is computed twice, the mean costs nothing.
+    """The whole operation for one image and block of channels, without recomputed halos or a separate mean.
 
-    The levels meet in ``contexts``, (L, B, H, W, C), which stays in the caches. KERNELS: see ``size_of``.
+    The levels communicate through ``contexts``, (L, B, H, W, C), which stays in the caches. KERNELS: see ``size_of``.
     """
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)
@@ -218,7 +218,7 @@ def climb(
     x, taps, contexts, z, x_b, x_p, b, c, B, H, W, C, per_row, blocks,
     KERNELS: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Every level of one plane, one after the other, into ``contexts`` (and ``z``, to KEEP what GELU was given).
+    """Computes all levels of one plane in order, into ``contexts`` (and the inputs of GELU into ``z`` if KEEP).
 
     Returns:
         The last context's sum over the plane, (1, BC).
@@ -242,6 +242,6 @@ def climb(
                 if level == L - 1:
                     total += tl.where(mine, value, 0.0)
                 tl.store(contexts + here, value.to(contexts.dtype.element_ty), mask=mine)
-        tl.debug_barrier()  # the next level reads what other threads have written
+        tl.debug_barrier()  # the next level reads values written by other threads
         taps += size_of(KERNELS, level) * size_of(KERNELS, level) * C
     return tl.sum(total, 0)[None, :]

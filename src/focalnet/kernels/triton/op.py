@@ -1,7 +1,7 @@
 """``focalnet::focal_context_triton``: launches the kernels, forward and backward.
 
-Imported on use, for it needs Triton. ``triton_op`` lets ``torch.compile`` see the kernels and the plain operations
-between them.
+Imported on use, because it needs Triton. With ``triton_op``, ``torch.compile`` sees the kernels and the PyTorch
+operations between them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from focalnet.kernels.triton.kernels import finish_kernel, level_kernel, plane_k
 from focalnet.kernels.triton.tiling import Tile
 from focalnet.ops import derivatives
 
-INTERPRETED = not isinstance(level_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: on the CPU, to test
+INTERPRETED = not isinstance(level_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: on the CPU, for tests
 
-# PyTorch reads in this source which kernels an operation launches, to hash theirs: ``wrap_triton`` of a plain name,
-# in the operation or in a function that is defined above it.
+# PyTorch parses this source for the kernels that an operation launches, to hash their code: it looks for
+# ``wrap_triton(name)`` in the operation or in a function defined above it.
 if not INTERPRETED:
     from torch.library import wrap_triton
 else:
 
     def wrap_triton(triton_kernel: Callable[..., Any], /) -> Any:
-        """The interpreter's kernels are launched as they are."""
+        """Interpreted kernels are launched directly."""
         return triton_kernel
 
 
@@ -56,7 +56,7 @@ def _levels(
     common: tuple[int, ...],
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One kernel a level, then one that adds the global level."""
+    """Launches one kernel per level, then one that adds the global level."""
     B, H, W, C = out.shape
     L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
     contexts = out.new_empty((L - 1, *out.shape))
@@ -78,22 +78,22 @@ def _levels(
 def focal_context(
     context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor, sizes: list[int], keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operation, and what its backward pass wants to keep (empty if it computes that again).
+    """The operation; also returns what its backward pass needs (empty if that is recomputed).
 
     Args:
         context: ``(B, H, W, C)``.
         gates: ``(B, H, W, L + 1)``.
-        taps: every level's kernel below each other, ``(sum of k * k, C)``, float32, contiguous; see ``pack``.
+        taps: kernel weights of all levels, ``(sum of k * k, C)``, float32, contiguous; see ``pack``.
         sizes: the L kernel sizes.
-        keep: a backward pass will follow.
+        keep: whether a backward pass will follow.
 
     Returns:
-        The aggregated context (B, H, W, C); every level's convolution (L, B, H, W, C); the last level's sum over the
-        plane (B, C), float32.
+        The aggregated context (B, H, W, C); outputs of all convolutions (L, B, H, W, C); sum of the last level over
+        the plane (B, C), float32.
     """
-    if forward_ad._current_level >= 0:  # PyTorch would lose the tangent without a word
+    if forward_ad._current_level >= 0:  # PyTorch would silently lose the tangent
         raise InputError(
-            "focal_context_triton has no forward-mode derivative: call focalnet.ops.focal_context, which has"
+            "focal_context_triton has no forward-mode derivative: call focalnet.kernels.focal_context, which has one"
         )
     B, H, W, C = context.shape
     x, g, taps = _by_pixel(context), _by_pixel(gates), taps.contiguous()
@@ -125,7 +125,7 @@ def _level_gradients(
     tile: Tile,
     common: tuple[int, ...],
 ) -> None:
-    """From the last level down, one kernel each; writes ``grad_z``, ``contexts``, ``grad_x``, ``gate_parts``."""
+    """Launches one kernel per level, from the last to the first; writes to ``grad_z`` ... ``gate_parts``."""
     B, H, W, C = grad.shape
     L, programs = len(sizes), B * tile.blocks(H, W) * tile.columns(C)
     parts = taps.new_empty((B, tile.blocks(H, W), C))
@@ -146,7 +146,7 @@ def _level_gradients(
 
 
 def _weight_gradients(x: torch.Tensor, contexts: torch.Tensor, grad_z: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Gradient of the packed kernels, (taps, C): parts of bounded number, then their sum."""
+    """Gradient of the packed kernel weights, (sum of k * k, C), by a bounded number of partial sums."""
     B, H, W, C = x.shape
     tile, taps = tiling.weight_tile(W, C), sum(k * k for k in sizes)
     blocks = -(-B * H * tile.per_row(W) // tile.R)
@@ -176,7 +176,7 @@ def focal_context_backward(
     z: torch.Tensor,
     totals: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of context, gates and taps, in their dtypes."""
+    """Gradients of context, gates and kernel weights, in their dtypes."""
     B, H, W, C = context.shape
     x, g, taps, grad = _by_pixel(context), _by_pixel(gates), taps.contiguous(), grad.contiguous()
     tile = tiling.convolution_tile(H, W, C)
@@ -193,9 +193,7 @@ def focal_context_backward(
                 KERNELS=_four_bits(sizes), L=len(sizes), TAPS=taps.shape[0],
             )  # fmt: skip
         elif z.numel() == 0:
-            raise InputError(
-                "focal_context_triton was called with keep=False, so that there is nothing to differentiate"
-            )
+            raise InputError("focal_context_triton was called with keep=False and cannot be differentiated")
         else:
             _level_gradients(grad, g, taps, sizes, z, totals, grad_z, contexts, grad_x, gate_parts, tile, common)
         grad_taps = _weight_gradients(x, contexts, grad_z, sizes)
@@ -207,20 +205,20 @@ def _launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current GPU, whichever holds the tensors."""
+    """Context that makes ``device`` current, since Triton launches on the current GPU."""
     current = device.type != "cuda" or torch.compiler.is_compiling() or device.index == torch.cuda.current_device()
     return contextlib.nullcontext() if current else torch.cuda.device(device)
 
 
 def _by_pixel(x: torch.Tensor) -> torch.Tensor:
-    """As it is if channels lie side by side and rows follow each other, as in slices of one projection; else a copy."""
+    """``x`` itself if channels are contiguous and rows follow each other, as in slices of a projection; else a copy."""
     _, _, W, C = x.shape
     dense = (C == 1 or x.stride(3) == 1) and (x.shape[1] == 1 or x.stride(1) == W * x.stride(2))
     return x if dense else x.contiguous()
 
 
 def _strides(x: torch.Tensor) -> tuple[int, int]:
-    """From image to image and from pixel to pixel."""
+    """Strides between images and between pixels."""
     return x.stride(0), x.stride(2) if x.shape[2] > 1 else x.stride(1)
 
 
@@ -228,25 +226,25 @@ def _four_bits(sizes: list[int]) -> int:
     return sum(k << (4 * level) for level, k in enumerate(sizes))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     context, gates, taps, ctx.sizes, _ = inputs
-    ctx.by_name = backend.current() == "triton"  # asked here: backward passes have a thread of their own
+    ctx.by_name = backend.current() == "triton"  # read here, since backward passes run in another thread
     _, z, totals = output
     ctx.mark_non_differentiable(z, totals)
-    ctx.set_materialize_grads(False)  # else a zero gradient as large as z is filled at every step
+    ctx.set_materialize_grads(False)  # otherwise a zero gradient as large as z is created in every step
     ctx.save_for_backward(context, gates, taps, z, totals)
 
 
-def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None, None
     context, gates, taps, z, totals = ctx.saved_tensors
-    if not derivatives.wanted(grad):
+    if not derivatives.needed(grad):
         try:
             return *focal_context_backward(grad, context, gates, taps, ctx.sizes, z, totals), None, None
         except (torch.OutOfMemoryError, InputError):
             raise
-        except Exception as error:  # compilers, drivers and caches raise whatever they like
+        except Exception as error:  # compilers, drivers and caches may raise any exception
             if ctx.by_name or torch.compiler.is_compiling():
                 raise
             proof.deny(context.device, context.dtype, ctx.sizes, error)
@@ -255,23 +253,23 @@ def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, .
 
 
 def _by_reference(sizes: list[int], context: torch.Tensor, gates: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    parts = torch.split(taps.to(context.dtype), [k * k for k in sizes])
-    weights = [part.t().reshape(-1, 1, k, k) for part, k in zip(parts, sizes, strict=True)]
+    levels = torch.split(taps.to(context.dtype), [k * k for k in sizes])
+    weights = [level.t().reshape(-1, 1, k, k) for level, k in zip(levels, sizes, strict=True)]
     return reference.focal_context(context, gates, weights)
 
 
-focal_context.register_autograd(_differentiate, setup_context=_keep)
+focal_context.register_autograd(_backward, setup_context=_setup_context)
 
 
 @register_flop_formula(torch.ops.focalnet.focal_context_triton)
 def _flops(context_shape: torch.Size, gates_shape: torch.Size, taps_shape: torch.Size, *_: Any, **__: Any) -> int:
-    """What the convolutions cost, two for each multiply-accumulate, as PyTorch counts its own."""
+    """FLOPs of the convolutions, two per multiply-accumulate, as PyTorch counts."""
     return 2 * math.prod(context_shape[:3]) * math.prod(taps_shape)
 
 
 @register_flop_formula(torch.ops.focalnet.focal_context_triton_backward)
 def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
-    """Two gradients, each as much as the forward pass; a plane's convolutions once more."""
+    """Two gradients, each as many as the forward pass, plus recomputed convolutions for a whole plane."""
     height, width = grad_shape[1], grad_shape[2]
     recomputed = tiling.whole_plane(height, width, shapes[2][0])
     return (3 if recomputed else 2) * _flops(*shapes)

@@ -1,9 +1,9 @@
-"""The GPU kernels prove themselves before they are trusted: small cases, forward and backward, against float64.
+"""Self-test of the GPU kernels before their first use: small cases, forward and backward, against float64.
 
-A GPU that has run into an illegal access is lost to its process, and a compiler may take the process with it. The cases
-therefore run in a process of their own, ``python -m focalnet.kernels.triton.proof``, which also leaves what it compiled
-in Triton's cache. A verdict on the numbers is stored for the same GPU, driver, versions and sources; what did not
-compile or start is tried again by the next process, for the user may have mended it.
+After an illegal memory access a process can no longer use the GPU, and a compiler may crash the process. The cases
+therefore run in a process of their own, ``python -m focalnet.kernels.triton.proof``, which also fills Triton's cache.
+The result is stored per GPU, driver, versions and sources. If kernels did not compile or start, the next process tries
+again, since the user may have fixed the cause.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch import Tensor
 from focalnet.errors import InputError
 from focalnet.kernels import backend, reference
 
-SECONDS = 300  # for compiling and running all cases, of which a healthy machine needs some ten
-# Of the largest number of a result: some ten times what rounding explains.
+SECONDS = 300  # time limit for compiling and running all cases, which usually takes some ten
+# Relative to the largest value of a result: some ten times the expected rounding error.
 _TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-_SHAPES = (2, 17, 18, 40), (2, 5, 7, 40)  # one kernel a level; one for the whole plane
+_SHAPES = (2, 17, 18, 40), (2, 5, 7, 40)  # one kernel per level; one for the whole plane
 _SIZES = [3, 3]
 _ANSWER = "verdict "
-# Why kernels of these sizes, on this device in this dtype, do not run in this process: all proved but found out later.
+# Why kernels of these sizes, on this device and in this dtype, do not run in this process; found after the self-test.
 _denied: dict[tuple[torch.device, torch.dtype, tuple[int, ...]], str] = {}
 
 
 def deny(device: torch.device, dtype: torch.dtype, sizes: Sequence[int], error: Exception) -> None:
-    """Puts kernels that have ended with an error on the deny list, with a warning."""
+    """Adds kernels that raised an error to the deny list, with a warning."""
     kind = str(dtype).removeprefix("torch.")
     reason = f"the GPU kernels of sizes {list(sizes)} in {kind} do not compile or start: {brief(error)}"
     _denied[device, dtype, tuple(sizes)] = reason
@@ -46,28 +46,28 @@ def deny(device: torch.device, dtype: torch.dtype, sizes: Sequence[int], error: 
 
 
 def denied(device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> str | None:
-    """Why these kernels are on the deny list; None if they are not."""
+    """The reason why these kernels are on the deny list; None if they are not."""
     return _denied.get((device, dtype, tuple(sizes)))
 
 
 @functools.cache
 def warn(reason: str) -> None:
-    """Says once that a GPU's kernels do not run."""
+    """Warns once that a GPU's kernels do not run."""
     warnings.warn(f"{reason}; models run on PyTorch's operations", RuntimeWarning, stacklevel=2)
 
 
 def brief(error: Exception) -> str:
-    """Type and first line of an error of others."""
+    """Type and first line of an error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | None:
-    """What the kernels compute wrongly on this GPU in this dtype; None if nothing.
+    """The stored or new result of the self-test: a description of a wrong result; None if all are right.
 
     Args:
         device: a CUDA device.
-        dtype: of context and gates.
-        version: of Triton.
+        dtype: dtype of context and gates.
+        version: version of Triton.
 
     Raises:
         InputError: the cases did not compile or start; the message says why.
@@ -77,7 +77,7 @@ def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | Non
         wrong: str | None = json.loads(stored.read_text())["wrong"]
         return wrong
     wrong = _asked(device, dtype)
-    with contextlib.suppress(OSError):  # then the next process asks again
+    with contextlib.suppress(OSError):  # then the next process runs the test again
         stored.parent.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps({"wrong": wrong}))
@@ -86,18 +86,18 @@ def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | Non
 
 
 def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the kernels compute wrongly, by how much; None if nothing. In this process."""
+    """Runs the self-test in this process; a description of the first wrong result, None if all are right."""
     for shape in _SHAPES:
-        for name, found, truth in _cases(shape, device, dtype):
-            error = (found.double() - truth).abs().max() / truth.abs().max()
-            if not error <= _TOLERANCE[dtype]:  # NaN is none
+        for name, result, expected in _cases(shape, device, dtype):
+            error = (result.double() - expected).abs().max() / expected.abs().max()
+            if not error <= _TOLERANCE[dtype]:  # also true for NaN
                 kind = str(dtype).removeprefix("torch.")
-                return f"{name} of a map {shape} in {kind} is off by {float(error):.1e} of its largest value"
+                return f"{name} of a feature map {shape} in {kind} is off by {float(error):.1e} of its largest value"
     return None
 
 
 def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, result and truth: gates and context are slices of a projection whose pixels are an odd stride apart."""
+    """Name, result and expected result. Gates and context are slices of a projection with an odd pixel stride."""
     from focalnet.kernels.triton import run
 
     importlib.import_module("focalnet.kernels.triton.op")  # registers the operation
@@ -106,29 +106,32 @@ def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
     kernels = [_waves((C, 1, k, k), torch.float32, 2 + level, device) / k for level, k in enumerate(_SIZES)]
     grad = _waves(shape, dtype, 7, device)
 
-    def differentiated(function: object, kind: torch.dtype) -> list[Tensor]:
+    def differentiated(function: object, computed_dtype: torch.dtype) -> list[Tensor]:
         assert callable(function)
-        whole = projection.to(kind).requires_grad_()
-        weights = [kernel.to(kind if kind == torch.float64 else torch.float32).requires_grad_() for kernel in kernels]
-        _, context, gates = torch.split(whole, [C, C, L + 1], -1)
+        leaf = projection.to(computed_dtype).requires_grad_()
+        weights = [
+            kernel.to(computed_dtype if computed_dtype == torch.float64 else torch.float32).requires_grad_()
+            for kernel in kernels
+        ]
+        _, context, gates = torch.split(leaf, [C, C, L + 1], -1)
         out = function(context, gates, weights)
-        return [out.detach(), *torch.autograd.grad(out, [whole, *weights], grad.to(kind))]
+        return [out.detach(), *torch.autograd.grad(out, [leaf, *weights], grad.to(computed_dtype))]
 
-    with backend.use("triton"):  # by name: nothing falls back
-        found = differentiated(run, dtype)
-    truth = differentiated(reference.focal_context, torch.float64)
-    names = ["the output", "the gradient of the maps", *["the gradient of a kernel"] * L]
-    yield from zip(names, found, truth, strict=True)
+    with backend.use("triton"):  # by name, so that errors are raised
+        results = differentiated(run, dtype)
+    expected = differentiated(reference.focal_context, torch.float64)
+    names = ["the output", "the gradient of context and gates", *["the gradient of a kernel"] * L]
+    yield from zip(names, results, expected, strict=True)
 
 
 def _waves(shape: tuple[int, ...], dtype: torch.dtype, step: float, device: torch.device) -> Tensor:
-    """Numbers between -2 and 2 without a pattern; no generator is touched."""
+    """Irregular numbers between -2 and 2, without a random generator."""
     count = torch.Size(shape).numel()
     return (2 * (torch.arange(count, dtype=torch.float64) * (1 + step / 7)).sin()).view(shape).to(device, dtype)
 
 
 def _asked(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The verdict of a process of its own."""
+    """Runs the self-test in a process of its own."""
     index = torch.cuda.current_device() if device.index is None else device.index
     kind = str(dtype).removeprefix("torch.")
     command = [sys.executable, "-W", "ignore", "-m", "focalnet.kernels.triton.proof", str(index), kind]
@@ -166,7 +169,7 @@ def _key(device: torch.device, dtype: torch.dtype, version: str) -> str:
 
 
 def _driver() -> str:
-    """Of NVIDIA on Linux; elsewhere a new driver is not noticed."""
+    """Version of the NVIDIA driver on Linux; elsewhere a new driver is not noticed."""
     try:
         return Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -174,14 +177,14 @@ def _driver() -> str:
 
 
 def _folder() -> Path:
-    """Where verdicts are stored."""
+    """Folder of the stored results."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "focalnet" / "gpu_kernels"
 
 
 def main() -> None:
-    """Prints the verdict on the kernels of this process, or ends with the error that kept them from running."""
+    """Prints the result of the self-test, or exits with the error that kept the kernels from running."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("index", type=int, help="of the CUDA device")
+    parser.add_argument("index", type=int, help="index of the CUDA device")
     parser.add_argument("dtype", choices=[str(dtype).removeprefix("torch.") for dtype in _TOLERANCE])
     a = parser.parse_args()
     wrong = disagreement(torch.device("cuda", a.index), getattr(torch, a.dtype))

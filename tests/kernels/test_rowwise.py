@@ -14,14 +14,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from focalnet import kernels
 from focalnet.errors import InputError
-from focalnet.kernels import backend, cpu, rows
+from focalnet.kernels import backend, cpu, rowwise
 from focalnet.kernels.cpu import library_file
 
 pytestmark = pytest.mark.skipif(not cpu.built(), reason="needs the CPU kernels: they are built where a compiler is")
 VARIANTS = list(cpu.load().variants) if cpu.built() else []
 
 EPS = 1e-5
-# Rows of a published model, more than one part of them, odd channels, one number, rows longer than a group is worth.
+# Rows of a published model, more than one chunk of them, odd channels, one number, rows too long for a group.
 SHAPES = [(2, 7, 7, 96), (131, 33), (1, 1), (5, 3), (70, 2816)]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
@@ -83,7 +83,7 @@ def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype, pair: tuple[Call
 
 @DTYPES
 def test_layer_norm_of_a_large_map_without_gradients(dtype: torch.dtype) -> None:
-    x, weight, bias = random((rows._LARGE_NORM // 64, 64), (64,), (64,))
+    x, weight, bias = random((rowwise._LARGE_NORM // 64, 64), (64,), (64,))
     x = x.to(dtype)
     with torch.no_grad():
         ours, eager = kernels.layer_norm(x, weight, bias, EPS), F.layer_norm(x, (64,), weight, bias, EPS)
@@ -94,11 +94,11 @@ def test_layer_norm_of_a_large_map_without_gradients(dtype: torch.dtype) -> None
 @pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @DTYPES
-@pytest.mark.parametrize("again", [False, True])
-def test_gradient_of_gelu(shape: tuple[int, ...], dtype: torch.dtype, again: bool) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradient_of_gelu(shape: tuple[int, ...], dtype: torch.dtype, recompute: bool) -> None:
     x, grad = (3 * t for t in random(shape, shape))
     x, grad = x.to(dtype), grad.to(dtype)
-    found, total, output = rows.gelu_gradient(grad, x, again=again)
+    found, total, output = rowwise.gelu_gradient(grad, x, recompute=recompute)
     exact = torch.ops.aten.gelu_backward(grad.double(), x.double())
     eager = torch.ops.aten.gelu_backward(grad, x)
     assert_within_twice_eager([found], [eager], [exact], 4 * torch.finfo(dtype).eps)
@@ -106,7 +106,7 @@ def test_gradient_of_gelu(shape: tuple[int, ...], dtype: torch.dtype, again: boo
     torch.testing.assert_close(
         total.double(), exact.flatten(0, -2).sum(0), rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=1e-4
     )
-    assert (output is not None) == again
+    assert (output is not None) == recompute
     if output is not None:
         assert_within_twice_eager([output], [F.gelu(x)], [F.gelu(x.double())], torch.finfo(dtype).eps)
 
@@ -127,7 +127,7 @@ def test_gelu_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @DTYPES
 def test_gelu_far_out(dtype: torch.dtype) -> None:
     x = torch.tensor([-1e30, -30, -7, 7, 30, 1e30, torch.nan], dtype=dtype).repeat(5)
-    slope, *_ = rows.gelu_gradient(torch.ones_like(x), x, again=False)
+    slope, *_ = rowwise.gelu_gradient(torch.ones_like(x), x, recompute=False)
     near = {"rtol": 1e-6, "atol": 1e-7, "equal_nan": True}
     torch.testing.assert_close(slope, torch.where(x.isnan(), x, (x > 0).to(dtype)), **near)
     torch.testing.assert_close(cpu.load().gelu_(x.clone()), F.relu(x), **near)
@@ -138,13 +138,13 @@ def test_gelu_far_out(dtype: torch.dtype) -> None:
 def test_column_sum(dtype: torch.dtype) -> None:
     (x,) = random((3, 700, 513))
     x = x.to(dtype)
-    assert x.numel() >= rows._LARGE_SUM
+    assert x.numel() >= rowwise._LARGE_SUM
     exact = x.double().sum((0, 1))
-    found = rows.column_sum(x)
+    found = rowwise.column_sum(x)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
     torch.testing.assert_close(
-        rows.column_sum(x[..., ::2]).double(), exact[::2], rtol=torch.finfo(dtype).eps, atol=1e-4
+        rowwise.column_sum(x[..., ::2]).double(), exact[::2], rtol=torch.finfo(dtype).eps, atol=1e-4
     )
 
 
@@ -206,10 +206,10 @@ def test_only_one_of_the_two_paths_is_used() -> None:
 
 @pytest.mark.parametrize("operation", ["layer_norm", "layer_norm_backward", "gelu_backward", "column_sum"])
 def test_opcheck(operation: str) -> None:
-    x, grad, beside, weight, bias, moments = random((2, 5, 20), (2, 5, 20), (2, 5, 20), (20,), (20,), (10, 2))
+    x, grad, residual_grad, weight, bias, moments = random((2, 5, 20), (2, 5, 20), (2, 5, 20), (20,), (20,), (10, 2))
     arguments = {
         "layer_norm": (x, weight, bias, EPS),
-        "layer_norm_backward": (grad, x, weight, moments.abs(), beside),
+        "layer_norm_backward": (grad, x, weight, moments.abs(), residual_grad),
         "gelu_backward": (grad, x, True),
         "column_sum": (x,),
     }[operation]
@@ -239,7 +239,7 @@ def test_without_kernels_everything_is_pytorch(monkeypatch: pytest.MonkeyPatch) 
     ours = values_and_gradients(residual, [x, weight, bias], grad)
     eager = values_and_gradients(plain_residual, [x, weight, bias], grad)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
-    found, total, output = rows.gelu_gradient(grad, x, again=True)
+    found, total, output = rowwise.gelu_gradient(grad, x, recompute=True)
     assert torch.equal(found, torch.ops.aten.gelu_backward(grad, x))
     assert torch.equal(total, found.sum(0))
     assert output is not None

@@ -1,6 +1,7 @@
-"""What happens to a map row by row, on the CPU kernels where they can: layer norm, gradients of GELU and of biases.
+"""Row-wise operations on the CPU kernels, if possible: layer norm, gradients of GELU and of biases.
 
-PyTorch's own are slower in bfloat16, in the backward pass most, and sum the gradients of a norm's parameters in it.
+PyTorch's own are slower in bfloat16, above all in the backward pass, and sum gradients of a norm's parameters in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from focalnet.kernels.cpu import arguments
 from focalnet.kernels.registered import KernelOp
 from focalnet.ops import derivatives, modes
 
-# Numbers from which on the kernels of short operations save more than calling them costs.
+# Numbers of elements from which the kernels save more time than their call costs.
 _LARGE_NORM, _LARGE_SUM = 2**17, 2**20
 
 
@@ -25,8 +26,8 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
     Args:
         x: ``(..., C)``.
-        weight: ``(C,)``, of the dtype of x or float32.
-        bias: ``(C,)``, as weight.
+        weight: ``(C,)``, in the dtype of x or float32.
+        bias: ``(C,)``, in the dtype of weight.
         eps: added to the variance.
     """
     if torch.is_grad_enabled() or x.numel() >= _LARGE_NORM:
@@ -37,9 +38,9 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 def fork_and_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x`` and its layer norm, for a residual branch: what comes back through both is added in the norm's own pass.
+    """``x`` and its layer norm, for a residual branch: the norm's backward pass also adds the residual gradient.
 
-    Takes what ``layer_norm`` takes. Compilers, tracers and other observers of single operations see PyTorch's norm.
+    Arguments as in ``layer_norm``. Compilers, tracers and others that intercept single operations see PyTorch's norm.
     """
     grad = torch.is_grad_enabled()
     worth_it = grad or x.numel() >= _LARGE_NORM
@@ -53,20 +54,20 @@ def fork_and_norm(
 
 
 def gelu_gradient(
-    grad: torch.Tensor, x: torch.Tensor, *, again: bool
+    grad: torch.Tensor, x: torch.Tensor, *, recompute: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The gradient of GELU's input, its sum over all rows, and the output of GELU if wanted ``again``.
+    """The gradient of GELU's input, its sum over all rows, and the output of GELU if it is to be recomputed.
 
     Args:
-        grad: of the output, as x.
+        grad: gradient of the output, like x.
         x: ``(..., C)``.
-        again: whether the output is wanted.
+        recompute: whether to recompute the output; otherwise None is returned for it.
     """
     if by_kernels(x, grad) and grad.dtype == x.dtype:
-        grad_x, total, output = _gelu_backward(grad, x, again)
-        return grad_x, total.to(x.dtype), output if again else None
+        grad_x, total, output = _gelu_backward(grad, x, recompute)
+        return grad_x, total.to(x.dtype), output if recompute else None
     grad_x = torch.ops.aten.gelu_backward(grad, x)
-    return grad_x, grad_x.flatten(0, -2).sum(0), F.gelu(x) if again else None
+    return grad_x, grad_x.flatten(0, -2).sum(0), F.gelu(x) if recompute else None
 
 
 def column_sum(x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def column_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def by_kernels(x: torch.Tensor, *others: torch.Tensor) -> bool:
-    """Whether the CPU kernels take these tensors, ``x`` of a dtype of theirs."""
+    """Whether the CPU kernels can run on these tensors; only ``x`` must have one of their dtypes."""
     return (
         x.dtype in arguments.DTYPES
         and x.numel() > 0
@@ -104,7 +105,7 @@ class _ForkAndNorm(torch.autograd.Function):
         if grad is None:
             return grad_fork, None, None, None
         x, weight, bias, moments = ctx.saved_tensors
-        if derivatives.wanted(grad, grad_fork):
+        if derivatives.needed(grad, grad_fork):
             norm = functools.partial(torch.layer_norm, normalized_shape=weight.shape, eps=ctx.eps)
             grad_x, *others = derivatives.gradients(
                 lambda x, w, b: norm(x, weight=w, bias=b), (x, weight, bias), [grad]
@@ -128,27 +129,29 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> 
 
 @functools.partial(KernelOp, "focalnet::layer_norm_backward")
 def _layer_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, beside: torch.Tensor | None
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, residual_grad: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.load().layer_norm_backward(grad, x, weight, moments, beside)
+    return cpu.load().layer_norm_backward(grad, x, weight, moments, residual_grad)
 
 
 @_layer_norm_backward.op.register_fake
 def _(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, beside: torch.Tensor | None
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, moments: torch.Tensor, residual_grad: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), x.new_empty((2, x.shape[-1]), dtype=torch.float32)
 
 
 @functools.partial(KernelOp, "focalnet::gelu_backward")
-def _gelu_backward(grad: torch.Tensor, x: torch.Tensor, again: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return cpu.load().gelu_backward(grad, x, again=again)
+def _gelu_backward(
+    grad: torch.Tensor, x: torch.Tensor, recompute: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return cpu.load().gelu_backward(grad, x, recompute=recompute)
 
 
 @_gelu_backward.op.register_fake
-def _(grad: torch.Tensor, x: torch.Tensor, again: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _(grad: torch.Tensor, x: torch.Tensor, recompute: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     total = x.new_empty(x.shape[-1:], dtype=torch.float32)
-    return x.new_empty(x.shape), total, x.new_empty(x.shape if again else 0)
+    return x.new_empty(x.shape), total, x.new_empty(x.shape if recompute else 0)
 
 
 @functools.partial(KernelOp, "focalnet::column_sum")

@@ -1,8 +1,8 @@
-"""Whether modules do exactly what their classes say, so that their operations may run without calling them.
+"""Checks that submodules are unmodified, so that fused operations can replace calling them.
 
-A layer that was replaced (LoRA, quantization), a parametrization, a hook, a patched ``forward``, a weight that is
-sharded, quantized or on another device: each must act on a fused model as on a plain one. Where one is found, the
-modules are called one by one. All of it is looked at anew in every pass, so that nothing can be out of date.
+A replaced layer (LoRA, quantization), a parametrization, a hook, a patched ``forward``, a weight that is sharded or
+quantized: each must have the same effect on a fused model as on the original. If there is any, the modules are called
+one by one. Everything is checked in every pass, so that no result can be outdated.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from focalnet.ops import modes
 
 _ORDINARY = (torch.Tensor, nn.Parameter)
 _LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential)
-_FORWARDS = [(kind, kind.forward) for kind in _LAYERS]
+_FORWARDS = [(cls, cls.forward) for cls in _LAYERS]
 _CALL = nn.Module.__call__
 
 
 def observed(x: torch.Tensor) -> bool:
-    """Whether a pass over ``x`` has to call modules one by one: something watches all of them, or ``x`` is special."""
+    """Whether modules must be called one by one: something intercepts all of them, or ``x`` is a special tensor."""
     return type(x) not in _ORDINARY or modes.transformed() or modes.exporting() or _watched()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _watched() -> bool:
-    """Whether a hook of all modules, a patched class of PyTorch or a mode wants to see every call.
+    """Whether a global hook, a patched PyTorch class or a mode intercepts every call.
 
-    The mode that ``torch.set_default_device`` leaves on sees nothing but new tensors, and PyTorch's own modes of
-    operations (fake tensors, counters of operations) know operations of ours.
+    Exceptions are the mode of ``torch.set_default_device``, which only concerns new tensors, and PyTorch's own dispatch
+    modes (fake tensors, counters of operations), which support our operations.
     """
     hooks = (
         _globals._global_forward_hooks
@@ -46,14 +46,14 @@ def _watched() -> bool:
         or _globals._global_backward_hooks
         or _globals._global_backward_pre_hooks
     )
-    return bool(hooks) or _patched_or_moded()
+    return bool(hooks) or _intercepted()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def changed_from_outside() -> bool:
-    """Whether something may change what every module gives; as what ``observed`` asks, but for PyTorch's own tracker.
+    """Whether something may change the output of every module: as in ``observed``, except for PyTorch's own tracker.
 
-    ``ModuleTracker``, which ``FlopCounterMode`` uses, notes the names of modules and changes nothing.
+    ``ModuleTracker``, which ``FlopCounterMode`` uses, only records the names of modules.
     """
     tables = (
         _globals._global_forward_hooks,
@@ -63,19 +63,19 @@ def changed_from_outside() -> bool:
     )
     hooks = [hook for table in tables for hook in table.values()]
     others = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), ModuleTracker)]
-    return bool(others) or _patched_or_moded()
+    return bool(others) or _intercepted()
 
 
-def _patched_or_moded() -> bool:
+def _intercepted() -> bool:
     if nn.Module.__call__ is not _CALL:
         return True
-    for kind, forward in _FORWARDS:
-        if kind.forward is not forward:
+    for cls, forward in _FORWARDS:
+        if cls.forward is not forward:
             return True
-    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()) and _moded()
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()) and _in_mode()
 
 
-def _moded() -> bool:
+def _in_mode() -> bool:
     functions: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     if any(type(mode) is not DeviceContext for mode in functions):
         return True
@@ -83,9 +83,9 @@ def _moded() -> bool:
     return not all(type(mode).__module__.startswith("torch.") for mode in operations)
 
 
-def unmodified(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether calling the module is calling its class's ``forward`` and nothing else."""
-    if type(module) is not kind:
+def unmodified(module: nn.Module | None, cls: type[nn.Module]) -> bool:
+    """Whether the module is exactly of this class, without hooks or a patched ``forward``."""
+    if type(module) is not cls:
         return False
     members = module.__dict__
     return not (
@@ -98,14 +98,14 @@ def unmodified(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 
 
 def parameter(module: nn.Module, name: str) -> torch.Tensor | None:
-    """A parameter; None where it is no ordinary tensor (sharded, quantized, computed by a hook)."""
-    found = module._parameters.get(name)
-    return found if type(found) in _ORDINARY and found.layout is torch.strided else None  # type: ignore[union-attr]
+    """A parameter; None if it is not an ordinary tensor (sharded, quantized, computed by a hook)."""
+    value = module._parameters.get(name)
+    return value if type(value) in _ORDINARY and value.layout is torch.strided else None  # type: ignore[union-attr]
 
 
-def _weight_and_bias(module: Any, kind: type[nn.Module]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Both, ordinary tensors, of a module that is exactly its class. ``unmodified`` and ``parameter`` in one call."""
-    if type(module) is not kind:
+def _weight_and_bias(module: Any, cls: type[nn.Module]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight and bias of an unmodified module: ``unmodified`` and ``parameter`` in one call, for speed."""
+    if type(module) is not cls:
         return None
     members = module.__dict__
     if (
@@ -116,34 +116,34 @@ def _weight_and_bias(module: Any, kind: type[nn.Module]) -> tuple[torch.Tensor, 
         or "forward" in members
     ):
         return None
-    own = members["_parameters"]
-    weight, bias = own.get("weight"), own.get("bias")
+    parameters = members["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
     if type(weight) not in _ORDINARY or type(bias) not in _ORDINARY:
         return None
     return (weight, bias) if weight.layout is bias.layout is torch.strided else None
 
 
 def norm(module: Any, dim: int) -> Norm | None:
-    """Weight, bias and eps of a layer norm of the last axis that is exactly that."""
-    found = _weight_and_bias(module, nn.LayerNorm)
-    return None if found is None or module.normalized_shape != (dim,) else (*found, module.eps)
+    """Weight, bias and eps of an unmodified layer norm over the last axis; None otherwise."""
+    tensors = _weight_and_bias(module, nn.LayerNorm)
+    return None if tensors is None or module.normalized_shape != (dim,) else (*tensors, module.eps)
 
 
 def linear(module: Any) -> Linear | None:
-    """Weight and bias of a linear layer, or of a 1x1 convolution, that is exactly that."""
+    """Weight and bias of an unmodified linear layer or 1x1 convolution; None otherwise."""
     if type(module) is nn.Linear:
         return _weight_and_bias(module, nn.Linear)
-    found = _weight_and_bias(module, nn.Conv2d)
-    if found is None or module.groups != 1 or module.padding != (0, 0):
+    tensors = _weight_and_bias(module, nn.Conv2d)
+    if tensors is None or module.groups != 1 or module.padding != (0, 0):
         return None
-    return (found[0].flatten(1), found[1]) if module.kernel_size == module.stride == (1, 1) else None
+    return (tensors[0].flatten(1), tensors[1]) if module.kernel_size == module.stride == (1, 1) else None
 
 
 def focal_kernels(levels: Any, is_gelu: Callable[[Any], bool]) -> list[torch.Tensor] | None:
-    """The depthwise kernels of the focal levels, each a sequence of convolution and GELU; None if one is another."""
+    """The depthwise kernels of the focal levels; None unless each is an unmodified sequence of convolution and GELU."""
     if type(levels) is not nn.ModuleList:
         return None
-    found: list[torch.Tensor] = []
+    kernels: list[torch.Tensor] = []
     for level in levels._modules.values():
         if not unmodified(level, nn.Sequential):
             return None
@@ -151,16 +151,16 @@ def focal_kernels(levels: Any, is_gelu: Callable[[Any], bool]) -> list[torch.Ten
         kernel = _depthwise(members[0]) if len(members) == 2 and is_gelu(members[1]) else None
         if kernel is None:
             return None
-        found.append(kernel)
-    return found
+        kernels.append(kernel)
+    return kernels
 
 
 def _depthwise(module: Any) -> torch.Tensor | None:
-    """The kernel of a convolution that is depthwise, odd, with "same" padding and no bias; None if it is another."""
+    """The kernel of an unmodified depthwise convolution of odd size, "same" padding and no bias; None otherwise."""
     if not unmodified(module, nn.Conv2d):
         return None
     side, pad = module.kernel_size, module.padding
-    plain = (
+    supported = (
         module.groups == module.in_channels == module.out_channels
         and side[0] == side[1] == 2 * pad[0] + 1
         and pad[0] == pad[1]
@@ -168,12 +168,12 @@ def _depthwise(module: Any) -> torch.Tensor | None:
         and module.padding_mode == "zeros"
         and module._parameters.get("bias") is None
     )
-    weight = parameter(module, "weight") if plain else None
+    weight = parameter(module, "weight") if supported else None
     return weight if weight is not None and weight.shape[2:] == side else None
 
 
 def of_dtype(kernels: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether all kernels are of the dtype: our operation casts others, PyTorch's convolution refuses them."""
+    """Whether all kernels have the dtype. Our operation would cast others, where PyTorch raises an error."""
     for kernel in kernels:
         if kernel.dtype is not dtype:
             return False
@@ -181,19 +181,19 @@ def of_dtype(kernels: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
 
 
 def is_gelu(module: Any) -> bool:
-    """Whether this is PyTorch's exact GELU."""
+    """Whether this is an unmodified exact GELU of PyTorch."""
     return unmodified(module, nn.GELU) and module.approximate == "none"
 
 
-def does_nothing(module: Any) -> bool:
-    """Whether this is an identity, or a dropout that does not drop now."""
+def is_identity(module: Any) -> bool:
+    """Whether this is an unmodified identity or inactive dropout."""
     if type(module) is nn.Dropout:
         return (module.p == 0.0 or not module.training) and unmodified(module, nn.Dropout)
     return unmodified(module, nn.Identity)
 
 
 def check_devices(x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Raises InputError where weights are elsewhere than ``x``: for those on meta PyTorch makes up numbers."""
+    """Raises InputError if weights are on another device than ``x``; with weights on meta, PyTorch would not."""
     for tensor in tensors:
         if tensor.device != x.device:
             raise InputError(f"the weights of a FocalNet block are on {tensor.device}, its input is on {x.device}")
