@@ -99,7 +99,7 @@ def test_dropout_is_of_channels_and_in_training_only() -> None:
 
 def test_a_single_image_cannot_train_batch_norms() -> None:
     model = built().train()
-    with pytest.raises(InputError, match="batch of at least 2"):
+    with pytest.raises(InputError, match="batch size of at least 2"):
         model.training_outputs(images()[:1])
     model.eval().training_outputs(images()[:1])
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.train())
@@ -165,7 +165,7 @@ def test_configurations_go_through_json() -> None:
     ("options", "says"),
     [
         ({"channels": 0}, "channels=0 must be at least 1"),
-        ({"pool_scales": (0, 2)}, "each at least 1"),
+        ({"pool_scales": (0, 2)}, "must all be at least 1"),
         ({"dropout": 1.5}, r"dropout=1.5 must be in \[0, 1\]"),
         ({"auxiliary_index": 4}, r"auxiliary_index=4 must be within -4\.\.3"),
         ({"auxiliary_weight": -1.0}, "auxiliary_weight=-1.0 must be at least 0"),
@@ -198,7 +198,7 @@ def test_a_single_image_trains_where_no_pool_scale_makes_it_a_single_value() -> 
         ("decode_head", "type", "PSPHead", 'decode_head: type "PSPHead" is not supported, only UPerHead'),
         ("decode_head", "align_corners", True, "decode_head: align_corners=True is not supported"),
         ("decode_head", "norm_cfg", {"type": "GN"}, 'decode_head: norm "GN" is not supported'),
-        ("decode_head", "in_index", [0, 1, 2], r"in_index \[0, 1, 2\] must name all 4 maps of the backbone"),
+        ("decode_head", "in_index", [0, 1, 2], r"in_index \[0, 1, 2\] must list all 4 feature maps of the backbone"),
         ("decode_head", "ignore_index", 0, "ignore_index=0 is not supported, only 255"),
         ("auxiliary_head", "num_convs", 2, "auxiliary_head: num_convs=2 is not supported, only 1"),
         ("auxiliary_head", "concat_input", True, "auxiliary_head: concat_input=True is not supported"),

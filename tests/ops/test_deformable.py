@@ -135,7 +135,7 @@ def test_at_first_heads_look_around() -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     values, shapes, locations, weights = example()
-    with pytest.raises(InputError, match="another number"):
+    with pytest.raises(InputError, match="do not match the levels"):
         multi_scale_deformable_attention(values, shapes[:2], locations, weights)
     with pytest.raises(InputError, match="2 heads and 3 levels"):
         multi_scale_deformable_attention(values, shapes, locations[:, :, :1], weights)
