@@ -312,9 +312,7 @@ def test_quickstart_at_toy_size(capsys, monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert main(["quickstart", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "top-1" in printed
-    shown = [
-        line.split()[-1] for line in printed.rpartition("What to look at:")[2].splitlines() if str(tmp_path) in line
-    ]
+    shown = [line.split()[-1] for line in printed.rpartition("Results:")[2].splitlines() if str(tmp_path) in line]
     assert len(shown) == 3
     assert all(Path(path).exists() for path in shown)
     assert len(tree(tmp_path / "predicted")) == 11

@@ -39,7 +39,7 @@ def test_to_our_format(official: Path, tmp_path: Path) -> None:
     out = run(official, tmp_path / "ours.safetensors", "--post-norm")
 
     count = len(classifier(LARGE).state_dict())
-    assert 'official.pth: layout microsoft, a shape of its own, its section "model"' in out
+    assert 'official.pth: layout microsoft, an unpublished architecture, its section "model"' in out
     assert f"taken       {count} tensors\nunused      0\nmissing     0" in out
     assert weights.read(tmp_path / "ours.safetensors").backbone.post_norm
 
@@ -56,15 +56,15 @@ def test_there_and_back_again(official: Path, tmp_path: Path, layout: str) -> No
     assert all(torch.equal(back[key], value) for key, value in expected.items())
 
 
-def test_what_the_other_file_does_not_tell_is_named(tmp_path: Path) -> None:
+def test_settings_that_the_file_does_not_store_are_named(tmp_path: Path) -> None:
     model = classifier(LARGE)
     model.card = ModelCard(name="pets", class_names=tuple("abcde"), preprocessing=Preprocessing(image_size=32))
     ours = weights.save(model, tmp_path / "ours.safetensors")
     again = run(ours, tmp_path / "again.safetensors")
     theirs = run(ours, tmp_path / "theirs.pth", "--to", "microsoft")
-    assert "does not tell" not in again
-    told = theirs[theirs.index("it does not tell") :]
-    named = {line.strip() for line in told.splitlines()[1:]}
+    assert "does not store" not in again
+    listing = theirs[theirs.index("the file does not store") :]
+    named = {line.strip() for line in listing.splitlines()[1:]}
     assert named == {"post_norm=True", "preprocessing.image_size=32", "class_names=('a', 'b', 'c', 'd', 'e')"}
 
 
@@ -88,7 +88,7 @@ def test_half_precision_is_only_a_way_of_storing(official: Path, tmp_path: Path)
 def test_nothing_is_overwritten_unless_forced(official: Path, tmp_path: Path) -> None:
     target = tmp_path / "ours.safetensors"
     target.write_text("precious")
-    with pytest.raises(CheckpointError, match=r"ours\.safetensors: exists already; overwrite it with --force"):
+    with pytest.raises(CheckpointError, match=r"ours\.safetensors: already exists; overwrite it with --force"):
         run(official, target, "--post-norm")
     assert target.read_text() == "precious"
     run(official, target, "--post-norm", "--force")
@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_unless_forced(official: Path, tmp_path: Path) ->
 
 def test_the_description_for_transformers_is_not_overwritten_either(official: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config\.json: exists already"):
+    with pytest.raises(CheckpointError, match=r"config\.json: already exists"):
         run(official, tmp_path / "model.safetensors", "--to", "huggingface", "--post-norm")
     assert not (tmp_path / "model.safetensors").exists()
 

@@ -1,3 +1,3 @@
-"""The command ``focalnet``. Each command is a function in a file of its own that imports torch only when it runs."""
+"""The command line ``focalnet``. Each command is a function in its own file, and imports torch only when it runs."""
 
 DEFAULT_MODEL = "focalnet_nano.cifar10"  # its weights come with the package

@@ -1,4 +1,4 @@
-"""``focalnet benchmark``: how fast a model is on this machine: plain operations, our kernels, optimized, compiled."""
+"""``focalnet benchmark``: times a model on this machine."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def benchmark(
     model: Annotated[str, typer.Argument(help='An architecture or checkpoint; "focalnet models" lists them.')] = (
         "focalnet_tiny_srf"
     ),
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the images; default: the model's own.")] = None,
-    dtype: Annotated[str, typer.Option(help=" or ".join(DTYPES) + ".")] = "float32",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 1,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels; default: the model's.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"Data type: {', '.join(DTYPES)}.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes a while.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 20,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile, which takes a while.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each variant.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all times to this JSON file.")] = None,
 ) -> None:
     """Times a model on this machine.
 
-    Plain operations, our kernels, optimized and compiled, in turns.
+    Compares plain PyTorch operations, the library's kernels, the optimized and the compiled model.
     """
     import torch
 
@@ -46,23 +46,23 @@ def benchmark(
     from focalnet.models.variants import VARIANTS
 
     if dtype not in DTYPES:
-        raise ConfigError(f'no dtype "{dtype}"{did_you_mean(dtype, DTYPES)}; there are {", ".join(DTYPES)}')
-    place = pick_device(device)
+        raise ConfigError(f'no dtype "{dtype}"{did_you_mean(dtype, DTYPES)}; choose one of {", ".join(DTYPES)}')
+    target = pick_device(device)
     architecture = model.partition(".")[0]
     if architecture not in VARIANTS:
         raise UnknownName(
             f'no architecture "{architecture}"{did_you_mean(architecture, VARIANTS)}; "focalnet models" lists all'
         )
     side = size or VARIANTS[architecture].image_size or 224
-    images = torch.rand(batch, 3, side, side, device=place, dtype=getattr(torch, dtype))
+    images = torch.rand(batch, 3, side, side, device=target, dtype=getattr(torch, dtype))
 
     def build() -> nn.Module:
         return zoo.create_model(architecture).to(images).eval()
 
     with torch.inference_mode():
         timings = in_turns(_candidates(images, build, compiled=compiled), rounds)
-    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
-    typer.echo(f"{model}, {dtype}, {batch} x 3 x {images.shape[2]} x {images.shape[3]}, {place}{threads}")
+    threads = f", {torch.get_num_threads()} threads" if target.type == "cpu" else ""
+    typer.echo(f"{model}, {dtype}, {batch} x 3 x {images.shape[2]} x {images.shape[3]}, {target}{threads}")
     plain = timings["eager"].median
     for name, timing in timings.items():
         low, high = (1e3 * second for second in timing.quartiles)
@@ -71,16 +71,16 @@ def benchmark(
             f"  {name:10s} {1e3 * timing.median:9.2f} ms  ({low:.2f} to {high:.2f})  {speed:9.1f} img/s  {ratio:5.2f}x"
         )
     if out is not None:
-        setting = {"model": model, "dtype": dtype, "input": list(images.shape), "device": str(place)}
+        setting = {"model": model, "dtype": dtype, "input": list(images.shape), "device": str(target)}
         seconds = {name: timing.seconds for name, timing in timings.items()}
-        here = {"focalnet": focalnet.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        write(out, json.dumps(setting | here | {"seconds": seconds}, indent=1).encode(), ConfigError)
+        versions = {"focalnet": focalnet.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        write(out, json.dumps(setting | versions | {"seconds": seconds}, indent=1).encode(), ConfigError)
 
 
 def _candidates(
     images: torch.Tensor, build: Callable[[], nn.Module], *, compiled: bool
 ) -> dict[str, Callable[[], object]]:
-    """Functions that run the same model, by the name of how; weights do not matter for speed and are random."""
+    """One function per variant, by name. The weights are random, since speed does not depend on them."""
     import torch
 
     from focalnet.kernels import backend
@@ -116,7 +116,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third: half of the rounds lie between."""
+        """The first and the third quartile."""
         if len(self.seconds) == 1:
             return self.seconds[0], self.seconds[0]
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -129,7 +129,7 @@ def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup
     Args:
         candidates: functions to call, by name.
         rounds: timed calls of each.
-        warmup: calls of each before, not timed (compilers, caches).
+        warmup: untimed calls of each before the first round, which compile and fill caches.
     """
     for call in candidates.values():
         for _ in range(warmup):

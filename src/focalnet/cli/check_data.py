@@ -1,4 +1,4 @@
-"""``focalnet check-data``: is a detection or segmentation data set fit to train on?"""
+"""``focalnet check-data``: checks whether a detection or segmentation data set can be trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """What was found in a split of a data set."""
+    """The problems in one split of a data set."""
 
     name: str
     summary: str
@@ -28,33 +28,33 @@ class Report(NamedTuple):
 def check_data(
     root: Annotated[
         Path,
-        typer.Argument(help="The folder of a data set: COCO-format annotations (or one such file), or label maps."),
+        typer.Argument(help="A folder with COCO-format annotations (or one annotation file), or with label maps."),
     ],
     images: Annotated[
         str | None,
-        typer.Option(help="The folder or tar file of the pictures, relative to ROOT; default: looked for."),
+        typer.Option(help="The folder or tar file of the images, relative to ROOT; default: found automatically."),
     ] = None,
-    masks: Annotated[bool, typer.Option("--masks", help="COCO format: every object must have a segmentation.")] = False,
-    decode: Annotated[bool, typer.Option("--decode", help="Also decode every picture, and compare its size.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="COCO format: every object needs a segmentation.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every image and compare its size.")] = False,
     label_maps: Annotated[
         str | None, typer.Option(help="The folder of label maps, or of panoptic PNG files, relative to ROOT.")
     ] = None,
-    mask_suffix: Annotated[str, typer.Option(help='What masks have behind their pictures\' names, e.g. "_mask".')] = "",
+    mask_suffix: Annotated[str, typer.Option(help='Suffix that mask files add to the image name, e.g. "_mask".')] = "",
     class_names: Annotated[str | None, typer.Option(help="A file that lists the classes of label maps.")] = None,
-    ignore_index: Annotated[int | None, typer.Option(help="This number in a label map is no class.")] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="Label of pixels that belong to no class.")] = None,
     reduce_zero_label: Annotated[
-        bool | None, typer.Option(help="0 in a label map is no class, and classes count from 1.", show_default=False)
+        bool | None, typer.Option(help="Label 0 is no class, and classes count from 1.", show_default=False)
     ] = None,
     label_map: Annotated[
-        str | None, typer.Option(help='Other numbers for some of those in label maps, as data.label_map: "{255: 1}".')
+        str | None, typer.Option(help='Replace labels in label maps, as data.label_map does: "{255: 1}".')
     ] = None,
 ) -> None:
-    """Names everything that is wrong with a data set.
+    """Reports every problem in a data set.
 
-    Of objects or segments, a line each; exit code 2 if there is anything. COCO format: broken JSON, missing pictures,
-    ids given twice, unknown categories, boxes without size or outside their picture, broken segmentations, panoptic PNG
-    files that do not fit. Label maps: pictures without masks and masks without pictures, sizes that differ, numbers of
-    no class, colours in place of numbers, one class only, broken files. Training makes the same check before it starts.
+    Prints one line per problem, and exits with code 2 if there is any. COCO format: broken JSON, missing images,
+    duplicate ids, unknown categories, boxes that are empty or outside their image, invalid segmentations, panoptic PNG
+    files that do not match. Label maps: images without masks, masks without images, sizes that differ, labels that are
+    not classes, colors in place of labels, a single class, broken files. Training runs the same check before it starts.
     """
     if files := _annotation_files(root):
         reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
@@ -69,21 +69,22 @@ def check_data(
             class_names=class_names,
             ignore_index=ignore_index,
             reduce_zero_label=reduce_zero_label,
-            label_map=None if label_map is None else _numbers_by_number(label_map),
+            label_map=None if label_map is None else _parse_label_map(label_map),
         )
         reports = _check_label_maps(data, decode=decode)
-    found = 0
+    num_problems = 0
     for report in reports:
         for problem in report.problems:
             typer.echo(problem)
-        found += len(report.problems)
+        num_problems += len(report.problems)
         typer.echo(f"{report.name}: {report.summary}", err=True)
-    if found:
-        raise DataError(f"{root}: {found} {'problem' if found == 1 else 'problems'}, listed above")
+    if num_problems:
+        noun = "problem" if num_problems == 1 else "problems"
+        raise DataError(f"{root}: {num_problems} {noun}, listed above")
 
 
-def _numbers_by_number(text: str) -> dict[int, int]:
-    """``{255: 1}`` as in a recipe."""
+def _parse_label_map(text: str) -> dict[int, int]:
+    """Parses ``{255: 1}``, as recipes write it."""
     import yaml
 
     try:
@@ -91,12 +92,12 @@ def _numbers_by_number(text: str) -> dict[int, int]:
     except yaml.YAMLError:
         content = None
     if not isinstance(content, dict) or not all(type(n) is int for pair in content.items() for n in pair):
-        raise ConfigError(f'--label-map {text!r} must be numbers for numbers, e.g. "{{255: 1}}"')
+        raise ConfigError(f'--label-map {text!r} must map labels to labels, e.g. "{{255: 1}}"')
     return content
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """Of a COCO-format data set; none where it is another."""
+    """The annotation files of a COCO-format data set; empty for other formats."""
     from focalnet.data.formats.coco import find_annotations
 
     if root.is_file():
@@ -108,21 +109,21 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _check_coco(
-    root: Path, files: Sequence[Path], images: str | None, maps: str | None, *, masks: bool, decode: bool
+    root: Path, files: Sequence[Path], images: str | None, panoptic_maps: str | None, *, masks: bool, decode: bool
 ) -> Iterator[Report]:
     from focalnet.data.formats.coco import check_coco, check_images
     from focalnet.data.formats.coco_panoptic import check_panoptic, is_panoptic, only_one_stuff_class
     from focalnet.data.formats.problems import Problem
 
-    folder = root if root.is_dir() else _above(root)
-    training = True  # the first panoptic file is that of the training split, if there is one
+    folder = root if root.is_dir() else _data_folder(root)
+    training = True  # until the first panoptic file: it is the training split if there is one
     for file in files:
         if is_panoptic(file):
-            checked = check_panoptic(folder, file, images=images, maps=maps, decode=decode)
+            checked = check_panoptic(folder, file, images=images, maps=panoptic_maps, decode=decode)
             segments = ", ".join(f"{count} {name}" for name, count in checked.segments().items() if count)
             problems = [*checked.problems]
-            if training and (why := only_one_stuff_class(checked.annotated)):
-                problems.append(Problem(str(file), "", why))
+            if training and (reason := only_one_stuff_class(checked.annotated)):
+                problems.append(Problem(str(file), "", reason))
             training = False
             yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", problems)
             continue
@@ -132,8 +133,8 @@ def _check_coco(
         yield Report(str(file), f"{len(split.coco.images)} images; {objects}", problems)
 
 
-def _above(file: Path) -> Path:
-    """The folder of the data set that an annotation file is of."""
+def _data_folder(file: Path) -> Path:
+    """The folder of the data set that an annotation file belongs to."""
     return file.parent.parent if file.parent.name == "annotations" else file.parent
 
 
@@ -142,15 +143,15 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
     from focalnet.data.formats.problems import Problem
 
     splits: tuple[Split | None, ...] = ("train", "val", "test")
-    found = {split: find_pairs(data.root, split, data.layouts) for split in splits}
-    if not any(found.values()):
-        found = {None: find_pairs(data.root, None, data.layouts)}
-    if not any(found.values()):
+    pairs_by_split = {split: find_pairs(data.root, split, data.layouts) for split in splits}
+    if not any(pairs_by_split.values()):
+        pairs_by_split = {None: find_pairs(data.root, None, data.layouts)}
+    if not any(pairs_by_split.values()):
         raise DataError(
-            f"{data.root}: neither annotation files there, e.g. annotations/instances_train.json, nor folders of "
-            "pictures and label maps, e.g. images/train and masks/train"
+            f"{data.root}: holds neither annotation files, e.g. annotations/instances_train.json, nor folders of "
+            "images and label maps, e.g. images/train and masks/train"
         )
-    for split, pairs in found.items():
+    for split, pairs in pairs_by_split.items():
         if pairs is None:
             continue
         rule, names = data.rule(pairs)
@@ -159,9 +160,9 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
         named = dict(enumerate(names)) | {len(shares) - 1: "ignored"}
         classes = ", ".join(f"{share:.1f} % {named.get(i, f'class {i}')}" for i, share in enumerate(shares) if share)
         problems, training = [*checked.problems], split in ("train", None)
-        if training and (why := too_few_classes(checked, rule, names)):
-            problems.append(Problem(pairs.name, "", why))
-        listed = bool(names) or not training  # another split may well lack classes
+        if training and (reason := too_few_classes(checked, rule, names)):
+            problems.append(Problem(pairs.name, "", reason))
+        listed = bool(names) or not training  # other splits may lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
             typer.echo(f"warning: {remark}", err=True)
         yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)

@@ -1,4 +1,4 @@
-"""``focalnet convert``: any known checkpoint to our format, or to another library's."""
+"""``focalnet convert``: converts a checkpoint to our format, or to another library's."""
 
 from __future__ import annotations
 
@@ -14,42 +14,45 @@ LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab"]
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A checkpoint of any known layout: .pth, .bin, .safetensors, a folder.")
+        Path, typer.Argument(help="A checkpoint in any known layout: .pth, .bin, .safetensors or a folder.")
     ],
-    target: Annotated[Path, typer.Argument(help="The file to write; .safetensors, or another suffix for a pickle.")],
+    target: Annotated[Path, typer.Argument(help="The file to write: .safetensors, or another suffix for a pickle.")],
     to: Annotated[LayoutName, typer.Option(help="The layout to write.")] = "native",
     architecture: Annotated[
         str | None,
-        typer.Option(help="Its published name, where the shapes alone do not tell."),
+        typer.Option(help="Published name of the architecture, if its tensor shapes are ambiguous."),
     ] = None,
     post_norm: Annotated[
         bool | None,
-        typer.Option("--post-norm/--pre-norm", help="Where its norms are, for shapes that were never published."),
+        typer.Option("--post-norm/--pre-norm", help="Where the norms of blocks are, for unpublished architectures."),
     ] = None,
     normalize_modulator: Annotated[
         bool | None,
-        typer.Option(help="Whether it divides the context by levels + 1; unsettled for the fl4 models."),
+        typer.Option(help="Whether the context is divided by levels + 1; published sources disagree for fl4 models."),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(help="How to store numbers; half takes half the space.")
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Storage type; a 16-bit type halves the file.")
     ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
 ) -> None:
-    """Converts a checkpoint; prints what became of its tensors, and which settings the new file does not tell."""
+    """Converts a checkpoint to another layout.
+
+    Prints which tensors were converted, and which settings the new file does not store.
+    """
     import torch
 
     from focalnet import weights
 
-    beside = [target.with_name("config.json")] if to == "huggingface" else []
-    for path in [target, *beside]:
+    extra_files = [target.with_name("config.json")] if to == "huggingface" else []
+    for path in [target, *extra_files]:
         if path.exists() and not force:
-            raise CheckpointError(f"{path}: exists already; overwrite it with --force")
+            raise CheckpointError(f"{path}: already exists; overwrite it with --force")
     chosen = {"post_norm": post_norm, "normalize_modulator": normalize_modulator}
     settings = {name: value for name, value in chosen.items() if value is not None}
     checkpoint = weights.read(source, architecture=architecture, **settings)
     written = weights.export(checkpoint, target, to, getattr(torch, dtype))
     section = f', its section "{checkpoint.section}"' if checkpoint.section else ""
-    shape = checkpoint.architecture or "a shape of its own"
+    shape = checkpoint.architecture or "an unpublished architecture"
     typer.echo(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
     typer.echo(checkpoint.report())
     for name, known in checkpoint.unsettled.items():
@@ -57,16 +60,16 @@ def convert(
         value = getattr(checkpoint.backbone, name)
         typer.echo(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
     typer.echo(f"wrote {written} ({to})")
-    if left := weights.untold(checkpoint, written):
+    if not_stored := weights.untold(checkpoint, written):
         typer.echo(
-            "it does not tell these settings: give them to whatever reads it, or stay with our own format, which does",
+            "the file does not store these settings: pass them when loading it, or use the native layout",
             err=True,
         )
-        for name, value in left.items():
+        for name, value in not_stored.items():
             typer.echo(f"  {name}={_short(value)}", err=True)
 
 
 def _short(value: object) -> str:
-    """A value in a line: of a long one, what it begins with."""
+    """A value as text, cut to 70 characters."""
     text = str(value)
     return text if len(text) <= 70 else f"{text[:66]} ..."

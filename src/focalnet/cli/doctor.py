@@ -1,4 +1,4 @@
-"""``focalnet doctor``: what is installed, and which devices and backends work."""
+"""``focalnet doctor``: shows what is installed, and which devices and backends work."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import focalnet
 
 
 def doctor() -> None:
-    """Shows what is installed and usable here."""
+    """Shows versions, devices and usable kernels."""
     from focalnet.kernels import backend
 
-    sections = {"here": _here(), "devices": _devices(), "backends": backend.available(), **_packages()}
+    sections = {"environment": _environment(), "devices": _devices(), "backends": backend.available(), **_packages()}
     width = max(len(key) for section in sections.values() for key in section)
     for title, section in sections.items():
         typer.echo(title)
@@ -24,7 +24,7 @@ def doctor() -> None:
             typer.echo(f"  {key:<{width}}  {value}")
 
 
-def _here() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return {
@@ -50,13 +50,13 @@ def _devices() -> dict[str, str]:
 
 
 def _packages() -> dict[str, dict[str, str]]:
-    """What this package's metadata asks for, by extra, with the version that is there."""
+    """The packages that focalnet requires, by extra, with their installed versions."""
     sections: dict[str, dict[str, str]] = {}
     for line in _requirements():
         requirement, _, condition = line.partition(";")
         name = re.split(r"[^\w.-]", requirement.strip())[0]
         extra = re.search(r"extra == ['\"](\w+)['\"]", condition)
-        if name == "focalnet" or (extra and extra[1] == "dev"):  # an extra made of extras; tools of development
+        if name == "focalnet" or (extra and extra[1] == "dev"):  # extras that combine others, and development tools
             continue
         section = f"packages of [{extra[1]}]" if extra else "packages"
         install = f"focalnet[{extra[1]}]" if extra else "focalnet"

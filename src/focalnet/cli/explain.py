@@ -1,4 +1,4 @@
-"""``focalnet explain``: what does the network attend to?"""
+"""``focalnet explain``: draws what the network attends to."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from focalnet.cli import DEFAULT_MODEL
 
 def explain(
     paths: Annotated[list[str], typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name of 'focalnet models', or a weights file.")] = (
+    model: Annotated[str, typer.Option("--model", "-m", help="A name in 'focalnet models', or a weights file.")] = (
         DEFAULT_MODEL
     ),
-    out: Annotated[Path, typer.Option(help="Where to: a folder for each image is made in it.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Output folder; each image gets a folder in it.")] = Path("out"),
     block: Annotated[
         list[str] | None,
-        typer.Option(help="A block, e.g. layers.2.blocks.1; may be repeated; default: the last of each stage."),
+        typer.Option(help="Block to show, e.g. layers.2.blocks.1; repeatable; default: the last block of each stage."),
     ] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also draw the depthwise kernels of the blocks.")] = False,
 ) -> None:
     """Draws what the network attends to.
 
-    For each image: the gate of each focal level, the global gate and the norm of the modulator, laid over it.
+    Overlays the gate of each focal level, the global gate and the norm of the modulator on each image.
     """
     from focalnet.data.images import find
 
-    files = find(paths)  # before torch: a mistyped path is told at once
+    files = find(paths)  # before importing torch, so that a mistyped path fails at once
 
     from focalnet import explanations, zoo
     from focalnet.visualize import draw_kernels, save_image, unique_names
@@ -37,7 +37,7 @@ def explain(
     network = loaded.backbone
     for file, name in zip(files, unique_names(files), strict=True):
         sheet, *overlays = explanations.explain(network, file, block).save(out / name)
-        typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays beside it")
+        typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays in the same folder")
     if kernels:
         drawing = draw_kernels(explanations.kernels(network, block), title=model)
         typer.echo(f"kernels\n  {save_image(drawing, out / 'kernels.png')}")

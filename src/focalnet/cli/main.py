@@ -1,7 +1,7 @@
-"""``focalnet``: the commands, and what becomes of their errors.
+"""``focalnet``: registers the commands and handles their errors.
 
-Whatever a user can get wrong ends in one line on stderr and exit code 2; Ctrl-C in exit code 130; any
-other exception is a defect of ours and keeps its traceback.
+A user error prints one line on stderr and exits with code 2, Ctrl-C exits with code 130. Any other exception is a bug
+in the library and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from focalnet.cli.train import EPILOG, PASS_THROUGH, fit_command, validate_comma
 from focalnet.errors import FocalNetError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
-# Click's own, or that of the copy of click inside newer typers.
+# The class of click, or of the copy of click inside newer versions of typer.
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -42,8 +42,8 @@ app.command()(benchmark)
 app.command()(doctor)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(focalnet.__version__)
         raise typer.Exit
 
@@ -51,10 +51,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def focalnet_(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Focal Modulation Networks: train, evaluate, predict, and see what they look at."""
+    """Focal Modulation Networks: train, evaluate, predict and explain."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,13 +84,13 @@ def _refuse(message: str) -> int:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_where: Any) -> None:
-    """Our own warnings are for the user; where in the code they arose is not."""
+    """Prints a warning without the line of code that raised it, which is of no use to a user."""
     typer.echo(f"warning: {message}", err=True)
 
 
 def _usage(error: Any) -> str:
     command = error.ctx.command_path if error.ctx else "focalnet"
-    return f'{error.format_message().rstrip(".")}; "{command} --help" shows what there is'
+    return f'{error.format_message().rstrip(".")}; see "{command} --help"'
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``focalnet models``: every architecture and checkpoint."""
+"""``focalnet models``: lists every architecture and checkpoint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as '*_lrf*'.")] = "*",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with everything that is known.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON.")] = False,
 ) -> None:
     """Lists architectures and checkpoints.
 
-    With size, cost, published metrics, licence, and whether the file is here.
+    Shows parameters, MACs, published metrics, license, and whether the weights are on this machine.
     """
     listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
     if as_json:
@@ -32,27 +32,27 @@ def models(
 
 
 def _matching(pattern: str) -> list[dict[str, Any]]:
-    """Architectures that match, with all their checkpoints, and those of matching checkpoints."""
+    """Matching architectures with all their checkpoints, and matching checkpoints under their architecture."""
     from focalnet import registry
     from focalnet.weights import catalogue
     from focalnet.zoo import cost, list_models
 
     listing = []
     for name in list_models():
-        whole = fnmatch.fnmatch(name, pattern)
+        matches = fnmatch.fnmatch(name, pattern)
         entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
-        chosen = [e for e in entries if whole or fnmatch.fnmatch(e.name, pattern)]
-        if whole or chosen:
-            price, variant = cost(name), registry.family_of(name).variants[name]
+        chosen = [e for e in entries if matches or fnmatch.fnmatch(e.name, pattern)]
+        if matches or chosen:
+            model_cost, variant = cost(name), registry.family_of(name).variants[name]
             listing.append(
                 {
                     "name": name,
-                    "params": price.params,
-                    "macs": price.macs,
+                    "params": model_cost.params,
+                    "macs": model_cost.macs,
                     "image_size": variant.image_size,
                     "num_classes": registry.configure(name).num_classes,
                     "source": variant.source,
-                    "weights": [_described(entry) for entry in chosen],
+                    "weights": [_describe(entry) for entry in chosen],
                 }
             )
     if not listing:
@@ -63,7 +63,7 @@ def _matching(pattern: str) -> list[dict[str, Any]]:
     return listing
 
 
-def _described(entry: Entry) -> dict[str, Any]:
+def _describe(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "task": entry.task,
@@ -71,12 +71,12 @@ def _described(entry: Entry) -> dict[str, Any]:
         "metrics": entry.metrics,
         "metrics_source": entry.published,
         "licence": entry.licence,
-        "file": _whereabouts(entry),
+        "file": _availability(entry),
         "note": entry.note,
     }
 
 
-def _whereabouts(entry: Entry) -> str:
+def _availability(entry: Entry) -> str:
     from focalnet.weights.download import cached
 
     if not entry.loadable:
@@ -87,8 +87,8 @@ def _whereabouts(entry: Entry) -> str:
 
 
 def _table(listing: list[dict[str, Any]]) -> Iterator[str]:
-    """A line for each architecture, and below it one for each checkpoint, in columns."""
-    models = [[m["name"], _amount(m["params"]), _amount(m["macs"])] for m in listing]
+    """One line per architecture, followed by one line per checkpoint, in columns."""
+    models = [[m["name"], _format_count(m["params"]), _format_count(m["macs"])] for m in listing]
     weights = [[[w["name"], _metrics(w), w["licence"], w["file"]] for w in m["weights"]] for m in listing]
     model_widths = _widths(models)
     weights_widths = _widths([row for rows in weights for row in rows])
@@ -104,7 +104,7 @@ def _widths(rows: list[list[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def _amount(number: int | None) -> str:
+def _format_count(number: int | None) -> str:
     if number is None:
         return ""
     return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"

@@ -1,4 +1,4 @@
-"""``focalnet predict``: predicts the classes of images, the objects in them, or the class or segment of each pixel."""
+"""``focalnet predict``: predicts classes, objects or segments in images and videos."""
 
 from __future__ import annotations
 
@@ -31,50 +31,51 @@ class OnError(str, Enum):
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; with a detector or segmenter also videos."),
+        typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; a detector or segmenter also takes videos."),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name of 'focalnet models', or a weights file.")] = (
+    model: Annotated[str, typer.Option("--model", "-m", help="A name in 'focalnet models', or a weights file.")] = (
         DEFAULT_MODEL
     ),
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for images with the result drawn on them, predictions.json, and: detections.json of "
-            "objects; NAME.labels.png of classes; NAME.panoptic.png and panoptic.json of segments."
+            help="Output folder: images with the result drawn on them, predictions.json, and depending on the model "
+            "detections.json (objects), NAME.labels.png (semantic), or NAME.panoptic.png and panoptic.json (panoptic)."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes of an image shown, best first.")] = 5,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Objects below are left out; 0 to evaluate.")] = 0.3,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show per image, best first.")] = 5,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of an object; 0 for evaluation.")] = 0.3,
     tile: Annotated[
-        int | None, typer.Option(min=32, help="Predict tiles of so many pixels, one by one: for large images.")
+        int | None, typer.Option(min=32, help="Predict in square tiles with this side in pixels, for large images.")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbor also covers.")] = 0.25,
-    flip: Annotated[bool, typer.Option("--flip", help="Predict the mirrored image, too.")] = False,
+    overlap: Annotated[float, typer.Option(help="Fraction of a tile that its neighbor also covers.")] = 0.25,
+    flip: Annotated[bool, typer.Option("--flip", help="Also predict the mirrored image and merge both.")] = False,
     short_side: Annotated[
-        list[int] | None, typer.Option(help="Predict it at this size in pixels; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Short side of the image in pixels; repeat it to merge several sizes."),
     ] = None,
     annotations: Annotated[
         Path | None,
         typer.Option(
-            help="COCO annotations that give the ids of images and categories in detections.json or panoptic.json."
+            help="COCO annotation file whose image and category ids detections.json or panoptic.json should use."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images that go through the network at once.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
     max_megapixels: Annotated[
-        int, typer.Option(min=1, help="Larger images are refused: a small broken file may claim any size.")
+        int, typer.Option(min=1, help="Refuse larger images: a small corrupt file may claim any size.")
     ] = 200,
-    on_error: Annotated[OnError, typer.Option(help="An image that cannot be read: stop, or leave it out.")] = (
+    on_error: Annotated[OnError, typer.Option(help="What to do with an unreadable image: stop, or skip it.")] = (
         OnError.RAISE
     ),
 ) -> None:
-    """Says what images show: their classes and scores.
+    """Predicts what images show.
 
-    With a detector, which objects are where; with a segmenter, what each pixel is.
+    A classifier gives classes and scores, a detector objects, a segmenter the class or segment of each pixel.
     """
     from focalnet.data.images import find
 
-    files = find(paths)  # before torch: a mistyped path is told at once
+    files = find(paths)  # before importing torch, so that a mistyped path fails at once
 
     from focalnet import zoo
     from focalnet.inference import Predictor, Views
@@ -94,13 +95,13 @@ def predict(
     names = dict(zip(map(str, files), unique_names(files), strict=True))
     images = [file for file in files if file not in videos]
     skip = _report_skipped if on_error is OnError.SKIP else None
-    with _sizes_up_to(max_megapixels):
+    with _image_size_limit(max_megapixels):
         for result in predictor.stream(images, skip=skip):
             typer.echo("\n  ".join([str(result.path), *result.summary()]))
             results.add(result, names[str(result.path)])
     for video in videos:
         assert out is not None
-        typer.echo(f"{video}\n  {_follow(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
+        typer.echo(f"{video}\n  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
     if not results.predictions and not videos:
         raise ImageError(f"none of the {len(files)} images could be read")
     if out is not None and results.predictions:
@@ -108,8 +109,8 @@ def predict(
 
 
 @contextmanager
-def _sizes_up_to(megapixels: int) -> Iterator[None]:
-    """Pillow refuses larger images; it does so at twice its number, and warns from that on."""
+def _image_size_limit(megapixels: int) -> Iterator[None]:
+    """Makes Pillow refuse larger images: it does so above twice ``MAX_IMAGE_PIXELS``, and warns above that number."""
     from PIL import Image as Pillow
 
     before, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, megapixels * 500_000
@@ -121,17 +122,17 @@ def _sizes_up_to(megapixels: int) -> Iterator[None]:
         Pillow.MAX_IMAGE_PIXELS = before
 
 
-def _follow(predictor: Predictor, video: Path, target: Path) -> Path:
+def _predict_video(predictor: Predictor, video: Path, target: Path) -> Path:
     """Writes a video with the predictions of each of its frames drawn on it, as many frames as it has.
 
     Raises:
-        FocalNetError: a frame was lost.
+        FocalNetError: a frame has no prediction.
     """
     from focalnet.inference.video import frame_rate, frames, write_video
 
     read = drawn = 0
 
-    def given() -> Iterator[Image]:
+    def counted_frames() -> Iterator[Image]:
         nonlocal read
         for image in frames(video):
             read += 1
@@ -139,7 +140,7 @@ def _follow(predictor: Predictor, video: Path, target: Path) -> Path:
 
     def with_predictions() -> Iterator[Image]:
         nonlocal drawn
-        for result in predictor.stream(given()):
+        for result in predictor.stream(counted_frames()):
             drawn += 1
             yield result.draw(as_frame=True)
         if drawn != read:

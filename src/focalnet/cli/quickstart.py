@@ -11,12 +11,12 @@ RECIPE = "classification/digits"
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("runs/quickstart"),
-    force: Annotated[bool, typer.Option("--force", help="Train again, though an earlier quickstart did.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/quickstart"),
+    force: Annotated[bool, typer.Option("--force", help="Train again, even after an earlier quickstart.")] = False,
 ) -> None:
-    """Tries it all on handwritten digits.
+    """Runs the whole library on small data.
 
-    Trains, evaluates, predicts and explains, in about two minutes on two cores.
+    Trains, evaluates, predicts and explains on handwritten digits, in about two minutes on two cores.
     """
     from focalnet.cli.explain import explain
     from focalnet.cli.predict import predict
@@ -25,32 +25,32 @@ def quickstart(
     run, images, predictions, explanations = (out / name for name in ("run", "digits", "predicted", "explained"))
     weights = str(run / "model.safetensors")
 
-    _say(f"focalnet fit {RECIPE} --output {run}")
+    _print_command(f"focalnet fit {RECIPE} --output {run}")
     show_progress()
     fit(RECIPE, output=run, force=force)
 
-    _say(f"focalnet validate {RECIPE} --weights {weights}")
+    _print_command(f"focalnet validate {RECIPE} --weights {weights}")
     measured = validate(RECIPE, weights)
     typer.echo("top-1 {top1:.2f} % of {images} images, {images_per_s:.0f} images a second".format(**measured))
 
     files = _write_digits(images)
-    _say(f"focalnet predict {images} --model {weights} --top 2 --out {predictions}")
+    _print_command(f"focalnet predict {images} --model {weights} --top 2 --out {predictions}")
     predict([str(images)], model=weights, top=2, out=predictions)
 
     chosen = [str(file) for file in files[:3]]
-    _say(f"focalnet explain {' '.join(chosen)} --model {weights} --out {explanations}")
+    _print_command(f"focalnet explain {' '.join(chosen)} --model {weights} --out {explanations}")
     explain(chosen, model=weights, out=explanations)
 
-    typer.echo("\nWhat to look at:")
-    for what, where in {
-        "how training went": run / "report.html",
-        "which digits were predicted": predictions,
+    typer.echo("\nResults:")
+    for title, path in {
+        "training report": run / "report.html",
+        "predictions": predictions,
         "what the network attends to": explanations / files[0].stem / "sheet.png",
     }.items():
-        typer.echo(f"  {what:<32} {where}")
+        typer.echo(f"  {title:<32} {path}")
 
 
-def _say(command: str) -> None:
+def _print_command(command: str) -> None:
     typer.echo(f"\n$ {command}")
 
 

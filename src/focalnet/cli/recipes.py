@@ -1,4 +1,4 @@
-"""Recipes: YAML files of options, found by name (``classification/digits``) or by path; ``focalnet recipes``."""
+"""``focalnet recipes``; finds and reads recipes, which are YAML files of options."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def list_recipes() -> list[str]:
 def recipes(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'detection/*_3x'.")] = "*",
 ) -> None:
-    """Lists the recipes: what is trained, on which data.
+    """Lists the training recipes.
 
-    The head of each file tells command, hardware, expected figures and their source.
+    The comment at the top of each file gives the command, hardware, expected metrics and source.
     """
-    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    names = [name for name in list_recipes() if fnmatch.fnmatch(name, wanted)]
+    glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    names = [name for name in list_recipes() if fnmatch.fnmatch(name, glob)]
     if not names:
-        known = did_you_mean(pattern.strip("*"), list_recipes())
-        raise UnknownName(f'no recipe matches "{pattern}"{known}; "focalnet recipes" lists all')
+        hint = did_you_mean(pattern.strip("*"), list_recipes())
+        raise UnknownName(f'no recipe matches "{pattern}"{hint}; "focalnet recipes" lists all')
     width = max(map(len, names))
     for name in names:
         typer.echo(f"{name:<{width}}  {title(name)}")
 
 
 def title(name: str) -> str:
-    """The first line of a recipe of ``list_recipes()``, which says what it is for."""
+    """The title of a recipe of ``list_recipes()``: the first line of its file."""
     first, *_ = (HOME / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return first.removeprefix("# ").removesuffix(".")
 
@@ -60,20 +60,20 @@ def find_recipe(name: str) -> Path:
             raise UnknownName(f"no recipe file {name}")
         return Path(name)
     names = list_recipes()
-    short = [known for known in names if Path(known).name == name]
-    hint = f'; did you mean "{short[0]}"?' if short else did_you_mean(name, names)
+    same_stem = [known for known in names if Path(known).name == name]
+    hint = f'; did you mean "{same_stem[0]}"?' if same_stem else did_you_mean(name, names)
     raise UnknownName(f'no recipe "{name}"{hint or ". There are: " + ", ".join(names)}')
 
 
 def read_recipe(path: Path, *, read_before: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads a recipe. ``base: other.yaml`` in it means: everything of that file beside it, except what is said here.
+    """Reads a recipe. Where it has ``base: other.yaml``, it inherits the options of that file in the same folder.
 
     Args:
         path: of the YAML file.
-        read_before: the recipes that build on it.
+        read_before: recipes that inherit from this one.
 
     Raises:
-        ConfigError: the file is no mapping of options, or builds on itself.
+        ConfigError: the file is not a mapping of options, or inherits from itself.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -85,12 +85,12 @@ def read_recipe(path: Path, *, read_before: tuple[Path, ...] = ()) -> dict[str, 
         return content
     base = path.parent / str(content.pop("base"))
     if base in (path, *read_before):
-        raise ConfigError(f"the recipe {path} builds on itself")
+        raise ConfigError(f"the recipe {path} inherits from itself; correct its option base")
     return merge(read_recipe(base, read_before=(path, *read_before)), content)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``, mapping by mapping."""
+    """``base`` updated with ``changes``; nested mappings are merged, not replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -103,7 +103,7 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in overrides.items():
         value = str(value) if isinstance(value, Path) else value
-        for part in reversed(key.split(".")):
-            value = {part: value}
+        for name in reversed(key.split(".")):
+            value = {name: value}
         tree = merge(tree, value)
     return tree

@@ -1,4 +1,4 @@
-"""What ``focalnet predict`` writes of its results: a drawing of each, and lists of all."""
+"""The files that ``focalnet predict`` writes: a drawing of each result, and lists of all results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """Gathers results, and writes them: drawings and maps as they come, lists of all at the end.
+    """Collects results and writes them: drawings and label maps at once, the lists of all results at the end.
 
     Args:
-        folder: where to; None to only count.
-        model: what the lists call it.
-        ids: numbers of images and categories in COCO's form; None for a classifier.
+        folder: output folder; None to write nothing.
+        model: its name in the lists.
+        ids: COCO ids of images and categories; None for a classifier.
     """
 
     def __init__(self, folder: Path | None, model: str, ids: Ids | None) -> None:
@@ -29,7 +29,7 @@ class Results:
         self.coco: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, result: Result, name: str) -> None:
-        """Takes in a result; names of its files start with ``name``."""
+        """Adds a result; the names of its files start with ``name``."""
         entry = result.to_dict()
         if self.ids is not None:
             entry["image_id"] = self.ids.image(Path(str(result.path)), len(self.predictions) + 1)
@@ -42,7 +42,7 @@ class Results:
         self.predictions.append(entry)
 
     def write(self) -> str:
-        """Writes the lists, and says what is in the folder."""
+        """Writes the lists; returns a message with the names of the files."""
         assert self.folder is not None
         written: dict[str, Any] = {"model": self.model, "predictions": self.predictions}
         files: dict[str, Any] = {"predictions.json": written}
@@ -58,23 +58,23 @@ class Results:
 
 
 class Ids:
-    """The numbers of images and categories in COCO's form: those of an annotation file, or counted from 1.
+    """COCO ids of images and categories: those of an annotation file, or counted from 1.
 
     Args:
         network: a detector or segmenter.
-        annotations: of the same classes; COCO's panoptic form for a panoptic model.
+        annotations: a COCO file with the same classes; for a panoptic model, a COCO panoptic file.
 
     Raises:
-        ConfigError: annotations for a semantic model, whose label maps have no such numbers.
-        DataError: a file of other classes, or none of annotations.
+        ConfigError: annotations for a semantic model, whose label maps hold no ids.
+        DataError: the file has other classes, or is not an annotation file.
     """
 
     def __init__(self, network: Model[Any, Any], annotations: Path | None) -> None:
         #: "detection", "semantic", "instance" or "panoptic".
-        self.kind: str = network.config.output
+        self.output: str = network.config.output
         count = network.config.num_classes
         self.file, self.names = annotations, network.class_names or tuple(f"class {i}" for i in range(count))
-        self.things = network.config.things if self.kind == "panoptic" else None
+        self.things = network.config.things if self.output == "panoptic" else None
         self.image_ids: dict[str, int] = {}
         self.category_ids = tuple(range(1, count + 1))
         if annotations is not None:
@@ -84,28 +84,28 @@ class Ids:
         from focalnet.data.formats.coco import read_coco
         from focalnet.data.formats.coco_panoptic import read_panoptic
 
-        if self.kind == "semantic":
-            raise ConfigError("--annotations is for objects and panoptic maps: a label map holds classes from 0")
-        coco = read_panoptic(annotations) if self.kind == "panoptic" else read_coco(annotations)
+        if self.output == "semantic":
+            raise ConfigError("--annotations is for objects and panoptic maps: label maps hold class indices, not ids")
+        coco = read_panoptic(annotations) if self.output == "panoptic" else read_coco(annotations)
         if coco.class_names != self.names:
             raise DataError(f"{annotations}: its categories are not the {len(self.names)} classes of the model")
         self.category_ids = coco.category_ids
         self.image_ids = {Path(image.file_name).name: image.image_id for image in coco.images}
 
-    def image(self, path: Path, place: int) -> int:
-        """The id of an image; ``place`` counts from 1."""
+    def image(self, path: Path, number: int) -> int:
+        """The id of an image, which is the ``number``-th, counted from 1."""
         if self.file is None:
-            return place
+            return number
         if path.name not in self.image_ids:
-            raise DataError(f"{self.file}: names no image {path.name}")
+            raise DataError(f"{self.file}: has no image {path.name}")
         return self.image_ids[path.name]
 
     def categories(self) -> list[dict[str, Any]]:
-        """The list ``categories`` of COCO's form."""
-        listed: list[dict[str, Any]] = [
+        """The list ``categories`` of a COCO file."""
+        categories: list[dict[str, Any]] = [
             {"id": i, "name": name} for i, name in zip(self.category_ids, self.names, strict=True)
         ]
         if self.things is not None:
-            for label, category in enumerate(listed):
+            for label, category in enumerate(categories):
                 category["isthing"] = int(label < self.things)
-        return listed
+        return categories

@@ -1,4 +1,4 @@
-"""``focalnet fit`` and ``focalnet validate``; ``fit`` and ``validate`` are the same from Python."""
+"""``focalnet fit`` and ``focalnet validate``, as commands and as the functions ``fit`` and ``validate``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from focalnet.card import Preprocessing
     from focalnet.training.engine import Measurement
 
-#: How the two commands must be registered: every option of a recipe passes through.
+#: Context settings of both commands: the options of a recipe are passed through.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 RECIPE_HELP = (
@@ -26,29 +26,29 @@ RECIPE_HELP = (
     'COCO-format data, segmentation/finetune for your own label maps; "focalnet recipes" lists all.'
 )
 EPILOG = (
-    "Any option of the recipe can be given behind it: --data.root FOLDER, --data.batch_size 256, "
+    "Options of the recipe follow it, for example --data.root FOLDER, --data.batch_size 256, "
     "--model.optimizer.lr 1e-3, --trainer.max_epochs 100, --trainer.precision bf16-mixed, --trainer.devices 2, "
     "--seed_everything 1. --print_config shows every option with its value. "
-    "The same command again goes on where an interrupted run stopped."
+    "Running the same command again resumes an interrupted run."
 )
 
 
 def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = False, **overrides: Any) -> Path:
-    """Trains by a recipe, or goes on with an interrupted run of it.
+    """Trains a model by a recipe, or resumes an interrupted run.
 
     Args:
         recipe: a name such as ``"classification/digits"``, or the path of a YAML file.
-        output: folder of the run; default: ``runs/`` and the recipe's name.
-        force: start afresh where another run has been.
-        overrides: options of the recipe by their dotted names: ``**{"trainer.max_epochs": 5}``.
+        output: run folder; default: ``runs/RECIPE``.
+        force: start over in a folder that holds another run.
+        overrides: options of the recipe by dotted name: ``**{"trainer.max_epochs": 5}``.
 
     Returns:
-        The folder of the run: ``model.safetensors``, ``results.json``, ``report.html``, ``metrics.csv``, ...
+        The run folder, which holds ``model.safetensors``, ``results.json``, ``report.html``, ``metrics.csv``, ...
 
     Raises:
         UnknownName: no such recipe or option.
-        ConfigError: an option that cannot be, or a folder that holds another run.
-        TrainingError: the run had to stop; the message says why and what was kept.
+        ConfigError: an option has an invalid value, or the folder holds another run.
+        TrainingError: the run had to stop; the message gives the reason and what was kept.
         MissingDependency: the extra ``train`` is not installed.
     """
     path = find_recipe(str(recipe))
@@ -63,7 +63,7 @@ def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = F
 
 
 def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[str, Any]:
-    """Measures weights on the validation images of a recipe, prepared as the weights want them.
+    """Evaluates weights on the validation images of a recipe, with the preprocessing of the weights.
 
     Args:
         recipe: a name or the path of a YAML file.
@@ -94,24 +94,24 @@ def _measure(recipe: str | Path, weights: str | Path, overrides: Mapping[str, An
 
 
 def _data_options(preprocessing: Preprocessing) -> dict[str, Any]:
-    """What a network wants of its images, as options of its data: a detector's are not cropped."""
-    wanted = asdict(preprocessing)
+    """A network's preprocessing as options of a data module; images of detectors and segmenters are not cropped."""
+    options = asdict(preprocessing)
     absent = ("max_size",) if preprocessing.max_size is None else ("crop_pct", "interpolation")
-    return {name: value for name, value in wanted.items() if name not in absent}
+    return {name: value for name, value in options.items() if name not in absent}
 
 
 def fit_command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/RECIPE.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Start afresh where another run has been.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start over in a folder that holds another run.")] = False,
     print_config: Annotated[
-        bool, typer.Option("--print_config", "--print-config", help="Print every option with its value, and stop.")
+        bool, typer.Option("--print_config", "--print-config", help="Print every option with its value and exit.")
     ] = False,
 ) -> None:
-    """Trains by a recipe.
+    """Trains a model by a recipe.
 
-    The run's folder gets weights, metrics and a report.
+    Writes weights, metrics and a report to the run folder.
     """
     overrides = parse_overrides(context.args)
     if print_config:
@@ -127,12 +127,12 @@ def fit_command(
 def validate_command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
-    weights: Annotated[str, typer.Option("--weights", "-w", help="A name of 'focalnet models', or a weights file.")],
-    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    weights: Annotated[str, typer.Option("--weights", "-w", help="A name in 'focalnet models', or a weights file.")],
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
 ) -> None:
-    """Measures weights on a recipe's validation images.
+    """Evaluates weights on validation images.
 
-    Top-1 and top-5, precision, IoU or panoptic quality, whatever the task has; and images per second.
+    Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
     show_progress()
     measurement = _measure(recipe, weights, parse_overrides(context.args))
@@ -150,16 +150,16 @@ def parse_overrides(arguments: list[str]) -> dict[str, str]:
     """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``.
 
     Raises:
-        ConfigError: something that is neither an option nor its value.
+        ConfigError: an argument is neither an option nor the value of one.
     """
     overrides: dict[str, str] = {}
-    rest = iter(arguments)
-    for argument in rest:
+    remaining = iter(arguments)
+    for argument in remaining:
         name, equals, value = argument.partition("=")
         if not name.startswith("--") or name == "--":
             raise ConfigError(f'unexpected "{argument}": options are given as --name value')
         if not equals:
-            value = next(rest, "--")
+            value = next(remaining, "--")
             if value.startswith("--"):
                 raise ConfigError(f"option {name} needs a value, e.g. {name} true")
         overrides[name.removeprefix("--")] = value
@@ -176,8 +176,8 @@ def _require_engine() -> None:
 
 
 def show_progress() -> None:
-    """Shows on stderr what the library logs, and of Lightning's log only its warnings."""
-    _require_engine()  # on import, Lightning sets its level itself
+    """Shows the library's log on stderr, and only the warnings of Lightning."""
+    _require_engine()  # imports Lightning, which sets its own log level
     logger = logging.getLogger("focalnet")
     if not logger.handlers:
         handler = logging.StreamHandler()
