@@ -136,7 +136,7 @@ def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
     ours = weights.read(weights.save(classifier(PLAIN), tmp_path / "ours.safetensors"))
     weights.export(ours, tmp_path / "hub" / "model.safetensors", "huggingface")
     (tmp_path / "hub" / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: the config\.json beside it is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the config\.json next to it is damaged"):
         weights.read(tmp_path / "hub")
 
 
@@ -154,8 +154,8 @@ def test_a_description_that_contradicts_the_tensors(tmp_path: Path) -> None:
     [
         ({"depths": [10**6, 2]}, "described with depths"),
         ({"embed_dim": 10**12}, "described with embed_dim"),
-        ({"embed_dim": "8"}, "description is damaged"),
-        ({"mlp_ratio": None}, "description is damaged"),
+        ({"embed_dim": "8"}, "header is damaged"),
+        ({"mlp_ratio": None}, "header is damaged"),
         ({"layer_scale": 1e-4}, "described with layer_scale"),
         ({"colour": 1}, 'has no option "colour"'),
         ({"focal_levels": [2]}, "focal_levels"),
@@ -174,7 +174,7 @@ def test_our_description_must_agree_with_the_tensors(tmp_path: Path, change: dic
 @pytest.mark.parametrize("header", ["{", "[]", "{}", '{"kind": "classifier", "config": 3}'])
 def test_a_damaged_description_of_ours(tmp_path: Path, header: str) -> None:
     save_file(classifier(PLAIN).state_dict(), tmp_path / "x.safetensors", metadata={HEADER: header})
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: its description is damaged"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: its header is damaged"):
         weights.read(tmp_path / "x.safetensors")
 
 

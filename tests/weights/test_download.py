@@ -134,7 +134,7 @@ def test_broken_half_way_and_resumed(server: tuple[Behaviour, str], cache: Path)
 def test_broken_for_good_then_resumed_by_the_next_run(server: tuple[Behaviour, str], cache: Path) -> None:
     behaviour, address = server
     behaviour.break_after = [1000, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"broke off after 1000 of 1048576 bytes; run again to go on"):
+    with pytest.raises(DownloadError, match=r"broke off after 1000 of 1048576 bytes; run again to resume"):
         download.local_file(entry(at(address)))
     assert files(cache) == {"x.pth.part", "x.pth.part.etag"}
     assert download.local_file(entry(at(address))).read_bytes() == CONTENT
@@ -168,7 +168,7 @@ def test_a_part_longer_than_the_file(server: tuple[Behaviour, str], cache: Path)
 def test_a_wrong_hash_is_refused_and_removed(server: tuple[Behaviour, str], cache: Path) -> None:
     behaviour, address = server
     behaviour.content = b"?" + CONTENT[1:]
-    with pytest.raises(DownloadError, match=f"has not the sha256 {SHA256}"):
+    with pytest.raises(DownloadError, match=f"does not have the sha256 {SHA256}"):
         download.local_file(entry(at(address)))
     assert files(cache) == set()
 
@@ -179,7 +179,7 @@ def test_a_hash_unknown_is_recorded_and_checked_from_then_on(server: tuple[Behav
     path = download.local_file(wanted)
     assert json.loads((cache / "sha256.json").read_text()) == {f"{address}/x.pth": SHA256}
     path.write_bytes(b"?" + CONTENT[1:])
-    with pytest.raises(DownloadError, match=f"has not the sha256 {SHA256}; delete it to download it again"):
+    with pytest.raises(DownloadError, match=f"does not have the sha256 {SHA256}; delete it to download it again"):
         download.local_file(wanted)
     path.unlink()
     assert download.local_file(wanted).read_bytes() == CONTENT
@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_the_part_kept(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(download, "_copy", full)
-    with pytest.raises(DownloadError, match=r"no space left in .*HF_HUB_CACHE.*goes on where it stopped"):
+    with pytest.raises(DownloadError, match=r"no space left in .*HF_HUB_CACHE.*resumes where it stopped"):
         download.local_file(entry(at(address)))
     monkeypatch.setattr(download, "_copy", copy)
     assert download.local_file(entry(at(address))).read_bytes() == CONTENT

@@ -188,7 +188,7 @@ def test_foreign_keys_are_named() -> None:
 
 
 def test_a_segmenter_is_told_apart() -> None:
-    with pytest.raises(CheckpointError, match="holds another kind of detector or segmenter"):
+    with pytest.raises(CheckpointError, match="holds a detector or segmenter that this version cannot load"):
         layouts.detect(["backbone.patch_embed.proj.weight", "neck.fpn_convs.0.weight"])
 
 

@@ -1,4 +1,4 @@
-"""Files and published names to (config, state dict), and back."""
+"""Reads and writes weights: published names and files of any layout to a config and a state dict, and back."""
 
 from focalnet.weights.catalogue import Entry, entries, list_weights
 from focalnet.weights.checkpoint import (

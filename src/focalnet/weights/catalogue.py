@@ -23,14 +23,14 @@ _FOLDER = Path(str(files("focalnet.weights")))
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place a file is at: a URL, or a repository of the Hugging Face Hub.
+    """One place that serves a file: a URL, or a repository of the Hugging Face Hub.
 
     Args:
-        file: the file's name there.
-        url: its address, if it is not on the Hub.
-        hub: the repository, if it is.
+        file: the file's name at the source.
+        url: its URL, if it is not on the Hub.
+        hub: the Hub repository, if it is.
         repo_type: ``"model"`` or ``"space"``.
-        sha256: as the host publishes it.
+        sha256: as published by the host.
         dead: why the host no longer serves it; None while it does.
     """
 
@@ -43,11 +43,11 @@ class Source:
 
     @property
     def address(self) -> str:
-        """The URL a person would open."""
+        """The URL to open in a browser."""
         if self.url:
             return self.url
-        kind = "" if self.repo_type == "model" else f"{self.repo_type}s/"
-        return f"https://huggingface.co/{kind}{self.hub}/resolve/main/{self.file}"
+        prefix = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"https://huggingface.co/{prefix}{self.hub}/resolve/main/{self.file}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +56,19 @@ class Entry:
 
     Args:
         name: ``architecture.training``.
-        task: what it does.
-        architecture: the name in ``focalnet.list_models()``; for dense tasks, the backbone's.
+        task: ``"classification"``, ``"detection"``, ...
+        architecture: the name in ``focalnet.list_models()``; for dense prediction, that of the backbone.
         labels: the label set it predicts.
-        preprocessing: what it was evaluated with.
-        published: where the metrics come from.
-        licence: SPDX name.
+        preprocessing: that of its evaluation.
+        published: source of the metrics.
+        licence: SPDX license name.
         metrics: published figures, percent.
         sources: in the order they are tried.
-        embedded: the file's path inside this package, for our own.
-        settings: fields of ``FocalNetConfig`` that the weights cannot tell.
-        unsettled: what is known of settings on which published sources disagree.
+        embedded: path of the file inside this package, for our own weights.
+        settings: fields of ``FocalNetConfig`` that do not follow from the weights.
+        unsettled: settings on which published sources disagree, with an explanation.
         note: anything else a user should know.
-        readable: whether this version knows the file's layout and its classes.
+        readable: whether this version can read the file's layout and classes.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Entry:
 
     @property
     def loadable(self) -> bool:
-        """Whether this version has the model for it."""
+        """Whether this version has a model for it."""
         return self.task == "classification" or self.network is not None
 
     @property
@@ -102,11 +102,11 @@ class Entry:
 
     @property
     def available(self) -> bool:
-        """Whether at least one host still serves it, or it ships with the package."""
+        """Whether a host still serves it, or it comes with the package."""
         return self.embedded is not None or any(source.dead is None for source in self.sources)
 
     def card(self, source: str) -> ModelCard:
-        """The card of a model whose weights were read from ``source``."""
+        """The card of a model with weights from ``source``."""
         return ModelCard(
             name=self.name,
             class_names=class_names(self.labels),
@@ -119,7 +119,7 @@ class Entry:
 
 @lru_cache(maxsize=1)
 def entries() -> Mapping[str, Entry]:
-    """Every entry by name, in the order of the file."""
+    """All entries by name, in the order of the catalogue file."""
     listing = yaml.safe_load((_FOLDER / "catalogue.yaml").read_text(encoding="utf-8"))
     return {name: _entry(name, fields, listing) for name, fields in listing["entries"].items()}
 
@@ -130,10 +130,10 @@ def list_weights(pattern: str = "*") -> list[str]:
 
 
 def find(name: str) -> Entry:
-    """The entry of that name.
+    """The entry with this name.
 
     Raises:
-        UnknownName: there is none; the message names the nearest ones.
+        UnknownName: there is none; the message suggests similar names.
     """
     if name not in entries():
         raise UnknownName(f'no weights "{name}"{did_you_mean(name, entries())}; "focalnet models" lists all')

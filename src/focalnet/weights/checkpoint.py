@@ -1,7 +1,7 @@
-"""A checkpoint file as (config, state dict): read from any known layout, written in ours or theirs.
+"""Checkpoint files: read in any known layout, written in our own or another library's.
 
 Our own files are safetensors in the official layout, with the configuration and the model's card as
-JSON in the header, so that one file is enough to rebuild the model and to name its classes.
+JSON in the header, so that one file is enough to build the model and to name its classes.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from focalnet.weights.report import Report, compare
 
 Config = FocalNetConfig | ModelConfig
 
-BACKBONE = "backbone"  # kind of a file with a backbone alone, which is of no family
+BACKBONE = "backbone"  # file kind of a bare backbone, which belongs to no family
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
-_TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # rates, and a value that is only initial
+_TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # they do not change what a trained network computes
 
 
 class UnsettledSetting(UserWarning):
-    """A setting leaves no trace in the weights, and the published sources disagree on it."""
+    """A setting does not follow from the weights, and published sources disagree on it."""
 
 
 class NonFiniteWeights(UserWarning):
-    """Weights hold NaN or infinite values: whatever they compute is meaningless."""
+    """Weights hold NaN or infinite values, so outputs are meaningless."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and everything that is known of them.
+    """Weights with their configuration, card and origin.
 
     Args:
         path: the file they were read from.
         layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
-        config: of the classifier, detector, segmenter or bare backbone that was saved.
-        state_dict: by our names, float32.
+        config: of the saved classifier, detector, segmenter or bare backbone.
+        state_dict: tensors under our names, float32.
         card: class names, preprocessing, origin.
         architecture: its published name, if it has one.
-        unused: keys of the file that are no part of a FocalNet.
-        unsettled: settings that the caller may want to choose, and what is known of them.
-        section: the part of a training checkpoint the weights were taken from, e.g. ``"model_ema"``.
+        unused: keys of the file that do not belong to the model.
+        unsettled: settings on which published sources disagree, with an explanation.
+        section: the key of a training checkpoint that held the weights, e.g. ``"model_ema"``.
     """
 
     path: Path
@@ -77,22 +77,22 @@ class Checkpoint:
 
     @property
     def backbone(self) -> FocalNetConfig:
-        """The shape of the backbone, whatever was saved."""
+        """The configuration of the backbone."""
         return _backbone(self.config)
 
     @property
     def backbone_state_dict(self) -> dict[str, Tensor]:
-        """The tensors of the backbone, of a classifier with those of its head."""
-        return _trunk(self.config, self.state_dict)
+        """The tensors of the backbone; for a classifier, including the head."""
+        return _backbone_tensors(self.config, self.state_dict)
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the head; 0 where there is none."""
+        """Number of outputs of the head; 0 without a head."""
         return 0 if isinstance(self.config, FocalNetConfig) else self.config.num_classes
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the network computes with, by dotted names, and how its images are prepared and its classes called."""
+        """Settings that affect predictions, by dotted name, with preprocessing and class names."""
         card = {"preprocessing": dataclasses.asdict(self.card.preprocessing), "class_names": self.card.class_names}
         every = dict(_leaves({**_plain(self.config), **card}))
         return {name: value for name, value in every.items() if name.rpartition(".")[2] not in _TRAINING_ONLY}
@@ -100,27 +100,27 @@ class Checkpoint:
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold NaN or infinite values."""
         floating = {name: t for name, t in self.state_dict.items() if t.is_floating_point()}
-        # The sum of a tensor tells in one pass, without a copy, that all its values are finite.
+        # A finite sum proves in one pass, without a copy, that all values are finite.
         return [name for name, t in floating.items() if not t.sum().isfinite() and not t.isfinite().all()]
 
     def report(self) -> Report:
-        """How the tensors fit the model they describe, without allocating it."""
+        """Compares the tensors with the model they describe, which is not allocated."""
         with torch.device("meta"):
             model = self.config.build()
         return compare(self.state_dict, model.state_dict(), unused=self.unused)
 
 
 def read(path: str | Path, *, architecture: str | None = None, **settings: Any) -> Checkpoint:
-    """Reads a checkpoint of any known layout: a file, or a folder as ``save_pretrained`` writes it.
+    """Reads a checkpoint in any known layout: a file, or a folder that ``save_pretrained`` has written.
 
     Args:
-        path: ``.safetensors``, or a PyTorch pickle under any suffix.
-        architecture: its published name, where the shapes alone do not tell.
-        settings: fields of ``FocalNetConfig`` that leave no trace in the weights: ``post_norm``,
+        path: ``.safetensors``, or a PyTorch pickle with any suffix.
+        architecture: its published name, if the tensor shapes are ambiguous.
+        settings: fields of ``FocalNetConfig`` that do not follow from the weights: ``post_norm``,
             ``normalize_modulator``, ...
 
     Raises:
-        CheckpointError: unreadable, damaged, or not a FocalNet; the message names the file.
+        CheckpointError: the file is unreadable, damaged, or not a FocalNet.
         UnknownName: no such architecture.
     """
     raw = read_tensors(path)
@@ -133,12 +133,12 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
 
 
 def fetch(name: str, **settings: Any) -> Checkpoint:
-    """Reads a published checkpoint of the catalogue; downloads it where it is not cached.
+    """Reads a published checkpoint of the catalogue, and downloads it if it is not cached.
 
     Raises:
         UnknownName: no such entry.
-        CheckpointError: an entry of a task this version has no model for, or a damaged file.
-        DownloadError: no source gave the file.
+        CheckpointError: this version has no model for the entry, or the file is damaged.
+        DownloadError: no source served the file.
     """
     entry = find(name)
     if not entry.loadable:
@@ -160,20 +160,20 @@ def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
     """Writes a model's weights, configuration and card as one safetensors file, atomically.
 
     Raises:
-        CheckpointError: the file cannot be written; nothing half written is left.
+        CheckpointError: the file cannot be written; no partial file is left.
     """
     card = model.card or ModelCard(name=Path(path).stem)
     return write_safetensors(path, model.state_dict(), {HEADER: _header(model.config, card)})
 
 
 def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes a checkpoint in a layout; for transformers also the ``config.json`` beside it.
+    """Writes a checkpoint in a layout; for transformers, also a ``config.json`` in the same folder.
 
     Args:
         checkpoint: of a classifier, or of a detector or segmenter for ``"openmmlab"``.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
         layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
-        dtype: how numbers are stored; ``read`` gives float32 whichever it is.
+        dtype: storage type; ``read`` always returns float32.
 
     Raises:
         CheckpointError: the layout's library has no such model, or the file cannot be written.
@@ -206,16 +206,16 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
 
 
 def untold(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
-    """Settings of a checkpoint that a file exported from it does not tell, so that its reader must be given them.
+    """Settings of a checkpoint that are lost in an exported file, so that they must be passed when loading it.
 
-    Found by reading the file as anybody would who has nothing else.
+    Reads the file without further information, and compares the settings.
 
     Args:
-        checkpoint: that was exported.
-        path: the file written.
+        checkpoint: the exported checkpoint.
+        path: the exported file.
 
     Returns:
-        the checkpoint's value of each setting that comes back as another one, by its dotted name.
+        The checkpoint's values of the settings that differ in the file, by dotted name.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -223,11 +223,11 @@ def untold(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
     missing: dict[str, Any] = {}
     try:
         back = read(path)
-    except CheckpointError:  # a shape that was never published does not even tell where its norms are
+    except CheckpointError:  # for an unpublished shape, post_norm is unknown, too
         missing = {"post_norm": checkpoint.backbone.post_norm}
         back = read(path, **missing)
-    told = back.settings
-    changed = {name: value for name, value in checkpoint.settings.items() if told.get(name) != value}
+    read_back = back.settings
+    changed = {name: value for name, value in checkpoint.settings.items() if read_back.get(name) != value}
     return {**missing, **changed}
 
 
@@ -239,9 +239,9 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     state_dict, unknown = layout.to_native(inside)
     hints = _hints(raw.path.with_name("config.json"), layout.name)
     known = {**hints.settings, **settings}
-    told = layout.post_norm_of(inside)
-    if told is not None:
-        known.setdefault("post_norm", told)
+    post_norm = layout.post_norm_of(inside)
+    if post_norm is not None:
+        known.setdefault("post_norm", post_norm)
     config, name = shapes.infer(state_dict, architecture=architecture or hints.architecture, settings=known)
     checkpoint = Checkpoint(
         path=raw.path,
@@ -251,7 +251,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
         card=_card(raw.path, name, config.num_classes, hints),
         architecture=name,
         unused=(*outside, *unknown),
-        unsettled=_unsettled(_twin(name).unsettled, known),
+        unsettled=_unsettled(_published_entry(name).unsettled, known),
         section=raw.section,
     )
     return _complete(checkpoint)
@@ -266,24 +266,24 @@ def _read_dense(
 ) -> Checkpoint:
     config, name = openmmlab.infer(inside, architecture=architecture, settings=settings)
     with torch.device("meta"):
-        wanted = config.build().state_dict()
-    twin = next((entry for entry in entries().values() if entry.network == name), None) if name else None
+        expected = config.build().state_dict()
+    published = next((entry for entry in entries().values() if entry.network == name), None) if name else None
     family = registry.family_of(config)
-    labels = twin.labels if twin else family.labels
+    labels = published.labels if published else family.labels
     names = openmmlab.class_names(raw.content) or (class_names(labels) if name and labels else ())
     checkpoint = Checkpoint(
         path=raw.path,
         layout=openmmlab.NAME,
         config=config,
-        state_dict={key: tensor for key, tensor in inside.items() if key in wanted},
+        state_dict={key: tensor for key, tensor in inside.items() if key in expected},
         card=ModelCard(
             name=name or raw.path.stem,
             class_names=names if len(names) == config.num_classes else (),
-            preprocessing=twin.preprocessing if twin else family.preprocessing,
+            preprocessing=published.preprocessing if published else family.preprocessing,
             source=raw.path.name,
         ),
         architecture=name,
-        unused=(*outside, *(key for key in inside if key not in wanted)),
+        unused=(*outside, *(key for key in inside if key not in expected)),
         section=raw.section,
     )
     return _complete(checkpoint)
@@ -294,18 +294,18 @@ def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, 
         header = json.loads(raw.metadata[HEADER])
         config = _config_class(header["kind"]).from_dict(header["config"])
         card = _card_from(header["card"])
-        traced = shapes.trace(_trunk(config, raw.tensors))
+        traced = shapes.trace(_backbone_tensors(config, raw.tensors))
         if architecture:
             shapes.check_is(architecture, traced)
         shapes.check_described(_backbone(config), traced)
         if isinstance(config, ClassifierConfig) and config.num_classes != shapes.classes_of(raw.tensors):
-            raise CheckpointError(f"it is described with num_classes={config.num_classes}, but its head has others")
+            raise CheckpointError(f"it is described with num_classes={config.num_classes}, but its head differs")
         config = _changed(config, settings)
         return _complete(Checkpoint(raw.path, "native", config, raw.tensors, card, shapes.published_name(traced)))
     except FocalNetError:
         raise
     except Exception as error:  # a damaged header can hold values of any type anywhere
-        raise CheckpointError(f"its description is damaged ({type(error).__name__}: {error}); copy it again") from error
+        raise CheckpointError(f"its header is damaged ({type(error).__name__}: {error}); copy it again") from error
 
 
 def _complete(checkpoint: Checkpoint) -> Checkpoint:
@@ -315,7 +315,7 @@ def _complete(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings, and of sequences of them, by its dotted name."""
+    """Yields every value of nested mappings, and of sequences of mappings, with its dotted name."""
     nested = value if isinstance(value, Mapping) else None
     if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         nested = dict(enumerate(value))
@@ -330,9 +330,9 @@ def _backbone(config: Config) -> FocalNetConfig:
     return config if isinstance(config, FocalNetConfig) else config.backbone
 
 
-def _trunk(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    whole = isinstance(config, FocalNetConfig | ClassifierConfig)  # a classifier is its own backbone
-    return dict(tensors) if whole else openmmlab.backbone_of(tensors)
+def _backbone_tensors(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    is_backbone = isinstance(config, FocalNetConfig | ClassifierConfig)  # a classifier is its own backbone
+    return dict(tensors) if is_backbone else openmmlab.backbone_of(tensors)
 
 
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -350,13 +350,13 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _config_class(kind: str) -> type[FocalNetConfig] | type[ModelConfig]:
-    """Of what the header of a file names."""
+    """The configuration class for the kind in a file's header."""
     if kind == BACKBONE:
         return FocalNetConfig
     known = {family.file_kind: family.config for family in registry.families()}
     if kind not in known:
         raise CheckpointError(
-            f'it holds a "{kind}", which this version has no network for{did_you_mean(kind, known)}: update focalnet, '
+            f'it holds a "{kind}", for which this version has no network{did_you_mean(kind, known)}: update focalnet, '
             "or import the module that registers it"
         )
     return known[kind]
@@ -376,13 +376,13 @@ def _card_from(values: Mapping[str, Any]) -> ModelCard:
 
 
 def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> ModelCard:
-    """The card of a foreign file: what its description says, else what its published twin says."""
-    twin = _twin(name)
-    known = (hints.class_names, class_names(twin.labels) if twin.labels else ())
+    """The card of a foreign file: from its ``config.json``, else from the published entry of its architecture."""
+    published = _published_entry(name)
+    known = (hints.class_names, class_names(published.labels) if published.labels else ())
     return ModelCard(
         name=name or path.stem,
         class_names=next((names for names in known if len(names) == num_classes), ()),
-        preprocessing=hints.preprocessing or twin.preprocessing,
+        preprocessing=hints.preprocessing or published.preprocessing,
         source=path.name,
     )
 
@@ -393,7 +393,7 @@ def _card_of(entry: Entry, path: Path, num_classes: int) -> ModelCard:
 
 
 def _hints(path: Path, layout: str) -> Hints:
-    """What the ``config.json`` beside a file of the Hub says; nothing where there is none, or another library's."""
+    """Reads the ``config.json`` next to a file of the Hub; empty if there is none, or if it is another library's."""
     if layout not in ("timm", "huggingface") or not path.is_file():
         return Hints()
     try:
@@ -403,12 +403,12 @@ def _hints(path: Path, layout: str) -> Hints:
         if layout == "huggingface" and description.get("model_type") == "focalnet":
             return huggingface.hints(description)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"the {path.name} beside it is damaged ({error}); copy it again or remove it") from error
+        raise CheckpointError(f"the {path.name} next to it is damaged ({error}); copy it again or remove it") from error
     return Hints()
 
 
-def _twin(architecture: str | None) -> Entry:
-    """The entry of the catalogue that was published with this architecture; an empty one if none was."""
+def _published_entry(architecture: str | None) -> Entry:
+    """The catalogue entry of this architecture; an empty entry if there is none."""
     none = Entry(name="", task="", architecture="", labels="")
     published = (e for e in entries().values() if e.task == "classification" and not e.embedded)
     return next((e for e in published if e.architecture == architecture), none)

@@ -1,8 +1,8 @@
-"""From a classifier's weights to a network with other focal windows or levels, as dense tasks start.
+"""Adapts a classifier's weights to a backbone with other focal windows or levels, for dense prediction.
 
 The rules are those of the official detection code (``mmcv_custom/checkpoint.py`` of microsoft/FocalNet):
-kernels are zero-padded or cropped about their centre; the gates of an extra level are zero, so that it
-starts without a say, and the global gate stays last; its depthwise kernel keeps the random initial value.
+kernels are zero-padded or cropped around their center. The gates of an extra level are zero, so that it has no
+effect at first, and its depthwise kernel keeps its random initial values; the global gate stays last.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _CLASSIFIER_ONLY = re.compile(r"(?:norm|head)\.(?:weight|bias)")
 
 
 def adapt(state_dict: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors in the shapes of a model that may differ in focal windows and levels.
+    """Adapts tensors to the shapes of a model with other focal windows or more focal levels.
 
     Args:
         state_dict: a classifier's or backbone's tensors under our names, a leading ``visual.`` allowed.
-        model: the state dict of the model they are for; only its names and shapes are used. Where it has
-            no head and final norm, theirs are left out.
+        model: the state dict of the model; only its names and shapes are used. Head and final norm are dropped if
+            the model has none.
 
     Raises:
         ConfigError: the model has fewer focal levels than the weights.
@@ -40,7 +40,7 @@ def adapt(state_dict: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict
 
 
 def initial(state_dict: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
-    """Keys of the model that keep their initial value: norms of the returned maps, kernels of extra levels."""
+    """Keys of the model that keep their initial values: norms of feature maps, kernels of extra levels."""
 
     def is_new(key: str) -> bool:
         kernel = _KERNEL.fullmatch(key)
@@ -51,7 +51,7 @@ def initial(state_dict: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> li
 
 
 def resize_kernel(kernel: Tensor, size: int) -> Tensor:
-    """Zero-pads or crops ``(C, 1, k, k)`` about the centre to ``(C, 1, size, size)``; k and size odd."""
+    """Zero-pads or crops ``(C, 1, k, k)`` around the center to ``(C, 1, size, size)``; k and size odd."""
     margin = (size - kernel.shape[-1]) // 2
     return F.pad(kernel, [margin] * 4)  # a negative margin crops
 
@@ -63,7 +63,7 @@ def add_gates(rows: Tensor, count: int) -> Tensor:
 
 
 def _fit(key: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor in that shape if the rules give it one; else as it is, for the report to name."""
+    """The tensor in this shape if a rule applies; otherwise unchanged, so that the report lists it."""
     odd = tensor.ndim == len(shape) == 4 and tensor.shape[-1] % 2 == shape[-1] % 2 == 1
     if tensor.shape == shape:
         return tensor
@@ -79,6 +79,6 @@ def _check_levels(given: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> N
         match = _KERNEL.fullmatch(key)
         if match and f"{match['modulation']}.f.weight" in model and key not in model:
             raise ConfigError(
-                f"the weights have more focal levels than the model ({key}): fewer levels cannot be made of them; "
-                f"keep focal_levels or raise them"
+                f"the weights have more focal levels than the model ({key}), which cannot be removed: "
+                f"keep or raise focal_levels"
             )

@@ -1,10 +1,9 @@
-"""From a catalogue entry to a file on this machine: found in the cache, or downloaded once.
+"""The local file of a catalogue entry: from the cache, or downloaded once.
 
-Files of the Hugging Face Hub are left to ``huggingface_hub``. Files of other hosts go to the folder
-``focalnet`` of the same cache, by a small downloader that resumes, so that one cache, one set of
-environment variables (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``) and one clean-up serve both.
-A file is checked by its sha256 each time it is used: the published one, or else the one recorded in
-``focalnet/sha256.json`` when it was first used.
+``huggingface_hub`` downloads files of the Hugging Face Hub. A small resuming downloader puts files of other
+hosts into the folder ``focalnet`` of the same cache, so that both share one cache and one set of environment
+variables (``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``). The sha256 of a file is checked at every use:
+against the published value, or else the one recorded in ``focalnet/sha256.json`` at first use.
 """
 
 from __future__ import annotations
@@ -31,29 +30,29 @@ from focalnet.weights.catalogue import Entry, Source
 from focalnet.weights.files import sha256_of
 
 ATTEMPTS = 4
-WAIT = 0.5  # seconds before the second attempt; doubled each time
-TIMEOUT = 30.0  # seconds without a byte
+WAIT = 0.5  # seconds before the second attempt; doubles each time
+TIMEOUT = 30.0  # seconds without data
 _CHUNK = 1 << 20
 
 logger = logging.getLogger(__name__)
 
 
 class _SourceFailed(Exception):
-    """One source did not give the file; the next is tried."""
+    """A source did not serve the file; the next one is tried."""
 
 
 def local_file(entry: Entry) -> Path:
-    """The entry's file on this machine; downloads it if it is not there.
+    """The entry's local file; downloads it if it is not cached.
 
     Raises:
-        DownloadError: no source gave it; the message says which file to put where.
+        DownloadError: no source served it; the message says which file to put where.
     """
     if entry.embedded is not None:
         if not entry.embedded.is_file():
             raise DownloadError(f"{entry.name}: this installation lacks {entry.embedded}; install focalnet again")
         return entry.embedded
     failures = []
-    for source in sorted(entry.sources, key=lambda source: _in_cache(source) is None):  # what is here goes first
+    for source in sorted(entry.sources, key=lambda source: _in_cache(source) is None):  # cached files first
         try:
             path = _in_cache(source) or _get(source)
             _check_sha256(source, path)
@@ -65,14 +64,14 @@ def local_file(entry: Entry) -> Path:
 
 
 def cached(entry: Entry) -> Path | None:
-    """The entry's file if it is on this machine already, without going online."""
+    """The entry's local file, or None; never accesses the network."""
     if entry.embedded is not None:
         return entry.embedded if entry.embedded.is_file() else None
     return next(filter(None, map(_in_cache, entry.sources)), None)
 
 
 def folder() -> Path:
-    """Where files of other hosts than the Hub are kept."""
+    """The cache folder for files of hosts other than the Hub."""
     return Path(constants.HF_HUB_CACHE) / "focalnet"
 
 
@@ -93,7 +92,7 @@ def _get(source: Source) -> Path:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DownloadError(
                 f"{source.file}: no space left in {constants.HF_HUB_CACHE}; free some, or set HF_HUB_CACHE to a "
-                f"folder on another disk, and run again: the download goes on where it stopped"
+                f"folder on another disk, and run again: the download resumes where it stopped"
             ) from error
         raise _SourceFailed(_first_line(error)) from error
 
@@ -103,7 +102,7 @@ def _from_hub(source: Source) -> Path:
         return Path(huggingface_hub.hf_hub_download(str(source.hub), source.file, repo_type=source.repo_type))
     except OSError:
         raise
-    except Exception as error:  # it lets some errors of its HTTP library through, which changes with its version
+    except Exception as error:  # some errors of its HTTP library pass through; the library depends on the version
         raise _SourceFailed(_first_line(error)) from error
 
 
@@ -111,12 +110,12 @@ def _from_host(source: Source) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise _SourceFailed("offline (HF_HUB_OFFLINE is set)")
     folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(folder() / f"{source.file}.lock"):  # a second process waits here, and then finds the file
+    with FileLock(folder() / f"{source.file}.lock"):  # a second process waits here, then finds the file
         return _in_cache(source) or _download(source)
 
 
 def _download(source: Source) -> Path:
-    """Downloads to ``*.part``, again and again from where it broke off, and moves it in place when complete."""
+    """Downloads to ``*.part``, resumes after interruptions, and moves the complete file into place."""
     target = folder() / source.file
     part = target.with_name(target.name + ".part")
     for attempt in range(ATTEMPTS):
@@ -128,21 +127,21 @@ def _download(source: Source) -> Path:
                 raise _SourceFailed(f"HTTP {error.code} {error.reason}") from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             if attempt + 1 == ATTEMPTS:
-                raise _SourceFailed(f"{error}; run again to go on where it stopped") from error
+                raise _SourceFailed(f"{error}; run again to resume") from error
         time.sleep(WAIT * 2**attempt)
     if source.sha256 and sha256_of(part) != source.sha256:
         part.unlink()
-        raise _SourceFailed(f"what it sent has not the sha256 {source.sha256}")
+        raise _SourceFailed(f"the downloaded file does not have the sha256 {source.sha256}")
     os.replace(part, target)
     return target
 
 
 def _continue(url: str, part: Path) -> None:
-    """Appends to ``part`` what is missing of the file at ``url``.
+    """Appends the missing bytes of the file at ``url`` to ``part``.
 
     Raises:
-        ConnectionError: it broke off before the end.
-        OSError: other errors of the network, the server or the disk.
+        ConnectionError: the connection broke off early.
+        OSError: another error of the network, the server or the disk.
     """
     etag = part.with_name(part.name + ".etag")
     have = part.stat().st_size if part.exists() else 0
@@ -150,13 +149,13 @@ def _continue(url: str, part: Path) -> None:
     if have:
         headers["Range"] = f"bytes={have}-"
         if etag.exists():
-            headers["If-Range"] = etag.read_text()  # another file by now? then the server sends it from the start
+            headers["If-Range"] = etag.read_text()  # if the file has changed, the server sends it from the start
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # longer than the file, or complete but unmarked: start over
-            raise ConnectionError("the part downloaded before does not belong to this file") from error
+            part.unlink()  # longer than the file, or complete but not yet moved: start over
+            raise ConnectionError("the partial download does not belong to this file") from error
         raise
     with response, part.open("ab") as file:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
@@ -171,7 +170,7 @@ def _continue(url: str, part: Path) -> None:
 
 
 def _copy(response: Any, file: IO[bytes], have: int, total: int | None) -> None:
-    # It obeys HF_HUB_DISABLE_PROGRESS_BARS, and with disable=None shows itself on a terminal only.
+    # Obeys HF_HUB_DISABLE_PROGRESS_BARS; disable=None shows the bar on a terminal only.
     bar: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
     with bar(total=total, initial=have, unit="B", unit_scale=True, disable=None) as progress:
         while chunk := response.read(_CHUNK):
@@ -188,36 +187,36 @@ def _check_sha256(source: Source, path: Path) -> None:
     actual = sha256_of(path)
     expected = source.sha256 or _recorded(source, actual)
     if actual != expected:
-        logger.warning("%s has not the sha256 %s that %s had or should have", path, expected, source.address)
-        raise _SourceFailed(f"{path} has not the sha256 {expected}; delete it to download it again")
+        logger.warning("%s does not have the sha256 %s expected for %s", path, expected, source.address)
+        raise _SourceFailed(f"{path} does not have the sha256 {expected}; delete it to download it again")
 
 
 def _recorded(source: Source, actual: str) -> str:
-    """The sha256 this source's file had when it was first used on this machine: now, if never before."""
-    book = folder() / "sha256.json"
+    """The sha256 of this source's file at its first use on this machine, which is recorded now if there is none."""
+    record = folder() / "sha256.json"
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{book}.lock"):
-            known: dict[str, str] = json.loads(book.read_text(encoding="utf-8")) if book.exists() else {}
+        with FileLock(f"{record}.lock"):
+            known: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
             if source.address not in known:
                 known[source.address] = actual
-                write(book, json.dumps(known, indent=1, sort_keys=True).encode(), CheckpointError)
+                write(record, json.dumps(known, indent=1, sort_keys=True).encode(), CheckpointError)
             return known[source.address]
     except (OSError, CheckpointError, ValueError) as error:  # a cache shared read-only, or a damaged record
-        logger.info("the sha256 of %s could not be recorded in %s: %s", source.address, book, error)
+        logger.info("the sha256 of %s could not be recorded in %s: %s", source.address, record, error)
         return actual
 
 
 def _by_hand(entry: Entry, failures: list[str]) -> str:
-    """The message of last resort: what went wrong, and which file to put where."""
+    """The error message: what failed, and which file to put where."""
     best = min(entry.sources, key=lambda source: (source.dead is not None, source.url is None))
     if best.dead:
-        way = f"if you have {best.file}, put it at {folder() / best.file}"
+        advice = f"if you have {best.file}, put it at {folder() / best.file}"
     elif best.url:
-        way = f"put {best.file} ({best.url}) at {folder() / best.file}"
+        advice = f"put {best.file} ({best.url}) at {folder() / best.file}"
     else:
-        way = f"download {best.address} by other means"
-    return f"{entry.name} could not be downloaded ({'; '.join(failures)}): {way}, or give a path instead of the name"
+        advice = f"download {best.address} by other means"
+    return f"{entry.name} could not be downloaded ({'; '.join(failures)}): {advice}, or give a path instead of the name"
 
 
 def _first_line(error: Exception) -> str:

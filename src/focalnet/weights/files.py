@@ -25,21 +25,21 @@ from torch import Tensor
 from focalnet.errors import CheckpointError
 from focalnet.files import atomic
 
-# Where training scripts keep the weights among their other state; averaged weights are preferred.
+# Keys under which training scripts store the weights; averaged weights are preferred.
 SECTIONS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict")
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """What a weights file holds, before anyone asked what it means.
+    """The content of a weights file, not yet interpreted.
 
     Args:
         path: the file that was read.
-        tensors: by the file's own names; floating point is float32.
+        tensors: under the file's own names; floating-point tensors are float32.
         metadata: the safetensors header's strings.
-        section: the part of a training checkpoint that was taken, e.g. ``"model"``.
-        content: everything else a pickle holds beside the section; empty for safetensors.
+        section: the key of a training checkpoint that held the tensors, e.g. ``"model"``.
+        content: all content of a pickle; empty for safetensors.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def read_tensors(path: str | Path) -> RawFile:
     """Reads the tensors of a ``.safetensors`` file or a PyTorch pickle, or of a folder that holds one.
 
     Raises:
-        CheckpointError: no such file, unreadable, damaged, holding code, or holding no tensors.
+        CheckpointError: the file does not exist, is unreadable or damaged, or holds code or no tensors.
     """
     path = _find(Path(path))
     section: str | None = None
@@ -69,7 +69,7 @@ def read_tensors(path: str | Path) -> RawFile:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Writes tensors and metadata, atomically; the same ones are the same bytes."""
+    """Writes tensors and metadata atomically; equal contents give equal bytes."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic(path, CheckpointError) as part:
         try:
@@ -81,13 +81,13 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
 
 def _sort_metadata(path: str | Path) -> None:
-    """Sorts the metadata in the header of a file, which safetensors writes in an order that changes from run to run."""
+    """Sorts the metadata in a file's header, since safetensors writes it in random order."""
     with Path(path).open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= size:  # which it is unless the two libraries escape a character differently
+        if len(ordered) <= size:  # true unless the two libraries escape a character differently
             file.seek(8)
             file.write(ordered.ljust(size))
 
@@ -95,12 +95,12 @@ def _sort_metadata(path: str | Path) -> None:
 def write_pickle(
     path: str | Path, tensors: Mapping[str, Tensor], *, section: str = "model", beside: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes ``{section: tensors}``, and what else stands beside it, as PyTorch does, atomically."""
+    """Writes ``{section: tensors, **beside}`` as a PyTorch pickle, atomically."""
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic(path, CheckpointError) as part:
         try:
             torch.save({**(beside or {}), section: whole}, part)
-        except RuntimeError as error:  # PyTorch's zip writer hides what the disk said
+        except RuntimeError as error:  # PyTorch's zip writer hides the error of the disk
             raise OSError(str(error)) from error
     return Path(path)
 
@@ -138,9 +138,9 @@ def _starts_like_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            # Copies: the parser maps the file, and a file that is overwritten under its mapping kills the process.
+            # Copied, since the file is memory-mapped: overwriting a mapped file kills the process.
             return {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {}
-    except Exception as error:  # the parser's own errors, and whatever a damaged header makes of shapes and types
+    except Exception as error:  # the parser's own errors, and those of shapes and types in a damaged header
         raise CheckpointError(f"{path}: not a valid safetensors file ({_reason(error)}); copy it again") from error
 
 
@@ -154,36 +154,36 @@ def _read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged file can make the unpickler and the zip reader raise nearly anything
         if "legacy .tar" in str(error):
             raise CheckpointError(
-                f"{path}: PyTorch's tar format of before 2018 cannot be read safely; load it with an old PyTorch "
+                f"{path}: PyTorch's tar format from before 2018 cannot be read safely; load it with an old PyTorch "
                 f"you trust and save it again"
             ) from error
         raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)}); copy it again") from error
 
 
 def _refusal(message: str) -> str:
-    wanted = re.search(r"(?:GLOBAL|global) ['`\"]?([\w.]+)", message)
-    if wanted is None:
+    global_name = re.search(r"(?:GLOBAL|global) ['`\"]?([\w.]+)", message)
+    if global_name is None:
         return "not a readable checkpoint (its pickle is damaged, or is not PyTorch's); copy it again"
     return (
-        f"refused, it holds Python code or objects ({wanted[1]}) and not only tensors; nothing of it was run. "
+        f"refused because it holds Python code or objects ({global_name[1]}) and not only tensors; none of it was run. "
         f"Ask for a safetensors file, or, if you trust it, load it with PyTorch and save its state dict alone"
     )
 
 
 def _section(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
-    """The state dict within what was unpickled, and the name it was under."""
+    """The state dict within unpickled content, and its key."""
     names: list[str] = []
-    for _ in range(3):  # {"checkpoint": {"model": {...}}} is as deep as they come
+    for _ in range(3):  # known files nest no deeper than {"checkpoint": {"model": {...}}}
         name = next((n for n in SECTIONS if isinstance(content, Mapping) and _is_filled(content.get(n))), None)
         if name is None:
             break
         content = content[name]
         names.append(name)
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict, neither by itself nor under {', '.join(SECTIONS)}")
+        raise CheckpointError(f"{path}: holds no state dict, neither at the top level nor under {', '.join(SECTIONS)}")
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    for kind in {type(key) for key in tensors} - {str}:
-        raise CheckpointError(f"{path}: a tensor is named by a {kind.__name__}, not by a text; copy the file again")
+    for key_type in {type(key) for key in tensors} - {str}:
+        raise CheckpointError(f"{path}: a tensor name has the type {key_type.__name__}, not str; copy the file again")
     return tensors, ".".join(names) or None
 
 
@@ -192,7 +192,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
-    """A dense tensor in memory, floating point as float32: half precision is only a way of storing."""
+    """A dense tensor on the CPU; floating-point tensors become float32, since half precision only saves storage."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise CheckpointError(f'{path}: "{key}" is not a plain dense tensor ({tensor.layout}, {tensor.device})')
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

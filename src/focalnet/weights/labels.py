@@ -3,8 +3,8 @@
 The ImageNet-22K models of the official release have 21,842 outputs: the first 1000 are the ImageNet-1K
 classes in their order, then the other classes of ImageNet-22K (``labelmap_22k_reorder.txt`` of
 microsoft/FocalNet). ImageNet-22K has no class n04399382, the teddy bear, which is number 850 of
-ImageNet-1K. Output 850 exists to keep the order, but was never the right answer of a training image:
-it is named ``UNUSED`` here, and whatever it predicts means nothing.
+ImageNet-1K. Output 850 exists to keep the order, but no training image had this label: it is named
+``UNUSED`` here, and its predictions are meaningless.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ def class_names(label_set: str) -> tuple[str, ...]:
     """
     if label_set == "cifar10":
         return tuple(_CIFAR10.split())
-    if label_set == "ade20k":  # no library here carries this list
+    if label_set == "ade20k":  # none of our dependencies has this list
         content = files("focalnet.weights").joinpath("label_sets.yaml").read_text(encoding="utf-8")
         return tuple(yaml.safe_load(content)[label_set])
     if label_set == "coco":
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # carries the list, with its gaps
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # has the list, with its gaps
 
         categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
         return tuple(name for name in categories if name not in ("__background__", "N/A"))
-    from timm.data.imagenet_info import ImageNetInfo  # carries the lists; imported here because timm takes a second
+    from timm.data.imagenet_info import ImageNetInfo  # imported here because importing timm takes a second
 
     subset = {"imagenet1k": "imagenet-1k", "imagenet22k": "imagenet-22k-ms"}[label_set]
     names: list[str] = list(ImageNetInfo(subset).label_descriptions())
     if label_set == "imagenet22k":
-        names[UNUSED_INDEX] = UNUSED  # timm puts the teddy bear there, but the networks have never seen one
+        names[UNUSED_INDEX] = UNUSED  # timm names it teddy bear, but the networks were not trained on this class
     return tuple(names)
 
 
 def cut_to_imagenet1k(model: Classifier) -> Classifier:
-    """A classifier of 1000 outputs from one of 21,842: the first rows of its head, the rest shared.
+    """Reduces a classifier of 21,842 outputs to 1000: the first rows of its head; other weights are shared.
 
     This is how the official code evaluates ImageNet-22K models on ImageNet-1K without finetuning.
-    Class 850 (teddy bear) keeps its untrained row, so that indices stay those of ImageNet-1K: images
-    of it will be misclassified.
+    Class 850 (teddy bear) keeps its untrained row, so that indices stay those of ImageNet-1K; its
+    images are misclassified.
 
     Raises:
         CheckpointError: the model does not have an ImageNet-22K head.
     """
     if model.num_classes != IMAGENET22K_CLASSES:
         raise CheckpointError(
-            f"only a head of {IMAGENET22K_CLASSES} ImageNet-22K classes can be cut to ImageNet-1K; "
+            f"only a head with {IMAGENET22K_CLASSES} ImageNet-22K classes can be cut to ImageNet-1K; "
             f"this one has {model.num_classes}"
         )
     with torch.device("meta"):

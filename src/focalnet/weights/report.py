@@ -1,4 +1,4 @@
-"""What became of each tensor of a file: which were taken, and which fit nowhere."""
+"""Reports which tensors of a file fit a model, and which do not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Report:
     """The comparison of a state dict with a model.
 
     Args:
-        taken: keys that the model has with the same shape.
-        unused: keys of the file that the model has no place for.
-        missing: keys of the model that the file lacks.
+        taken: keys of the file that the model has, with the same shape.
+        unused: keys of the file that the model does not have.
+        missing: keys of the model that the file does not have.
         mismatched: ``"key: (shape in the file) instead of (shape in the model)"``.
     """
 
@@ -26,13 +26,13 @@ class Report:
 
     @property
     def problem(self) -> str | None:
-        """What keeps the model from being complete, in a sentence that names a few keys; None if nothing does."""
+        """Why the model is incomplete, with a few of the keys; None if it is complete."""
         wrong = "; ".join(
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for what, keys in (("missing", self.missing), ("of another shape", self.mismatched))
             if keys
         )
-        return f"does not fit the model: tensors {wrong}; is it the architecture you think?" if wrong else None
+        return f"does not fit the model: tensors {wrong}; check the architecture" if wrong else None
 
     def __str__(self) -> str:
         lines = [f"taken       {len(self.taken)} tensors"]
@@ -52,10 +52,10 @@ def compare(
     """Compares a state dict with a model's.
 
     Args:
-        given: the file's tensors under our names.
-        model: the model's; may be on meta.
-        unused: keys of the file that were left out before.
-        new: keys of the model that may keep their initial value.
+        given: tensors of a file under our names.
+        model: state dict of the model; may be on meta.
+        unused: keys of the file that were dropped before.
+        new: keys of the model that may keep their initial values.
     """
     shared = [key for key in model if key in given]
     fits = [key for key in shared if given[key].shape == model[key].shape]

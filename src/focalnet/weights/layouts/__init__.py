@@ -1,4 +1,4 @@
-"""One table per foreign format, read in both directions; our own layout is the official release's."""
+"""One table per foreign layout, used in both directions; our own layout is that of the official release."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ LAYOUTS = {layout.name: layout for layout in (MICROSOFT, TIMM, HUGGINGFACE)}
 
 _CHECKS: dict[str, Callable[[FocalNetConfig], None]] = {"timm": timm.check, "huggingface": huggingface.check}
 
-# What training scripts put in front of every name: DDP, torch.compile, Lightning, and UniCL's image tower.
+# Prefixes that DDP, torch.compile, Lightning and UniCL's image tower add to every name.
 _WRAPPERS = r"(?:(?:module|_orig_mod|model|visual)\.)*"
 
 
 def detect(keys: Iterable[str]) -> Layout:
-    """Which layout a state dict has, by its keys.
+    """The layout of a state dict, by its keys.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: the keys match no layout.
     """
     keys = list(keys)
     for layout in LAYOUTS.values():
         if any(_marked(layout, key) for key in keys):
             return layout
     if any(re.match(r"(?:module\.)?backbone\..*patch_embed\.proj\.weight", key) for key in keys):
-        raise CheckpointError(
-            "it holds another kind of detector or segmenter (a backbone and more), which this version does not load"
-        )
+        raise CheckpointError("it holds a detector or segmenter that this version cannot load")
     some = ", ".join(f'"{key}"' for key in keys[:3]) or "nothing"
     raise CheckpointError(
         f"its keys ({some}, ...) are not those of a FocalNet of the official release, timm or transformers"
@@ -46,10 +44,10 @@ def detect(keys: Iterable[str]) -> Layout:
 
 
 def unwrap(state_dict: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """Takes off what wrappers put in front of the names; returns the rest of the keys apart."""
+    """Removes the prefixes of wrappers; also returns the keys that do not have the prefix."""
     match = next(filter(None, (_marked(layout, key) for key in state_dict)))
     prefix = match["wrappers"]
-    # The head of a transformers model stands beside the base model, whose name is then also a prefix.
+    # The head of a transformers model is outside the base model, whose name is then also a prefix.
     inside = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     if layout is HUGGINGFACE and HUGGINGFACE.mark not in inside:
         inside = {f"focalnet.{key}": tensor for key, tensor in inside.items()}  # a bare FocalNetModel
@@ -57,7 +55,7 @@ def unwrap(state_dict: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, 
 
 
 def check(layout: Layout, config: FocalNetConfig) -> None:
-    """Raises ConfigError for a shape that the library of this layout has no model for."""
+    """Raises ConfigError for a configuration that the library of this layout does not support."""
     if layout.name in _CHECKS:
         _CHECKS[layout.name](config)
 

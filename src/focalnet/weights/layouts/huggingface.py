@@ -50,22 +50,22 @@ _RENAMED = {
 
 
 def check(config: FocalNetConfig) -> None:
-    """Raises ConfigError for a shape that transformers' class cannot have."""
+    """Raises ConfigError for a configuration that transformers does not support."""
     if not config.patch_norm:
         raise ConfigError("transformers' FocalNet always has patch_norm; convert to native or microsoft instead")
     if config.overlapped and (config.patch_size, config.stem_padding) != (4, 2):
         raise ConfigError(
-            "transformers' FocalNet has overlapped patches with patch_size=4 and stem_padding=2 only; "
+            "transformers' FocalNet supports overlapped patches only with patch_size=4 and stem_padding=2; "
             "convert to native or microsoft instead"
         )
 
 
 def hints(description: Mapping[str, Any]) -> Hints:
-    """What the ``config.json`` of a transformers FocalNet says beyond its tensors."""
+    """Reads settings from the ``config.json`` of a transformers FocalNet."""
     settings = {ours: description[theirs] for theirs, ours in _RENAMED.items() if theirs in description}
     if description.get("use_layerscale"):
         settings["layer_scale"] = description.get("layerscale_value", 1e-4)
-    settings["post_norm"] = bool(description.get("use_post_layernorm", False))  # a file may leave out defaults
+    settings["post_norm"] = bool(description.get("use_post_layernorm", False))  # a file may omit defaults
     settings["normalize_modulator"] = bool(description.get("normalize_modulator", False))
     names = {int(index): str(name) for index, name in (description.get("id2label") or {}).items()}
     generic = all(name == f"LABEL_{index}" for index, name in names.items())
@@ -73,7 +73,7 @@ def hints(description: Mapping[str, Any]) -> Hints:
 
 
 def describe(config: ClassifierConfig, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The ``config.json`` that ``AutoModelForImageClassification.from_pretrained`` needs beside the weights."""
+    """The ``config.json`` that ``AutoModelForImageClassification.from_pretrained`` needs next to the weights."""
     shape = config.backbone
     names = class_names or tuple(f"LABEL_{i}" for i in range(config.num_classes))
     return {

@@ -1,8 +1,8 @@
-"""Detectors and Mask2Former of mmdet (2.x and 3.x), UPerNet of mmseg (0.x and 1.x): our names, without a description.
+"""Detectors and Mask2Former of mmdet (2.x and 3.x), UPerNet of mmseg (0.x and 1.x); their names are ours, too.
 
-The names and shapes tell which network it is and how wide; what leaves no trace in them (thresholds, losses, how many
-boxes are drawn; of Mask2Former the groups of its norms, points by head, which classes are things) is as published.
-A file is ``{"meta": {...}, "state_dict": {...}}``.
+The configuration is inferred from names and shapes of tensors. Settings that do not follow from them (thresholds,
+losses, how many boxes are sampled; for Mask2Former the norm groups, points per head, and which classes are things) have
+their published values. A file is ``{"meta": {...}, "state_dict": {...}}``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.base import ModelConfig, ModelFamily, StateDictLayout
 
 NAME = "openmmlab"
-CLASSES = "CLASSES"  # where ``meta`` keeps the names of the classes
+CLASSES = "CLASSES"  # the key of the class names in ``meta``
 BACKBONE = "backbone."
 
 _WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model)\.)*(?=backbone\.)")
-# What the FocalNet of mmdet and mmseg is, whatever its options say; a network with a published name is as that says.
+# Settings of the FocalNet of mmdet and mmseg; a network with a published name has the settings of that name instead.
 _OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The tensors of a network by our names, without wrappers such as ``module.``, and the keys outside.
+    """The tensors of a network under our names, without prefixes such as ``module.``, and the remaining keys.
 
-    None for anything else.
+    None if no layout matches.
     """
     prefix = next((match[0] for match in map(_WRAPPERS.match, tensors) if match), None)
     if prefix is None:
@@ -63,19 +63,19 @@ def infer(
     """The network that the names and shapes of unwrapped tensors describe, and its published name if it has one.
 
     Args:
-        tensors: by OpenMMLab's names.
-        architecture: the name the caller gives; the shapes must agree.
+        tensors: under OpenMMLab's names.
+        architecture: the expected name; the shapes must agree with it.
         settings: fields of ``FocalNetConfig`` known from elsewhere.
 
     Raises:
-        CheckpointError: a part is missing, or it is not the architecture named.
+        CheckpointError: a part is missing, or it is another architecture.
     """
     family, layout = next((family, layout) for family, layout in _layouts() if layout.mark in tensors)
     traced = shapes.trace(backbone_of(tensors))
     name = published_name(family, traced)
     if architecture not in (None, name):
         known = did_you_mean(str(architecture), registry.names())
-        raise CheckpointError(f"it is not a {architecture}{known}: it looks like {name or f'another {family.name}'}")
+        raise CheckpointError(f"it is not a {architecture}{known}; it looks like {name or f'another {family.name}'}")
     implied = asdict(FocalNetConfig.from_dict(family.variants[name].shape)) if name else _OFFICIAL
     norms = {int(match[1]) for key in tensors if (match := re.fullmatch(r"backbone\.norm(\d+)\.weight", key))}
     outputs = {"out_indices": tuple(sorted(norms))}
@@ -87,7 +87,7 @@ def infer(
 
 
 def published_name(family: ModelFamily, traced: Mapping[str, Any]) -> str | None:
-    """The family's network whose backbone has exactly these shapes."""
+    """The published network of the family whose backbone has exactly these shapes."""
     for name, variant in family.variants.items():
         config = FocalNetConfig.from_dict(variant.shape)
         if all(
@@ -98,7 +98,7 @@ def published_name(family: ModelFamily, traced: Mapping[str, Any]) -> str | None
 
 
 def describe(config: ModelConfig, names: Iterable[str]) -> dict[str, Any]:
-    """What a file holds beside ``state_dict`` for mmdet or mmseg to read it."""
+    """The content besides ``state_dict`` that mmdet and mmseg need to read a file."""
     meta: dict[str, Any] = {CLASSES: tuple(names)}
     layout = registry.family_of(config).layout
     if layout is not None and layout.has_palette:  # hues by the golden ratio
@@ -108,7 +108,7 @@ def describe(config: ModelConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def class_names(content: Any) -> tuple[str, ...]:
-    """The names of the classes that the ``meta`` of a file gives (2.x: ``CLASSES``; 3.x: ``dataset_meta``)."""
+    """The class names in the ``meta`` of a file (2.x: ``CLASSES``; 3.x: ``dataset_meta``)."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     described = meta.get("dataset_meta")

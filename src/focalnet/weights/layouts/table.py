@@ -1,4 +1,4 @@
-"""The machinery of every layout: a two-column table of names, read in either direction."""
+"""A layout: a two-column table of our names and another library's, used in both directions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FIELD = re.compile(r"\{([sbl])(\+1)?\}")
 
 @dataclass(frozen=True)
 class Hints:
-    """What a description beside the weights (``config.json``) says and tensors cannot.
+    """Information in the ``config.json`` next to the weights that the tensors do not contain.
 
     Args:
         architecture: one of our names.
         settings: fields of ``FocalNetConfig``.
         class_names: by class index.
-        preprocessing: how images were prepared.
+        preprocessing: of the images.
     """
 
     architecture: str | None = None
@@ -40,13 +40,13 @@ class Layout:
     """How a library names and shapes the parameters of a FocalNet.
 
     Args:
-        name: as ``focalnet convert --to`` takes it.
-        mark: the key that every checkpoint of this layout has, after wrappers such as ``module.``.
+        name: the value of ``focalnet convert --to``.
+        mark: a key of every checkpoint of this layout, without wrapper prefixes such as ``module.``.
         rows: pairs (our name, their name) of modules or parameters; ``{s}`` is the stage, ``{b}`` the
-            block, ``{l}`` the focal level, all from 0; ``{s+1}`` the stage after.
-        pre_norm: rows for blocks that normalise first.
-        post_norm: rows for blocks that normalise last.
-        pointwise: our linear layers that are 1x1 convolutions there, by the end of their name.
+            block, ``{l}`` the focal level, all from 0; ``{s+1}`` the next stage.
+        pre_norm: rows for pre-norm blocks.
+        post_norm: rows for post-norm blocks.
+        pointwise: suffixes of our linear layers that are 1x1 convolutions in the other library.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Layout:
     pointwise: tuple[str, ...] = ()
 
     def to_native(self, theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Returns the tensors under our names, and the keys that no row of the table knows."""
+        """Returns the tensors under our names, and the keys that no row of the table matches."""
         rows = [(their, our) for our, their in (*self.rows, *self.pre_norm, *self.post_norm)]
         native, unknown = {}, []
         for key, tensor in theirs.items():
@@ -81,7 +81,7 @@ class Layout:
         return theirs
 
     def post_norm_of(self, theirs: Iterable[str]) -> bool | None:
-        """Whether the keys tell post-norm from pre-norm, and which it is; None where both are named alike."""
+        """Whether the keys are those of post-norm blocks; None if pre-norm blocks have the same keys."""
         if self.pre_norm == self.post_norm:
             return None
         rows = [(their, our) for our, their in self.post_norm]
@@ -102,7 +102,7 @@ def _translate(key: str, rows: Iterable[tuple[str, str]]) -> str | None:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """A template as an expression that also takes the parameter's own name at the end."""
+    """A template as a regular expression that also matches the parameter's name at the end."""
     literals = [re.escape(text) for text in _FIELD.split(template)[::3]]
     numbers = [rf"(?P<{name}>\d+)" for name in _FIELD.split(template)[1::3]] + [""]
     body = "".join(text + number for text, number in zip(literals, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""timm's FocalNet: fully convolutional, down-sampling at the start of a stage, post-norms named apart."""
+"""timm's FocalNet: 1x1 convolutions as linear layers, downsampling at the start of a stage, own names of post-norms."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ TIMM = Layout(
 
 
 def check(config: FocalNetConfig) -> None:
-    """Raises ConfigError for a shape that timm's class cannot have."""
+    """Raises ConfigError for a configuration that timm does not support."""
     for name, only in (("patch_size", 4), ("patch_norm", True)):
         if getattr(config, name) != only:
             raise ConfigError(
-                f"timm's FocalNet has {name}={only} only, this one has {name}={getattr(config, name)}; "
+                f"timm's FocalNet supports only {name}={only}, but this model has {name}={getattr(config, name)}; "
                 f"convert it to native, microsoft or huggingface instead"
             )
 
 
 def hints(description: Mapping[str, Any]) -> Hints:
-    """What the ``config.json`` of a timm model on the Hub says."""
+    """Reads the ``config.json`` of a timm model on the Hub."""
     architecture = description.get("architecture")
     trained = description.get("pretrained_cfg", {})
     names = description.get("label_names") or ()
