@@ -215,7 +215,14 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 5
-    for text in ("Precision over recall, box", "By class, box", "Confusions", "Most mistakes", "AR 100", "<td>ant<td>"):
+    for text in (
+        "Precision-recall curves, box",
+        "By class, box",
+        "Confusion matrix",
+        "Most mistakes",
+        "AR 100",
+        "<td>ant<td>",
+    ):
         assert text in page
 
 

@@ -68,7 +68,7 @@ def test_accuracy_by_class_shows_the_worst_first_and_its_confusion(folder):
 def test_many_classes_do_without_a_matrix(folder):
     page = report(folder, evaluated(tuple(f"class {i}" for i in range(1000))))
     assert "Confusion matrix" not in page
-    assert "Surest right answers" in page
+    assert "Most confident correct predictions" in page
 
 
 def test_names_are_text_not_markup(folder):

@@ -287,7 +287,7 @@ def test_the_report_shows_figures_classes_confusions_best_and_worst(tmp_path, ma
     report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 4
-    for text in ("mIoU", "By class", "Confusions", "Best pictures", "Worst pictures", "<td>green<td>"):
+    for text in ("mIoU", "By class", "Confusion matrix", "Best images", "Worst images", "<td>green<td>"):
         assert text in page
 
 

@@ -1,1 +1,1 @@
-"""How good results are: numbers that compare with those of the literature."""
+"""Evaluation metrics that are comparable with the literature."""

@@ -1,7 +1,7 @@
-"""What every evaluator has in common: metrics with their titles, and what a report is made of.
+"""The interface of evaluators: metrics with their titles, and the sections of a report.
 
-All of it is plain data. Whoever prints, logs, writes or draws metrics reads ``Metric`` and ``Section``, and knows no
-task.
+All of it is plain data. Code that prints, logs, writes or draws metrics reads only ``Metric`` and ``Section``, and does
+not depend on the task.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good a model is.
+    """A number that measures a model.
 
     Args:
         name: the key in ``results.json`` and the column in ``metrics.csv``.
-        title: what to call it in prose, e.g. ``"top-1"``.
+        title: its name in text, e.g. ``"top-1"``.
         value: in ``unit``.
-        unit: printed behind the value.
-        headline: say it in progress lines and keep it in model cards.
-        higher_is_better: whether a better model has a higher value.
-        summary: say it at the head of the report.
+        unit: printed after the value.
+        headline: print it in progress lines and store it in model cards.
+        higher_is_better: whether higher values are better.
+        summary: show it at the top of the report.
         per_epoch: make it a column of ``metrics.csv``.
-        curve: draw it over the epochs, as headlines are.
+        curve: draw it over the epochs; headlines are always drawn.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Bar:
-    """A share, 0 to 1, to be drawn in the cell of a table."""
+    """A share, 0 to 1, drawn as a bar in the cell of a table."""
 
     share: float
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and bars; without ``columns``, it has no head."""
+    """Rows of text and bars; without ``columns``, it has no header."""
 
     rows: Sequence[Sequence[str | Bar]]
     columns: Sequence[str] = ()
@@ -91,12 +91,12 @@ Chart: TypeAlias = ConfusionMatrix | PrecisionRecall
 
 @dataclass(frozen=True)
 class Example:
-    """A validation image as the network sees it, with its prediction.
+    """A validation image as the network sees it, with its prediction and target.
 
     Args:
-        prediction: with the image.
+        prediction: a result with its image.
         title: of the prediction.
-        target: with the image; None where the title says it all, and the image is shown as it is.
+        target: a result with its image; None if the title names the target, and the plain image is shown.
         target_title: of the target.
         options: of the prediction's ``draw``.
         target_options: of the target's ``draw``.
@@ -116,10 +116,10 @@ class Section:
 
     Args:
         title: its heading.
-        text: a remark.
+        text: a comment.
         tables: numbers.
         results: images with predictions.
-        charts: to be drawn.
+        charts: confusion matrices and precision-recall curves.
     """
 
     title: str
@@ -130,7 +130,7 @@ class Section:
 
 
 class Data(Protocol):
-    """What evaluators must know of the data, after ``setup``."""
+    """The attributes of a data module that evaluators need, after ``setup``."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
@@ -144,10 +144,10 @@ class Evaluator(ABC):
 
     Args:
         data: where the batches come from.
-        examples: keep what only ``report`` needs, such as the best and the worst images.
+        examples: keep the best and the worst images, which only ``report`` needs.
 
     Attributes:
-        images: how many were compared.
+        images: number of images compared so far.
         best: the best examples of this process, best first.
         worst: likewise, worst first.
     """
@@ -166,16 +166,16 @@ class Evaluator(ABC):
         self.images += len(results)
 
     def gather(self) -> None:
-        """Adds what all processes have; each then computes the same. Examples stay where they are."""
+        """Combines the counts of all processes, so that each computes the same metrics. Examples are not exchanged."""
         self.images = sum(gather_objects(self.images))
 
     @abstractmethod
     def compute(self) -> list[Metric]:
-        """The metrics of everything added so far, without those that nothing is measured by."""
+        """The metrics of everything added so far, except undefined ones."""
 
     @abstractmethod
     def report(self) -> list[Section]:
-        """What there is to say of everything added so far; needs ``examples``."""
+        """The report on everything added so far; needs ``examples``."""
 
     @property
     def best(self) -> list[Example]:
@@ -186,12 +186,12 @@ class Evaluator(ABC):
         return [example for _, example in self._worst]
 
     def keep(self, make: Callable[[], Example], *, good: float | None = None, bad: float | None = None) -> None:
-        """Keeps an image that is among the best or the worst so far; of equal ones, those that came first.
+        """Keeps an image if it is among the best or the worst so far; of equal ones, the first is kept.
 
         Args:
-            make: the example. Not called for the others: images are large.
-            good: how good it is, if it may be shown as one of the best.
-            bad: how bad, if as one of the worst.
+            make: creates the example. It is called only for images that are kept, because images are large.
+            good: score for the best images; None to exclude it from these.
+            bad: score for the worst images, higher is worse; None to exclude it from these.
         """
         example = None
         for kept, rank in ((self._best, good), (self._worst, bad)):
@@ -208,20 +208,20 @@ class Evaluator(ABC):
         return Image.fromarray((image_CHW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
     def example_sections(self, best: str, worst: str) -> list[Section]:
-        """The best and the worst examples under these titles."""
+        """Sections with these titles for the best and the worst examples."""
         return [
-            Section(title, text="" if examples else "There are none.", results=examples)
+            Section(title, text="" if examples else "None.", results=examples)
             for title, examples in ((best, self.best), (worst, self.worst))
         ]
 
 
-def gather_objects(part: T) -> list[T]:
-    """What each process has, in their order."""
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return parts
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def format_value(value: float) -> str:
-    """Two decimals, or that there is nothing it could be a value of."""
-    return "none there" if np.isnan(value) else f"{value:.2f}"
+    """Two decimals; "n/a" for NaN, which means that there are no targets."""
+    return "n/a" if np.isnan(value) else f"{value:.2f}"

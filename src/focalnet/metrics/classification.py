@@ -1,4 +1,4 @@
-"""How often the right class is the best, or among the best five; confusions, and the surest hits and mistakes."""
+"""Top-1 and top-5 accuracy, the confusion matrix, and the most confident correct and wrong predictions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from focalnet.metrics.confusion import count_pairs
 from focalnet.results import Classification
 from focalnet.samples import Batch
 
-MOST_CLASSES = 200  # above, a confusion matrix shows nothing and a table of classes is endless
+MOST_CLASSES = 200  # with more classes, confusion matrix and table are unreadable
 
 
 class ClassificationEvaluator(Evaluator):
-    """Top-1 and top-5 accuracy. ``best`` are the surest right answers, ``worst`` the most wrong ones.
+    """Top-1 and top-5 accuracy.
+
+    ``best`` are the most confident correct predictions, ``worst`` the wrong ones with the lowest target scores.
 
     Args:
         data: where the batches come from.
-        examples: keep what only ``report`` needs.
+        examples: keep the best and the worst images, which only ``report`` needs.
 
     Attributes:
-        parts: of each batch: labels ``(B,)`` and the classes with the highest scores ``(B, <= 5)``, best first.
+        batches: for each batch, labels ``(B,)`` and the classes with the highest scores ``(B, <= 5)``, best first.
     """
 
     num_examples: ClassVar[int] = 12
 
     def __init__(self, data: Data, *, examples: bool = False) -> None:
         super().__init__(data, examples=examples)
-        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
         self.num_classes = len(self.class_names)
 
     def update(self, results: Sequence[Classification], batch: Batch[int]) -> None:
@@ -40,7 +42,7 @@ class ClassificationEvaluator(Evaluator):
         logits, labels = stacked_logits(results), batch.targets
         self.num_classes = logits.shape[1]
         ranked = logits.topk(min(5, self.num_classes)).indices.cpu()
-        self.parts.append((labels.cpu(), ranked))
+        self.batches.append((labels.cpu(), ranked))
         if self.examples:
             self._names = self.class_names or tuple(str(i) for i in range(self.num_classes))
             scores = logits.softmax(1).gather(1, labels[:, None])[:, 0].tolist()
@@ -49,18 +51,18 @@ class ClassificationEvaluator(Evaluator):
 
     def _keep(self, result: Classification, batch: Batch[int], i: int, score: float, predicted: int) -> None:
         label = int(batch.targets[i])
-        right = label == predicted
+        correct = label == predicted
 
         def make() -> Example:
-            mistaken = "" if right else f"\ntaken for {self._names[predicted]}"
-            title = f"{self._names[label]}{mistaken}\n{100 * score:.1f} %"
+            mistake = "" if correct else f"\npredicted {self._names[predicted]}"
+            title = f"{self._names[label]}{mistake}\n{100 * score:.1f} %"
             return Example(replace(result, image=self.image(batch, i), logits=None), title)
 
-        self.keep(make, good=score if right else None, bad=None if right else -score)
+        self.keep(make, good=score if correct else None, bad=None if correct else -score)
 
     def gather(self) -> None:
         super().gather()
-        self.parts = [batch for parts in gather_objects(self.parts) for batch in parts]
+        self.batches = [batch for batches in gather_objects(self.batches) for batch in batches]
 
     def compute(self) -> list[Metric]:
         """``top1``, and ``top5`` where there are more than 5 classes."""
@@ -74,7 +76,7 @@ class ClassificationEvaluator(Evaluator):
         ]
 
     def report(self) -> list[Section]:
-        """Confusions, accuracy by class, the surest right answers and the worst mistakes."""
+        """Confusion matrix, accuracy by class, the most confident correct predictions and the worst mistakes."""
         sections = []
         if self.num_classes <= MOST_CLASSES:
             labels, ranked = self._all()
@@ -82,10 +84,10 @@ class ClassificationEvaluator(Evaluator):
             chart = ConfusionMatrix(matrix.numpy(), self._names, self._names)
             sections.append(Section("Confusion matrix", charts=[chart]))
             sections.append(Section("Accuracy by class", tables=[_by_class(matrix, self._names)]))
-        return sections + self.example_sections("Surest right answers", "Worst mistakes")
+        return sections + self.example_sections("Most confident correct predictions", "Worst mistakes")
 
     def _all(self) -> tuple[Tensor, Tensor]:
-        labels, ranked = zip(*self.parts, strict=True)
+        labels, ranked = zip(*self.batches, strict=True)
         return torch.cat(labels), torch.cat(ranked)
 
 
@@ -95,17 +97,17 @@ def stacked_logits(results: Sequence[Classification]) -> Tensor:
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> Table:
-    """Worst class first, with the class it is taken for most often."""
+    """Lowest accuracy first, with the class that is most often predicted instead."""
     lines = []
     for i, name in enumerate(names):
-        images, right = int(matrix[i].sum()), int(matrix[i, i])
+        images, correct = int(matrix[i].sum()), int(matrix[i, i])
         others = matrix[i].clone()
         others[i] = 0
         confused = names[int(others.argmax())] if others.any() else ""
-        lines.append((right / images if images else 0.0, name, images, confused))
+        lines.append((correct / images if images else 0.0, name, images, confused))
     rows = [
         (name, f"{100 * share:.1f} %", Bar(share), str(images), confused)
         for share, name, images, confused in sorted(lines)
         if images
     ]
-    return Table(rows, ("class", "accuracy", "", "images", "most often taken for"))
+    return Table(rows, ("class", "accuracy", "", "images", "most frequent mistake"))

@@ -1,7 +1,7 @@
-"""Average precision and recall as COCO defines them. pycocotools, the reference, computes them.
+"""COCO average precision and recall, computed by pycocotools, the reference.
 
-pycocotools takes a match with an annotation whose id is 0 for no match, and keeps only one of two annotations with the
-same id. So it is given our own numbers, from 1 in the order of the lists: the figures do not depend on any id.
+pycocotools treats a match with the annotation id 0 as no match, and keeps only one of two annotations with the same id.
+So ids are replaced by numbers from 1 in the order of the lists, and the metrics do not depend on ids.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from focalnet.metrics.panoptic import PanopticQuality, panoptic_metrics, quality
 from focalnet.results import Detections
 from focalnet.samples import Batch, ObjectTarget, Size
 
-MIN_SCORE = 0.5  # of what confusions count and examples show
-MOST_CLASSES = 100  # above, a confusion matrix shows nothing
+MIN_SCORE = 0.5  # lowest score of detections in the confusion matrix and in examples
+MOST_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
 #: Boxes, or masks.
 Kind: TypeAlias = Literal["box", "mask"]
 
 _IOU_TYPE = {"box": "bbox", "mask": "segm"}
-# In the order of COCOeval.stats; "_100" is the number of detections an image.
+# In the order of COCOeval.stats; "_100" is the number of detections per image.
 _STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _RECALLS = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 _TITLES = {
@@ -51,23 +51,23 @@ _TITLES = {
     "ap50": "AP at IoU 0.50",
     "ap75": "AP at IoU 0.75",
     **{f"ap_{size}": f"AP of {size} objects" for size in ("small", "medium", "large")},
-    **{f"ar_{number}": f"AR with {number} detections an image" for number in (1, 10, 100)},
+    **{f"ar_{number}": f"AR with {number} detections per image" for number in (1, 10, 100)},
     **{f"ar_{size}": f"AR of {size} objects" for size in ("small", "medium", "large")},
 }
-_ALL_SIZES, _MOST = 0, -1  # places in COCOeval's axes: objects of any size, the most detections an image
+_ALL_SIZES, _MOST = 0, -1  # indices in COCOeval's axes: objects of any size, the most detections per image
 
 
 @dataclass(frozen=True, eq=False)
 class CocoResult:
-    """How good predicted boxes or masks are; all values in percent, NaN where there are no targets.
+    """AP and AR of boxes or masks; all values in percent, NaN where there are no targets.
 
     Args:
         kind: boxes or masks.
         stats: ``ap`` (mean over IoU 0.50 to 0.95), ``ap50``, ``ap75``, ``ap_small`` (below 32 x 32 pixels),
-            ``ap_medium``, ``ap_large`` (above 96 x 96), ``ar_1``, ``ar_10``, ``ar_100`` (detections an image),
+            ``ap_medium``, ``ap_large`` (above 96 x 96), ``ar_1``, ``ar_10``, ``ar_100`` (detections per image),
             ``ar_small``, ``ar_medium``, ``ar_large``.
         by_class: ``ap``, ``ap50`` and ``ar_100`` by class name.
-        precision: at 101 recalls from 0 to 1, ``(thresholds, 101, classes)``, IoU thresholds 0.50, 0.55 ... 0.95;
+        precision: at 101 recall values from 0 to 1, ``(thresholds, 101, classes)``, IoU thresholds 0.50, 0.55 ... 0.95;
             NaN for a class without objects.
     """
 
@@ -78,15 +78,15 @@ class CocoResult:
 
 
 class CocoMetric:
-    """Collects detections, and compares them with the annotations at the end.
+    """Collects detections and compares them with the annotations at the end.
 
     Args:
-        annotations: ``images``, ``annotations`` and ``categories`` in COCO's form. Ids of images and categories are
-            numbers or text, each given once; those of annotations are not read. Labels count categories in their order.
-        masks: evaluate masks, too; every annotation then needs a segmentation.
+        annotations: ``images``, ``annotations`` and ``categories`` in the COCO format. Ids of images and categories are
+            numbers or text, and unique; ids of annotations are not read. Labels number the categories in their order.
+        masks: also evaluate masks; every annotation then needs a segmentation.
 
     Raises:
-        DataError: an id of an image or category is missing or given twice, or an annotation is of neither.
+        DataError: the id of an image or category is missing or not unique, or an annotation refers to an unknown id.
     """
 
     def __init__(self, annotations: Mapping[str, Any], *, masks: bool = False) -> None:
@@ -97,108 +97,109 @@ class CocoMetric:
         self.image_ids: list[Any] = []
         self._images = _numbers(annotations["images"], "image")
         self._categories = _numbers(annotations["categories"], "category")
-        for place, entry in enumerate(annotations["annotations"], start=1):
+        for number, entry in enumerate(annotations["annotations"], start=1):
             for key, known in (("image_id", self._images), ("category_id", self._categories)):
                 if not _is_known(entry.get(key), known):
                     listed = "images" if key == "image_id" else "categories"
                     raise DataError(
-                        f"annotation number {place}: its {key} {entry.get(key)!r} is not among the ids of the {listed}"
-                        f"{_example(known)}; leave it out, or give it one of them"
+                        f"annotation number {number}: its {key} {entry.get(key)!r} is not among the ids of the {listed}"
+                        f"{_example(known)}; remove the annotation, or correct the id"
                     )
 
     def update(self, detections: Iterable[Detections], image_ids: Iterable[Any]) -> None:
         """Adds the predictions for some images.
 
         Args:
-            detections: of each image.
-            image_ids: as in the annotations.
+            detections: one for each image.
+            image_ids: ids of the images in the annotations.
 
         Raises:
-            InputError: the annotations have no such image.
+            InputError: the annotations have no image with this id.
         """
-        for prediction, given in zip(detections, image_ids, strict=True):
-            image_id = given.item() if isinstance(given, torch.Tensor) else given
+        for prediction, value in zip(detections, image_ids, strict=True):
+            image_id = value.item() if isinstance(value, torch.Tensor) else value
             if not _is_known(image_id, self._images):
                 raise InputError(
                     f"the image id {image_id!r} is not among those of the annotations{_example(self._images)}; "
-                    "give update() the ids that the annotations have"
+                    "call update() with ids of the annotations"
                 )
             self.image_ids.append(image_id)
             self.results += prediction.to_coco(image_id, self.category_ids)
 
     def gather(self) -> None:
-        """Adds what all processes have; each then computes the same."""
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (self.results, self.image_ids))
-        self.results = [result for results, _ in parts for result in results]
-        self.image_ids = [image_id for _, image_ids in parts for image_id in image_ids]
+        """Combines the detections of all processes, so that each computes the same metrics."""
+        gathered = gather_objects((self.results, self.image_ids))
+        self.results = [result for results, _ in gathered for result in results]
+        self.image_ids = [image_id for _, image_ids in gathered for image_id in image_ids]
 
     def compute(self) -> dict[Kind, CocoResult]:
-        """Compares everything added so far with the annotations of those images."""
-        truth = {
-            "images": [{**entry, "id": place} for place, entry in enumerate(self.annotations["images"], start=1)],
-            "categories": [{**one, "id": place} for place, one in enumerate(self.annotations["categories"], start=1)],
+        """Compares everything added so far with the annotations of these images."""
+        targets = {
+            "images": [{**entry, "id": number} for number, entry in enumerate(self.annotations["images"], start=1)],
+            "categories": [
+                {**entry, "id": number} for number, entry in enumerate(self.annotations["categories"], start=1)
+            ],
             "annotations": self._numbered(self.annotations["annotations"]),
         }
         results = self._numbered(self.results)
         image_numbers = sorted({self._images[image_id] for image_id in self.image_ids})
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells each of its steps
-            return {kind: _evaluate(_dataset(truth), results, image_numbers, kind) for kind in self.kinds}
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
+            return {kind: _evaluate(_dataset(targets), results, image_numbers, kind) for kind in self.kinds}
 
     def _numbered(self, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Copies of annotations or results with our own numbers in place of ids."""
+        """Copies of annotations or results with our numbers instead of ids."""
         return [
             {
                 **entry,
-                "id": place,
+                "id": number,
                 "image_id": self._images[entry["image_id"]],
                 "category_id": self._categories[entry["category_id"]],
             }
-            for place, entry in enumerate(entries, start=1)
+            for number, entry in enumerate(entries, start=1)
         ]
 
 
 def summary(results: Mapping[Kind, CocoResult]) -> dict[str, float]:
-    """One number a name: ``box_ap``, ``box_ap50``, ..., ``mask_ap``, ...; without those that nothing is measured by."""
+    """Values by name: ``box_ap``, ``box_ap50``, ..., ``mask_ap``, ...; undefined ones are left out."""
     named = {f"{kind}_{name}": value for kind, result in results.items() for name, value in result.stats.items()}
     return {name: value for name, value in named.items() if not np.isnan(value)}
 
 
-def _numbers(entries: Iterable[Mapping[str, Any]], kind: str) -> dict[Hashable, int]:
-    """Places in a list, from 1, by id."""
+def _numbers(entries: Iterable[Mapping[str, Any]], entity: str) -> dict[Hashable, int]:
+    """Positions in a list, from 1, by id."""
     numbers: dict[Hashable, int] = {}
-    for place, entry in enumerate(entries, start=1):
-        number = entry.get("id")
-        if number is None or not isinstance(number, Hashable):
-            raise DataError(f"{kind} number {place} of the annotations has no id; give each its own")
-        if number in numbers:
+    for number, entry in enumerate(entries, start=1):
+        entry_id = entry.get("id")
+        if entry_id is None or not isinstance(entry_id, Hashable):
+            raise DataError(f"{entity} number {number} of the annotations has no id; give each its own")
+        if entry_id in numbers:
             raise DataError(
-                f"{kind} number {place} of the annotations has the id {number!r} of {kind} number {numbers[number]}; "
-                "give each its own"
+                f"{entity} number {number} of the annotations has the id {entry_id!r} of {entity} number "
+                f"{numbers[entry_id]}; give each its own"
             )
-        numbers[number] = place
+        numbers[entry_id] = number
     return numbers
 
 
-def _is_known(number: Any, numbers: Mapping[Hashable, int]) -> bool:
-    return isinstance(number, Hashable) and number in numbers
+def _is_known(entry_id: Any, numbers: Mapping[Hashable, int]) -> bool:
+    return isinstance(entry_id, Hashable) and entry_id in numbers
 
 
 def _example(numbers: Mapping[Hashable, int]) -> str:
-    """An id, so that a text in place of a number is seen at once."""
+    """An example of an id, which shows at once whether ids are text or numbers."""
     return f", e.g. {next(iter(numbers))!r}" if numbers else ""
 
 
 def _dataset(content: Mapping[str, Any]) -> Any:
     dataset = require("pycocotools.coco", "dense").COCO()
-    # It notes in the entries what it ignores.
+    # Copied, because pycocotools marks ignored entries.
     dataset.dataset = {name: [dict(entry) for entry in entries] for name, entries in content.items()}
     dataset.createIndex()
     return dataset
 
 
-def _evaluate(truth: Any, results: list[dict[str, Any]], image_numbers: list[int], kind: Kind) -> CocoResult:
-    evaluation = require("pycocotools.cocoeval", "dense").COCOeval(truth, _loaded(truth, results), _IOU_TYPE[kind])
+def _evaluate(targets: Any, results: list[dict[str, Any]], image_numbers: list[int], kind: Kind) -> CocoResult:
+    evaluation = require("pycocotools.cocoeval", "dense").COCOeval(targets, _loaded(targets, results), _IOU_TYPE[kind])
     evaluation.params.imgIds = image_numbers
     evaluation.evaluate()
     evaluation.accumulate()
@@ -206,7 +207,7 @@ def _evaluate(truth: Any, results: list[dict[str, Any]], image_numbers: list[int
     stats = dict(zip(_STATS + _RECALLS, _percent(evaluation.stats).tolist(), strict=True))
     precision = _percent(evaluation.eval["precision"][:, :, :, _ALL_SIZES, _MOST])
     recall = _percent(evaluation.eval["recall"][:, :, _ALL_SIZES, _MOST])
-    names = [truth.cats[number]["name"] for number in evaluation.params.catIds]
+    names = [targets.cats[number]["name"] for number in evaluation.params.catIds]
     by_class = {
         name: {"ap": precision[:, :, i].mean(), "ap50": precision[0, :, i].mean(), "ar_100": recall[:, i].mean()}
         for i, name in enumerate(names)
@@ -214,26 +215,26 @@ def _evaluate(truth: Any, results: list[dict[str, Any]], image_numbers: list[int
     return CocoResult(kind, stats, {k: {n: float(x) for n, x in v.items()} for k, v in by_class.items()}, precision)
 
 
-def _loaded(truth: Any, results: list[dict[str, Any]]) -> Any:
+def _loaded(targets: Any, results: list[dict[str, Any]]) -> Any:
     if results:
-        return truth.loadRes([dict(result) for result in results])
-    return _dataset({**truth.dataset, "annotations": []})  # pycocotools cannot load none
+        return targets.loadRes([dict(result) for result in results])
+    return _dataset({**targets.dataset, "annotations": []})  # pycocotools cannot load an empty list
 
 
 def _percent(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """COCOeval's -1 is "no targets"."""
+    """In percent; COCOeval's -1, which means "no targets", becomes NaN."""
     return np.where(values < 0, np.nan, 100.0 * values)
 
 
 class CocoEvaluator(Evaluator):
-    """Average precision of boxes, and with masks theirs and panoptic quality.
+    """Average precision of boxes, and if there are masks, their average precision and panoptic quality.
 
     ``best`` are images with the most objects and no mistake, ``worst`` those with the most mistakes.
 
     Args:
         data: where the batches come from.
-        examples: keep what only ``report`` needs.
-        masks: the data has masks, and so have predictions.
+        examples: keep the best and the worst images, which only ``report`` needs.
+        masks: whether data and predictions have masks.
     """
 
     def __init__(self, data: Any, *, examples: bool = False, masks: bool = False) -> None:
@@ -258,10 +259,10 @@ class CocoEvaluator(Evaluator):
         size = batch.sizes[i]
         predictions = _resized(_on_cpu(result), size).above(MIN_SCORE)
         target = _target_on_cpu(batch.targets[i])
-        before = self.confusion.matrix.clone()
+        previous = self.confusion.matrix.clone()
         self.confusion.update(predictions, target)
-        counted = self.confusion.matrix - before
-        mistakes = int(counted.sum() - counted.diagonal().sum())
+        counts = self.confusion.matrix - previous
+        mistakes = int(counts.sum() - counts.diagonal().sum())
 
         def make() -> Example:
             image, boxes, masks = self.image(batch, i), target.boxes, batch.targets[i].masks
@@ -270,9 +271,9 @@ class CocoEvaluator(Evaluator):
             targets = Detections(boxes, scores, target.labels, self.class_names, masks, size=size, image=image)
             return Example(
                 replace(predictions, names=self.class_names, image=image),
-                f"{len(predictions)} found",
+                f"{len(predictions)} predicted",
                 targets,
-                f"{len(targets)} there",
+                f"{len(targets)} annotated",
                 target_options={"scores": False},
             )
 
@@ -289,7 +290,7 @@ class CocoEvaluator(Evaluator):
         self.confusion.matrix = torch.stack(gather_objects(self.confusion.matrix)).sum(0)
 
     def compute(self) -> list[Metric]:
-        """``box_ap``, ``box_ap50``, ..., of masks also ``mask_ap``, ..., ``pq_things``, ... in percent."""
+        """``box_ap``, ``box_ap50``, ..., and for masks ``mask_ap``, ..., ``pq_things``, ... in percent."""
         self.results = self.metric.compute()
         metrics = [
             Metric(
@@ -314,25 +315,25 @@ class CocoEvaluator(Evaluator):
         return metrics
 
     def report(self) -> list[Section]:
-        """Averages, precision over recall, AP by class, confusions, images with no and with the most mistakes."""
+        """Averages, precision-recall curves, AP by class, confusions, images with no and with the most mistakes."""
         names = self.class_names
         sections = [Section("Average precision and recall", tables=[_averages(self.results)])]
         if self.quality is not None:
-            title = "Panoptic quality, of masks laid side by side, the best in front"
+            title = "Panoptic quality of masks merged into one map, best first"
             sections.append(Section(title, tables=[quality_table(self.segmented)]))
         for kind, result in self.results.items():
             curves = PrecisionRecall(result.precision, names)
-            sections.append(Section(f"Precision over recall, {kind}", charts=[curves]))
+            sections.append(Section(f"Precision-recall curves, {kind}", charts=[curves]))
             sections.append(Section(f"By class, {kind}", tables=[_by_class(result)]))
         if len(names) <= MOST_CLASSES:
-            chart = ConfusionMatrix(self.confusion.matrix.numpy(), [*names, "nothing there"], [*names, "missed"])
-            sections.append(Section(f"Confusions, of boxes from a score of {MIN_SCORE:g} on", charts=[chart]))
-        what = "what there is, and what was found"
-        return sections + self.example_sections(f"Without a mistake: {what}", f"Most mistakes: {what}")
+            chart = ConfusionMatrix(self.confusion.matrix.numpy(), [*names, "background"], [*names, "missed"])
+            sections.append(Section(f"Confusion matrix, boxes with a score of at least {MIN_SCORE:g}", charts=[chart]))
+        what = "targets and predictions"
+        return sections + self.example_sections(f"No mistakes: {what}", f"Most mistakes: {what}")
 
 
 def _averages(results: Mapping[Kind, CocoResult]) -> Table:
-    """A row for each average, a column for each kind."""
+    """A row for each average, a column for boxes and one for masks."""
     first = next(iter(results.values()))
     rows: list[tuple[str | Bar, ...]] = [
         (name.replace("_", " ").upper(), *(format_value(result.stats[name]) for result in results.values()))
@@ -342,7 +343,7 @@ def _averages(results: Mapping[Kind, CocoResult]) -> Table:
 
 
 def _by_class(result: CocoResult) -> Table:
-    """Worst class first; classes without objects are left out."""
+    """Lowest AP first; classes without objects are left out."""
     present = {name: values for name, values in result.by_class.items() if not np.isnan(values["ap"])}
     rows: list[tuple[str | Bar, ...]] = [
         (name, *(format_value(values[key]) for key in ("ap", "ap50", "ar_100")), Bar(values["ap"] / 100))
@@ -367,7 +368,7 @@ def _target_on_cpu(target: ObjectTarget) -> ObjectTarget:
 
 
 def _resized(result: Detections, size: Size) -> Detections:
-    """In pixels of another size of the image."""
+    """Scales detections to another size of the image."""
     height, width = size
     scale = torch.tensor([width / result.size[1], height / result.size[0]] * 2)
     masks = result.masks

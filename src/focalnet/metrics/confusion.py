@@ -1,4 +1,4 @@
-"""Which classes are taken for which, which objects are missed, and what is seen where nothing is."""
+"""Confusion matrices, for detection including missed objects and false positives."""
 
 from __future__ import annotations
 
@@ -12,68 +12,78 @@ from focalnet.samples import ObjectTarget
 
 
 class DetectionConfusion:
-    """Counts of true and predicted classes, with a last row "nothing there" and a last column "missed".
+    """Counts of target and predicted classes; the last row is "background", the last column "missed".
 
     Args:
-        num_classes: of the data.
-        min_score: only detections with at least that score count.
-        min_iou: only boxes that overlap at least so much can be of one object.
+        num_classes: number of classes of the data.
+        min_score: detections with a lower score are ignored.
+        min_iou: lowest IoU of a matched detection and target.
     """
 
     def __init__(self, num_classes: int, *, min_score: float = 0.5, min_iou: float = 0.5) -> None:
         self.min_score, self.min_iou = min_score, min_iou
         self.matrix = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
 
-    def update(self, found: Detections, target: ObjectTarget) -> None:
-        """Adds one image; boxes of both in the same pixels."""
-        found = found.above(self.min_score)
-        pairs = match(found.boxes, target.boxes, self.min_iou)
-        missed = _others(len(target.boxes), pairs[:, 1])
-        invented = _others(len(found), pairs[:, 0])
-        invented = invented[~_within(found.boxes[invented], target.ignored)]
-        nothing = len(self.matrix) - 1
-        true = torch.cat(
-            [target.labels[pairs[:, 1]], target.labels[missed], invented.new_full(invented.shape, nothing)]
+    def update(self, predictions: Detections, target: ObjectTarget) -> None:
+        """Adds one image; the boxes of both are in pixels of the same image size."""
+        predictions = predictions.above(self.min_score)
+        pairs = match(predictions.boxes, target.boxes, self.min_iou)
+        missed = _unmatched(len(target.boxes), pairs[:, 1])
+        false_positives = _unmatched(len(predictions), pairs[:, 0])
+        false_positives = false_positives[~_within(predictions.boxes[false_positives], target.ignored)]
+        background = len(self.matrix) - 1
+        target_labels = torch.cat(
+            [
+                target.labels[pairs[:, 1]],
+                target.labels[missed],
+                false_positives.new_full(false_positives.shape, background),
+            ]
         )
-        seen = torch.cat([found.labels[pairs[:, 0]], missed.new_full(missed.shape, nothing), found.labels[invented]])
-        self.matrix += count_pairs(true, seen, tuple(self.matrix.shape))
+        predicted_labels = torch.cat(
+            [
+                predictions.labels[pairs[:, 0]],
+                missed.new_full(missed.shape, background),
+                predictions.labels[false_positives],
+            ]
+        )
+        self.matrix += count_pairs(target_labels, predicted_labels, tuple(self.matrix.shape))
 
 
-def count_pairs(true: Tensor, seen: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """How often each class was taken for each: a matrix of counts, a row for each true class.
+def count_pairs(targets: Tensor, predictions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A confusion matrix: counts with a row for each target class and a column for each predicted class.
 
     Args:
-        true: classes ``(N,)``, int64.
-        seen: what each was taken for, ``(N,)``.
+        targets: classes ``(N,)``, int64.
+        predictions: classes ``(N,)``, int64.
         shape: rows and columns.
     """
     rows, columns = shape
-    return torch.bincount(true * columns + seen, minlength=rows * columns).view(rows, columns)
+    return torch.bincount(targets * columns + predictions, minlength=rows * columns).view(rows, columns)
 
 
-def match(found: Tensor, true: Tensor, min_iou: float) -> Tensor:
-    """Pairs boxes one to one, whatever their class, so that their overlaps add up to the most.
+def match(predictions: Tensor, targets: Tensor, min_iou: float) -> Tensor:
+    """Matches boxes one to one, regardless of their classes, to maximize the sum of their IoUs.
 
     Args:
-        found: boxes ``(N, 4)``, x1 y1 x2 y2.
-        true: boxes ``(M, 4)``.
-        min_iou: of a pair.
+        predictions: boxes ``(N, 4)``, x1 y1 x2 y2.
+        targets: boxes ``(M, 4)``.
+        min_iou: lowest IoU of a match.
 
     Returns:
-        ``(K, 2)`` indices: found, true.
+        ``(K, 2)`` indices of predictions and targets.
     """
-    overlaps = box_iou(found, true)
+    overlaps = box_iou(predictions, targets)
     overlaps = overlaps.where(overlaps >= min_iou, 0)
     rows, columns = require("scipy.optimize", "dense").linear_sum_assignment(overlaps.numpy(), maximize=True)
     pairs = torch.stack([torch.as_tensor(rows), torch.as_tensor(columns)], dim=1)
     return pairs[overlaps[pairs[:, 0], pairs[:, 1]] > 0]
 
 
-def _others(count: int, taken: Tensor) -> Tensor:
-    """Indices from 0 to ``count`` that are not taken."""
-    left = torch.ones(count, dtype=torch.bool)
-    left[taken] = False
-    return left.nonzero().flatten()
+def _unmatched(count: int, matched: Tensor) -> Tensor:
+    """Indices below ``count`` that are not in ``matched``."""
+    free = torch.ones(count, dtype=torch.bool)
+    free[matched] = False
+    return free.nonzero().flatten()
 
 
 def _within(boxes: Tensor, regions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Panoptic quality as Kirillov et al. define it (arXiv 1801.00868), with the rules of panopticapi for void and crowds.
 
-A found segment and a true one of the same class match if their intersection over union is above 0.5; there is at most
-one such partner. PQ = sum of those IoUs / (matches + half of what is left over on either side) = SQ x RQ.
+A predicted and a target segment of the same class match if their IoU is above 0.5; each has at most one match.
+PQ = sum of the IoUs of matches / (matches + half of the unmatched segments of both kinds) = SQ x RQ.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import InputError
-from focalnet.metrics.base import Bar, Evaluator, Example, Metric, Section, Table, format_value
+from focalnet.metrics.base import Bar, Evaluator, Example, Metric, Section, Table, format_value, gather_objects
 from focalnet.results import PanopticMap, Segment
 from focalnet.samples import Batch, PanopticTarget
 
 MIN_IOU = 0.5  # of a match, exclusive
-MOST_ON_NOTHING = 0.5  # of a found segment, on void and crowd; above, it is no mistake
+MAX_IGNORED_SHARE = 0.5  # a predicted segment with a larger share on void and crowds is not a mistake
 
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """How well segments were found; all values in percent, NaN where there is nothing to find.
+    """PQ, SQ and RQ; all values in percent, NaN where there are neither targets nor predictions.
 
     Args:
-        stats: ``pq``, ``sq`` and ``rq``, means over the classes; ``pq_things``, ..., ``pq_stuff``, ... over some.
+        stats: ``pq``, ``sq`` and ``rq``, means over classes; ``pq_things``, ..., ``pq_stuff``, ... of things or stuff.
         by_class: ``pq``, ``sq``, ``rq`` by class name.
     """
 
@@ -36,7 +36,7 @@ class PanopticResult:
     by_class: dict[str, dict[str, float]]
 
     def summary(self) -> dict[str, float]:
-        """``stats`` without those that nothing is measured by."""
+        """``stats`` without undefined values."""
         return {name: value for name, value in self.stats.items() if not math.isnan(value)}
 
 
@@ -45,106 +45,107 @@ class PanopticQuality:
 
     Args:
         class_names: by label.
-        num_things: so many of the first classes are objects, the others stuff.
+        num_things: this many of the first classes are things, the others stuff.
     """
 
     def __init__(self, class_names: Sequence[str], num_things: int) -> None:
         self.class_names, self.num_things = tuple(class_names), num_things
-        #: By class: sum of IoUs, matches, found without a match, true without a match.
+        #: By class: sum of IoUs, matches, unmatched predictions, unmatched targets.
         self.counts = torch.zeros(len(class_names), 4, dtype=torch.float64)
 
-    def update(self, found: Iterable[PanopticMap], truths: Iterable[PanopticTarget]) -> None:
-        """Adds some images; maps and truths of the same size.
+    def update(self, predictions: Iterable[PanopticMap], targets: Iterable[PanopticTarget]) -> None:
+        """Adds images; predictions and targets have the same size.
 
         Raises:
-            InputError: sizes differ, a map has pixels of segments that it does not list, or segments do not count as
-                they should: ids of predictions are above 0 and each given once, those of targets from 1.
+            InputError: sizes differ, a map has pixels of segments that it does not list, or ids are invalid: those of
+                predictions must be above 0 and unique, those of targets must count from 1.
         """
-        for one, truth in zip(found, truths, strict=True):
-            self.counts += self.count(one, truth)
+        for prediction, target in zip(predictions, targets, strict=True):
+            self.counts += self.count(prediction, target)
 
-    def count(self, found: PanopticMap, truth: PanopticTarget) -> Tensor:
-        """What one image adds to ``counts``, ``(classes, 4)``."""
-        labels, crowds = truth.labels.cpu(), truth.crowds.cpu()
-        seen = torch.tensor([segment.label for segment in found.segments], dtype=torch.int64)
-        true_ids = truth.ids.cpu()
-        if true_ids.numel() and not 0 <= int(true_ids.min()) <= int(true_ids.max()) <= len(labels):
+    def count(self, prediction: PanopticMap, target: PanopticTarget) -> Tensor:
+        """Counts one image in the form of ``counts``, ``(classes, 4)``."""
+        labels, crowds = target.labels.cpu(), target.crowds.cpu()
+        predicted_labels = torch.tensor([segment.label for segment in prediction.segments], dtype=torch.int64)
+        ids = target.ids.cpu()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= len(labels):
             raise InputError(
-                f"the targets of {found.path or 'an image'} have ids from {true_ids.min()} to {true_ids.max()}, but "
+                f"the targets of {prediction.path or 'an image'} have ids from {ids.min()} to {ids.max()}, but "
                 f"{len(labels)} segments: ids count from 1, and 0 is void"
             )
-        shared = _shared_pixels(true_ids, _places(found), 1 + len(labels), 1 + len(seen))
-        areas, true_areas = shared.sum(0)[1:], shared.sum(1)[1:]
-        void, shared = shared[0, 1:], shared[1:, 1:]
+        overlap = _overlaps(ids, _numbered(prediction), 1 + len(labels), 1 + len(predicted_labels))
+        areas, target_areas = overlap.sum(0)[1:], overlap.sum(1)[1:]
+        void, overlap = overlap[0, 1:], overlap[1:, 1:]
 
-        ious = shared.double() / (true_areas[:, None] + (areas - void) - shared).clamp(min=1)
-        matched = (ious > MIN_IOU) & (labels[:, None] == seen) & ~crowds[:, None]
-        excused = (labels[:, None] == seen) & _counting_crowds(labels, crowds)[:, None]
-        on_nothing = void + (shared * excused).sum(0)
-        invented = ~matched.any(0) & (areas > 0) & (on_nothing <= MOST_ON_NOTHING * areas)
+        ious = overlap.double() / (target_areas[:, None] + (areas - void) - overlap).clamp(min=1)
+        same_class = labels[:, None] == predicted_labels
+        matched = (ious > MIN_IOU) & same_class & ~crowds[:, None]
+        on_crowds = overlap * (same_class & _counting_crowds(labels, crowds)[:, None])
+        ignored = void + on_crowds.sum(0)
+        false_positives = ~matched.any(0) & (areas > 0) & (ignored <= MAX_IGNORED_SHARE * areas)
         missed = ~matched.any(1) & ~crowds
 
         counts = torch.zeros_like(self.counts)
         rows = matched.nonzero()[:, 0]
         counts[:, 0].index_add_(0, labels[rows], ious[matched])
-        for column, those in ((1, labels[rows]), (2, seen[invented]), (3, labels[missed])):
-            counts[:, column] = torch.bincount(those, minlength=len(counts))
+        for column, classes in ((1, labels[rows]), (2, predicted_labels[false_positives]), (3, labels[missed])):
+            counts[:, column] = torch.bincount(classes, minlength=len(counts))
         return counts
 
     def gather(self) -> None:
-        """Adds what all processes have; each then computes the same."""
-        parts = [torch.zeros_like(self.counts)] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self.counts)
-        self.counts = torch.stack(parts).sum(0)
+        """Combines the counts of all processes, so that each computes the same metrics."""
+        self.counts = torch.stack(gather_objects(self.counts)).sum(0)
 
     def compute(self) -> PanopticResult:
-        """The quality of everything added so far."""
-        ious, matches, invented, missed = self.counts.unbind(1)
-        recognition = 100 * matches / (matches + 0.5 * invented + 0.5 * missed)  # 0 / 0 is NaN: not there at all
+        """The metrics of everything added so far."""
+        ious, matches, false_positives, missed = self.counts.unbind(1)
+        recognition = 100 * matches / (matches + 0.5 * false_positives + 0.5 * missed)  # NaN if all are 0
         segmentation = (100 * ious / matches.clamp(min=1)).where(recognition.isfinite(), torch.nan)
-        figures = {"pq": segmentation * recognition / 100, "sq": segmentation, "rq": recognition}
+        qualities = {"pq": segmentation * recognition / 100, "sq": segmentation, "rq": recognition}
         groups = {"": slice(None), "_things": slice(None, self.num_things), "_stuff": slice(self.num_things, None)}
         stats = {
-            name + group: values[places].nanmean().item()
-            for group, places in groups.items()
-            for name, values in figures.items()
+            name + group: values[labels].nanmean().item()
+            for group, labels in groups.items()
+            for name, values in qualities.items()
         }
         by_class = {
-            title: {name: values[label].item() for name, values in figures.items()}
+            title: {name: values[label].item() for name, values in qualities.items()}
             for label, title in enumerate(self.class_names)
         }
         return PanopticResult(stats, by_class)
 
 
-def _places(found: PanopticMap) -> Tensor:
-    """``found.ids`` with the segments numbered from 1 in their order, ``(H, W)``, int64."""
-    ids = found.ids.cpu().long()
-    numbers = [segment.id for segment in found.segments]
-    if min(numbers, default=1) < 1 or len(set(numbers)) < len(numbers):
-        wrong = min(numbers) if min(numbers) < 1 else max(numbers, key=numbers.count)
+def _numbered(prediction: PanopticMap) -> Tensor:
+    """The id map with segments numbered from 1 in their order, ``(H, W)``, int64."""
+    ids = prediction.ids.cpu().long()
+    segment_ids = [segment.id for segment in prediction.segments]
+    if min(segment_ids, default=1) < 1 or len(set(segment_ids)) < len(segment_ids):
+        wrong = min(segment_ids) if min(segment_ids) < 1 else max(segment_ids, key=segment_ids.count)
         raise InputError(
-            f"the panoptic map of {found.path or 'an image'} has "
+            f"the panoptic map of {prediction.path or 'an image'} has "
             + (f"two segments with the id {wrong}" if wrong > 0 else f"a segment with the id {wrong}, but 0 is void")
             + "; number its segments from 1"
         )
-    known, order = torch.tensor([0, *numbers]).sort()
-    place = torch.bucketize(ids, known).clamp(max=len(known) - 1)
-    if not torch.equal(known[place], ids):
-        raise InputError(f"the panoptic map of {found.path or 'an image'} has pixels of segments that it does not list")
-    return order[place]
+    known, order = torch.tensor([0, *segment_ids]).sort()
+    index = torch.bucketize(ids, known).clamp(max=len(known) - 1)
+    if not torch.equal(known[index], ids):
+        raise InputError(
+            f"the panoptic map of {prediction.path or 'an image'} has pixels of segments that it does not list"
+        )
+    return order[index]
 
 
-def _shared_pixels(true_HW: Tensor, found_HW: Tensor, rows: int, columns: int) -> Tensor:
-    """Pixels of each pair of a true and a found segment, ``(rows, columns)``; the first of both are void."""
-    if true_HW.shape != found_HW.shape:
-        sizes = " and ".join(" x ".join(map(str, ids.shape)) for ids in (found_HW, true_HW))
-        raise InputError(f"a panoptic map and its truth have {sizes} pixels, which must be the same")
-    pairs = true_HW.long() * columns + found_HW
+def _overlaps(targets_HW: Tensor, predictions_HW: Tensor, rows: int, columns: int) -> Tensor:
+    """Shared pixels of target and predicted segments, ``(rows, columns)``; the first row and column are void."""
+    if targets_HW.shape != predictions_HW.shape:
+        sizes = " and ".join(" x ".join(map(str, ids.shape)) for ids in (predictions_HW, targets_HW))
+        raise InputError(f"a panoptic map and its target have {sizes} pixels, which must be the same")
+    pairs = targets_HW.long() * columns + predictions_HW
     return torch.bincount(pairs.flatten(), minlength=rows * columns).reshape(rows, columns)
 
 
 def _counting_crowds(labels: Tensor, crowds: Tensor) -> Tensor:
-    """Which segments are crowds that excuse others; of several of a class the last, as in panopticapi."""
+    """Which crowds make predictions on them count as ignored: the last one of each class, as in panopticapi."""
     last = {int(labels[i]): int(i) for i in crowds.nonzero()[:, 0]}
     counting = torch.zeros_like(crowds)
     counting[list(last.values())] = True
@@ -152,11 +153,11 @@ def _counting_crowds(labels: Tensor, crowds: Tensor) -> Tensor:
 
 
 class PanopticEvaluator(Evaluator):
-    """Panoptic quality. ``best`` and ``worst`` are ranked by that of all classes of an image together.
+    """Panoptic quality. ``best`` and ``worst`` are ranked by the PQ of an image over all classes.
 
     Args:
-        data: where the batches come from; it also has ``num_things``.
-        examples: keep what only ``report`` needs.
+        data: where the batches come from; it must have ``num_things``.
+        examples: keep the best and the worst images, which only ``report`` needs.
     """
 
     def __init__(self, data: Any, *, examples: bool = False) -> None:
@@ -172,18 +173,18 @@ class PanopticEvaluator(Evaluator):
                 self._keep(result, batch, i, counts)
 
     def _keep(self, result: PanopticMap, batch: Batch[PanopticTarget], i: int, counts: Tensor) -> None:
-        ious, matches, invented, missed = counts.sum(0).tolist()
-        if not matches + invented + missed:
+        ious, matches, false_positives, missed = counts.sum(0).tolist()
+        if not matches + false_positives + missed:
             return
-        pq = 100 * ious / (matches + 0.5 * invented + 0.5 * missed)
+        pq = 100 * ious / (matches + 0.5 * false_positives + 0.5 * missed)
 
         def make() -> Example:
             image = self.image(batch, i)
             prediction = replace(result, ids=result.ids.cpu(), names=self.class_names, image=image)
             target = replace(self._target(batch.targets[i]), image=image)
-            title = f"{len(prediction.segments)} found, PQ {pq:.1f} %"
+            title = f"{len(prediction.segments)} predicted, PQ {pq:.1f} %"
             legend = {"legend": False}
-            return Example(prediction, title, target, f"{len(target.segments)} there", legend, legend)
+            return Example(prediction, title, target, f"{len(target.segments)} annotated", legend, legend)
 
         self.keep(make, good=pq, bad=-pq)
 
@@ -205,18 +206,18 @@ class PanopticEvaluator(Evaluator):
         return panoptic_metrics(self.metric.compute())
 
     def report(self) -> list[Section]:
-        """Quality, also by class, and the images with the highest and the lowest."""
+        """PQ, SQ and RQ, also by class, and the images with the highest and the lowest PQ."""
         result = self.metric.compute()
         sections = [
             Section("Panoptic quality", tables=[quality_table(result)]),
             Section("By class", tables=[_by_class(result)]),
         ]
-        what = "pictures: what there is, and what was found"
+        what = "images: targets and predictions"
         return sections + self.example_sections(f"Best {what}", f"Worst {what}")
 
 
 def panoptic_metrics(result: PanopticResult) -> list[Metric]:
-    """The qualities that something is measured by, of all classes, things and stuff."""
+    """The defined metrics of all classes, things and stuff."""
     metrics = []
     for name, value in result.summary().items():
         quality, _, group = name.partition("_")
@@ -235,7 +236,7 @@ def panoptic_metrics(result: PanopticResult) -> list[Metric]:
 
 
 def quality_table(result: PanopticResult) -> Table:
-    """A row for each group of classes, a column for each quality."""
+    """A row for each group of classes, a column for each metric."""
     groups = {"": "all classes", "_things": "things", "_stuff": "stuff"}
     rows = [
         (title, *(format_value(result.stats[name + group]) for name in ("pq", "sq", "rq")))
@@ -245,7 +246,7 @@ def quality_table(result: PanopticResult) -> Table:
 
 
 def _by_class(result: PanopticResult) -> Table:
-    """Worst class first; classes in neither targets nor predictions are left out."""
+    """Lowest PQ first; classes in neither targets nor predictions are left out."""
     present = {name: values for name, values in result.by_class.items() if not math.isnan(values["pq"])}
     rows: list[tuple[str | Bar, ...]] = [
         (name, *(f"{values[key]:.2f}" for key in ("pq", "sq", "rq")), Bar(values["pq"] / 100))

@@ -1,10 +1,9 @@
-"""How well the classes of pixels are found: intersection over union and accuracy, from counts of every pixel."""
+"""Semantic segmentation metrics: IoU and accuracy, from counts of all pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,28 +12,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import ConfigError, InputError
-from focalnet.metrics.base import Bar, ConfusionMatrix, Data, Evaluator, Example, Metric, Section, Table, format_value
+from focalnet.metrics.base import (
+    Bar,
+    ConfusionMatrix,
+    Data,
+    Evaluator,
+    Example,
+    Metric,
+    Section,
+    Table,
+    format_value,
+    gather_objects,
+)
 from focalnet.metrics.confusion import count_pairs
 from focalnet.results import SemanticMap
 from focalnet.samples import IGNORED, Batch, LabelMapTarget, Size
 
-MOST_CLASSES = 100  # above, a confusion matrix shows nothing
+MOST_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
 
 @dataclass(frozen=True, eq=False)
 class SemanticResult:
-    """How well pixels were classified; all values in percent.
+    """IoU and accuracy of pixels; all values in percent.
 
-    Means leave out classes for which there is nothing to divide by, as mmseg's do: IoU that of classes neither there
-    nor found, accuracy that of classes not there.
+    As in mmseg, means leave out undefined values: the IoU of classes in neither targets nor predictions, and the
+    accuracy of classes that are not in the targets.
 
     Args:
         miou: mean over the classes of ``iou``.
         accuracy: share of all labelled pixels.
         mean_accuracy: mean over the classes of ``class_accuracy``.
-        iou: by class, NaN where there is nothing to divide by.
-        class_accuracy: share of a class's pixels that were found, likewise.
-        matrix: pixels by true class and by found class, ``(N, N + 1)``; the last column found no class.
+        iou: by class, NaN where undefined.
+        class_accuracy: share of a class's pixels that are predicted correctly, by class, NaN where undefined.
+        matrix: pixels by target class and predicted class, ``(N, N + 1)``; the last column is "no class".
     """
 
     miou: float
@@ -50,10 +60,10 @@ class SemanticResult:
 
 
 class SemanticMetric:
-    """Counts pixels by true and found class.
+    """Counts pixels by target and predicted class.
 
     Args:
-        num_classes: of the data, at most 255: in the targets, 255 is no class.
+        num_classes: number of classes, at most 255, because label 255 is no class.
 
     Raises:
         ConfigError: there are more classes.
@@ -65,49 +75,47 @@ class SemanticMetric:
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
 
-    def update(self, found: Iterable[SemanticMap], true: Iterable[Tensor]) -> None:
-        """Adds images; ``true`` are their labels ``(H, W)``, at the size of what was found."""
-        for result, labels in zip(found, true, strict=True):
+    def update(self, predictions: Iterable[SemanticMap], targets: Iterable[Tensor]) -> None:
+        """Adds images; targets are label maps ``(H, W)`` of the same size as the predictions."""
+        for result, labels in zip(predictions, targets, strict=True):
             self.matrix += self.count(result.labels, labels)
 
-    def count(self, found: Tensor, true: Tensor) -> Tensor:
-        """The pixels of one image, ``(N, N + 1)``.
+    def count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Counts the pixels of one image, ``(N, N + 1)``.
 
         Raises:
-            InputError: a target is of no class and not ``IGNORED``, or a prediction is negative.
+            InputError: a target is neither a class nor ``IGNORED``, or a prediction is negative.
         """
-        known = true != IGNORED
-        targets, seen = true[known], found[known].clamp(max=self.num_classes)
+        labeled = target != IGNORED
+        targets, predictions = target[labeled], prediction[labeled].clamp(max=self.num_classes)
         if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < self.num_classes):
             wrong = targets.min() if targets.min() < 0 else targets.max()
             raise InputError(
                 f"a target has the label {int(wrong)}: classes are 0 to {self.num_classes - 1}, ignored is {IGNORED}"
             )
-        if len(seen) and int(seen.min()) < 0:
+        if len(predictions) and int(predictions.min()) < 0:
             raise InputError(
-                f"a prediction has the label {int(seen.min())}: classes count from 0, no class is {IGNORED}"
+                f"a prediction has the label {int(predictions.min())}: classes count from 0, no class is {IGNORED}"
             )
-        return count_pairs(targets, seen, (self.num_classes, self.num_classes + 1)).cpu()
+        return count_pairs(targets, predictions, (self.num_classes, self.num_classes + 1)).cpu()
 
     def gather(self) -> None:
-        """Adds what all processes have counted; each then computes the same."""
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self.matrix)
-        self.matrix = torch.stack(parts).sum(0)
+        """Combines the counts of all processes, so that each computes the same metrics."""
+        self.matrix = torch.stack(gather_objects(self.matrix)).sum(0)
 
     def compute(self) -> SemanticResult:
-        """From everything added so far."""
+        """The metrics of everything added so far."""
         return evaluate(self.matrix.numpy())
 
 
 def evaluate(matrix: npt.NDArray[np.int64]) -> SemanticResult:
-    """From pixels by true and found class, ``(N, N + 1)``."""
-    right, there = matrix.diagonal(), matrix.sum(1)
-    either = there + matrix.sum(0)[:-1] - right
-    iou, by_class = _share(right, either), _share(right, there)
+    """The metrics of pixel counts by target and predicted class, ``(N, N + 1)``."""
+    correct, targets = matrix.diagonal(), matrix.sum(1)
+    union = targets + matrix.sum(0)[:-1] - correct
+    iou, by_class = _percentage(correct, union), _percentage(correct, targets)
     return SemanticResult(
         miou=_mean(iou),
-        accuracy=float(_share(right.sum(), there.sum())),
+        accuracy=float(_percentage(correct.sum(), targets.sum())),
         mean_accuracy=_mean(by_class),
         iou=iou,
         class_accuracy=by_class,
@@ -115,8 +123,8 @@ def evaluate(matrix: npt.NDArray[np.int64]) -> SemanticResult:
     )
 
 
-def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """In percent; NaN of nothing."""
+def _percentage(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """In percent; NaN where ``whole`` is 0."""
     return np.where(whole > 0, 100.0 * part / np.maximum(whole, 1), np.nan)
 
 
@@ -125,7 +133,7 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 class SemanticEvaluator(Evaluator):
-    """Intersection over union and accuracy of pixels. ``best`` and ``worst`` are ranked by mean IoU."""
+    """IoU and accuracy of pixels. ``best`` and ``worst`` are ranked by mean IoU."""
 
     def __init__(self, data: Data, *, examples: bool = False) -> None:
         super().__init__(data, examples=examples)
@@ -145,8 +153,8 @@ class SemanticEvaluator(Evaluator):
             target, prediction = (
                 SemanticMap(_resized(one, size), self.class_names, image) for one in (targets, labels)
             )
-            title = f"found, mIoU {miou:.1f} %"
-            return Example(prediction, title, target, "truth", {"legend": False}, {"legend": False})
+            title = f"prediction, mIoU {miou:.1f} %"
+            return Example(prediction, title, target, "target", {"legend": False}, {"legend": False})
 
         if miou == miou:  # NaN where nothing is labeled
             self.keep(make, good=miou, bad=-miou)
@@ -168,14 +176,14 @@ class SemanticEvaluator(Evaluator):
         """Metrics, IoU by class, confusions, and the images with the highest and the lowest mean IoU."""
         result, names = self.metric.compute(), self.class_names
         metrics = Table([(metric.title, str(metric)) for metric in self.compute()])
-        sections = [Section("Figures", tables=[metrics]), Section("By class", tables=[_by_class(result, names)])]
+        sections = [Section("Metrics", tables=[metrics]), Section("By class", tables=[_by_class(result, names)])]
         if len(names) <= MOST_CLASSES:
-            # In thousandths of a class's pixels: the counts themselves have too many digits to be read.
+            # In thousandths of a class's pixels, because the counts have too many digits to be readable.
             targets = np.maximum(result.matrix.sum(1, keepdims=True), 1)
             share = np.rint(1000 * result.matrix[:, : len(names)] / targets).astype(np.int64)
             chart = ConfusionMatrix(share, names, names)
-            sections.append(Section("Confusions, ‰ of the pixels of a class", charts=[chart]))
-        what = "pictures: what there is, and what was found"
+            sections.append(Section("Confusion matrix, ‰ of the pixels of a class", charts=[chart]))
+        what = "images: targets and predictions"
         return sections + self.example_sections(f"Best {what}", f"Worst {what}")
 
 
