@@ -1,6 +1,6 @@
-"""Drawings of arrays: boxes, masks, label maps, charts, heatmaps and sheets of them. It knows no results: these use it.
+"""Draws arrays: boxes, masks, label maps, charts, heatmaps and sheets. Results draw themselves with this package.
 
-The names below are imported when first used: matplotlib is slow.
+The names below are imported when first used, because importing matplotlib is slow.
 """
 
 from __future__ import annotations

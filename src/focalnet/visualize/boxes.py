@@ -1,4 +1,4 @@
-"""An image with objects drawn over it: boxes, masks, names."""
+"""Draws objects over an image: boxes, masks, names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from focalnet.visualize import palettes
 from focalnet.visualize.canvas import original_size, printable, readable_size, with_legend, write_label
 
-MASK_SHARE = 0.45  # of the color within a mask
-LARGEST = 1600  # pixels of the long side: objects are smaller than their image
-CROWD = 20  # from so many objects on, names that are wider than their object would hide the others
+MASK_SHARE = 0.45  # opacity of the color within a mask
+LARGEST = 1600  # pixels of the long side; larger than elsewhere, because objects are small
+CROWD = 20  # with this many objects, names wider than their object would hide others
 
 
 def draw_boxes(
@@ -28,18 +28,18 @@ def draw_boxes(
     *,
     as_frame: bool = False,
 ) -> Image.Image:
-    """Draws boxes, masks, names and scores over an image, one color a class, the first objects on top.
+    """Draws boxes, masks, names and scores over an image, one color per class, the first objects on top.
 
-    In a crowd, names are written only where they are no wider than their object, and a legend below counts the classes.
+    With many objects, only names that fit their box are written, and a legend below counts the objects of each class.
 
     Args:
-        image: is left as it is.
+        image: not modified.
         boxes: ``(N, 4)``, x1 y1 x2 y2 in pixels of the image.
         labels: ``(N,)``, class indices, which choose the colors.
         names: of each object's class.
-        scores: ``(N,)``, 0 to 1, written behind the names; true objects have none.
+        scores: ``(N,)``, 0 to 1, written after the names; None for targets.
         masks: ``(N, height, width)``, bool.
-        as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
+        as_frame: keep the image size and draw no legend, because all frames of a video have the same size.
     """
     drawn = original_size(image) if as_frame else readable_size(image, largest=LARGEST)
     if masks is not None and len(masks):
@@ -63,7 +63,7 @@ def draw_boxes(
 
 
 def _with_masks(image: Image.Image, masks: torch.Tensor, labels: torch.Tensor) -> Image.Image:
-    """Each pixel takes on the color of the first object it belongs to, and outlines are drawn in full."""
+    """Tints each pixel with the color of the first object that covers it; outlines are opaque."""
     first = masks.int().argmax(0)
     colors = np.array([palettes.rgb(palettes.of_class(int(label))) for label in labels], dtype=np.uint8)
     owner: NDArray[np.int64] = torch.where(masks.any(0), first, -1).cpu().numpy()
@@ -88,6 +88,6 @@ def _edges(owner: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def _ordered(box: list[float]) -> tuple[float, float, float, float]:
-    """Pillow refuses boxes of negative size, which an untrained network may well return."""
+    """Pillow refuses boxes of negative size, which an untrained network may return."""
     left, top, right, bottom = box
     return left, top, max(right, left), max(bottom, top)

@@ -1,4 +1,4 @@
-"""What drawings share: a size that can be looked at, text that can be drawn, a legend, a page without a window."""
+"""Shared helpers of drawings: readable sizes, text, legends, and rendering of figures without a window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from focalnet.visualize import palettes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMALLEST, LARGEST = 320, 1024  # pixels of the long side: room for text, and no larger than a screen needs
+SMALLEST, LARGEST = 320, 1024  # pixels of the long side: room for text, at most the size of a screen
 
 
 def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = LARGEST) -> Image.Image:
@@ -29,38 +29,38 @@ def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = L
 
 
 def original_size(image: Image.Image) -> Image.Image:
-    """Returns a copy in RGB: what is drawn on the frames of a video must not change their size."""
+    """Returns an RGB copy of the same size, for frames of a video."""
     return image.convert("RGB")
 
 
 def printable(text: str) -> str:
-    """Returns one line that can be drawn: line breaks and control characters become spaces."""
+    """Replaces line breaks and control characters by spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 @lru_cache
 def font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: it knows more alphabets than Pillow's own font."""
+    """DejaVu Sans, which comes with matplotlib and has more alphabets than Pillow's own font."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
 def label_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """The letters of labels on an image of that width and height."""
+    """The font of labels on an image of this width and height."""
     return font(min(max(max(size) // 60, 11), 24), bold=False)
 
 
 def write_label(
     image: Image.Image, box: Sequence[float], text: str, color: palettes.RGB, *, only_if_it_fits: bool = False
 ) -> None:
-    """Writes white text on its color above a box, or within it where there is no room above.
+    """Writes white text on a colored background above a box, or within the box if there is no room above.
 
     Args:
-        image: is drawn on.
+        image: modified in place.
         box: left, top, right, bottom.
         text: one line.
-        color: behind the text.
-        only_if_it_fits: write nothing where the text is wider than the box.
+        color: of the background.
+        only_if_it_fits: write nothing if the text is wider than the box.
     """
     draw, letters = ImageDraw.Draw(image), label_font(image.size)
     left, top, right, bottom = draw.textbbox((0, 0), text, letters)
@@ -74,12 +74,12 @@ def write_label(
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[palettes.RGB, str]]) -> Image.Image:
-    """The image with a legend below it, in as many columns as there is room for."""
+    """The image with a legend below, in as many columns as fit."""
     width = max(image.width, SMALLEST)
     text_size = min(max(width // 55, 12), 24)
     letters, line, gap = font(text_size, bold=False), int(1.6 * text_size), text_size
-    room = width - 2 * gap - 2 * text_size
-    texts = [_shortened(printable(text), letters, room) for _, text in entries]
+    max_width = width - 2 * gap - 2 * text_size
+    texts = [_shortened(printable(text), letters, max_width) for _, text in entries]
     column = int(max((letters.getlength(text) for text in texts), default=0)) + 2 * text_size + gap
     columns = max((width - gap) // column, 1)
     rows = -(-len(entries) // columns)
@@ -99,13 +99,13 @@ def render(figure: Figure) -> Image.Image:
 
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A file or class may be named in an alphabet that the font lacks: boxes are drawn, and no harm done.
+        # A name may have characters that the font lacks; boxes are drawn in their place.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib's
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
-def _shortened(text: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
-    while len(text) > 1 and letters.getlength(text) > room:
+def _shortened(text: str, letters: ImageFont.FreeTypeFont, max_width: float) -> str:
+    while len(text) > 1 and letters.getlength(text) > max_width:
         text = text[:-2] + "…"
     return text

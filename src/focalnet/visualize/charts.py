@@ -1,4 +1,4 @@
-"""Charts of how good predictions are: precision over recall, and confusions."""
+"""Charts of metrics: precision-recall curves and confusion matrices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from focalnet.visualize import palettes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_LINES = 10  # classes with a line of their own
-IOUS = (0.5, 0.75)  # shown; the thresholds go from 0.50 in steps of 0.05
+MOST_LINES = 10  # with more classes, only the mean is drawn
+IOUS = (0.5, 0.75)  # thresholds to draw, of those from 0.50 in steps of 0.05
 
 
 def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) -> Figure:
-    """Precision over recall at IoU 0.50 and 0.75: the mean in black, and each class where they are few.
+    """Draws precision over recall at IoU 0.50 and 0.75: the mean in black, and up to 10 classes in colors.
 
     Args:
         precision: percent, at 101 recalls, ``(thresholds, 101, classes)``; NaN for classes without objects.
-        names: of the classes.
+        names: class names.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, iou in zip(figure.subplots(1, 2, sharey=True), IOUS, strict=True):
@@ -50,12 +50,12 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Counts of true (rows) and predicted (columns) classes, colored by their share of the row.
+    """Draws counts of target (rows) and predicted (columns) classes, colored by their share of the row.
 
     Args:
         matrix: counts, ``(rows, columns)``.
-        rows: names of the true classes.
-        columns: names of the predicted ones.
+        rows: names of the target classes.
+        columns: names of the predicted classes.
     """
     side = min(3.0 + 0.35 * len(rows), 11.0)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -63,7 +63,7 @@ def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequ
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel("target")
     if len(rows) <= 40:
         axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)
         axes.set_yticks(range(len(rows)), rows, parse_math=False)

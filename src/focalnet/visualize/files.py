@@ -1,4 +1,4 @@
-"""Images as files: their formats and their names."""
+"""Saves images, and makes unique file names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def save_image(image: Image, path: str | Path) -> Path:
-    """Writes an image; an interrupted or failed write leaves whatever was there before.
+    """Writes an image; an interrupted or failed write leaves an existing file unchanged.
 
     Args:
-        image: in a mode that the format knows.
-        path: where to; its suffix chooses the format; missing folders are made.
+        image: in a mode that the format supports.
+        path: target; its suffix determines the format, and missing folders are created.
 
     Raises:
-        ConfigError: a suffix that names no format.
+        ConfigError: the suffix is not that of an image format.
         FocalNetError: the target cannot be written.
     """
     from PIL import Image as Pillow
@@ -36,9 +36,9 @@ def save_image(image: Image, path: str | Path) -> Path:
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """A name for each file, without suffix, that no other has: ``cat``, ``dog``, ``cat-2``.
+    """A unique name for each file, without suffix: ``cat``, ``dog``, ``cat-2``.
 
-    Names that differ in case only count as equal, as they do on some file systems.
+    Names that differ only in case count as equal, as on some file systems.
     """
     names: list[str] = []
     taken: set[str] = set()

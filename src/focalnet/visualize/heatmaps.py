@@ -1,4 +1,4 @@
-"""Maps laid smoothly over the image they were computed from."""
+"""Draws heatmaps over images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the original image."""
 
-HEAT_SHARE = 0.65  # of the color; the rest is the image in gray
+HEAT_SHARE = 0.65  # opacity of the color over the gray image
 
 
 def draw_heatmap(image: Image.Image, values: NDArray[np.float32], region: Box | None = None) -> Image.Image:
-    """Lays a coarse map over an image: the lowest and the highest value take the ends of the palette.
+    """Draws a coarse heatmap over an image; its lowest and highest value get the colors at the ends of the color map.
 
     Args:
-        image: a very small or large one is drawn in a size that can be looked at.
+        image: very small or large images are drawn in a readable size.
         values: ``(h, w)``.
-        region: the part of the image that the map covers, in its pixels; may reach beyond it; what
-            the map does not cover is left gray. Default: the whole image.
+        region: the part of the image that the heatmap covers, in pixels of the image; may extend beyond it. The
+            rest of the image is gray. Default: the whole image.
     """
     drawn = readable_size(image)
     scale = drawn.width / image.width, drawn.height / image.height
@@ -39,13 +39,13 @@ def draw_heatmap(image: Image.Image, values: NDArray[np.float32], region: Box | 
     color = matplotlib.colormaps[palettes.HEAT](np.nan_to_num(unit))[..., :3] * 255
     gray = np.asarray(drawn.convert("L"), dtype=np.float32)[..., None]
     covered = ~np.isnan(heat)[..., None]
-    light = 0.8 * gray + 0.2 * 255  # so that dark parts do not swallow the colors
+    light = 0.8 * gray + 0.2 * 255  # lightened, so that colors stay visible on dark parts
     mixed = np.where(covered, (1 - HEAT_SHARE) * light + HEAT_SHARE * color, 0.4 * gray + 0.6 * 255)
     return Image.fromarray(mixed.astype(np.uint8))
 
 
 def upsample(values: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
-    """Bicubic interpolation of a map ``(h, w)`` to ``box`` of a canvas of ``size`` (width, height); NaN around it."""
+    """Bicubic interpolation of values ``(h, w)`` to ``box`` of a canvas of ``size`` (width, height); NaN around it."""
     left, top, right, bottom = (round(edge) for edge in box)
     extent = max(right - left, 1), max(bottom - top, 1)
     canvas = Image.new("F", size, float("nan"))

@@ -1,4 +1,4 @@
-"""An image with the areas of a label map laid over it: their colors, names in their midst, and a legend below."""
+"""Draws the areas of a label map over an image: their colors, names in their middle, and a legend below."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from focalnet.visualize.canvas import label_font, original_size, printable, read
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
 
 SMALLEST, LARGEST = 640, 1600  # pixels of the long side
-COLOR_SHARE = 0.55  # of the color within an area
-COARSE = 200  # pixels of the long side, in which the middle of an area is looked for
-FLAT = 3.0  # names are wider than tall: so many times as far from an area's left and right as from above and below
+COLOR_SHARE = 0.55  # opacity of the color within an area
+COARSE = 200  # pixels of the long side of the map in which the middle of an area is computed
+FLAT = 3.0  # names are wide: horizontal distances to the edge of an area must be this many times the vertical ones
 
 
 class Area(NamedTuple):
-    """One area of a label map: all pixels of a class, or of one object.
+    """One area of a label map: all pixels of a class or of one object.
 
     Args:
         id: its value in the map.
-        label: class index, which chooses the color; areas of one class have shades of it, in their order.
-        name: is written on it.
+        label: class index, which determines the color; areas of the same class have shades of it.
+        name: text to write on the area.
         share: of all pixels, 0 to 1.
     """
 
@@ -39,7 +39,7 @@ class Area(NamedTuple):
 
 
 class _Colored(NamedTuple):
-    """What is drawn of an area."""
+    """An area with its color."""
 
     id: int
     name: str
@@ -55,15 +55,16 @@ def draw_label_map(
     smallest_named: float = 0.0,
     as_frame: bool = False,
 ) -> Image.Image:
-    """Lays areas over an image, each in its color and named; pixels of no area are dark.
+    """Draws areas over an image with their colors and names; pixels of no area are darkened.
 
     Args:
-        image: is left as it is.
-        ids_HW: integers, the area of each pixel.
-        areas: what the ids stand for; others are of no area.
-        legend: class indices and what is written of them below the image. Without, images of one size stay of one.
+        image: not modified.
+        ids_HW: integers, the area id of each pixel.
+        areas: the areas; other ids belong to no area.
+        legend: class indices and their text in the legend below the image; None for no legend, which keeps equal
+            sizes equal.
         smallest_named: areas with a smaller share of the pixels get no name.
-        as_frame: keep the size of the image, and draw no legend: all frames of a video have one size.
+        as_frame: keep the image size and draw no legend, because all frames of a video have the same size.
     """
     drawn = original_size(image) if as_frame else readable_size(image, SMALLEST, LARGEST)
     counts = Counter(area.label for area in areas)
@@ -71,7 +72,7 @@ def draw_label_map(
     colored = [(area.share, _Colored(area.id, area.name, next(shades[area.label]))) for area in areas]
     ids = sampled(ids_HW, drawn.size)
     drawn = _lay_over(drawn, ids, [area for _, area in colored])
-    # The largest first, so that it is the small ones whose names may find no room.
+    # The largest areas first, so that names of small areas are left out if there is no room.
     largest = sorted(colored, key=lambda pair: -pair[0])
     _write_names(drawn, ids, [area for share, area in largest if share >= smallest_named])
     if legend is None or as_frame:
@@ -80,7 +81,7 @@ def draw_label_map(
 
 
 def sampled(ids_HW: torch.Tensor, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """A label map at another width and height, by nearest neighbor and without a copy of its own size."""
+    """Resizes a label map to a width and height by nearest neighbor, without a full-size copy."""
     width, height = size
     rows = ((torch.arange(height) + 0.5) * ids_HW.shape[0] / height).long()
     columns = ((torch.arange(width) + 0.5) * ids_HW.shape[1] / width).long()
@@ -89,24 +90,24 @@ def sampled(ids_HW: torch.Tensor, size: tuple[int, int]) -> npt.NDArray[np.int64
 
 
 def deepest(mask: Mask) -> tuple[int, int]:
-    """Column and row of the pixel that is farthest from everything outside the mask, the image's edge included."""
-    far = np.where(np.pad(mask, 1), np.inf, 0.0)
+    """Column and row of the pixel of a mask that is farthest from its edge and the edge of the image."""
+    distance = np.where(np.pad(mask, 1), np.inf, 0.0)
     for axis, step in ((0, 1.0), (1, 1 / FLAT)):
-        way = np.arange(far.shape[axis]) * step
-        way = way[:, None] if axis == 0 else way
-        ahead = np.minimum.accumulate(far - way, axis) + way
-        back = np.flip(np.minimum.accumulate(np.flip(far + way, axis), axis), axis) - way
-        far = np.minimum(ahead, back)
-    row, column = np.unravel_index(int(far.argmax()), far.shape)
+        position = np.arange(distance.shape[axis]) * step
+        position = position[:, None] if axis == 0 else position
+        before = np.minimum.accumulate(distance - position, axis) + position
+        after = np.flip(np.minimum.accumulate(np.flip(distance + position, axis), axis), axis) - position
+        distance = np.minimum(before, after)
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     return int(column) - 1, int(row) - 1
 
 
 def _lay_over(image: Image.Image, ids: npt.NDArray[np.int64], areas: Sequence[_Colored]) -> Image.Image:
-    """Tints each area and draws a thin white line between them; pixels of none are darkened."""
-    place = {area.id: i for i, area in enumerate(areas)}
+    """Tints each area and draws thin white lines between areas; pixels of no area are darkened."""
+    index_of = {area.id: i for i, area in enumerate(areas)}
     present, index = np.unique(ids, return_inverse=True)
     colors = np.array([*(area.color for area in areas), palettes.rgb(palettes.NOTHING)], dtype=np.float32)
-    owner = np.array([place.get(int(one), len(areas)) for one in present])[index.reshape(ids.shape)]
+    owner = np.array([index_of.get(int(area_id), len(areas)) for area_id in present])[index.reshape(ids.shape)]
     tinted = (1 - COLOR_SHARE) * np.asarray(image, dtype=np.float32) + COLOR_SHARE * colors[owner]
     line = np.zeros(owner.shape, dtype=bool)
     line[:, 1:] |= owner[:, 1:] != owner[:, :-1]
@@ -116,7 +117,7 @@ def _lay_over(image: Image.Image, ids: npt.NDArray[np.int64], areas: Sequence[_C
 
 
 def _write_names(image: Image.Image, ids: npt.NDArray[np.int64], areas: Sequence[_Colored]) -> None:
-    """Writes each name where its area is widest, the first ones first; where there is no room, it is left out."""
+    """Writes names in the middle of their areas, in order; a name without room is left out."""
     draw, letters = ImageDraw.Draw(image), label_font(image.size)
     scale = max(max(image.size) / COARSE, 1.0)
     width, height = (max(round(side / scale), 1) for side in image.size)
@@ -145,7 +146,7 @@ def _free_place(
     limits: tuple[int, int],
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float] | None:
-    """A box of that size around a point, or a little above or below, that touches no other."""
+    """A box of this size around a point, or a little above or below, that overlaps no other; None if there is none."""
     width, height = size
     x = min(max(middle[0] - width / 2, 0), max(limits[0] - width - 1, 0))
     for shift in (0, 1, -1, 2, -2):

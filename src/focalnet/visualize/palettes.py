@@ -1,4 +1,4 @@
-"""Colors, in one place."""
+"""The colors of all drawings."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TRACK: Final = "#e6e9ed"  # the empty part of a bar
 BAR: Final = "#2f6fde"  # the best class
 BAR_REST: Final = "#a9c3f2"  # the others
 
-#: Of classes, in order, then again from the start. White text can be read on each.
+#: Class colors, in order and repeating; white text is readable on each.
 CLASSES: Final = (
     "#2f6fde", "#d1495b", "#2e8b57", "#b8651b", "#7b4fc9", "#0e7c86", "#b03a91", "#5f6b13", "#8a4b3c", "#3a4a8c",
 )  # fmt: skip
 
-NOTHING: Final = "#000000"  # where a map has no class
+NOTHING: Final = "#000000"  # pixels without a class
 REGIONS: Final = 256  # colors of areas before they repeat
 
-HEAT: Final = "Spectral_r"  # matplotlib's name of the color map for gates and modulators
-KERNEL: Final = "viridis"  # and for kernels
+HEAT: Final = "Spectral_r"  # matplotlib's color map for gates and modulators
+KERNEL: Final = "viridis"  # matplotlib's color map for kernels
 
 
 def of_class(label: int) -> str:
@@ -42,13 +42,13 @@ def rgb(color: str) -> RGB:
 
 
 def of_region(label: int) -> RGB:
-    """The color of a class that covers areas; the first 256 differ."""
+    """The color of a class in label maps; the first 256 differ."""
     red, green, blue = regions()[label % REGIONS].tolist()
     return red, green, blue
 
 
 def shades(color: RGB, count: int) -> list[RGB]:
-    """Variations of a color for the objects of a class, the color itself first, then lighter and darker in turn."""
+    """Shades of a color for the objects of a class: the color itself, then alternately lighter and darker."""
     varied = [color]
     for step in range(1, count):
         towards, share = (255, 0)[step % 2], 0.2 + 0.2 * ((step - 1) // 2 % 2)
@@ -65,10 +65,10 @@ def ink_on(color: RGB) -> str:
 
 @cache
 def regions() -> npt.NDArray[np.uint8]:
-    """Colors ``(256, 3)``, each as far as can be from all before it, also for eyes that do not tell red from green.
+    """Colors ``(256, 3)``, each as far as possible from all before it, also with red-green color blindness.
 
-    Distances are those of Oklab (B. Ottosson, 2020), the smallest of normal vision and, with less weight, of
-    protanopia and deuteranopia (Machado et al., 2009). Very light, dark, gray and glaring colors are left out.
+    Distances are in Oklab (B. Ottosson, 2020): the minimum over normal vision and, weighted by 2, simulated protanopia
+    and deuteranopia (Machado et al., 2009). Very light, dark, gray and saturated colors are excluded.
     """
     steps = np.arange(0, 256, 17)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3).astype(np.float64)
@@ -100,12 +100,12 @@ _OPPONENT = np.array(
 
 
 def _linear(colors: Colors) -> Colors:
-    """sRGB, 0 to 255, to linear light, 0 to 1."""
+    """Converts sRGB, 0 to 255, to linear light, 0 to 1."""
     share = colors / 255
     return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
 
 
 def _oklab(light: Colors) -> Colors:
-    """Linear light to lightness and two opponents, in which equal steps look equal."""
+    """Converts linear light to Oklab: lightness and two opponent channels, perceptually uniform."""
     lab: Colors = np.cbrt(light @ _CONES.T) @ _OPPONENT.T
     return lab

@@ -1,4 +1,4 @@
-"""An image with the best classes and their scores."""
+"""Draws an image with the best classes and their scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def draw_ranking(
     """Draws the image with its best classes below: name, score in percent, and a bar.
 
     Args:
-        image: is left as it is.
-        names: of the classes, best first.
-        scores: of the classes, 0 to 1.
-        as_frame: keep the size of the image, and write only the best class, in its corner.
+        image: not modified.
+        names: class names, best first.
+        scores: class scores, 0 to 1.
+        as_frame: keep the image size, and write only the best class in a corner.
     """
     if as_frame:
         frame = original_size(image)
@@ -40,13 +40,13 @@ def draw_ranking(
 
 
 def _draw_row(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int, int], name: str, score: float, text_size: int, *, best: bool
+    draw: ImageDraw.ImageDraw, position: tuple[int, int, int], name: str, score: float, text_size: int, *, best: bool
 ) -> None:
-    left, top, right = place
+    left, top, right = position
     letters = font(text_size, bold=best)
     percent = f"{score:.1%}"
-    room = right - left - letters.getlength(percent) - text_size
-    draw.text((left, top), _shortened(printable(name), letters, room), palettes.INK, letters)
+    max_width = right - left - letters.getlength(percent) - text_size
+    draw.text((left, top), _shortened(printable(name), letters, max_width), palettes.INK, letters)
     draw.text((right, top), percent, palettes.INK, letters, anchor="ra")
     bar_top = top + int(text_size * 1.35)
     bar = (left, bar_top, right, bar_top + max(text_size // 4, 3))
@@ -55,9 +55,9 @@ def _draw_row(
         draw.rectangle((*bar[:2], left + score * (right - left), bar[3]), palettes.BAR if best else palettes.BAR_REST)
 
 
-def _shortened(text: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
-    if letters.getlength(text) <= room:
+def _shortened(text: str, letters: ImageFont.FreeTypeFont, max_width: float) -> str:
+    if letters.getlength(text) <= max_width:
         return text
-    while text and letters.getlength(text + "…") > room:
+    while text and letters.getlength(text + "…") > max_width:
         text = text[:-1]
     return text + "…"

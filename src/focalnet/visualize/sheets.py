@@ -1,4 +1,4 @@
-"""Pages of many small panels: the maps of several blocks beside their image, and kernels."""
+"""Draws sheets of many small panels: an image with the heatmaps of several blocks, and kernels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DPI = 140
 SIDE = 320  # pixels of a panel's long side
 GAP = 0.12  # between columns
-BELOW = 0.5  # under a panel: its range
+BELOW = 0.5  # height under a panel, for its range
 HEADER, LABELS, MARGIN = 1.15, 0.75, 0.2
 
 
@@ -33,9 +33,9 @@ class SheetRow:
     """One row of a sheet.
 
     Args:
-        label: what the maps come from.
-        maps: by column title, each ``(h, w)``.
-        region: the part of the image they cover; None for all of it.
+        label: text beside the row, e.g. the name of a block.
+        maps: heatmaps ``(h, w)`` by column title.
+        region: the part of the image that they cover; None for all of it.
     """
 
     label: str
@@ -44,9 +44,9 @@ class SheetRow:
 
 
 def draw_sheet(image: Image.Image, rows: Sequence[SheetRow], *, title: str, subtitle: str = "") -> Image.Image:
-    """Draws one row of panels for each block: the image, then its maps, each with its own range stated below.
+    """Draws one row of panels for each block: the image, then its heatmaps, with the range of each below it.
 
-    Columns are those of the rows' maps, in order of appearance; a row without a map leaves its place empty.
+    Columns are in order of appearance in the rows; a row without a heatmap of a column leaves its panel empty.
     """
     thumbnail = readable_size(image, smallest=SIDE, largest=SIDE)
     width, height = (side / DPI for side in thumbnail.size)
@@ -62,7 +62,7 @@ def draw_sheet(image: Image.Image, rows: Sequence[SheetRow], *, title: str, subt
                 values = row.maps[column]
                 page.axes(i, j).imshow(draw_heatmap(thumbnail, values, region))
                 page.range_bar(i, j, values, palettes.HEAT)
-    for j, column in enumerate(["picture", *columns]):
+    for j, column in enumerate(["image", *columns]):
         page.column_title(j, column)
     return render(page.figure)
 
@@ -83,7 +83,7 @@ def draw_kernels(kernels: Mapping[str, Sequence[NDArray[np.float32]]], *, title:
 
 
 class _Page:
-    """A figure laid out in inches, so that panels keep their size whatever their number."""
+    """A figure laid out in inches, so that the size of panels does not depend on their number."""
 
     def __init__(self, *, rows: int, columns: int, panel: tuple[float, float]) -> None:
         self.panel = panel
@@ -123,7 +123,7 @@ class _Page:
         self._text(left - 0.1, middle, text, fontsize=9, ha="right", va="center", rotation=90, ma="center")
 
     def _text(self, left: float, top: float, text: str, **style: Any) -> None:
-        """Text at a place in inches; names of files and classes are not formulas, whatever dollars they hold."""
+        """Writes text at a position in inches; dollar signs in names do not start formulas."""
         lines = "\n".join(map(printable, text.split("\n")))
         style = {"color": palettes.INK, "parse_math": False, **style}
         self.figure.text(left / self.width, 1 - top / self.height, lines, **style)
@@ -144,16 +144,16 @@ def _scaled(region: Box, image: Image.Image, thumbnail: Image.Image) -> Box:
 
 
 def _show_image(axes: Axes, image: Image.Image, region: Box | None) -> None:
-    """The image, with a frame around what the network saw where that is not all of it."""
+    """Shows the image, with a frame around the part that the network saw if that is not all of it."""
     axes.imshow(image)
     left, top, right, bottom = region or (0, 0, *image.size)
     if right - left < image.width - 1 or bottom - top < image.height - 1:
-        corner = left - 0.5, top - 0.5  # pixel centres are at whole numbers
+        corner = left - 0.5, top - 0.5  # pixel centers are at whole numbers
         frame = Rectangle(corner, right - left, bottom - top, fill=False, ec="white", lw=1.2, ls="--", clip_on=False)
         axes.add_patch(frame)
 
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
-    """All titles once; those of the longest list first in its order, so that shared ones keep their places."""
+    """All titles once: those of the longest list first, in its order, then the others."""
     longest = max(lists, key=len, default=[])
     return list(dict.fromkeys([*longest, *(title for titles in lists for title in titles)]))
