@@ -1,11 +1,11 @@
-# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# On a fresh machine, run `make quickstart` or `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test lint asan matrix bench clean
 
-# Installed once per change of pyproject.toml.
+# Reinstalled after every change of pyproject.toml.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -15,21 +15,21 @@ $(VENV)/.installed: pyproject.toml
 quickstart: $(VENV)/.installed  ## train, evaluate, predict and explain on handwritten digits
 	$(BIN)/focalnet quickstart
 
-test: $(VENV)/.installed  ## every test
+test: $(VENV)/.installed  ## run every test
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
-lint: $(VENV)/.installed  ## style and types
+lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-asan: $(VENV)/.installed  ## the tests of the CPU kernels with every access to memory checked (a few minutes)
+asan: $(VENV)/.installed  ## run the tests of the CPU kernels with AddressSanitizer (a few minutes)
 	bash tests/asan.sh $(BIN)/python
 
-matrix: $(VENV)/.installed  ## every way to change a model, compiled by inductor (the suite uses a quicker backend)
+matrix: $(VENV)/.installed  ## test all changes of a model with inductor (`make test` uses a faster backend)
 	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix*.py --numprocesses=auto
 
-bench: $(VENV)/.installed  ## measure this machine; results go to benchmarks/results
+bench: $(VENV)/.installed  ## run the benchmarks; writes benchmarks/results
 	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
 
 clean:

@@ -1,10 +1,10 @@
-"""Measures what ``focalnet.accelerate`` gains: FocalNet-T of timm and of transformers, before and after, in turns.
+"""Measures the gain of ``focalnet.accelerate``: FocalNet-T of timm and of transformers, before and after, interleaved.
 
     python benchmarks/accelerated.py [--rounds 15] [--side 224] [--batches 1 8] [--out results.json]
 
-(A script called accelerate.py would hide the package of that name from transformers.)
+(A script named accelerate.py would shadow the package of that name, which transformers imports.)
 
-Both have the same random weights, which do not change the speed. All times are kept in the file, not only the medians.
+Both have the same random weights, on which the speed does not depend. The file has all times, not only medians.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, autoc
 def main() -> None:
     """Measures every case; writes the file after each, so that an interruption loses only the current one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each; default: %(default)s")
+    parser.add_argument("--side", type=int, default=224, help="image side in pixels; default: %(default)s")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="batch sizes; default: 1 8")
     parser.add_argument("--out", type=Path, default=studies.RESULTS / "accelerate.json")
     arguments = parser.parse_args()
     keep_freed_memory()  # for both alike

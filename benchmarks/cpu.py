@@ -1,9 +1,9 @@
-"""Measures FocalNet-T on the CPU against the same network elsewhere and its rivals, in turns inside one run.
+"""Compares the speed of FocalNet-T on the CPU with other libraries, engines and networks, interleaved in one run.
 
     python benchmarks/cpu.py [inference] [training] [detection] [size] [--rounds 15] [--dtypes float32] [--tag intel]
 
-Every study times each engine once a round in rotating order, and writes all times to ``benchmarks/results``;
-``benchmarks/show.py`` makes tables and pictures of them. Everything has random weights: they do not change the speed.
+Every study times each engine once per round, in rotating order, and writes all times to ``benchmarks/results``;
+``benchmarks/show.py`` makes tables and figures of them. Weights are random, since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from focalnet.kernels.memory import keep_freed_memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FLOOR = "its matrix products alone"
 Engines = dict[str, Callable[[], object]]
-Case = Callable[[], tuple[Engines, dict[str, Any]]]  # builds what is timed, and finds out what else there is to say
+Case = Callable[[], tuple[Engines, dict[str, Any]]]  # builds the engines, and gives further facts for the report
 
 
 def inference(dtypes: Sequence[str]) -> dict[str, Case]:
@@ -199,10 +199,10 @@ def measure(study: str, name: str, rounds: int, dtypes: Sequence[str]) -> tuple[
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: all")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
-    parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="studies to run; default: all")
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each engine; default: %(default)s")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="data types; default: both")
+    parser.add_argument("--tag", help="suffix of the result files, to keep those of another machine")
     arguments = parser.parse_args()
     for study in arguments.studies or STUDIES:
         run(study, arguments.rounds, arguments.dtypes, arguments.tag)

@@ -1,11 +1,11 @@
-"""Where the time goes, by kind of operation: FocalNet-T in several engines.
+"""Profiles FocalNet-T in several engines, by type of operation.
 
     python benchmarks/cpu_profile.py [inference] [training] [detection] [--rounds 20] [--dtypes float32] [--tag intel]
 
 Inference is a forward pass of batch 8, training a step (forward, loss, backward) of batch 16, both 224 x 224;
-detection is one image of 800 x 1216 through the trunk with kernels 9, 11, 13. Engines take turns, and the table has
-medians. PyTorch's profiler adds up what each operation takes itself; what is left of the time that passed is Python,
-dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_*_profile.json``, of which ``show.py`` makes
+detection is one image of 800 x 1216 through the backbone with kernels 9, 11, 13. Runs of the engines are interleaved;
+tables show medians. PyTorch's profiler adds up the self time of each operation; the rest of the elapsed time is Python,
+dispatch, waiting and the profiler. Writes ``benchmarks/results/cpu_*_profile.json``, from which ``show.py`` makes
 tables.
 """
 
@@ -162,10 +162,10 @@ def run(study: str, rounds: int, dtypes: Sequence[str], tag: str | None) -> None
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="default: all")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: both")
-    parser.add_argument("--tag", help="goes into the name of the results: those of another machine stay")
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="studies to run; default: all")
+    parser.add_argument("--rounds", type=int, default=20, help="profiled calls of each engine; default: %(default)s")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="data types; default: both")
+    parser.add_argument("--tag", help="suffix of the result files, to keep those of another machine")
     arguments = parser.parse_args()
     keep_freed_memory()
     _mark_kernels()

@@ -1,11 +1,10 @@
-"""Measures Mask R-CNN with FocalNet-T on the CPU against torchvision's over timm's FocalNet-T, in turns inside one run.
+"""Compares Mask R-CNN with FocalNet-T on the CPU with torchvision's on timm's FocalNet-T, interleaved in one run.
 
     python benchmarks/detection.py [inference] [inference_bfloat16] [training] [--rounds 5] [--out results.json]
 
-The same network on both sides: FocalNet-T LRF with kernels from 9, pyramid of 256 channels, 1000 proposals, 80 classes.
-An image has 800 x 1216 pixels. Weights are random, and say nothing of what is an object: for detectors to have the work
-of a crowded picture, thresholds are set so that 1000 candidates remain on either side, of which 100 become objects with
-masks of the image's size.
+Both have the same network: FocalNet-T LRF with kernels from 9, a pyramid of 256 channels, 1000 proposals, 80 classes.
+Images have 800 x 1216 pixels. Since weights are random, thresholds are set so that the detectors have the work of a
+crowded image: 1000 candidates remain in both, of which 100 become objects with full-size masks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Trains the digits recipe as a user would and records what came out and how long it took.
+"""Trains the digits recipe with the command line, and records the result and the time.
 
     python benchmarks/digits.py
 
-The time is the whole command's, from start to report. Writes ``benchmarks/results/digits.json``.
+The time is that of the whole command, from start to report. Writes ``benchmarks/results/digits.json``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds the functions of kernels/cpu/vector.h behind GELU: rational minimax fits in high precision.
 
 Both are 1/2 + x P(x^2) / Q(x^2): for |x| <= 5.6 the normal distribution function Phi(x), for |x| <= 6.2 the slope of
-GELU, Phi(x) + x Phi'(x). Linearised least squares for numerator and denominator (Sanathanan and Koerner 1963),
+GELU, Phi(x) + x Phi'(x). Linearized least squares for numerator and denominator (Sanathanan and Koerner 1963),
 reweighted towards the largest errors (Lawson 1961).
 
     python benchmarks/fit_gelu.py

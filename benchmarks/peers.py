@@ -1,4 +1,4 @@
-"""The same networks in other libraries and engines, and other networks of the same size, ready to be called.
+"""FocalNets in other libraries and engines, and other networks of the same size, for comparison.
 
 "official order" is transformers' FocalNet: it runs the operations of the official release, one by one, in its order.
 """

@@ -1,11 +1,11 @@
-"""Measures UPerNet and Mask2Former on the CPU against transformers' own, in turns inside one run.
+"""Compares UPerNet and Mask2Former on the CPU with those of transformers, interleaved in one run.
 
     python benchmarks/segmentation.py [upernet_inference] [upernet_training] [mask2former_training] [--rounds 5]
 
-UPerNet: the same network (FocalNet-T LRF as published, kernels from 9) here and as transformers' UPerNet over timm's
-FocalNet, and transformers' UPerNet over Swin-T. Mask2Former: over FocalNet-T here, over Swin-T there. In training, both
-sides compute the auxiliary head and every loss. Images have 512 x 512 pixels. Everything has random weights: they do
-not change the speed.
+UPerNet: our network (FocalNet-T LRF as published, kernels from 9), the same network as transformers' UPerNet on timm's
+FocalNet, and transformers' UPerNet on Swin-T. Mask2Former: ours on FocalNet-T, transformers' on Swin-T. In training,
+both compute the auxiliary head and all losses. Images have 512 x 512 pixels. Weights are random, since speed does not
+depend on them.
 """
 
 from __future__ import annotations

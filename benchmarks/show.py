@@ -1,6 +1,8 @@
-"""Makes tables and pictures of what the benchmarks wrote.
+"""Makes tables and figures of the benchmark results.
 
-python benchmarks/show.py        docs/speed.md (between its marks) and docs/images/speed_*.png
+    python benchmarks/show.py
+
+Writes docs/speed.md (between its marks) and docs/images/speed_*.png.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ MANY = 8  # cases
 
 
 def studies() -> list[tuple[str, dict[str, Any]]]:
-    """Every result with times of several engines, by file name."""
-    found = [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "results").glob("*.json"))]
-    return [(name, report) for name, report in found if isinstance(report.get("seconds"), dict)]
+    """All results with times of several engines, with their file names."""
+    results = [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "results").glob("*.json"))]
+    return [(name, report) for name, report in results if isinstance(report.get("seconds"), dict)]
 
 
 def table(report: dict[str, Any]) -> str:
-    """One row an engine, one column a case: median, spread, and the ratio to the first engine's median.
+    """One row per engine, one column per case: median, spread, and the ratio to the first engine's median.
 
-    Many cases are the rows instead.
+    With many cases, rows and columns are swapped.
     """
     cases = report["seconds"]
     engines = list(dict.fromkeys(engine for times in cases.values() for engine in times))

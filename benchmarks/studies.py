@@ -1,4 +1,4 @@
-"""Whole networks of dense tasks, ours against theirs: times in turns, and the memory of a training step."""
+"""Compares whole detectors and segmenters with other libraries: interleaved times, and memory of a training step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from focalnet.kernels.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 Call = Callable[[], object]
-Engines = dict[str, Callable[[], Call]]  # how each is built; the first is ours
+Engines = dict[str, Callable[[], Call]]  # functions that build each engine; the first is ours
 Study = Callable[[], Engines]
 
 
@@ -33,15 +33,15 @@ def run(
     An interruption loses only the current study.
 
     Args:
-        studies: by name; of those whose name ends in "training" memory is measured, too.
-        doc: what ``--help`` says.
-        name: of the file of results.
-        packages: whose versions belong to the result.
-        more: what else to put into the report, from the number of rounds.
+        studies: by name; memory is also measured for those whose name ends in "training".
+        doc: description for ``--help``.
+        name: of the result file.
+        packages: whose versions are recorded in the result.
+        more: further entries of the report, computed from the number of rounds.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[*studies, []], help="default: all")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("studies", nargs="*", choices=[*studies, []], help="studies to run; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each engine; default: %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

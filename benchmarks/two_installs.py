@@ -1,10 +1,10 @@
-"""Compares the speed of two versions of this library on the CPU, in turns inside one run.
+"""Compares the speed of two versions of this library on the CPU, interleaved in one run.
 
     git worktree add ../before 10532b5 && (cd ../before && python setup.py build_ext --inplace)
     python benchmarks/two_installs.py ../before/src src [--cases optimized training] [--rounds 15] [--tag zen4]
 
-Each case runs in two processes, one for each version, of which one at a time does anything: they take turns, and the
-one that begins changes from round to round. The result is the ratio of the medians, and that of each round.
+Each case runs in two processes, one for each version, which take turns; the one that starts alternates from round to
+round. The result is the ratio of the medians, and that of each round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Run = Callable[[], object]
-SLOWER = 1.02  # what a change may cost
+SLOWER = 1.02  # largest acceptable ratio of a change
 
 
 def inference(dtype: str, batch: int, optimized: bool) -> Run:
@@ -179,11 +179,11 @@ def compare(case: str, before: Path, after: Path, rounds: int) -> dict[str, Any]
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", nargs="?", type=Path, help="folder that holds the package before")
-    parser.add_argument("after", nargs="?", type=Path, help="and after the change")
-    parser.add_argument("--cases", nargs="+", default=[""], help="those that begin with one of these; default: all")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tag", help="goes into the name of the results")
+    parser.add_argument("before", nargs="?", type=Path, help="folder with the package before the change")
+    parser.add_argument("after", nargs="?", type=Path, help="folder with the package after the change")
+    parser.add_argument("--cases", nargs="+", default=[""], help="prefixes of cases to run; default: all")
+    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each; default: %(default)s")
+    parser.add_argument("--tag", help="suffix of the result file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

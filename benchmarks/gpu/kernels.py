@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=measuring.RESULTS)
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that this script runs")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to check that the script runs")
     a = parser.parse_args()
     copy = copy_limit(torch.bfloat16, toy=a.toy)
     maps = [(a.batch, *stage) for stage in STAGES]

@@ -142,9 +142,9 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", choices=list(KERNELS), default=list(KERNELS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--warm", action="store_true", help="only compile")
+    parser.add_argument("--warm", action="store_true", help="only compile, do not time")
     parser.add_argument("--output", type=Path, default=measuring.RESULTS)
-    parser.add_argument("--toy", action="store_true", help="tiny models, to see that this script runs")
+    parser.add_argument("--toy", action="store_true", help="tiny models, to check that the script runs")
     a = parser.parse_args()
     # float32 is timed as it is by default; PyTorch advises a less precise setting at every compilation.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
