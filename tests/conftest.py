@@ -1,4 +1,4 @@
-"""What every test shares: the folder of data and of all reference numbers, or the reason why a test is skipped."""
+"""Fixtures of all tests: the folder of data and reference outputs; tests that need it are skipped without it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 SHARED = Path(os.environ.get("FOCALNET_SHARED", Path(__file__).parents[2] / "shared"))
 
-if not torch.cuda.is_available():  # the GPU kernels run in Triton's interpreter, chosen before Triton is imported
+if not torch.cuda.is_available():  # run GPU kernels in Triton's interpreter; must be set before Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only get in each other's way
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many processes as cores, so more threads would slow them down
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder that holds ``data/``; without it the test is skipped."""
+    """The folder that holds ``data/``; skips the test if it does not exist."""
     if not SHARED.is_dir():
         pytest.skip(f"no reference data at {SHARED}; set FOCALNET_SHARED")
     return SHARED

@@ -28,7 +28,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mean": 0.5}, "mean=0.5 must be a finite number for each channel"),
     ({"mean": (0.5, "0.5", 0.5)}, "mean="),
     ({"mean": ()}, "mean=()"),
-    ({"mean": (0.5,)}, "as many as mean=(0.5,)"),
+    ({"mean": (0.5,)}, "as many values as mean=(0.5,)"),
     ({"std": (0.0, 1.0, 1.0)}, "above 0"),
     ({"std": (1.0, float("inf"), 1.0)}, "std="),
 ]
@@ -44,9 +44,9 @@ def test_wrong_preprocessing(values: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"name": None}, "name=None must be a text"),
-        ({"licence": 3}, "licence=3 must be a text"),
-        ({"class_names": "abc"}, "class_names must be a tuple of texts, not 'abc'"),
+        ({"name": None}, "name=None must be a string"),
+        ({"licence": 3}, "licence=3 must be a string"),
+        ({"class_names": "abc"}, "class_names must be a tuple of strings, not 'abc'"),
         ({"class_names": (1, 2)}, "class_names"),
         ({"metrics": {"top1": "88"}}, "metrics must be numbers by name"),
         ({"metrics": [88.0]}, "metrics must be numbers by name"),

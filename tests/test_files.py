@@ -42,7 +42,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(CheckpointError, match=r"cannot write .*a\.bin: No space left on device; choose another place"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*a\.bin: No space left on device; choose another path"):
         write(tmp_path / "a.bin", b"content", CheckpointError)
     assert list(tmp_path.iterdir()) == []
 

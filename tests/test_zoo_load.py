@@ -138,7 +138,7 @@ def one_line(error: type[Exception], says: str, call: Callable[[], Any]) -> None
         ("focalnet_tiny_lrv.ms_in1k", r'did you mean "focalnet_tiny_lrf\.ms_in1k".*"focalnet models" lists all'),
         ("focalnet_tiny_lrf", r'is an architecture: its weights are focalnet_tiny_lrf\.ms_in1k; create_model\("'),
         ("focalnet_tiny_srf_deep", r"no weights of it were published; create_model"),
-        ("something", r'no weights "something", nor a file of that name'),
+        ("something", r'no weights or file "something"'),
     ],
 )
 def test_unknown_names(name: str, says: str) -> None:
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"in_chans": 1}, r"these weights have in_chans=3, not 1; leave the option out"),
+        ({"in_chans": 1}, r"these weights have in_chans=3, not 1; leave out the option"),
         ({"embed_dim": 16}, r"these weights have embed_dim=8, not 16"),
         ({"depths": (1, 1)}, r"these weights have depths=\(1, 2\)"),
         ({"layer_scale": 1e-4}, r"these weights have layer_scale=None"),

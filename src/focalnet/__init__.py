@@ -1,6 +1,6 @@
-"""Focal Modulation Networks: models, checkpoints, training and pictures of what they attend to.
+"""Focal Modulation Networks: models, checkpoints, training, prediction and explanations.
 
-The names below are imported when first used, so that ``import focalnet`` stays instant and needs
+The names below are imported when first used, so that ``import focalnet`` is fast and needs
 neither a GPU nor an optional package.
 """
 

@@ -1,4 +1,4 @@
-"""What travels with weights: how images are prepared, what the classes are called, where the weights came from."""
+"""The card stored with weights: preprocessing, class names, license, source and metrics."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a network's input: ``data.preprocess`` does it.
+    """How ``data.preprocess`` turns an image into a network's input.
 
-    Without ``max_size``, as a classifier's: the short side is resized with antialiasing and the center is cropped. With
-    it, as those of detectors and segmenters: the whole image is resized bilinearly without antialiasing, so that its
-    short side has ``image_size`` pixels unless the long one would have more than ``max_size``.
+    Without ``max_size``, as for classifiers, the short side is resized with antialiasing and the center is cropped.
+    With ``max_size``, as for detectors and segmenters, the whole image is resized bilinearly without antialiasing, so
+    that its short side has ``image_size`` pixels, or less if the long side would exceed ``max_size``.
 
     Args:
         image_size: side in pixels of the square crop, or of the short side.
-        crop_pct: crop over short side, in (0, 1]; 0.875 is the official code's 224 of 256.
-        interpolation: before a crop, ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
-        mean: per channel, of values in [0, 1]; as many as the image has channels.
-        std: per channel.
-        max_size: most pixels of the long side of an image that is seen whole.
+        crop_pct: side of the crop divided by the short side, in (0, 1]; 0.875 is the official code's 224 of 256.
+        interpolation: of resizing before a crop, ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
+        mean: for each channel, of values in [0, 1].
+        std: for each channel.
+        max_size: largest long side in pixels of an image that is not cropped.
 
     Raises:
-        ConfigError: a value of another type, or one that cannot work.
+        ConfigError: a value has the wrong type or is invalid.
     """
 
     image_size: int = 224
@@ -65,25 +65,27 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not (isinstance(values, tuple) and values and all(map(_is_number, values))):
-                raise ConfigError(f"preprocessing: {name}={values!r} must be a finite number for each channel")
+                raise ConfigError(f"preprocessing: {name}={values!r} must be one finite number for each channel")
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ConfigError(f"preprocessing: std={self.std} must be above 0, and as many as mean={self.mean}")
+            raise ConfigError(
+                f"preprocessing: std={self.std} must be above 0, and have as many values as mean={self.mean}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What must travel with weights for them to be of use: stored in our files, shown by ``focalnet models``.
+    """Metadata of weights, stored in our files and shown by ``focalnet models``.
 
     Args:
         name: ``architecture.training``, e.g. ``"focalnet_tiny_lrf.ms_in1k"``.
-        class_names: by class index; empty where unknown.
-        preprocessing: what the network was trained with.
-        licence: SPDX name where known.
-        source: where the weights came from.
+        class_names: by class index; empty if unknown.
+        preprocessing: of the images that the network was trained on.
+        licence: SPDX license name, if known.
+        source: origin of the weights.
         metrics: measured or published figures, e.g. ``{"imagenet1k_top1": 82.3}``, percent.
 
     Raises:
-        ConfigError: a value of another type.
+        ConfigError: a value has the wrong type.
     """
 
     name: str
@@ -97,10 +99,10 @@ class ModelCard:
         for name in ("name", "licence", "source"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name != "name" and value is None):
-                raise ConfigError(f"model card: {name}={value!r} must be a text")
+                raise ConfigError(f"model card: {name}={value!r} must be a string")
         names = self.class_names
         if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-            raise ConfigError(f"model card: class_names must be a tuple of texts, not {_short(names)}")
+            raise ConfigError(f"model card: class_names must be a tuple of strings, not {_short(names)}")
         if not isinstance(self.preprocessing, Preprocessing):
             raise ConfigError(f"model card: preprocessing must be a Preprocessing, not {_short(self.preprocessing)}")
         figures = self.metrics

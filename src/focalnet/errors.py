@@ -1,7 +1,7 @@
-"""Every error this library raises on purpose: one line that names the thing and the way out.
+"""The exceptions of this library. Each message is one line that names the cause and a solution.
 
-The command line turns any ``FocalNetError`` into that line on stderr and exit code 2; every other
-exception is a defect of ours and keeps its traceback.
+The command line prints the message of a ``FocalNetError`` to stderr and exits with code 2; any other
+exception is a bug in the library and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,51 +13,51 @@ from types import ModuleType
 
 
 class FocalNetError(Exception):
-    """Base class of all errors raised on purpose."""
+    """Base class of all errors that the library raises."""
 
 
 class ConfigError(FocalNetError):
-    """An option has a value that cannot work; the message names the option and the allowed values."""
+    """An option has an invalid value; the message names the option and the allowed values."""
 
 
 class UnknownName(FocalNetError):
-    """A model, checkpoint, recipe or option that does not exist; the message names the nearest ones."""
+    """A model, checkpoint, recipe or option does not exist; the message suggests similar names."""
 
 
 class CheckpointError(FocalNetError):
-    """A weights file that cannot be read, or does not belong to the model; the message names the file."""
+    """A weights file cannot be read, or does not fit the model; the message names the file."""
 
 
 class DownloadError(FocalNetError):
-    """Weights could not be fetched; the message says which file to put where by hand."""
+    """Weights could not be downloaded; the message says which file to put where."""
 
 
 class ImageError(FocalNetError):
-    """A file that cannot be decoded as an image; the message names the file and what is wrong with it."""
+    """A file cannot be decoded as an image; the message names the file and the reason."""
 
 
 class FrozenError(FocalNetError):
-    """A model that ``focalnet.optimize`` has frozen was to be changed; the message says how, and names undo()."""
+    """A model frozen by ``focalnet.optimize`` would be changed; the message names the change and ``undo()``."""
 
 
 class DataError(FocalNetError):
-    """A data set that cannot be used as it is; the message names the folder or file."""
+    """A data set is invalid; the message names the folder or file."""
 
 
 class InputError(FocalNetError):
-    """A tensor whose shape or type does not fit the model; the message states both."""
+    """The shape or type of a tensor does not fit the model; the message states both."""
 
 
 class TrainingError(FocalNetError):
-    """A run that had to stop (NaN loss, full disk, dead worker); the message says what was kept."""
+    """A training run had to stop (NaN loss, full disk, dead worker); the message says what was kept."""
 
 
 class MissingDependency(FocalNetError):
-    """An optional package is not installed; the message is the command that installs it."""
+    """An optional package is not installed; the message has the command that installs it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ``'; did you mean "a" or "b"?'`` for the names nearest to ``name``, or an empty string."""
+    """Returns ``'; did you mean "a" or "b"?'`` for the names most similar to ``name``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return "; did you mean " + " or ".join(f'"{n}"' for n in near) + "?" if near else ""
 
@@ -66,7 +66,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Imports an optional package at the point of use.
 
     Raises:
-        MissingDependency: the package is absent; the message is the pip command for ``extra``.
+        MissingDependency: the package is not installed; the message has the pip command for ``extra``.
     """
     try:
         return importlib.import_module(module)

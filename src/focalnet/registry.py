@@ -1,7 +1,7 @@
-"""Every family of networks: those of the subpackages of ``focalnet.models``, and those from outside.
+"""The registry of network families: the subpackages of ``focalnet.models``, and families of other packages.
 
-Another package offers its own by an entry point of the group ``focalnet.models``, which names a module with
-``FAMILIES``; code that is not installed calls ``register``.
+An installed package adds families with an entry point of the group ``focalnet.models``, which names a module with
+``FAMILIES``; other code calls ``register``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _registered: list[ModelFamily] = []
 
 
 def register(family: ModelFamily) -> None:
-    """Adds a family: its networks can then be created, trained, saved, loaded and used like all others.
+    """Adds a family, whose networks can then be created, trained, saved, loaded and used like all others.
 
     Raises:
-        ConfigError: its name, its kind of file, its configuration or one of its networks is taken.
+        ConfigError: another family has its name, its file kind, its configuration or one of its networks.
     """
     for other in families():
         taken = {family.name, *family.variants} & {other.name, *other.variants}
         if taken or family.file_kind == other.file_kind or family.config is other.config:
-            what = f'"{min(taken)}"' if taken else f'its kind of file or its configuration ("{family.file_kind}")'
-            raise ConfigError(f'family "{family.name}": {what} is that of the family "{other.name}" already')
+            what = f'"{min(taken)}"' if taken else f'its file kind or its configuration ("{family.file_kind}")'
+            raise ConfigError(f'family "{family.name}": {what} is already registered by the family "{other.name}"')
     _registered.append(family)
 
 
 def unregister(name: str) -> None:
-    """Takes ``register`` back.
+    """Removes a registered family.
 
     Raises:
         UnknownName: no such family was registered.
@@ -48,44 +48,44 @@ def unregister(name: str) -> None:
 
 
 def families() -> tuple[ModelFamily, ...]:
-    """All of them; the classifier first."""
+    """All families, the classifier first."""
     return (*_ours(), *_installed(), *_registered)
 
 
 @functools.cache
 def _installed() -> tuple[ModelFamily, ...]:
-    """Those of other packages; a package that cannot be imported is left out with a warning."""
-    found: list[ModelFamily] = []
+    """Families of other packages; a package that cannot be imported is left out with a warning."""
+    installed: list[ModelFamily] = []
     for entry in importlib.metadata.entry_points(group="focalnet.models"):
         try:
-            found += entry.load().FAMILIES
-        except Exception as error:  # whatever a foreign module does when it is imported
+            installed += entry.load().FAMILIES
+        except Exception as error:  # a foreign module can raise anything when it is imported
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f'the networks of "{entry.name}" are left out: {reason}', UserWarning, stacklevel=2)
-    return tuple(found)
+    return tuple(installed)
 
 
 @functools.cache
 def _ours() -> tuple[ModelFamily, ...]:
     packages = [info.name for info in pkgutil.iter_modules(models.__path__) if info.ispkg]
-    found = [family for name in packages for family in importlib.import_module(f"focalnet.models.{name}").FAMILIES]
-    return tuple(sorted(found, key=lambda family: _ORDER.index(family.name) if family.name in _ORDER else len(_ORDER)))
+    ours = [family for name in packages for family in importlib.import_module(f"focalnet.models.{name}").FAMILIES]
+    return tuple(sorted(ours, key=lambda family: _ORDER.index(family.name) if family.name in _ORDER else len(_ORDER)))
 
 
-#: In which order listings have them.
+#: The order of families in listings.
 _ORDER = ("classifier", "mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn", "upernet", "mask2former")
 
 
 def names() -> list[str]:
-    """Every published network."""
+    """Names of all published networks."""
     return [name for family in families() for name in family.variants]
 
 
 def family_of(network: str | Model[Any, Any] | ModelConfig) -> ModelFamily:
-    """The family of a published network's name, of a network, or of a configuration.
+    """The family of a network, of its configuration, or of a published name.
 
     Raises:
-        UnknownName: there is none.
+        UnknownName: no family has it.
     """
     if isinstance(network, str):
         for family in families():
@@ -108,26 +108,26 @@ def configure(name: str, **options: Any) -> ModelConfig:
 
     Raises:
         UnknownName: no such network.
-        ConfigError: an option that neither has.
+        ConfigError: an option is a field of neither.
     """
     return family_of(name).configure(name, **options)
 
 
 def for_task(config: ModelConfig, task: TaskName, num_things: int | None = None, name: str = "") -> ModelConfig:
-    """The configuration of the network that a task trains or measures.
+    """The configuration of a network for a task.
 
     Args:
         config: of any network.
-        task: what it is for.
-        num_things: so many of the first classes are objects, the others stuff; None as before.
-        name: what messages call the network.
+        task: the task to train or evaluate.
+        num_things: this many of the first classes are things, the others stuff; None keeps the number.
+        name: of the network in messages.
 
     Raises:
-        ConfigError: the network cannot do this.
+        ConfigError: the network does not support the task.
     """
     family = family_of(config)
     if task not in family.tasks:
         able = [other.name for other in families() if task in other.tasks]
         what = name or f"a {family.name}"
-        raise ConfigError(f"{what} is not a network for {task}: there are {', '.join(able)}")
+        raise ConfigError(f"{what} is not a network for {task}; choose one of {', '.join(able)}")
     return config.for_task(task, num_things)

@@ -1,4 +1,4 @@
-"""What goes into a network: images, and the targets they are trained on or measured by."""
+"""Inputs of training and evaluation: images, targets, and batches of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Size = tuple[int, int]  # height and width in pixels
 T = TypeVar("T")
 
 IGNORED = 255
-"""In a label map: this pixel is of no class, neither trained on nor measured."""
+"""Label of pixels that belong to no class; they are neither trained on nor evaluated."""
 
 
 @dataclass
 class Segments:
-    """What masks are trained on: an object, all stuff of a class, or (semantic segmentation) all pixels of a class.
+    """Mask targets. A segment is an object, all stuff of a class, or (semantic segmentation) all pixels of a class.
 
     Args:
         labels: ``(N,)``, int64, from 0.
@@ -38,8 +38,8 @@ class ObjectTarget:
     Args:
         boxes: ``(N, 4)``, x1 y1 x2 y2.
         labels: ``(N,)``, int64, from 0.
-        masks: ``(N, H, W)``, bool, padded like the batch; None where the data has boxes only.
-        ignored: ``(M, 4)``, crowd regions, neither object nor background.
+        masks: ``(N, H, W)``, bool, padded like the batch; None if the data has boxes only.
+        ignored: ``(M, 4)``, crowd regions, which are neither object nor background.
     """
 
     boxes: Tensor
@@ -48,10 +48,10 @@ class ObjectTarget:
     ignored: Tensor
 
     def segments(self) -> Segments:
-        """The objects of which an augmentation has left a pixel.
+        """The objects that still have a pixel after augmentation.
 
         Raises:
-            DataError: there are boxes only.
+            DataError: there are only boxes.
         """
         if self.masks is None:
             raise DataError("this network learns masks, but the data has boxes only")
@@ -59,7 +59,7 @@ class ObjectTarget:
         return Segments(labels=self.labels[kept], masks=self.masks[kept])
 
     def padded(self, size: Size) -> ObjectTarget:
-        """With masks of this height and width."""
+        """Pads masks to this height and width."""
         return self if self.masks is None else replace(self, masks=pad_to(self.masks, size))
 
 
@@ -68,20 +68,20 @@ class LabelMapTarget:
     """The class of each pixel.
 
     Args:
-        labels: ``(H, W)``, int64, from 0, or ``IGNORED``: in training those of the image as the network sees it, padded
-            with ``IGNORED`` like the batch; in evaluation of the original size.
+        labels: ``(H, W)``, int64, from 0, or ``IGNORED``. In training, they have the size of the network's input and
+            are padded with ``IGNORED`` like the batch; in evaluation, they have the original size.
     """
 
     labels: Tensor
 
     def segments(self) -> Segments:
-        """One segment for each class that is there, the lowest first."""
-        found = self.labels.unique()  # type: ignore[no-untyped-call]
-        found = found[found != IGNORED].long()
-        return Segments(labels=found, masks=self.labels == found[:, None, None])
+        """One segment for each class in the label map, in ascending order."""
+        classes = self.labels.unique()  # type: ignore[no-untyped-call]
+        classes = classes[classes != IGNORED].long()
+        return Segments(labels=classes, masks=self.labels == classes[:, None, None])
 
     def padded(self, size: Size) -> LabelMapTarget:
-        """With labels of this height and width; those added are ``IGNORED``."""
+        """Pads labels with ``IGNORED`` to this height and width."""
         return LabelMapTarget(pad_to(self.labels, size, IGNORED))
 
 
@@ -90,10 +90,10 @@ class PanopticTarget:
     """The segment of each pixel: an object, or all stuff of a class.
 
     Args:
-        ids: ``(H, W)``, int32: ``i + 1`` for the ``i``-th segment, 0 for none; in training padded like the batch, in
-            evaluation of the original size.
+        ids: ``(H, W)``, int32: ``i + 1`` for the ``i``-th segment, 0 for none. In training, they are padded like the
+            batch; in evaluation, they have the original size.
         labels: ``(N,)``, int64, from 0.
-        crowds: ``(N,)``, bool: many objects of a class in one segment, neither trained on nor a mistake.
+        crowds: ``(N,)``, bool: segments that cover many objects of a class, which are neither trained on nor evaluated.
     """
 
     ids: Tensor
@@ -101,22 +101,22 @@ class PanopticTarget:
     crowds: Tensor
 
     def segments(self) -> Segments:
-        """Those that are no crowds and of which an augmentation has left a pixel."""
+        """The segments that are not crowds and still have a pixel after augmentation."""
         numbers = torch.arange(1, len(self.labels) + 1, device=self.ids.device)
         masks = self.ids == numbers[:, None, None]
         kept = masks.flatten(1).any(1) & ~self.crowds
         return Segments(labels=self.labels[kept], masks=masks[kept])
 
     def padded(self, size: Size) -> PanopticTarget:
-        """With ids of this height and width; those added are 0."""
+        """Pads ids with 0 to this height and width."""
         return replace(self, ids=pad_to(self.ids, size))
 
 
 def pad_to(values: Tensor, size: Size, value: int = 0) -> Tensor:
-    """Pads an image, masks or a label map ``(..., h, w)`` right and below to a height and width.
+    """Pads an image, masks or a label map ``(..., h, w)`` on the right and bottom to a height and width.
 
     Raises:
-        InputError: it is larger than that; a target of the original size would silently be cut.
+        InputError: it is larger than that; cropping it silently would give a wrong target.
     """
     if values.shape[-2] > size[0] or values.shape[-1] > size[1]:
         raise InputError(
@@ -130,12 +130,12 @@ def pad_to(values: Tensor, size: Size, value: int = 0) -> Tensor:
 
 @dataclass
 class ImageInfo:
-    """Where an image came from. It is not frozen because Lightning copies batches to devices field by field.
+    """The origin of an image. It is not frozen, because Lightning copies batches to devices field by field.
 
     Args:
-        path: a name that finds it again.
-        original_size: height and width of the image as it is on disk, upright.
-        image_id: its number in an annotation file; None where there is none.
+        path: path or name of the image.
+        original_size: height and width of the stored image, upright.
+        image_id: its id in an annotation file; None if there is none.
     """
 
     path: str
@@ -148,10 +148,10 @@ class Sample(Generic[T]):
     """One image with its target.
 
     Args:
-        image: ``(C, H, W)``, as the network sees it.
+        image: ``(C, H, W)``, preprocessed.
         target: a class index, or one of the targets above.
-        info: where it came from.
-        views: the same image at further sizes, ``(C, h, w)`` each; for evaluation at several.
+        info: origin of the image.
+        views: the same image at other sizes, ``(C, h, w)`` each, for multi-scale evaluation.
     """
 
     image: Tensor
@@ -162,7 +162,7 @@ class Sample(Generic[T]):
 
 @dataclass
 class View:
-    """A batch of images at one more size, padded with zeros right and below, and the sizes before padding."""
+    """A batch of images at another size, padded with zeros on the right and bottom, with their sizes before padding."""
 
     images: Tensor
     sizes: list[Size]
@@ -177,12 +177,12 @@ class Batch(Generic[T]):
     """Collated samples whose targets are of one type; ``Batch[int]`` is a batch for classification.
 
     Args:
-        images: ``(B, C, H, W)``, padded with zeros right and below.
+        images: ``(B, C, H, W)``, padded with zeros on the right and bottom.
         sizes: height and width of each image before padding.
-        targets: a list with one for each image; of classification a tensor of class indices ``(B,)``, or of shares of
-            each class ``(B, N)`` where images were mixed.
+        targets: a list with one for each image; for classification, a tensor of class indices ``(B,)``, or of class
+            shares ``(B, N)`` if images were mixed.
         infos: one for each image.
-        views: the same images at further sizes.
+        views: the same images at other sizes.
     """
 
     images: Tensor
@@ -196,12 +196,12 @@ class Batch(Generic[T]):
 
     @property
     def original_sizes(self) -> list[Size]:
-        """Height and width of each image as it is on disk."""
+        """Height and width of each stored image."""
         return [info.original_size for info in self.infos]
 
     @property
     def paths(self) -> list[str]:
-        """A name of each image that finds it again."""
+        """The path or name of each image."""
         return [info.path for info in self.infos]
 
     def pin_memory(self) -> Batch[T]:

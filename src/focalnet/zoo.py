@@ -1,4 +1,4 @@
-"""Models by name: the only place where architectures meet weights."""
+"""Creates and loads models by name: combines architectures with weights."""
 
 from __future__ import annotations
 
@@ -59,17 +59,16 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        num_classes: outputs of the classifier, 0 returns pooled features; or kinds of objects or pixels that the
-            detector or segmenter tells apart; default: as published.
-        features_only: return the backbone instead, which gives a dict of feature maps ``{"s4": ..., "s8": ...}``.
-        task: what the network is for; one that can do several then gives the results of this one.
-        num_things: of a panoptic network: so many of the first classes are objects, the others stuff.
-        options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...; of a
-            detector or segmenter also those of its own configuration: ``masks``, ``max_per_image``, ...
+        num_classes: number of classes; 0 makes a classifier return pooled features; default: as published.
+        features_only: return the backbone, which gives a dict of feature maps ``{"s4": ..., "s8": ...}``.
+        task: the task of a network that supports several.
+        num_things: for a panoptic network, this many of the first classes are things, the others stuff.
+        options: any field of ``FocalNetConfig``: ``in_chans``, ``drop_path_rate``, ``out_indices``, ...; for a
+            detector or segmenter, also fields of its own configuration: ``masks``, ``max_per_image``, ...
 
     Raises:
         UnknownName: no such architecture.
-        ConfigError: an option that does not exist or cannot work, or a network that cannot do the task.
+        ConfigError: an option does not exist or is invalid, or the network does not support the task.
     """
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if num_things is not None and task is None:
@@ -110,22 +109,22 @@ def load(
     """Builds a model with trained weights, in eval mode, with its card.
 
     Args:
-        name_or_path: a name of ``weights.list_weights()``, or a checkpoint file of ours, of the official
+        name_or_path: a name in ``weights.list_weights()``, or a checkpoint file of focalnet, the official
             release, timm, transformers, mmdet or mmseg.
-        num_classes: another number than the weights have gives a new, random head, for finetuning.
-        features_only: return the backbone instead: final norm and head are left out, the norms of the
-            returned feature maps are new.
-        task: what the network is for; one that can do several then gives the results of this one.
-        num_things: of a panoptic network: so many of the first classes are objects, the others stuff.
-        options: fields of ``FocalNetConfig`` to change. Other ``focal_windows`` or more ``focal_levels``
-            adapt the weights as the official detection code does (``weights/dense.py``). Of a detector or
-            segmenter also fields of its own configuration.
+        num_classes: if it differs from the weights, the model gets a new, random head, for finetuning.
+        features_only: return the backbone, without final norm and head, and with new norms of the returned
+            feature maps.
+        task: the task of a network that supports several.
+        num_things: for a panoptic network, this many of the first classes are things, the others stuff.
+        options: fields of ``FocalNetConfig`` to change; for a detector or segmenter, also fields of its own
+            configuration. For other ``focal_windows`` or more ``focal_levels``, the weights are adapted as
+            in the official detection code (``weights/dense.py``).
 
     Raises:
-        UnknownName: neither a name nor a file.
-        CheckpointError: a file that cannot be read or does not fit.
-        DownloadError: the weights could not be fetched.
-        ConfigError: an option that does not fit the weights, or a network that cannot do the task.
+        UnknownName: there is no such name or file.
+        CheckpointError: the file cannot be read or does not fit.
+        DownloadError: the weights could not be downloaded.
+        ConfigError: an option does not fit the weights, or the network does not support the task.
     """
     if num_things is not None and task is None:
         options["num_things"] = num_things
@@ -140,7 +139,7 @@ def load(
     if bad := checkpoint.not_finite():
         warnings.warn(
             f"{name_or_path}: {len(bad)} of its tensors ({', '.join(bad[:3])}{', ...' * (len(bad) > 3)}) hold NaN or "
-            "infinite values, so its results will be meaningless: take an earlier checkpoint of the training",
+            "infinite values, so its results are meaningless: use an earlier checkpoint",
             NonFiniteWeights,
             stacklevel=2,
         )
@@ -177,7 +176,7 @@ def _dense(
     num_things: int | None,
     options: dict[str, Any],
 ) -> Network:
-    """A detector or segmenter with the checkpoint's weights; with other classes, the layers that name them are new."""
+    """A detector or segmenter with the checkpoint's weights; for another number of classes, class layers are new."""
     own, shape = split_options(type(config), options)
     classes = config.num_classes if num_classes is None else num_classes
     own["backbone"] = _with_options(checkpoint, shape, resizable=())
@@ -187,22 +186,22 @@ def _dense(
     new_classes = classes != checkpoint.num_classes
     with torch.device("cpu" if new_classes else "meta"):  # only new layers need initial values
         model = config.build()
-    wanted = model.state_dict()
-    other = [key for key, t in checkpoint.state_dict.items() if key in wanted and t.shape != wanted[key].shape]
-    new = other if new_classes else []
-    given = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in new}
-    if problem := compare(given, wanted, new=new).problem:
+    initial = model.state_dict()
+    mismatched = [key for key, t in checkpoint.state_dict.items() if key in initial and t.shape != initial[key].shape]
+    new = mismatched if new_classes else []
+    trained = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in new}
+    if problem := compare(trained, initial, new=new).problem:
         raise CheckpointError(f"{checkpoint.path}: {problem}")
-    model.load_state_dict(given, strict=False, assign=True)
+    model.load_state_dict(trained, strict=False, assign=True)
     model.card = checkpoint.card
     if new_classes:
         model.card = dataclasses.replace(checkpoint.card, class_names=(), metrics={})
-    model.backbone.card = model.card  # so that what it looks at can be explained
+    model.backbone.card = model.card  # so that the backbone can be explained
     return model.eval()
 
 
 def _open(name: str, options: dict[str, Any]) -> Checkpoint:
-    # What leaves no trace in the weights is part of reading them; the rest changes the model afterwards.
+    # Settings that do not follow from the weights are needed to read them; others change the model afterwards.
     known = {key: options[key] for key in ("post_norm", "normalize_modulator", "stem_padding") if key in options}
     if name in weights.entries():
         return weights.fetch(name, **known)
@@ -213,36 +212,36 @@ def _open(name: str, options: dict[str, Any]) -> Checkpoint:
         trained = f"its weights are {', '.join(published)}" if published else "no weights of it were published"
         raise UnknownName(f'"{name}" is an architecture: {trained}; create_model("{name}") builds it untrained')
     near = did_you_mean(name, weights.entries())
-    raise UnknownName(f'no weights "{name}", nor a file of that name{near}; "focalnet models" lists all')
+    raise UnknownName(f'no weights or file "{name}"{near}; "focalnet models" lists all weights')
 
 
 def _with_options(
     checkpoint: Checkpoint, options: dict[str, Any], resizable: tuple[str, ...] = _RESIZABLE
 ) -> FocalNetConfig:
-    """The checkpoint's configuration with the caller's options, none of which its weights cannot follow."""
+    """The checkpoint's configuration with the caller's options; refuses options that do not fit the weights."""
     has = checkpoint.backbone
     config = FocalNetConfig.from_dict({**dataclasses.asdict(has), **options})
     for name in TRACED:
         if name not in resizable and not agree(name, getattr(config, name), getattr(has, name)):
             raise ConfigError(
                 f"{checkpoint.path}: these weights have {name}={getattr(has, name)}, not {getattr(config, name)}; "
-                f"leave the option out, or train another shape with create_model"
+                f"leave out the option, or use create_model to train another shape"
             )
     return config
 
 
 def _fill(model: Classifier | FocalNet, checkpoint: Checkpoint) -> None:
-    """Puts the checkpoint's tensors into a model on meta, without a copy, and initialises what is new in it."""
-    given, wanted = checkpoint.state_dict, model.state_dict()
+    """Assigns the checkpoint's tensors to a model on meta, without a copy, and initializes new parameters."""
+    tensors, expected = checkpoint.state_dict, model.state_dict()
     if isinstance(model, Classifier) and model.num_classes != checkpoint.num_classes:
-        given = {key: tensor for key, tensor in given.items() if not key.startswith("head.")}
-    new = dense.initial(given, wanted)
-    new += [key for key in wanted if key.startswith("head.") and key not in given]
-    adapted = dense.adapt(given, wanted)
-    if problem := compare(adapted, wanted, new=new).problem:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
+    new = dense.initial(tensors, expected)
+    new += [key for key in expected if key.startswith("head.") and key not in tensors]
+    adapted = dense.adapt(tensors, expected)
+    if problem := compare(adapted, expected, new=new).problem:
         raise CheckpointError(f"{checkpoint.path}: {problem}")
-    model.load_state_dict({key: adapted[key] for key in wanted if key in adapted}, strict=False, assign=True)
-    for name in dict.fromkeys(key.rpartition(".")[0] for key in new):  # in order, so that a seed decides them
+    model.load_state_dict({key: adapted[key] for key in expected if key in adapted}, strict=False, assign=True)
+    for name in dict.fromkeys(key.rpartition(".")[0] for key in new):  # in order, so that they depend only on the seed
         module = model.get_submodule(name).to_empty(device="cpu", recurse=False)
         module.reset_parameters()  # type: ignore[operator]  # a convolution, a layer norm or the head
         init_weights(module)
@@ -250,9 +249,9 @@ def _fill(model: Classifier | FocalNet, checkpoint: Checkpoint) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one image costs: trainable parameters, and multiply-accumulates of all convolutions and products.
+    """Trainable parameters, and multiply-accumulates of all convolutions and matrix products for one image.
 
-    ``macs`` is None for a detector, whose cost depends on what it finds, and for a segmenter.
+    ``macs`` is None for detectors, whose cost depends on their predictions, and for segmenters.
     """
 
     params: int
@@ -260,7 +259,7 @@ class Cost:
 
 
 def cost(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> Cost:
-    """Counts parameters and multiply-accumulates of an architecture, without allocating it or building all of it.
+    """Counts parameters and multiply-accumulates of an architecture without allocating it.
 
     Args:
         name: one of ``list_models()``.
@@ -281,7 +280,7 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
 
 
 def _dense_params(config: ModelConfig) -> int:
-    """Parts that many networks share are counted once: a backbone, and heads on backbones of the same channels."""
+    """Counts parameters of backbone and head separately, since many networks share them and both counts are cached."""
     shape = config.backbone
     ones = (1,) * len(shape.depths)
     narrow = FocalNetConfig(
@@ -294,7 +293,7 @@ def _dense_params(config: ModelConfig) -> int:
 
 @functools.cache
 def _backbone_params(config: FocalNetConfig) -> tuple[int, ...]:
-    """Of all, and of the first block of each stage, whose blocks are alike."""
+    """Parameters of the whole backbone, and of one block of each stage."""
     with torch.device("meta"):
         backbone = config.build()
     return _params(backbone), *(_params(stage.blocks[0]) for stage in backbone.stages)
@@ -302,7 +301,7 @@ def _backbone_params(config: FocalNetConfig) -> tuple[int, ...]:
 
 @functools.cache
 def _head_params(config: ModelConfig) -> int:
-    """Of all but the backbone."""
+    """Parameters of everything except the backbone."""
     with torch.device("meta"):
         model = config.build()
     return _params(model) - _params(model.backbone)

@@ -85,7 +85,7 @@ def test_one_network_for_several_tasks(task: Any, things: int, output: str, num_
     asked: Any = registry.for_task(config, task, things)
     assert (asked.output, asked.num_things) == (output, num_things)
     assert config == small.mask2former()  # nothing is changed afterwards
-    with pytest.raises(ConfigError, match="a mask2former is not a network for classification: there are classifier"):
+    with pytest.raises(ConfigError, match=r"a mask2former is not a network for classification; .* classifier"):
         registry.for_task(config, "classification")
     model: Any = focalnet.create_model("mask2former_focalnet_nano", num_classes=3, task=task)
     assert model.config.output == output

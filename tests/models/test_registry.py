@@ -79,7 +79,7 @@ def test_it_is_listed_created_and_learns() -> None:
     (result,) = model.eval().predict(batch.images)
     assert isinstance(result, Detections)
     assert int(result.labels[0]) == 1
-    with pytest.raises(ConfigError, match=f"{NAME} is not a network for semantic: there are upernet, mask2former"):
+    with pytest.raises(ConfigError, match=f"{NAME} is not a network for semantic; choose one of upernet, mask2former"):
         focalnet.create_model(NAME, task="semantic")
 
 
@@ -154,9 +154,9 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("registered")
 def test_what_is_taken_is_refused() -> None:
     (cells,) = FAMILIES
-    with pytest.raises(ConfigError, match='"cells" is that of the family "cells" already'):
+    with pytest.raises(ConfigError, match='"cells" is already registered by the family "cells"'):
         registry.register(cells)
-    with pytest.raises(ConfigError, match='"focalnet_nano" is that of the family "classifier" already'):
+    with pytest.raises(ConfigError, match='"focalnet_nano" is already registered by the family "classifier"'):
         registry.register(
             replace(cells, name="other", file_kind="other", variants={"focalnet_nano": cells.variants[NAME]})
         )
