@@ -57,7 +57,7 @@ def inference(dtypes: Sequence[str]) -> dict[str, Case]:
 
 
 def detection(dtypes: Sequence[str]) -> dict[str, Case]:
-    """One image of 800 x 1216 through the trunk with kernels 9, 11, 13, as detectors have it."""
+    """One image of 800 x 1216 through the backbone with kernels 9, 11, 13, as in detectors."""
 
     def build(dtype: torch.dtype) -> tuple[Engines, dict[str, Any]]:
         images = torch.randn(1, 3, 800, 1216, dtype=dtype)

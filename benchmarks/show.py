@@ -76,7 +76,7 @@ def _share(row: dict[str, float], engine: str) -> str:
     return f"{row[engine]:.0f} ({row[engine] / next(iter(row.values())):.2f})"
 
 
-def picture(report: dict[str, Any], path: Path) -> None:
+def draw_figure(report: dict[str, Any], path: Path) -> None:
     """Bars of the medians, one panel a case; ours stand out.
 
     Growing image sizes become lines instead, and of many cases only the last engine's ratio to the first is shown.
@@ -137,11 +137,11 @@ def _lines(cases: dict[str, dict[str, list[float]]]) -> None:
 
 
 def main() -> None:
-    """Writes the pictures, and the tables between the marks of docs/speed.md."""
+    """Writes the figures, and the tables between the marks of docs/speed.md."""
     page = DOCS / "speed.md"
     text = page.read_text()
     for name, report in studies():
-        picture(report, DOCS / "images" / f"speed_{name}.png")
+        draw_figure(report, DOCS / "images" / f"speed_{name}.png")
         head = (
             f"`{report['command']}`, {report['hardware']}, {report['date']}; median (quartiles), speed over the first."
         )

@@ -65,7 +65,7 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not (isinstance(values, tuple) and values and all(map(_is_number, values))):
-                raise ConfigError(f"preprocessing: {name}={values!r} must be one finite number for each channel")
+                raise ConfigError(f"preprocessing: {name}={values!r} must be a finite number for each channel")
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError(
                 f"preprocessing: std={self.std} must be above 0, and have as many values as mean={self.mean}"

@@ -1,4 +1,4 @@
-"""Small detection data sets, written for the test that asks for one."""
+"""Writes small detection data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 HEIGHT, WIDTH = 60, 80
-CATEGORIES = [{"id": 7, "name": "bee"}, {"id": 3, "name": "ant"}]  # neither from 1 on nor in order
+CATEGORIES = [{"id": 7, "name": "bee"}, {"id": 3, "name": "ant"}]  # ids neither start at 1 nor are in order
 
 
 def annotation(number: int, image: int, category: int, box: list[float], **more: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def annotation(number: int, image: int, category: int, box: list[float], **more:
 
 
 def content(images: int = 6) -> dict[str, Any]:
-    """Each image has a bright rectangle (an ant) and a darker one (a bee); the last has nothing."""
+    """Each image has a bright rectangle (an ant) and a darker one (a bee); the last has no object."""
     draw = np.random.default_rng(0)
     listed = [
         {"id": 10 * i, "file_name": f"{i:02}.png", "height": HEIGHT, "width": WIDTH} for i in range(1, images + 1)
@@ -63,7 +63,7 @@ def write_json(path: Path, dataset: Any) -> Path:
 
 
 def write_coco(root: Path, images: int = 6) -> Path:
-    """``annotations/instances_{train,val}.json`` and ``{train,val}/*.png``, both parts the same."""
+    """``annotations/instances_{train,val}.json`` and ``{train,val}/*.png``, both splits the same."""
     dataset = content(images)
     for part in ("train", "val"):
         write_json(root / f"annotations/instances_{part}.json", dataset)

@@ -1,4 +1,4 @@
-"""Small data sets in every format, written for the test that asks for one."""
+"""Fixtures that write small data sets in every format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def jpeg(seed: int, size: int = 12) -> bytes:
 
 
 def write_folder(root: Path, per_class: int, classes: tuple[str, ...] = CLASSES, first: int = 0) -> Path:
-    """``root/class/000.jpg``, every picture another one."""
+    """``root/class/000.jpg``, all images different."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(per_class):
@@ -45,7 +45,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """3 classes, 8 pictures of each to train and 3 to validate."""
+    """3 classes, with 8 training and 3 validation images each."""
     write_folder(tmp_path / "data/train", 8)
     write_folder(tmp_path / "data/val", 3, first=500)
     return tmp_path / "data"
@@ -53,6 +53,6 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``datasets`` caches stays with the tests."""
+    """Keeps the cache of ``datasets`` in the temporary folder of the tests."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")

@@ -1,4 +1,4 @@
-"""Small panoptic data sets, written for the test that asks for one."""
+"""Writes small panoptic data sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CATEGORIES = [
     {"id": 3, "name": "ant", "isthing": 1},
     {"id": 9, "name": "sky", "isthing": 0},
 ]
-VOID_ROWS = 4  # the lowest
+VOID_ROWS = 4  # rows at the bottom
 
 
 def panoptic_content(images: int = 6) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Small data sets of label maps, written for the test that asks for one."""
+"""Writes small data sets of label maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = 255
 
 
 def blocks(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A picture of coloured blocks ``(H, W, 3)``, and the class of each pixel: its brightest channel, or 255."""
+    """An image of colored blocks ``(H, W, 3)``, and the class of each pixel: its brightest channel, or 255."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 3, (HEIGHT // 8, WIDTH // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     pixels = draw.integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)

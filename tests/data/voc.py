@@ -1,4 +1,4 @@
-"""Small Pascal VOC folders, written for the test that asks for one."""
+"""Writes small Pascal VOC folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OBJECT = (
 
 
 def write_voc(root: Path, name: str, *objects: tuple, filename: str | None = None) -> Path:
-    """An XML file and its picture of 80 x 60 pixels; each object is its class, its box and whether it is difficult."""
+    """Writes an XML file and its image of 80 x 60 pixels; an object is (class, box, whether it is difficult)."""
     (root / "Annotations").mkdir(parents=True, exist_ok=True)
     (root / "JPEGImages").mkdir(exist_ok=True)
     body = "".join(OBJECT.format(name=n, box=b, difficult=d) for n, b, d in objects)
@@ -25,6 +25,6 @@ def write_voc(root: Path, name: str, *objects: tuple, filename: str | None = Non
 
 
 def write_split(root: Path, split: str, *names: str) -> None:
-    """The list of a split's images."""
+    """Writes the list of images of a split."""
     (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
     (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in names))

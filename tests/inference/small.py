@@ -1,4 +1,4 @@
-"""A classifier small enough for a test, and images whose pixels show where they are."""
+"""A small classifier, and images whose pixel values encode their position."""
 
 from __future__ import annotations
 

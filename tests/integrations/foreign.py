@@ -1,4 +1,4 @@
-"""Small FocalNets of timm and transformers, with weights large enough that every branch of a block matters."""
+"""Small FocalNets of timm and transformers, with weights large enough for every branch to affect the output."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def transformers_model(kind: str = "classifier", shape: str = "srf", **options: 
 
 
 def lively(model: Any) -> Any:
-    """Weights of unit gain: as the libraries initialise them, modulation adds less than rounding."""
+    """Sets weights of unit gain; with the libraries' initialization, modulation adds less than the rounding error."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -83,7 +83,7 @@ def lively(model: Any) -> Any:
 
 
 def tensor(output: Any) -> torch.Tensor:
-    """The one tensor to compare of whatever a model returns."""
+    """The tensor to compare in the output of any model."""
     for name in ("logits", "reconstruction", "pooler_output"):
         if getattr(output, name, None) is not None:
             return getattr(output, name)
@@ -92,6 +92,6 @@ def tensor(output: Any) -> torch.Tensor:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference, in units of the largest value of ``b``."""
+    """The largest difference relative to the largest value of ``b``."""
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).abs().max() / b.abs().max())

@@ -29,12 +29,12 @@ class Half(nn.Module):
 
 
 def ramp(x: Tensor) -> Tensor:
-    """Every number of it changed, in a way that no norm takes back."""
+    """Changes every value in a way that no norm undoes."""
     return x * torch.linspace(0.3, 3, x.numel(), dtype=x.dtype).view(x.shape).sin()
 
 
 class Changed(nn.Module):
-    """Put in place of a layer."""
+    """Replaces a layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ OTHER: dict[type, type] = {nn.Linear: Other, nn.Conv2d: OtherConv, nn.LayerNorm:
 
 
 def others(model: nn.Module) -> dict[str, Tensor]:
-    """Other weights of the same names."""
+    """A state dict of other weights with the same names."""
     generator = torch.Generator().manual_seed(5)
     return {
         name: (t.detach() + 0.3 * torch.randn(t.shape, generator=generator).to(t.dtype)).clone()
@@ -113,7 +113,7 @@ def inference(x: Tensor) -> Tensor:
 
 
 def quietly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without its warnings: older ways that PyTorch still has are deprecated."""
+    """Silences the warnings of a function, for deprecated APIs of PyTorch."""
 
     def call(*arguments: Any) -> Any:
         with warnings.catch_warnings():

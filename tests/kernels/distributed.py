@@ -46,7 +46,7 @@ def fsdp2(model: nn.Module) -> nn.Module:
 
 
 def step(model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """One step of training, large enough to be seen."""
+    """A training step, large enough to have a visible effect."""
     out = model(IMAGES)
     getattr(out, "logits", out).square().mean().backward()
     optimizer.step()

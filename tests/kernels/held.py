@@ -1,4 +1,4 @@
-"""What can be taken from a model before it is fused, optimized or compiled, and change it afterwards.
+"""References taken from a model before it is fused, optimized or compiled, which change it afterwards.
 
 Each takes what it needs from a model of plain modules and the roles its layers play, and returns the change; that
 returns the model to go on with, or None for the same one.
@@ -27,7 +27,7 @@ def layers(model: nn.Module, roles: Roles) -> list[Any]:
 
 
 def of_weights(take: Callable[[Tensor], Any], change: Callable[[Any], Any]) -> Held:
-    """Something of every parameter of one block and the stem."""
+    """Changes every parameter of one block and the stem through kept references."""
 
     def hold(model: nn.Module, roles: Roles) -> Callable[[], Any]:
         taken = [take(p) for layer in layers(model, roles) for p in layer.parameters()]
@@ -43,7 +43,7 @@ def of_weights(take: Callable[[Tensor], Any], change: Callable[[Any], Any]) -> H
 
 
 def of_layers(change: Callable[[Any], Any], *only: str) -> Held:
-    """A change of layers that somebody has kept."""
+    """Changes layers through kept references."""
 
     def hold(model: nn.Module, roles: Roles) -> Callable[[], Any]:
         kept = [model.get_submodule(roles[role]) for role in only or LAYERS]
@@ -87,7 +87,7 @@ def averaged(model: nn.Module) -> Callable[[], Any]:
 
 
 def swapped_ema(model: nn.Module) -> Callable[[], Any]:
-    """Weights swapped by ``data``, as trainers do for evaluation."""
+    """Swaps weights through ``data``, as trainers do for evaluation."""
     average = ModelEmaV3(model, decay=0.5)
     average.module.load_state_dict(others(model))
 
@@ -109,7 +109,7 @@ def states(model: nn.Module) -> Callable[[], Any]:
 
 
 def tied(model: nn.Module, roles: Roles) -> Callable[[], Any]:
-    """A layer outside shares the parameter."""
+    """Shares a parameter with a layer outside the model."""
     outside = nn.Linear(8, 32)
     outside.weight = model.get_submodule(roles["fc1"]).weight  # type: ignore[assignment]
     return lambda: outside.load_state_dict({"weight": 2 * outside.weight.detach().reshape(32, 8), "bias": outside.bias})
@@ -154,7 +154,7 @@ def mask_changed(model: nn.Module, roles: Roles) -> Callable[[], Any]:
 
 
 def adapted(change: Callable[[Any], Any], **options: Any) -> Held:
-    """LoRA inside the model before it is fused, then something done to it."""
+    """Adds LoRA before the model is fused, and changes it afterwards."""
 
     def hold(model: nn.Module, roles: Roles) -> Callable[[], Any]:
         with warnings.catch_warnings():
@@ -179,7 +179,7 @@ def adapted(change: Callable[[Any], Any], **options: Any) -> Held:
 
 
 def child(model: nn.Module, roles: Roles, role: str, new: Callable[[nn.Module], nn.Module]) -> Callable[[], Any]:
-    """Replaced in its parent, which somebody has kept."""
+    """Replaces a layer in its parent, to which a reference was kept."""
     owner, _, leaf = roles[role].rpartition(".")
     parent, kept = model.get_submodule(owner), model.get_submodule(roles[role])
     return lambda: setattr(parent, leaf, new(kept))

@@ -1,4 +1,4 @@
-"""Detectors small enough for tests, and data for them."""
+"""Small detectors and segmenters, and data for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from focalnet.samples import ObjectTarget, Segments
 METHODS = ("mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn", "dino")  # the detectors
 SIZES = [(61, 90), (64, 75)]
 ORIGINALS = [(122, 180), (32, 38)]
-_TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
+_BACKBONE = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (2, 2, 2, 2), "focal_windows": (3, 3, 3, 3)}
 _RPN = RPNConfig(candidates=60, candidates_in_training=60, proposals=30, proposals_in_training=30)
 _RCNN = {"rpn": _RPN, "neck": FPNConfig(channels=16), "mask_convs": 1, "mask_channels": 16}
 _HEADS: dict[str, dict[str, Any]] = {
@@ -49,12 +49,12 @@ _HEADS: dict[str, dict[str, Any]] = {
 
 
 def options_of(method: str) -> dict[str, Any]:
-    """What makes a network of that method narrow; ``"classifier"`` has a backbone alone."""
-    return {**_TRUNK, **_HEADS.get(method, {})}
+    """Options that make a network of this method narrow; ``"classifier"`` has only a backbone."""
+    return {**_BACKBONE, **_HEADS.get(method, {})}
 
 
 def config(method: str, **options: Any) -> DetectorConfig:
-    """A narrow detector of that method with three classes."""
+    """A narrow detector of this method with three classes."""
     assert method in METHODS
     options = {"num_classes": 3, "score_threshold": 0.0, **options_of(method), **options}
     found = registry.configure(f"{method}_focalnet_tiny_srf", **options)
@@ -71,7 +71,7 @@ def upernet(**options: Any) -> UPerNetConfig:
 
 
 def mask2former(**options: Any) -> Mask2FormerConfig:
-    """A narrow Mask2Former with two kinds of things and one of stuff."""
+    """A narrow Mask2Former with two thing classes and one stuff class."""
     options = {"num_classes": 3, "num_things": 2, "object_threshold": 0.0, **options_of("mask2former"), **options}
     config = registry.configure("mask2former_focalnet_tiny_srf", **options)
     assert isinstance(config, Mask2FormerConfig)
@@ -79,7 +79,7 @@ def mask2former(**options: Any) -> Mask2FormerConfig:
 
 
 def segments(count: int) -> Segments:
-    """The objects of ``target(count)``, as masks alone."""
+    """The objects of ``target(count)`` as mask targets."""
     return target(count).segments()
 
 
@@ -92,7 +92,7 @@ def images() -> torch.Tensor:
 
 
 def target(count: int) -> ObjectTarget:
-    """So many objects at fixed places."""
+    """A target with ``count`` objects at fixed positions."""
     boxes = torch.tensor([[5.0, 6.0, 40.0, 30.0], [20.0, 10.0, 61.0, 55.0], [44.5, 30.0, 60.0, 50.0]])[:count]
     masks = torch.zeros(count, 64, 96, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):

@@ -1,6 +1,6 @@
-"""A detector that the library has never heard of, as somebody would write it: a class and a box for every cell.
+"""A detector outside the library, as a user would write it: it predicts a class and a box for every cell.
 
-``FAMILIES`` is all that the library is given; docs/design/new-network.md goes through this file.
+The library only gets ``FAMILIES``; docs/design/new-network.md explains this file.
 """
 
 from __future__ import annotations

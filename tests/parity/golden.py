@@ -1,4 +1,4 @@
-"""Reading the reference cases: folders of ``NAME.json`` and ``NAME.safetensors``.
+"""Reads the reference cases: folders of ``NAME.json`` and ``NAME.safetensors``.
 
 ``tests/golden`` holds the smallest case of each family, with the README files of the full set, which is not part of the
 repository. Where ``FOCALNET_SHARED`` has the full set, that is read instead.

@@ -1,4 +1,4 @@
-"""Reading the cases of ``golden/openmmlab``: their weights, images, targets and packed masks."""
+"""Reads the cases of ``golden/openmmlab``: their weights, images, targets and packed masks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def images(case: Case) -> tuple[torch.Tensor, list[tuple[int, int]]]:
 
 
 def unpublished(config: Any, *names: str) -> dict[str, Any]:
-    """Settings of a case that leave no trace in its weights and are not the published ones, which are the defaults."""
+    """Settings of a case that do not follow from its weights and differ from the published ones, the defaults."""
     values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     return {name: value for name, value in values.items() if value != getattr(type(config), name)}
 
@@ -79,7 +79,7 @@ def targets(case: Case) -> list[ObjectTarget]:
 
 
 def subsampled(case: Case, name: str, value: torch.Tensor) -> torch.Tensor:
-    """Those cells of a full feature map that the case stores."""
+    """The cells of a full feature map that the case stores."""
     stride = case.facts["stored"].get(name, {}).get("spatial_stride", 1)
     return value[..., ::stride, ::stride]
 
@@ -98,7 +98,7 @@ def assert_feature_maps(case: Case, expected: dict[str, torch.Tensor], name: str
 def match(
     boxes: torch.Tensor, labels: torch.Tensor, expected_boxes: torch.Tensor, expected_labels: torch.Tensor
 ) -> torch.Tensor:
-    """Pairs two sets of boxes one to one, same label and nearest; the index of ours for each expected one."""
+    """Matches boxes of the same label one to one by distance; returns the index of ours for each expected box."""
     from scipy.optimize import linear_sum_assignment
 
     assert sorted(labels.tolist()) == sorted(expected_labels.tolist())
@@ -108,7 +108,7 @@ def match(
 
 
 def assert_proposals(proposals: Any, expected: dict[str, torch.Tensor], name: str) -> None:
-    """Compares two sets of proposals; a handful may differ at the cut."""
+    """Compares two sets of proposals; a few with scores near the threshold may differ."""
     boxes, scores = expected[f"{name}.bboxes"], expected[f"{name}.scores"]
     assert len(proposals.boxes) == len(boxes)
     if not len(boxes):

@@ -1,4 +1,4 @@
-"""Snapshots as files, and what differs between two of them."""
+"""Reads, writes and compares snapshots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REMEDY = "if that is intended: python tests/snapshots/make.py"
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted names."""
+    """Flattens nested mappings to dotted names."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     entries: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def keys(value: Any, prefix: str = "") -> list[str]:
 
 
 def mark(tensor: Tensor) -> list[float]:
-    """Numbers that tell a tensor from another: its first, its last, and a weighted sum.
+    """A fingerprint of a tensor: its first and last value, and a weighted sum.
 
     Not a hash: initial weights are the same on every processor but for the last bits.
     """
@@ -50,12 +50,12 @@ def mark(tensor: Tensor) -> list[float]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON makes of a value."""
+    """A value after a round trip through JSON."""
     return json.loads(json.dumps(value))
 
 
 def write(name: str, content: dict[str, dict[str, Any]]) -> Path:
-    """Writes ``{section: {entry: value}}``, an entry a line."""
+    """Writes ``{section: {entry: value}}``, one entry per line."""
     sections = []
     for section, entries in content.items():
         lines = [f"  {json.dumps(entry)}: {json.dumps(value, ensure_ascii=False)}" for entry, value in entries.items()]
@@ -67,14 +67,14 @@ def write(name: str, content: dict[str, dict[str, Any]]) -> Path:
 
 
 def read(name: str) -> dict[str, dict[str, Any]]:
-    """What ``write`` wrote."""
+    """Reads a snapshot."""
     return json.loads((FOLDER / "data" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def differences(
     stored: Any, now: Any, where: str = "", *, relative: float = 0.0, absolute: float = 0.0, ordered: bool = True
 ) -> list[str]:
-    """Names every entry that is missing, new, moved or changed.
+    """Lists every entry that is missing, new, moved or changed.
 
     Args:
         stored: JSON content.

@@ -1,4 +1,4 @@
-"""Rewrites the snapshots, after a change that is meant to change them. Look at the difference before you commit it.
+"""Rewrites the snapshots after an intended change. Look at the difference before you commit it.
 
     python tests/snapshots/make.py                   every topic: data/*.json
     python tests/snapshots/make.py options recipes   these topics; "runs" are the names within files of runs
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     print(f"focalnet of {Path(focalnet.__file__).parent}")
     if arguments[:1] == ["--make-runs"]:
         for run in arguments[1:] or RUNS:
-            # The path is in the checkpoint: one that says nothing of the machine.
+            # The checkpoint contains this path, so it must not depend on the machine.
             run_folders.make(run, Path(tempfile.gettempdir()) / "focalnet-run")
             print(f"made earlier/{run}")
         return

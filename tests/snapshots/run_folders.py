@@ -34,7 +34,7 @@ MODEL = "run/model.safetensors"
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """With it as the working directory: the stored options name data by relative paths."""
+    """Makes it the working directory, because the stored options have relative paths."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -111,12 +111,12 @@ def config(run: str) -> str:
 
 
 def predict(out: str, model: str = MODEL) -> None:
-    """Writes what ``focalnet predict`` makes of the images."""
+    """Writes the predictions of ``focalnet predict``."""
     topics.output("predict", "images", "--model", model, "--out", out, "--min-score", "0", "--device", "cpu")
 
 
 def feature_maps(model: str = MODEL) -> dict[str, list[float]]:
-    """A mark of each of the backbone's maps, for a fixed input."""
+    """A fingerprint of each feature map of the backbone, for a fixed input."""
     network = focalnet.load(model, features_only=True)
     images = torch.sin(torch.arange(3 * 48 * 64, dtype=torch.float32)).view(1, 3, 48, 64)
     with torch.no_grad():
@@ -148,7 +148,7 @@ class Groups:
 
 
 def facts(run: str, groups: Groups) -> dict[str, Any]:
-    """What a finished run in the working directory has written: files, and the names within them."""
+    """Files of the finished run in the working directory, and the names in them."""
     folder = Path("run")
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     topics.output("validate", recipe(run), "--weights", MODEL, "--out", "validated.json")
@@ -169,7 +169,7 @@ def facts(run: str, groups: Groups) -> dict[str, Any]:
     for path in sorted(Path("out").glob("*.json")):
         found[f"predict: {path.name}"] = keys(json.loads(path.read_text()))
     found |= {f"model.safetensors: {name}": value for name, value in topics.header(Path(MODEL)).items()}
-    found = {name: value for name, value in found.items() if ".metrics." not in name}  # measured
+    found = {name: value for name, value in found.items() if ".metrics." not in name}  # measured times
     return found | {f"optimizer: {name}": value for name, value in groups.entries.items()}
 
 
@@ -185,7 +185,7 @@ def _tags(folder: Path) -> list[str]:
 
 
 def prediction_differences(expected: Path, now: Path) -> list[str]:
-    """What differs in the predictions beyond rounding: names exactly, numbers nearly, maps in nearly every pixel."""
+    """Differences of predictions: names must be equal, numbers within a tolerance, maps in nearly all pixels."""
     found = []
     for path in sorted(expected.iterdir()):
         other = now / path.name
@@ -217,7 +217,7 @@ def _entries(name: str, stored: Any, now: Any) -> list[str]:
 
 
 def _values(content: Any) -> dict[str, list[float]]:
-    """All numbers by their name, of whatever object; in ascending order, since near ties may change places."""
+    """All numbers of any object by name, in ascending order, since near ties may swap."""
     found: dict[str, list[float]] = {}
 
     def visit(value: Any, key: str) -> None:
@@ -237,7 +237,7 @@ def _values(content: Any) -> dict[str, list[float]]:
 def weight_differences(
     start: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], now: dict[str, torch.Tensor]
 ) -> list[str]:
-    """Tensors that training moved elsewhere than it should have.
+    """Tensors that training changed differently than expected.
 
     Rounding decides where parameters with hardly any gradient go, since Adam's steps are of one size: one tensor may
     miss half of its way and a hundredth of that of all, all together a twentieth.
@@ -261,7 +261,7 @@ def weight_differences(
 
 
 def trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Of a ``last.ckpt``: what would be saved, the average where there is one."""
+    """The weights of a ``last.ckpt`` that would be saved: the average, if there is one."""
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     averaged = any(key.startswith("average.") for key in state)
     prefix = "average.module." if averaged else "network."

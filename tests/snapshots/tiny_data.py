@@ -1,4 +1,4 @@
-"""What the stored runs need, written anew for each test: a folder ``data`` for training, ``images`` for prediction."""
+"""Writes the data of the stored runs: a folder ``data`` for training, and ``images`` for prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUNS = ("classification", "detection", "instance", "semantic", "panoptic")
 
 
 def write_data(run: str, folder: Path) -> None:
-    """Writes below ``folder`` what a run is trained on, and the images whose predictions are compared."""
+    """Writes the training data of a run, and the images whose predictions are compared, to ``folder``."""
     if run == "classification":
         _write_classes(folder / "data")
     elif run == "semantic":

@@ -1,6 +1,6 @@
-"""What the snapshots hold: a function a topic, ``{section: {entry: value}}``.
+"""The content of the snapshots: one function per topic, which returns ``{section: {entry: value}}``.
 
-Everything is asked for as a user would, so that it outlives a move of the code behind it. What depends on the machine
+They use the public interface, so that they survive restructuring. What depends on the machine
 or on versions of other packages is left out: of the trainer's options, only those are here that recipes or we set.
 """
 
@@ -42,7 +42,7 @@ PLACE = {"data": {"root": "DATA"}}
 
 
 def resolved(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Every option of a recipe with its value, as ``--print_config`` tells, by dotted names."""
+    """Every option of a recipe with its value, as ``--print_config`` prints them, by dotted name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(yaml.safe_dump(recipe))
@@ -54,7 +54,7 @@ def resolved(recipe: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def our_trainer_options() -> list[str]:
-    """Options of the trainer that a recipe sets, or that have another default here than Lightning gives."""
+    """Trainer options that a recipe sets, or whose default differs from Lightning's."""
     ours = {f"trainer.{name}" for recipe in list_recipes() for name in read_recipe(find_recipe(recipe))["trainer"]}
     others = ("use_distributed_sampler", "num_sanity_val_steps", "enable_progress_bar", "enable_model_summary")
     return sorted(ours | {f"trainer.{name}" for name in (*others, "log_every_n_steps", "devices", "accelerator")})
@@ -67,7 +67,7 @@ def one_parser_a_task() -> Iterator[None]:
         from focalnet.training import options as module
 
         parser = module._parser
-    except (ImportError, AttributeError):  # it has moved
+    except (ImportError, AttributeError):  # its module has moved
         yield
         return
     with patch.object(module, "_parser", functools.cache(parser)):
@@ -86,7 +86,7 @@ def options() -> dict[str, dict[str, Any]]:
 
 @one_parser_a_task()
 def recipes() -> dict[str, dict[str, Any]]:
-    """Of every recipe's resolved options, those whose value is not the default of its task."""
+    """For every recipe, the resolved options that differ from the defaults of its task."""
     defaults, found = plain(options()), {}
     for name in list_recipes():
         recipe = read_recipe(find_recipe(name))
@@ -103,7 +103,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 
 def output(*arguments: str) -> str:
-    """What a command prints; it must succeed."""
+    """The output of a command, which must succeed."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         assert main(list(arguments)) == 0, arguments
@@ -111,7 +111,7 @@ def output(*arguments: str) -> str:
 
 
 def commands() -> dict[str, Any]:
-    """The commands by name, ``focalnet`` itself under that name."""
+    """All commands by name, including ``focalnet`` itself."""
     from typer.main import get_command
 
     group: Any = get_command(app)
@@ -119,7 +119,7 @@ def commands() -> dict[str, Any]:
 
 
 def help_texts() -> dict[str, dict[str, Any]]:
-    """What ``--help`` tells of each command; not the page, whose layout is that of the installed version of Typer."""
+    """The help texts of each command, without layout, which depends on the version of Typer."""
     found = {}
     for name, command in commands().items():
         entries: dict[str, Any] = {"help": _words(command.help), "epilog": _words(command.epilog)}
@@ -130,7 +130,7 @@ def help_texts() -> dict[str, dict[str, Any]]:
 
 
 def opts(parameter: Any) -> list[str]:
-    """``["--tile"]``, or of an argument its name."""
+    """``["--tile"]``, or the name of an argument."""
     return [*parameter.opts, *parameter.secondary_opts]
 
 
@@ -170,7 +170,7 @@ def plain_terminal() -> Iterator[None]:
 
 
 def listings() -> dict[str, dict[str, Any]]:
-    """Names in what the command line prints as JSON."""
+    """Keys of the JSON that the command line prints."""
     found = {}
     for name in ("focalnet_tiny_srf", "mask_rcnn_focalnet_tiny_srf", "upernet_focalnet_tiny_srf"):
         models = json.loads(output("models", f"{name}*", "--json"))
@@ -222,7 +222,7 @@ def state_dicts() -> dict[str, dict[str, Any]]:
 
 
 def architectures() -> dict[str, dict[str, Any]]:
-    """Of every published architecture: tensors, their numbers, and a hash of names and shapes in order."""
+    """For every published architecture: number of tensors and values, and a hash of names and shapes in order."""
     found = {}
     unchanged = {name: lambda tensor, *_args, **_kwargs: tensor for name in ("uniform_", "normal_", "erfinv_")}
     with torch.device("meta"), patch.multiple(torch.Tensor, **unchanged):  # initial values take most of the time

@@ -1,4 +1,4 @@
-"""A training step of a narrow network of every family, through its task, Lightning and its own kind of data."""
+"""A training step of a narrow network of every family, with its task, its data module and Lightning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CROPPED = DetectionAugmentation(short_sides=(60,), crop_prob=0.0)
 
 
 def write_data(root: Path) -> Path:
-    """Data for every family, each in a folder of its own."""
+    """Writes data for every family, each in its own folder."""
     for part in ("train", "val"):
         for number, name in enumerate(("ant", "bee", "ant", "bee")):
             path = root / f"classes/{part}/{name}/{number}.png"
@@ -41,7 +41,7 @@ def write_data(root: Path) -> Path:
 
 
 def data_for(family: str, root: Path, **options: Any) -> Any:
-    """A data module with two images a batch."""
+    """A data module with two images per batch."""
     if family == "classifier":
         return ClassificationData(str(root / "classes"), image_size=32, **_IMAGES, **options)
     if family in ("upernet", "mask2former"):
@@ -55,7 +55,7 @@ def data_for(family: str, root: Path, **options: Any) -> Any:
 
 
 def task_for(family: str, network: dict[str, Any] | None = None, **options: Any) -> Task:
-    """A task for a narrow network; ``network`` has options of that, ``options`` are the task's own."""
+    """A task for a narrow network; ``network`` has options of the network, ``options`` those of the task."""
     for module in () if family in ("classifier", "upernet") else ("pycocotools", "scipy"):
         pytest.importorskip(module, reason="detection and matching need the extra dense")
     method = "mask2former" if family.startswith("mask2former") else family
@@ -72,7 +72,7 @@ def task_for(family: str, network: dict[str, Any] | None = None, **options: Any)
 
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    """Of one batch, unless options say otherwise; nothing is validated."""
+    """A trainer for one batch without validation; options override this."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     short = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     chosen: dict[str, Any] = {**quiet, **short, "accelerator": "cpu", "use_distributed_sampler": False, **options}

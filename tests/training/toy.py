@@ -1,4 +1,4 @@
-"""A run of a second or two: the digits, with a network of a few hundred parameters."""
+"""A training run of one or two seconds: the digits, with a network of a few hundred parameters."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    """To the bit."""
+    """Asserts that the weights of two runs are bit-identical."""
     a, b = weights_of(one), weights_of(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def run_in_child(recipe: str, folder: Path, options: dict[str, Any]) -> None:
-    """``fit`` in a process of its own, whose loader workers are forked from it as in an ordinary one."""
+    """Runs ``fit`` in its own process, so that loader workers are forked as in normal use."""
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     fit(recipe, output=folder, **options)

@@ -1,4 +1,4 @@
-"""Small networks that differ in everything a checkpoint's layout depends on."""
+"""Small networks that differ in everything on which the layout of a checkpoint depends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONLY_OURS = {
 
 
 def classifier(shape: dict[str, object], num_classes: int = 5, seed: int = 0) -> Classifier:
-    """A classifier with no parameter at a trivial value, in eval mode."""
+    """A classifier in eval mode whose parameters all have nontrivial values."""
     model = ClassifierConfig(backbone=FocalNetConfig.from_dict(shape), num_classes=num_classes).build()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

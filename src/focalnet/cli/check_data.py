@@ -79,8 +79,8 @@ def check_data(
         num_problems += len(report.problems)
         typer.echo(f"{report.name}: {report.summary}", err=True)
     if num_problems:
-        noun = "problem" if num_problems == 1 else "problems"
-        raise DataError(f"{root}: {num_problems} {noun}, listed above")
+        unit = "problem" if num_problems == 1 else "problems"
+        raise DataError(f"{root}: {num_problems} {unit}, listed above")
 
 
 def _parse_label_map(text: str) -> dict[int, int]:

@@ -40,7 +40,7 @@ class SemanticResult:
 
     Args:
         miou: mean over the classes of ``iou``.
-        accuracy: share of all labelled pixels.
+        accuracy: share of all labeled pixels.
         mean_accuracy: mean over the classes of ``class_accuracy``.
         iou: by class, NaN where undefined.
         class_accuracy: share of a class's pixels that are predicted correctly, by class, NaN where undefined.
