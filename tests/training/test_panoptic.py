@@ -159,8 +159,8 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
     for text in (
         "Panoptic quality",
         "By class",
-        "Best pictures",
-        "Worst pictures",
+        "Best images",
+        "Worst images",
         "<td>stuff<td>100.00",
         "<td>sky<td>",
     ):

@@ -127,7 +127,7 @@ def test_an_unknown_architecture(official: Path, tmp_path: Path) -> None:
 
 def test_a_shape_the_other_library_does_not_have(tmp_path: Path) -> None:
     source = weights.save(classifier(ONLY_OURS["nano"]), tmp_path / "nano.safetensors")
-    with pytest.raises(FocalNetError, match="timm's FocalNet has patch_size=4 only"):
+    with pytest.raises(FocalNetError, match="timm's FocalNet supports only patch_size=4"):
         run(source, tmp_path / "out.pth", "--to", "timm")
     assert not (tmp_path / "out.pth").exists()
 
