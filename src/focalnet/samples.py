@@ -140,7 +140,7 @@ class ImageInfo:
 
     path: str
     original_size: Size
-    image_id: int | None = None
+    image_id: int | str | None = None
 
 
 @dataclass

@@ -91,9 +91,9 @@ def predict(
         raise ConfigError(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"
         )
-    results = Results(out, model, None if classifies else Ids(network, annotations))
-    names = dict(zip(map(str, files), unique_names(files), strict=True))
     images = [file for file in files if file not in videos]
+    results = Results(out, model, None if classifies else Ids(network, annotations, images))
+    names = dict(zip(map(str, files), unique_names(files), strict=True))
     skip = _report_skipped if on_error is OnError.SKIP else None
     with _image_size_limit(max_megapixels):
         for result in predictor.stream(images, skip=skip):

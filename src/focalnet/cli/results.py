@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,42 +64,57 @@ class Ids:
     Args:
         network: a detector or segmenter.
         annotations: a COCO file with the same classes; for a panoptic model, a COCO panoptic file.
+        files: the images. A whole path in the annotations is matched before the bare file name.
 
     Raises:
         ConfigError: annotations for a semantic model, whose label maps hold no ids.
-        DataError: the file has other classes, or is not an annotation file.
+        DataError: the file has other classes, is not an annotation file, or does not name an image unambiguously.
     """
 
-    def __init__(self, network: Model[Any, Any], annotations: Path | None) -> None:
+    def __init__(self, network: Model[Any, Any], annotations: Path | None, files: Sequence[Path] = ()) -> None:
         #: "detection", "semantic", "instance" or "panoptic".
         self.output: str = network.config.output
         count = network.config.num_classes
         self.file, self.names = annotations, network.class_names or tuple(f"class {i}" for i in range(count))
         self.things = network.config.things if self.output == "panoptic" else None
-        self.image_ids: dict[str, int] = {}
-        self.category_ids = tuple(range(1, count + 1))
+        self.image_ids: dict[str, int | str] = {}
+        self.category_ids: tuple[int | str, ...] = tuple(range(1, count + 1))
         if annotations is not None:
-            self._read(annotations)
+            self._read(annotations, [path.as_posix() for path in files])
 
-    def _read(self, annotations: Path) -> None:
-        from focalnet.data.formats.coco import read_coco
+    def _read(self, annotations: Path, files: Sequence[str]) -> None:
+        from focalnet.data.formats.coco import read_listing
         from focalnet.data.formats.coco_panoptic import read_panoptic
+        from focalnet.data.readers.file_names import match_names
 
         if self.output == "semantic":
             raise ConfigError("--annotations is for objects and panoptic maps: label maps hold class indices, not ids")
-        coco = read_panoptic(annotations) if self.output == "panoptic" else read_coco(annotations)
-        if coco.class_names != self.names:
+        names: tuple[str, ...] = ()
+        if self.output == "panoptic":
+            panoptic = read_panoptic(annotations)
+            images, names, self.category_ids = panoptic.images, panoptic.class_names, panoptic.category_ids
+        else:
+            for keep_root in (False, True):  # a model may have been trained with a category that has no objects
+                if names != self.names:
+                    listing = read_listing(annotations, keep_root=keep_root)
+                    images = list(listing.images.values())
+                    names, self.category_ids = listing.class_names, listing.category_ids
+        if names != self.names:
             raise DataError(f"{annotations}: its categories are not the {len(self.names)} classes of the model")
-        self.category_ids = coco.category_ids
-        self.image_ids = {Path(image.file_name).name: image.image_id for image in coco.images}
+        matches = match_names([image.file_name for image in images], files, base_names=True)
+        ids = {image.file_name: image.image_id for image in images}
+        self.image_ids = {file: ids[name] for name, file in matches.files.items()}
+        for file in files:
+            if file in self.image_ids:
+                continue
+            for name, candidates in matches.ambiguous.items():
+                if file in candidates:
+                    raise DataError(f"{annotations}: {name}: {matches.why_ambiguous(name)}")
+            raise DataError(f"{annotations}: has no image {file}")
 
-    def image(self, path: Path, number: int) -> int:
+    def image(self, path: Path, number: int) -> int | str:
         """The id of an image, which is the ``number``-th, counted from 1."""
-        if self.file is None:
-            return number
-        if path.name not in self.image_ids:
-            raise DataError(f"{self.file}: has no image {path.name}")
-        return self.image_ids[path.name]
+        return number if self.file is None else self.image_ids[path.as_posix()]
 
     def categories(self) -> list[dict[str, Any]]:
         """The list ``categories`` of a COCO file."""

@@ -22,9 +22,11 @@ from focalnet.data.augment import (
     with_labels,
     with_objects,
 )
-from focalnet.data.formats.coco import Annotated, CocoFile, inside, read_image, to_bitmaps
+from focalnet.data.formats.coco import CocoFile, inside
 from focalnet.data.formats.coco_panoptic import PanopticFile, read_ids
+from focalnet.data.formats.image_entries import Annotated, Id, read_image
 from focalnet.data.formats.label_maps import LabelRule, Pairs, check_sizes
+from focalnet.data.formats.outlines import to_bitmaps
 from focalnet.data.loader import random_state_kept, seed_all
 from focalnet.data.preprocess import Transform, fitted_size, normalize, preprocess
 from focalnet.data.readers.image_files import ImageFiles
@@ -226,7 +228,7 @@ class DetectionDataset(Samples[Sample[ObjectTarget], ImageWithObjects]):
         crowd = [a for a in entry.annotations if a["iscrowd"]]
         return with_objects(image, _corners(objects, entry), labels, masks, _corners(crowd, entry))
 
-    def annotated_masks(self, image_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    def annotated_masks(self, image_id: Id) -> tuple[Tensor, Tensor, Tensor]:
         """All objects of an image, as on disk: masks ``(N, H, W)``, labels, and which are crowds, both ``(N,)``."""
         entry = self._by_id[image_id]
         masks = to_bitmaps([a["segmentation"] for a in entry.annotations], entry.height, entry.width)

@@ -76,7 +76,7 @@ def decode(
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an image once its Exif orientation is applied; its pixels are not loaded."""
-    turned = _orientation(image) in (5, 6, 7, 8)
+    turned = orientation(image) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -180,10 +180,11 @@ def _loaded_as_rgb(image: Image.Image) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image with its Exif orientation applied."""
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    return ImageOps.exif_transpose(image) if orientation(image) != 1 else image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The Exif orientation, 1 to 8; 1 is upright."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # the pixels are whole, only the notes about them are damaged

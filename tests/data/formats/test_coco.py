@@ -71,12 +71,14 @@ def test_the_image_and_the_annotation_are_named(tmp_path):
     assert "image 10 (01.png), annotation 1: its box [90, 10, 5, 5]" in found
 
 
-def test_what_reaches_over_the_edge_is_kept_and_the_rest_left_out(tmp_path):
+def test_what_reaches_over_the_edge_is_kept_and_the_rest_is_a_crowd_region(tmp_path):
     dataset = content()
     first, second, *_ = dataset["annotations"]
+    place = second["bbox"]
     first["bbox"], second["bbox"] = [70, 10, 20, 5], [0, 0, 0, 0]
     kept = read_coco(write_json(tmp_path / "a.json", dataset)).images[0].annotations
-    assert [one["id"] for one in kept] == [1]
+    assert [(one["id"], one["iscrowd"]) for one in kept] == [(1, 0), (2, 1)]
+    assert kept[1]["bbox"] == place  # of its outline
     first["bbox"] = [70, 10, 10.9, 5]  # rounding
     assert len(read_coco(write_json(tmp_path / "a.json", dataset)).problems) == 1
 

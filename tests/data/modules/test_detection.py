@@ -246,12 +246,23 @@ def test_problems_stop_or_are_left_out(tmp_path, caplog):
     assert "annotation 90" in caplog.text
 
 
-def test_broken_pictures_and_wrong_sizes_are_named_or_replaced(tmp_path):
+def test_broken_pictures_and_wrong_sizes_are_named_before_training_or_left_out(tmp_path):
     root = write_coco(tmp_path)
     (root / "train/01.png").write_bytes(b"no picture")
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(root / "train/02.png")
+    expected = r"01\.png: is not an image.*02\.png: has 80 x 61 pixels, its annotations .image 20. are for 80 x 60"
+    with pytest.raises(DataError, match=expected):
+        data(root)
+    assert data(root, on_error="skip").samples["train"].path(0).endswith("03.png")
+
+
+def test_truncated_pictures_are_named_or_replaced(tmp_path):
+    root = write_coco(tmp_path)
+    for name in ("01.png", "02.png"):
+        whole = (root / "train" / name).read_bytes()
+        (root / "train" / name).write_bytes(whole[: len(whole) // 2])
     samples = data(root).samples["train"]
-    for index, expected in ((0, "01.png"), (1, "has 80 x 61 pixels, its annotations .image 20. are for 80 x 60")):
+    for index, expected in ((0, "01.png"), (1, "02.png")):
         with pytest.raises(ImageError, match=expected):
             samples[index]
     skipping = data(root, on_error="skip").samples["train"]

@@ -1,4 +1,4 @@
-"""COCO annotation files of objects: found, read, checked entry by entry; and outlines as bitmaps.
+"""COCO annotation files of objects: found, read, and checked entry by entry.
 
 This is one file because it is one format: what is looked for, what may be wrong with it, and what it means.
 """
@@ -6,42 +6,36 @@ This is one file because it is one format: what is looked for, what may be wrong
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from focalnet.data import images as decoding
-from focalnet.data.formats.problems import Problem
+from focalnet.data.formats.image_entries import (
+    Annotated,
+    Annotation,
+    Id,
+    as_id,
+    by_id,
+    in_order,
+    is_whole,
+    known_id,
+    locate,
+    read_image,
+    read_images,
+)
+from focalnet.data.formats.outlines import are_numbers, polygons, segmentation_problem
+from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
+from focalnet.data.formats.problems import Problem, Report
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
-from focalnet.data.readers.image_files import ImageFiles, find_images
+from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
 from focalnet.data.readers.text import read_text
-from focalnet.errors import DataError, ImageError, require
+from focalnet.errors import DataError, ImageError
 
-#: One entry of ``annotations``, as it is in the file: ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
-Annotation: TypeAlias = dict[str, Any]
-
-LARGEST_IMAGE = 2**28  # pixels; beyond what Pillow opens
 TOLERANCE = 1.0  # pixels that a box may reach over the edge: annotation tools round
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """One image of an annotation file with its usable annotations, sizes in pixels."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-    annotations: list[Annotation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,17 @@ class CocoFile:
         category_ids: by label.
         images: in the order of the file.
         problems: what was left out, or kept only in part.
+        remarks: what was taken for granted, a line each.
     """
 
     path: Path
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[Id, ...]
     images: list[Annotated]
     problems: list[Problem]
+    remarks: list[str] = field(default_factory=list)
 
-    def label_of(self) -> dict[int, int]:
+    def label_of(self) -> dict[Id, int]:
         """Label by category id."""
         return {category: label for label, category in enumerate(self.category_ids)}
 
@@ -79,68 +75,213 @@ class CocoFile:
         }
 
 
-def read_coco(path: Path, *, masks: bool = False) -> CocoFile:
-    """Reads an annotation file; entries that cannot be used are left out and listed in ``problems``.
-
-    The ids of annotations say nothing about their objects: they may be missing, given twice, or of any type.
+@dataclass(frozen=True)
+class Listing:
+    """What an annotation file lists, before its annotations are looked at.
 
     Args:
-        path: a JSON file with ``images``, ``annotations`` and ``categories``.
-        masks: whether each object must have a segmentation.
+        path: of the file, or what messages call it.
+        images: by id.
+        categories: names by id.
+        annotations: as they are in the file.
+        refused: ids of images that cannot be used; their annotations go with them.
+        problems: what was left out.
+        remarks: what was taken for granted, a line each.
+    """
+
+    path: Path
+    images: dict[Id, Annotated]
+    categories: dict[Id, str]
+    annotations: list[Any]
+    refused: set[Id]
+    problems: list[Problem]
+    remarks: list[str]
+
+    @property
+    def category_ids(self) -> tuple[Id, ...]:
+        """By label."""
+        return tuple(in_order(list(self.categories)))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label."""
+        return tuple(self.categories[number] for number in self.category_ids)
+
+    def report(self, entry: str, what: str, fatal: bool = True, skippable: bool = True) -> None:
+        """Takes a problem."""
+        self.problems.append(Problem(str(self.path), entry, what, fatal, skippable))
+
+    def check(self) -> None:
+        """Raises ``DataError`` where there is no image or no category that can be used."""
+        if not self.images or not self.categories:
+            reason = f"; {self.problems[0].entry}: {self.problems[0].what}" if self.problems else ""
+            raise DataError(f"{self.path}: no usable {'category' if self.images else 'image'} in it{reason}")
+
+
+def read_listing(path: Path, content: Mapping[str, Any] | None = None, *, keep_root: bool = False) -> Listing:
+    """Reads which images and categories there are.
+
+    Args:
+        path: of a JSON file with ``images``, ``annotations`` and ``categories``.
+        content: what is in it, if it has been read.
+        keep_root: keep a category that has no object and is the supercategory of all others, see ``empty_root``.
 
     Raises:
         DataError: the file is no such JSON, or has no image or category that can be used.
     """
-    content = load(path)
-    problems: list[Problem] = []
+    content = load(path) if content is None else content
+    listing = Listing(path, {}, {}, content["annotations"], set(), [], [])
+    categories, _ = by_id(content["categories"], "category", category_problem, listing.report)
+    images, refused = read_images(content["images"], listing.report)
+    listing.images.update(images)
+    listing.refused.update(refused)
+    root = None if keep_root else empty_root(content)
+    if root is not None:
+        name = categories.pop(root)["name"]
+        listing.remarks.append(
+            f'category {root} ("{name}") is left out: it has no object, and is the supercategory of all others'
+        )
+    uses = Counter(entry["name"] for entry in categories.values())
+    for number, entry in categories.items():
+        listing.categories[number] = entry["name"]
+        if uses[entry["name"]] > 1:
+            what = f'{uses[entry["name"]]} categories have its name "{entry["name"]}"; rename them, or give them one id'
+            listing.report(f"category {number}", what, skippable=False)
+    listing.check()
+    return listing
 
-    def report(entry: str, what: str, fatal: bool = True) -> None:
-        problems.append(Problem(str(path), entry, what, fatal))
 
-    categories = unique(content["categories"], "category", category_problem, report)
-    images = unique(content["images"], "image", image_problem, report)
-    by_image: dict[int, Annotated] = {
-        number: Annotated(number, entry["file_name"], entry["height"], entry["width"])
-        for number, entry in images.items()
-    }
-    if not by_image or not categories:
-        reason = f"; {problems[0].entry}: {problems[0].what}" if problems else ""
-        raise DataError(f"{path}: no usable {'category' if by_image else 'image'} in it{reason}")
+def empty_root(content: Mapping[str, Any]) -> Id | None:
+    """The category that is none: without objects, and the supercategory of all others, as Roboflow lists a project."""
+    categories = [one for one in content["categories"] if isinstance(one, dict) and as_id(one.get("id")) is not None]
+    if len(categories) < 2 or len(categories) != len(content["categories"]):
+        return None
+    for root in categories:
+        below = all(one.get("supercategory") == root.get("name") for one in categories if one is not root)
+        if below and root.get("supercategory") in (None, "", "none") and not category_problem(root):
+            number = as_id(root["id"])
+            assert number is not None
+            references = (one.get("category_id") for one in content["annotations"] if isinstance(one, dict))
+            return None if any(known_id(given, {number: root}) is not None for given in references) else number
+    return None
 
-    def annotation_problem(entry: Mapping[str, Any]) -> str | None:
-        return _reference_problem(entry, by_image, categories) or _shape_problem(entry, by_image, masks)
 
+def read_coco(path: Path, *, masks: bool = False, keep_root: bool = False) -> CocoFile:
+    """Reads an annotation file; entries that cannot be used are left out and listed in ``problems``.
+
+    The ids of annotations say nothing about their objects: they may be missing, given twice, or of any type. Those of
+    images and categories are numbers or text.
+
+    Args:
+        path: a JSON file with ``images``, ``annotations`` and ``categories``.
+        masks: whether each object must have a segmentation; otherwise nobody looks at them.
+        keep_root: see ``read_listing``.
+
+    Raises:
+        DataError: the file is no such JSON, or has no image or category that can be used.
+    """
+    listing = read_listing(path, keep_root=keep_root)
+    for number, image in list(listing.images.items()):
+        if not image.has_size:
+            listing.report(str(image), "its height and width are not in it")
+            listing.refused.add(number)
+            del listing.images[number]
+    listing.check()
+    return read_annotations(listing, masks=masks)
+
+
+def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
+    """The usable annotations of listed images, whose sizes are known.
+
+    A refused object never becomes background. Where its place is known, it becomes a crowd region, which is neither
+    object nor background; else its image is left out.
+
+    Args:
+        listing: of the file.
+        masks: whether each object must have a segmentation.
+    """
+    images = {number: replace(image, annotations=[]) for number, image in listing.images.items()}
+    spoiled: set[Id] = set()
     first_with: dict[Any, Mapping[str, Any]] = {}  # by id
-    for place, entry in enumerate(content["annotations"], start=1):
+    for place, entry in enumerate(listing.annotations, start=1):
         if not isinstance(entry, dict):
-            report(f"annotation number {place}", "is not an object with image_id, category_id and bbox")
+            what = "is not an object with image_id, category_id and bbox"
+            listing.report(f"annotation number {place}", what, skippable=False)
             continue
-        entry = _with_numbers(entry, image_id=by_image, category_id=categories)
         number = entry.get("id")  # for messages: two objects may share one, or have none
         name = f"annotation {number}" if is_whole(number) else f"annotation number {place}"
-        image_name = f"image {entry['image_id']}, " if is_whole(entry.get("image_id")) else ""
+        image_id = known_id(entry.get("image_id"), images)
+        category = known_id(entry.get("category_id"), listing.categories)
+        if image_id is None:
+            given = as_id(entry.get("image_id"))
+            if known_id(given, dict.fromkeys(listing.refused)) is None:
+                what = _unknown("image_id", entry, images)
+                listing.report(name, what, skippable=given is not None)
+            continue
+        image = images[image_id]
+        entry = {**entry, "image_id": image_id}
+        if category is not None:
+            entry["category_id"] = category
+        where = f"{image}, {name}"
         if is_whole(number) and first_with.setdefault(number, entry) is not entry and first_with[number] == entry:
-            report(image_name + name, f"its id {number} is given twice, for the same object")
+            listing.report(where, f"its id {number} is given twice, for the same object")
             continue
-        if what := annotation_problem(entry):
-            report(image_name + name, what)
-            continue
-        image = by_image[entry["image_id"]]
-        clipped, what = _clip(entry["bbox"], image)
-        if what:
-            report(f"image {image.image_id} ({image.file_name}), {name}", what, clipped is None)
+        wrong = _unknown("category_id", entry, listing.categories) if category is None else None
+        wrong = wrong or _shape_problem(entry, image, masks)
+        clipped: tuple[float, ...] | None = None
+        if wrong is None:
+            clipped, over = _clip(entry["bbox"], image)
+            if over:
+                listing.report(where, over, clipped is None)
+        else:
+            listing.report(where, wrong)
         if clipped is not None:
-            outline = entry.get("segmentation")
-            if isinstance(outline, list) and not all(_is_polygon(part) for part in outline):
-                whole = [part for part in outline if _is_polygon(part)]
-                report(
-                    image_name + name, f"{len(outline) - len(whole)} of its polygons left out: too few points", False
-                )
-                entry = {**entry, "segmentation": whole}
-            image.annotations.append(_complete(entry))
-    ids = sorted(categories)
-    names = tuple(str(categories[number]["name"]) for number in ids)
-    return CocoFile(path, names, tuple(ids), list(by_image.values()), problems)
+            image.annotations.append(_complete(_with_outline(entry, masks, where, listing.report)))
+        elif category is not None and (region := _region(entry, image, masks)) is not None:
+            image.annotations.append(region)
+        else:
+            spoiled.add(image_id)
+    kept = [image for number, image in images.items() if number not in spoiled]
+    return CocoFile(listing.path, listing.class_names, listing.category_ids, kept, listing.problems, listing.remarks)
+
+
+def _unknown(key: str, entry: Mapping[str, Any], known: Mapping[Id, Any]) -> str:
+    item, given = key.removesuffix("_id"), entry.get(key)
+    example = next(iter(known), None)
+    kinds = f"; it is text, and those of the file are numbers, e.g. {example}" if isinstance(given, str) else ""
+    return f"its {key} {given!r:.60} is not among the file's {item} entries{kinds if is_whole(example) else ''}"
+
+
+def _with_outline(entry: Annotation, masks: bool, where: str, report: Report) -> Annotation:
+    """Without a segmentation that nobody wants, or without the parts of it that are none."""
+    outline = entry.get("segmentation")
+    if not masks:
+        return {key: value for key, value in entry.items() if key != "segmentation"}
+    if not isinstance(outline, list):
+        return entry
+    whole = polygons(outline)
+    parts = 1 if are_numbers(outline) else len(outline)
+    if len(whole) < parts:
+        report(where, f"{parts - len(whole)} of its polygons left out: too few points", False)
+    return {**entry, "segmentation": whole}
+
+
+def _region(entry: Annotation, image: Annotated, masks: bool) -> Annotation | None:
+    """The place of a refused object as a crowd region: its box, else that of its polygons; None without a place."""
+    box = entry.get("bbox")
+    clipped = _clip(box, image)[0] if isinstance(box, list) and are_numbers(box) and len(box) == 4 else None
+    if clipped is None:
+        points = np.array([p for part in polygons(entry.get("segmentation")) for p in part]).reshape(-1, 2)
+        if not len(points):
+            return None
+        (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+        clipped = _clip([left, top, right - left, bottom - top], image)[0]
+    if clipped is None:
+        return None
+    left, top, right, bottom = clipped
+    region = {key: entry.get(key) for key in ("id", "image_id", "category_id")}
+    region |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 1, "area": (right - left) * (bottom - top)}
+    return region | ({"segmentation": [[left, top, right, top, right, bottom, left, bottom]]} if masks else {})
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -164,124 +305,25 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-Report: TypeAlias = Callable[..., None]
-
-
-def unique(
-    entries: list[Any], item: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
-) -> dict[int, dict[str, Any]]:
-    """The entries without a problem, by id; ``problem`` says what is wrong with one, ``report`` takes it."""
-    found: dict[int, dict[str, Any]] = {}
-    for place, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not is_whole(entry.get("id")):
-            report(f"{item} number {place + 1}", 'has no "id" that is a whole number')
-            continue
-        number = entry["id"]
-        if number in found:
-            report(_name(item, entry), f"its id {number} is given twice")
-        elif what := problem(entry):
-            report(_name(item, entry), what)
-        else:
-            found[number] = entry
-    return found
-
-
-def _name(item: str, entry: Mapping[str, Any]) -> str:
-    file = f" ({entry['file_name']})" if isinstance(entry.get("file_name"), str) else ""
-    return f"{item} {entry['id']}{file}"
-
-
 def category_problem(entry: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry of ``categories``, if anything."""
     return None if isinstance(entry.get("name"), str) and entry["name"] else "has no name"
 
 
-def image_problem(entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with an entry of ``images``, if anything."""
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"] or "\0" in entry["file_name"]:
-        return "has no file_name"
-    height, width = entry.get("height", 0), entry.get("width", 0)
-    if not all(is_whole(side) and side > 0 for side in (height, width)) or height * width > LARGEST_IMAGE:
-        return f"its height and width are {height!r} and {width!r}, not pixels"
-    return None
-
-
-def _with_numbers(entry: dict[str, Any], **known: Mapping[int, Any]) -> dict[str, Any]:
-    """An annotation whose references are numbers, where they are known numbers written as text."""
-    texts = {key: entry.get(key) for key in known}
-    found = {key: int(t) for key, t in texts.items() if isinstance(t, str) and t.isdecimal() and int(t) in known[key]}
-    return {**entry, **found} if found else entry
-
-
-def _reference_problem(
-    entry: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, Any]
-) -> str | None:
-    for key, known in (("image_id", images), ("category_id", categories)):
-        number = entry.get(key)
-        if not is_whole(number) or number not in known:
-            return f"its {key} {number!r} is not among the file's {key.removesuffix('_id')} entries"
-    return None
-
-
-def _shape_problem(entry: Mapping[str, Any], images: Mapping[int, Annotated], masks: bool) -> str | None:
+def _shape_problem(entry: Mapping[str, Any], image: Annotated, masks: bool) -> str | None:
     box, segmentation = entry.get("bbox"), entry.get("segmentation")
     if not are_numbers(box) or len(box or ()) != 4:
         return f"its bbox {str(box)[:60]} is not four numbers: left, top, width, height"
-    if entry.get("iscrowd", 0) not in (0, 1, False, True):
-        return f"its iscrowd {entry['iscrowd']!r} is not 0 or 1"
-    area = entry.get("area", 0)
-    if not are_numbers([area]) or area < 0:
-        return f"its area {area!r} is not a number of pixels"
-    if segmentation in (None, [], {}):
-        return "has no segmentation; data.masks false trains boxes only" if masks else None
-    image = images[entry["image_id"]]
-    return _segmentation_problem(segmentation, (image.height, image.width))
-
-
-def _segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
-    if isinstance(segmentation, list):
-        whole = any(_is_polygon(part) for part in segmentation)
-        return None if whole else "its segmentation is not a list of polygons of three or more points"
-    if not isinstance(segmentation, dict) or segmentation.get("size") != list(size):
-        return f"its segmentation is neither polygons nor a run-length code of {size[0]} x {size[1]} pixels"
-    counts = segmentation.get("counts")
-    if isinstance(counts, list):
-        runs = all(is_whole(run) and run >= 0 for run in counts)
-        if not runs or sum(counts) != math.prod(size):
-            return "the runs of its segmentation do not add up to the image"
+    if entry.get("iscrowd") not in (None, 0, 1, False, True):
+        return f"its iscrowd {entry['iscrowd']!r:.60} is not 0 or 1"
+    area = entry.get("area")
+    if area is not None and (not are_numbers([area]) or area < 0):
+        return f"its area {area!r:.60} is not a number of pixels"
+    if not masks:
         return None
-    if not isinstance(counts, str) or _decoded_length(counts) != math.prod(size):
-        return "the compressed runs of its segmentation do not add up to the image"
-    return None
-
-
-def _is_polygon(part: Any) -> bool:
-    return are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0
-
-
-def _decoded_length(counts: str) -> int | None:
-    """Pixels that a compressed run-length code covers; None where it is none.
-
-    The code (cocodataset.github.io): each run in groups of five bits, lowest first, as characters from 48 on, the
-    sixth bit for "more follows"; from the fourth run on the difference to the run before the last.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        if runs[-1] < 0:
-            return None
-        value = shift = 0
-    return None if shift else sum(runs)
+    if segmentation in (None, [], {}, [[]]):
+        return "has no segmentation; data.masks false trains boxes only"
+    return segmentation_problem(segmentation, (image.height, image.width))
 
 
 def _clip(box: Sequence[float], image: Annotated) -> tuple[tuple[float, ...] | None, str | None]:
@@ -310,19 +352,8 @@ def inside(box: Sequence[float], height: int, width: int) -> tuple[float, float,
 
 def _complete(entry: dict[str, Any]) -> Annotation:
     """With the two fields that the evaluation needs and some tools leave out."""
-    return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **entry}
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether it is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def are_numbers(values: Any) -> bool:
-    """Whether it is a list of finite numbers below 1e9."""
-    return isinstance(values, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values
-    )  # not a number compares false
+    given = {key: value for key, value in entry.items() if value is not None}
+    return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **given}
 
 
 AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
@@ -373,26 +404,6 @@ def _panoptic_patterns(name: str) -> Iterator[str]:
         yield from (f"annotations/panoptic_{name}{suffix}.json", f"panoptic_{name}{suffix}.json")
 
 
-def read_image(files: ImageFiles, entry: Annotated) -> Image.Image:
-    """The annotated image as 8-bit RGB.
-
-    Raises:
-        ImageError: it cannot be decoded, or has another size than its annotations are for.
-    """
-    path = files.path(entry.file_name)
-    try:
-        content = files.content(entry.file_name)
-    except (OSError, KeyError) as error:
-        raise ImageError(f"{path}: cannot be read: {error}") from error
-    image = decoding.read(content, path)
-    if image.size != (entry.width, entry.height):
-        raise ImageError(
-            f"{path}: has {image.width} x {image.height} pixels, its annotations (image {entry.image_id}) "
-            f"are for {entry.width} x {entry.height}"
-        )
-    return image
-
-
 @dataclass(frozen=True)
 class CheckedCoco:
     """One split of a detection data set whose annotations have been read and whose images were looked for.
@@ -415,28 +426,37 @@ class CheckedCoco:
         return {name: counts[label] for label, name in enumerate(self.coco.class_names)}
 
 
-def check_coco(root: Path, annotations: Path, *, masks: bool, images: str | None = None) -> CheckedCoco:
-    """Reads a split's annotations and looks for its images.
+def check_coco(
+    root: Path,
+    annotations: Path,
+    *,
+    masks: bool,
+    images: str | None = None,
+    content: Mapping[str, Any] | None = None,
+    keep_root: bool = False,
+) -> CheckedCoco:
+    """Reads a split's annotations, looks for its images, and compares their sizes.
 
     Args:
         root: the folder of the data set.
         annotations: the annotation file.
         masks: whether each object must have a segmentation.
         images: the folder or tar file of the images, relative to the root; default: looked for.
+        content: what is in the file, if it has been read.
+        keep_root: see ``read_listing``.
 
     Raises:
         DataError: the annotations cannot be read at all, or no image is found.
     """
-    coco = read_coco(annotations, masks=masks)
-    files = find_images(root, annotations, [image.file_name for image in coco.images], images)
-    missing = [image for image in coco.images if image.file_name not in files]
-    absent = {id(image) for image in missing}
-    coco.images[:] = [image for image in coco.images if id(image) not in absent]
-    problems = [
-        Problem(str(annotations), f"image {i.image_id} ({i.file_name})", f"no such file {files.path(i.file_name)}")
-        for i in missing
-    ]
-    return CheckedCoco(coco, files, coco.problems + problems)
+    listing = read_listing(annotations, content, keep_root=keep_root)
+    files = find_images(root, annotations, [image.file_name for image in listing.images.values()], images)
+    others = other_splits(annotations)
+    located = locate(listing.images, files, listing.report, listing.remarks, other_splits=others)
+    listing.refused.update(listing.images.keys() - located.keys())
+    listing.images.clear()
+    listing.images.update(located)
+    coco = read_annotations(listing, masks=masks)
+    return CheckedCoco(coco, files, coco.problems)
 
 
 def check_images(checked: CheckedCoco) -> list[Problem]:
@@ -449,27 +469,3 @@ def check_images(checked: CheckedCoco) -> list[Problem]:
             name = f"image {entry.image_id} ({entry.file_name})"
             problems.append(Problem(str(checked.coco.path), name, str(error)))
     return problems
-
-
-def to_bitmaps(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
-    """Draws segmentations as masks ``(N, height, width)``, bool.
-
-    Args:
-        segmentations: of checked annotations: lists of polygons, or run-length codes, compressed or not.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-    """
-    codes = require("pycocotools.mask", "dense")
-    if not segmentations:
-        return torch.zeros(0, height, width, dtype=torch.bool)
-    found = []
-    for segmentation in segmentations:
-        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-            found.append(segmentation)
-            continue
-        parts = codes.frPyObjects(segmentation, height, width)
-        found.append(codes.merge(parts) if isinstance(parts, list) else parts)  # an object may be in several pieces
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # pycocotools with numpy 2
-        bitmaps_HWN = codes.decode(found)
-    return torch.from_numpy(np.ascontiguousarray(bitmaps_HWN.transpose(2, 0, 1))).bool()

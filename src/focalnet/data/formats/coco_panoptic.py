@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,22 @@ import numpy.typing as npt
 from PIL import Image
 
 from focalnet.data import images as decoding
-from focalnet.data.formats.coco import (
+from focalnet.data.formats.coco import category_problem, load
+from focalnet.data.formats.image_entries import (
     Annotated,
     Annotation,
-    Report,
-    are_numbers,
-    category_problem,
-    image_problem,
+    Id,
+    by_id,
+    in_order,
     is_whole,
-    load,
+    known_id,
+    locate,
     read_image,
-    unique,
+    read_images,
 )
-from focalnet.data.formats.problems import Problem
-from focalnet.data.readers.image_files import ImageFiles, find_images, find_maps
+from focalnet.data.formats.outlines import are_numbers
+from focalnet.data.formats.problems import Problem, Report
+from focalnet.data.readers.image_files import ImageFiles, find_images, find_maps, other_splits
 from focalnet.errors import DataError, ImageError
 
 LARGEST_ID = 2**24 - 1  # what three bytes hold
@@ -49,17 +51,19 @@ class PanopticFile:
         images: in the order of the file; their ``annotations`` are the segments: ``id``, ``category_id``, ``iscrowd``.
         maps: names of the PNG files, by image id.
         problems: what was left out, or does not add up.
+        remarks: what was taken for granted, a line each.
     """
 
     path: Path
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[Id, ...]
     num_things: int
     images: list[Annotated]
-    maps: dict[int, str]
+    maps: dict[Id, str]
     problems: list[Problem]
+    remarks: list[str] = field(default_factory=list)
 
-    def label_of(self) -> dict[int, int]:
+    def label_of(self) -> dict[Id, int]:
         """Label by category id."""
         return {category: label for label, category in enumerate(self.category_ids)}
 
@@ -83,55 +87,51 @@ def read_panoptic(path: Path) -> PanopticFile:
     content = load(path)
     problems: list[Problem] = []
 
-    def report(entry: str, what: str, fatal: bool = True) -> None:
-        problems.append(Problem(str(path), entry, what, fatal))
+    def report(entry: str, what: str, fatal: bool = True, skippable: bool = True) -> None:
+        problems.append(Problem(str(path), entry, what, fatal, skippable))
 
-    categories = unique(content["categories"], "category", _category_problem, report)
-    listed = unique(content["images"], "image", image_problem, report)
+    categories, _ = by_id(content["categories"], "category", _category_problem, report)
+    listed, _ = read_images(content["images"], report)
     annotated: list[Annotated] = []
-    maps: dict[int, str] = {}
+    maps: dict[Id, str] = {}
     for number, entry in _by_image(content["annotations"], listed, report).items():
-        segments = _segments(entry, _name(listed[number]), categories, report)
+        segments = _segments(entry, str(listed[number]), categories, report)
         if segments is not None:
-            size = listed[number]["height"], listed[number]["width"]
-            annotated.append(Annotated(number, listed[number]["file_name"], *size, segments))
+            annotated.append(replace(listed[number], annotations=segments))
             maps[number] = entry["file_name"]
     if not annotated or not categories:
         reason = f"; {problems[0].entry}: {problems[0].what}" if problems else ""
         raise DataError(f"{path}: no usable {'category' if annotated else 'image'} in it{reason}")
-    ids = sorted(categories, key=lambda number: (not categories[number]["isthing"], number))
+    ids = sorted(in_order(list(categories)), key=lambda number: not categories[number]["isthing"])
     names = tuple(str(categories[number]["name"]) for number in ids)
     things = sum(bool(categories[number]["isthing"]) for number in ids)
     return PanopticFile(path, names, tuple(ids), things, annotated, maps, problems)
 
 
-def _by_image(entries: list[Any], listed: Mapping[int, Any], report: Report) -> dict[int, Mapping[str, Any]]:
+def _by_image(entries: list[Any], listed: Mapping[Id, Annotated], report: Report) -> dict[Id, Mapping[str, Any]]:
     """The entries of ``annotations`` by image; none for an image that has none, or two."""
-    found: dict[int, Mapping[str, Any]] = {}
-    twice: set[int] = set()
+    found: dict[Id, Mapping[str, Any]] = {}
+    twice: set[Id] = set()
     for place, entry in enumerate(entries):
-        number = entry.get("image_id") if isinstance(entry, dict) else None
-        if not (is_whole(number) and number in listed):
-            report(f"annotation number {place + 1}", f"its image_id {number!r} is not among the file's images")
+        given = entry.get("image_id") if isinstance(entry, dict) else None
+        number = known_id(given, listed)
+        if number is None:
+            report(f"annotation number {place + 1}", f"its image_id {given!r:.60} is not among the file's images")
         elif number in found:
             twice.add(number)
         else:
             found[number] = entry
     for number, image in listed.items():
         if number not in found:
-            report(_name(image), "has no entry in annotations")
+            report(str(image), "has no entry in annotations")
         elif number in twice:
-            report(_name(image), "has more than one entry in annotations")
+            report(str(image), "has more than one entry in annotations")
             del found[number]
     return found
 
 
-def _name(image: Mapping[str, Any]) -> str:
-    return f"image {image['id']} ({image['file_name']})"
-
-
 def _segments(
-    entry: Mapping[str, Any], image: str, categories: Mapping[int, Any], report: Report
+    entry: Mapping[str, Any], image: str, categories: Mapping[Id, Any], report: Report
 ) -> list[Annotation] | None:
     """The segments of an image, each with ``iscrowd``; None if anything is wrong with one of them."""
     file, segments = entry.get("file_name"), entry.get("segments_info")
@@ -141,13 +141,18 @@ def _segments(
     if not isinstance(segments, list):
         report(image, 'its entry in annotations has no list "segments_info"')
         return None
-    found = unique(
-        segments,
-        "segment",
-        lambda segment: _segment_problem(segment, categories),
-        lambda what, problem: report(f"{image}, {what}", problem),
-    )
-    return [{"iscrowd": 0, **segment} for segment in found.values()] if len(found) == len(segments) else None
+    found: dict[int, Annotation] = {}
+    for place, segment in enumerate(segments, start=1):
+        number = segment.get("id") if isinstance(segment, dict) else None
+        if not is_whole(number):
+            report(f"{image}, segment number {place}", 'has no "id" that is a whole number')
+        elif number in found:
+            report(f"{image}, segment {number}", f"its id {number} is given twice")
+        elif what := _segment_problem(segment, categories):
+            report(f"{image}, segment {number}", what)
+        else:
+            found[number] = {"iscrowd": 0, **segment, "category_id": known_id(segment["category_id"], categories)}
+    return list(found.values()) if len(found) == len(segments) else None
 
 
 def _category_problem(entry: Mapping[str, Any]) -> str | None:
@@ -156,11 +161,11 @@ def _category_problem(entry: Mapping[str, Any]) -> str | None:
     return category_problem(entry)
 
 
-def _segment_problem(entry: Mapping[str, Any], categories: Mapping[int, Any]) -> str | None:
+def _segment_problem(entry: Mapping[str, Any], categories: Mapping[Id, Any]) -> str | None:
     if not 0 < entry["id"] <= LARGEST_ID:
         return f"its id is not between 1 and {LARGEST_ID}, and 0 is void: give it, in the JSON and in the PNG, another"
     category = entry.get("category_id")
-    if not is_whole(category) or category not in categories:
+    if known_id(category, categories) is None:
         return f"its category_id {category!r} is not among the file's categories"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"its iscrowd {entry['iscrowd']!r} is not 0 or 1"
@@ -264,37 +269,52 @@ def check_panoptic(
         DataError: the annotations cannot be read at all, or no image or no PNG is found.
     """
     annotated = read_panoptic(annotations)
+    others = other_splits(annotations)
     files = find_images(root, annotations, [image.file_name for image in annotated.images], images)
     places = find_maps(root, annotations, list(annotated.maps.values()), maps)
+    names = places.match(list(annotated.maps.values()), others).files
+    wrong: dict[str, str] = {}
+    listed = {image.image_id: image for image in annotated.images}
+    located = locate(
+        listed, files, wrong.__setitem__, annotated.remarks, other_splits=others, compare=open_maps or decode
+    )
 
     def problems(image: Annotated) -> list[Problem]:
-        name = f"image {image.image_id} ({image.file_name})"
-        found = _problems(image, annotated.maps[image.image_id], files, places, open_maps=open_maps, decode=decode)
-        return [Problem(str(annotations), name, what, fatal) for what, fatal in found]
+        there, map_name = located.get(image.image_id), annotated.maps[image.image_id]
+        found = [(wrong[str(image)], True)] if there is None else []
+        found += _problems(there, map_name, names.get(map_name), files, places, open_maps=open_maps, decode=decode)
+        return [Problem(str(annotations), str(image), what, fatal) for what, fatal in found]
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without holding the interpreter
         found = list(pool.map(problems, annotated.images))
     whole = [not any(one.fatal for one in some) for some in found]
-    annotated.images[:] = [image for image, usable in zip(annotated.images, whole, strict=True) if usable]
+    kept = [image.image_id for image, usable in zip(annotated.images, whole, strict=True) if usable]
+    annotated.images[:] = [located[number] for number in kept]
+    annotated.maps.update({number: names[annotated.maps[number]] for number in kept})
     return CheckedPanoptic(annotated, files, places, annotated.problems + [one for some in found for one in some])
 
 
 def _problems(
-    image: Annotated, name: str, files: ImageFiles, maps: ImageFiles, *, open_maps: bool, decode: bool
+    image: Annotated | None,
+    map_name: str,
+    map_there: str | None,
+    files: ImageFiles,
+    maps: ImageFiles,
+    *,
+    open_maps: bool,
+    decode: bool,
 ) -> Iterator[tuple[str, bool]]:
-    """What is wrong with an image, and whether it is of no use for that."""
-    if image.file_name not in files:
-        yield f"no such file {files.path(image.file_name)}", True
-    elif decode:
+    """What is wrong with an image that is there and with its PNG, and whether it is of no use for that."""
+    if image is not None and decode:
         try:
             read_image(files, image)
         except ImageError as error:
             yield str(error), True
-    if name not in maps:
-        yield f"no such file {maps.path(name)}", True
-    elif open_maps:
+    if map_there is None:
+        yield f"no such file {maps.path(map_name)}", True
+    elif image is not None and open_maps:
         try:
-            ids = read_ids(maps, name, image)
+            ids = read_ids(maps, map_there, image)
         except ImageError as error:
             yield str(error), True
             return

@@ -48,7 +48,7 @@ class NameMatches:
         return f"it may mean {len(files)} files ({shown}); write the path as it is"
 
 
-def match_names(names: Iterable[str], files: Iterable[str]) -> NameMatches:
+def match_names(names: Iterable[str], files: Iterable[str], *, base_names: bool = False) -> NameMatches:
     """Finds the file that each name means.
 
     Exact names come first. Then the same path counts in another spelling: separators, ``.`` and ``..``, Unicode
@@ -59,13 +59,14 @@ def match_names(names: Iterable[str], files: Iterable[str]) -> NameMatches:
     Args:
         names: paths as they are written.
         files: paths that are there, relative to one folder, with ``/``.
+        base_names: treat every name as one from another machine.
     """
     wanted, present = list(dict.fromkeys(names)), dict.fromkeys(files)
     found = {name: name for name in wanted if name in present}
     taken = set(found)
     free = [file for file in present if file not in taken]
     left = [name for name in wanted if name not in found]
-    candidates = {name: some for name, some in _candidates(left, free, wanted).items() if some}
+    candidates = {name: some for name, some in _candidates(left, free, wanted, base_names).items() if some}
     uses = Counter(some[0] for some in candidates.values() if len(some) == 1)
     sure = {name: some[0] for name, some in candidates.items() if len(some) == 1 and uses[some[0]] == 1}
     ambiguous = {name: some for name, some in candidates.items() if name not in sure}
@@ -78,7 +79,9 @@ def last_parts(address: str, count: int) -> str:
     return "/".join(_decoded(address)[-count:])
 
 
-def _candidates(names: Sequence[str], files: Sequence[str], all_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _candidates(
+    names: Sequence[str], files: Sequence[str], all_names: Sequence[str], base_names: bool
+) -> dict[str, tuple[str, ...]]:
     """The files that each name may mean by the strictest comparison that finds any."""
     spellings: tuple[Callable[[str], Parts], ...] = (_clean, _decoded, _folded)
     indices = [_by_parts(files, spelling) for spelling in spellings]
@@ -94,7 +97,7 @@ def _candidates(names: Sequence[str], files: Sequence[str], all_names: Sequence[
             near = [file for file, other in same_last.get(parts[-1:], ()) if _is_end(parts, other)]
             if near:
                 return tuple(near)
-        if _is_foreign(name) and last_of_names[_folded(name)[-1:]] == 1:
+        if (base_names or _is_foreign(name)) and last_of_names[_folded(name)[-1:]] == 1:
             return tuple(file for file, _ in by_last[-1].get(_folded(name)[-1:], ()))
         return ()
 

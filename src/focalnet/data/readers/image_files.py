@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from focalnet.data import images
+from focalnet.data.readers.collection import SYNONYMS
+from focalnet.data.readers.file_names import NameMatches, match_names
 from focalnet.errors import DataError
 
 
@@ -36,6 +40,19 @@ class ImageFiles(ABC):
 
     @abstractmethod
     def __contains__(self, name: str) -> bool: ...
+
+    def match(self, names: Sequence[str], other_splits: frozenset[str] = frozenset()) -> NameMatches:
+        """The files that names mean, in whatever spelling; see ``file_names``. They are listed only if need be.
+
+        Args:
+            names: as they are written.
+            other_splits: in folders of these names no other spelling is looked for: they are of other splits.
+        """
+        exact = [name for name in names if name in self]
+        if len(exact) == len(names):
+            return NameMatches({name: name for name in names}, {})
+        others = (file for file in self.names() if other_splits.isdisjoint(file.casefold().split("/")[:-1]))
+        return match_names(names, [*exact, *others])
 
 
 class FolderOfImages(ImageFiles):
@@ -106,6 +123,18 @@ def hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def other_splits(annotations: Path) -> frozenset[str]:
+    """What the splits are called that an annotation file is not of; none where its name does not say of which it is."""
+    names = {re.sub(r"\d+$", "", part).casefold() for part in (split_name(annotations), annotations.parent.name)}
+    own = [split for split, synonyms in SYNONYMS.items() if names & set(synonyms)]
+    return frozenset(name for split, usual in SYNONYMS.items() for name in usual if len(own) == 1 and split not in own)
+
+
+def split_name(annotations: Path) -> str:
+    """What an annotation file calls its split: ``train2017`` of ``instances_train2017.json``."""
+    return annotations.stem.removeprefix("instances_").removeprefix("panoptic_")
+
+
 def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> ImageFiles:
     """Finds where the images named in an annotation file are.
 
@@ -115,16 +144,19 @@ def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str
     Args:
         root: the folder of the data set.
         annotations: the annotation file.
-        names: file names in it; the place where most of the first hundred are is taken.
+        names: file names in it; the place where most of the first hundred are is taken, in whatever spelling where
+            no name is that of a file.
         wanted: the folder or tar file, relative to the root; nothing else is tried.
 
     Raises:
         DataError: none of them is anywhere.
     """
-    split = annotations.stem.removeprefix("instances_").removeprefix("panoptic_")
+    split = split_name(annotations)
     folders = [split, f"images/{split}", "images", f"{split}/images", ""]
     beside = annotations.parent
-    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its images", "images")
+    candidates = _candidates(root, folders, beside, wanted)
+    where = _Search("images", f"{annotations}: none of its images", other_splits(annotations), (root, beside))
+    return _most(names, candidates, where)
 
 
 def find_maps(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> ImageFiles:
@@ -144,19 +176,39 @@ def find_maps(root: Path, annotations: Path, names: Sequence[str], wanted: str |
     """
     folders = [annotations.stem, f"annotations/{annotations.stem}"]
     beside = annotations.with_suffix("")
-    return _most(names, _candidates(root, folders, beside, wanted), f"{annotations}: none of its PNG files", "maps")
+    candidates = _candidates(root, folders, beside, wanted)
+    where = _Search("maps", f"{annotations}: none of its PNG files", other_splits(annotations), (root, beside))
+    return _most(names, candidates, where)
 
 
-def _most(names: Sequence[str], candidates: Iterable[ImageFiles], none_of: str, option: str) -> ImageFiles:
+class _Search(NamedTuple):
+    option: str  # that names the place
+    none_of: str  # how a message begins
+    other_splits: frozenset[str]
+    above: tuple[Path, ...]  # folders that hold everything: a file deeper down is not what a mere name means
+
+
+def _most(names: Sequence[str], candidates: Iterable[ImageFiles], search: _Search) -> ImageFiles:
     """The place where most of the first hundred files are."""
     places, some = list(candidates), list(names[:100])
     counts = [sum(name in place for name in some) for place in places]
-    if not counts or not max(counts):
+    if not any(counts):
+        counts = [_respelled(some, place, search) for place in places]
+    if not any(counts):
         looked = ", ".join(dict.fromkeys(place.path("") for place in places))
         raise DataError(
-            f"{none_of} ({some[0]}, ...) is there; looked in {looked}; data.{option} names the folder or tar file"
+            f"{search.none_of} ({some[0]}, ...) is there; looked in {looked}; data.{search.option} names the folder or "
+            "tar file"
         )
     return places[counts.index(max(counts))]
+
+
+def _respelled(names: Sequence[str], place: ImageFiles, search: _Search) -> int:
+    """How many names mean a file of a place in another spelling."""
+    files = place.match(names, search.other_splits).files
+    if isinstance(place, FolderOfImages) and place.folder in search.above:
+        files = {name: file for name, file in files.items() if file.count("/") <= name.replace("\\", "/").count("/")}
+    return len(files)
 
 
 def _candidates(root: Path, folders: Sequence[str], beside: Path, wanted: str | None) -> Iterator[ImageFiles]:
