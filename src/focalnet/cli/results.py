@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from focalnet.files import write
 if TYPE_CHECKING:
     from focalnet.models import Model
     from focalnet.results import Result
+
+logger = logging.getLogger(__name__)
 
 
 class Results:
@@ -102,6 +105,11 @@ class Ids:
         if names != self.names:
             raise DataError(f"{annotations}: its categories are not the {len(self.names)} classes of the model")
         matches = match_names([image.file_name for image in images], files, base_names=True)
+        exact = match_names([image.file_name for image in images], files).files
+        if loose := [(name, file) for name, file in matches.files.items() if name not in exact]:
+            name, file = loose[0]
+            text = "%s: %d images have its ids by the name of the file alone, e.g. %s that of %s"
+            logger.warning(text, annotations, len(loose), file, name)
         ids = {image.file_name: image.image_id for image in images}
         self.image_ids = {file: ids[name] for name, file in matches.files.items()}
         for file in files:

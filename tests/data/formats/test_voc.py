@@ -60,13 +60,13 @@ def test_without_any_class_nothing_is_written(tmp_path):
     ("text", "expected"),
     [
         ("<annotation>", "cannot be read as XML"),
-        ("<annotation/>", "size height is None"),
         ("<annotation><size><height>x</height><width>1</width></size></annotation>", "size height is 'x'"),
         ("<annotation><size><height>1</height><width>1</width></size><object/></annotation>", "object 1 has no name"),
         (
             "<annotation><size><height>1</height><width>1</width></size><object><name>a</name></object></annotation>",
             "object 1: bndbox xmin is None",
         ),
+        ("<annotation><filename>x.jpg</filename><object/></annotation>", "object 1 has no name"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(text, expected, tmp_path):

@@ -169,17 +169,24 @@ def test_crowds_are_ignored_regions_and_empty_images_are_kept_or_left_out(tmp_pa
     assert len(data(tmp_path, with_empty=False).samples["train"]) == 5
 
 
-def test_boxes_alone(tmp_path):
+def test_boxes_alone(tmp_path, caplog):
     dataset = content()
     for one in dataset["annotations"]:
         del one["segmentation"]
     for part in ("train", "val"):
         write_json(tmp_path / f"{part}/_annotations.coco.json", dataset)
         write_images(tmp_path / part, dataset)
+    module = data(tmp_path)
+    assert not module.masks
+    assert "has boxes only" in caplog.text
+    assert next(iter(module.train_dataloader())).targets[0].masks is None
+    caplog.clear()
+    assert data(tmp_path, masks=False).samples["train"][0].target.masks is None
+    assert "has boxes only" not in caplog.text
+    dataset["annotations"][0] |= {"segmentation": [[1, 1, 5, 1, 5, 5]]}
+    write_json(tmp_path / "train/_annotations.coco.json", dataset)
     with pytest.raises(DataError, match=r"has no segmentation.*masks false"):
         data(tmp_path)
-    batch = next(iter(data(tmp_path, masks=False).train_dataloader()))
-    assert batch.targets[0].masks is None
 
 
 # --- where things are

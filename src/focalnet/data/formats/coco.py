@@ -30,10 +30,13 @@ from focalnet.data.formats.image_entries import (
 from focalnet.data.formats.outlines import are_numbers, polygons, segmentation_problem
 from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
 from focalnet.data.formats.problems import Problem, Report
+from focalnet.data.formats.written import Written
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
 from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, ImageError
+
+AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
 
 TOLERANCE = 1.0  # pixels that a box may reach over the edge: annotation tools round
 
@@ -305,6 +308,17 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_coco(path: Path, format: AnnotationFormat) -> bool:
+    """Whether a file is in one of COCO's formats: for objects, or for segments."""
+    try:
+        content = load(path)
+    except DataError:
+        return False
+    entries = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+    panoptic = any("segments_info" in entry for entry in entries)
+    return panoptic if format == "panoptic" else not panoptic and (not entries or any("bbox" in e for e in entries))
+
+
 def category_problem(entry: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry of ``categories``, if anything."""
     return None if isinstance(entry.get("name"), str) and entry["name"] else "has no name"
@@ -354,9 +368,6 @@ def _complete(entry: dict[str, Any]) -> Annotation:
     """With the two fields that the evaluation needs and some tools leave out."""
     given = {key: value for key, value in entry.items() if value is not None}
     return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **given}
-
-
-AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
 
 
 def find_annotations(
@@ -432,7 +443,7 @@ def check_coco(
     *,
     masks: bool,
     images: str | None = None,
-    content: Mapping[str, Any] | None = None,
+    written: Written | None = None,
     keep_root: bool = False,
 ) -> CheckedCoco:
     """Reads a split's annotations, looks for its images, and compares their sizes.
@@ -442,13 +453,21 @@ def check_coco(
         annotations: the annotation file.
         masks: whether each object must have a segmentation.
         images: the folder or tar file of the images, relative to the root; default: looked for.
-        content: what is in the file, if it has been read.
+        written: what is in the file, if it has been read.
         keep_root: see ``read_listing``.
 
     Raises:
         DataError: the annotations cannot be read at all, or no image is found.
     """
-    listing = read_listing(annotations, content, keep_root=keep_root)
+    written = Written(load(annotations)) if written is None else written
+    listing = read_listing(annotations, written.content, keep_root=keep_root)
+    listing.remarks.extend(written.remarks)
+    for number, image in list(listing.images.items()):
+        if what := written.refused.get(image.file_name):
+            listing.report(str(image), what)
+            listing.refused.add(number)
+            del listing.images[number]
+    listing.check()
     files = find_images(root, annotations, [image.file_name for image in listing.images.values()], images)
     others = other_splits(annotations)
     located = locate(listing.images, files, listing.report, listing.remarks, other_splits=others)

@@ -78,6 +78,12 @@ class Checked(Protocol):
     def problems(self) -> list[Problem]: ...
 
 
+def say(name: object, remarks: Sequence[str]) -> None:
+    """Warns of what was taken for granted in a file."""
+    for remark in remarks:
+        logger.warning("%s: %s", name, remark)
+
+
 def decide(checked: Checked, on_error: Literal["raise", "skip"]) -> None:
     """Stops at a data set with problems, or warns that what is wrong with it is left out.
 

@@ -1,29 +1,100 @@
-"""Pascal VOC's XML annotations as COCO files, which is what the rest of the library reads."""
+"""Pascal VOC's XML annotations, in all the layouts that tools write them in."""
 
 from __future__ import annotations
 
-import json
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from typing_extensions import Self
+
+from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, split_of
+from focalnet.data.readers.image_files import hidden
 from focalnet.data.readers.text import read_text
-from focalnet.errors import ConfigError, DataError
-from focalnet.files import write
+from focalnet.errors import DataError
+
+
+class VocSet(ObjectSet):
+    """A folder with an XML file an image.
+
+    They are in ``Annotations`` with the images in ``JPEGImages`` and the splits in ``ImageSets/Main``; or in
+    ``annotations`` with ``images``; or beside the images; each of these in the root or in folders of splits.
+
+    VOC counts pixels from 1 with both ends included: a box from ``xmin`` to ``xmax`` begins at ``xmin - 1`` and is
+    ``xmax - xmin + 1`` wide. Objects marked difficult become crowd regions: neither to be found nor a mistake.
+    """
+
+    format = "Pascal VOC"
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        if not path.is_dir():
+            return None
+        first = next((file for pattern in ("*.xml", "*/*.xml", "*/*/*.xml") for file in path.glob(pattern)), None)
+        return cls(path) if first is not None and _root_tag(first) == "annotation" else None
+
+    @property
+    def splits(self) -> Mapping[str, Path]:
+        lists = {file.stem: file for file in sorted(self.root.glob("ImageSets/Main/*.txt")) if split_of(file.stem)}
+        if lists:
+            return lists
+        folders = sorted({file.relative_to(self.root).parts[0] for file in self._files})
+        return {name: self.root / name for name in folders if split_of(name)}
+
+    def images(self, split: str | None) -> list[WrittenImage]:
+        return [self._read(file) for file in self._listed(split)]
+
+    def _listed(self, split: str | None) -> list[Path]:
+        if split is None:
+            return self._files
+        folder = self.root / split
+        if not (self.root / "ImageSets").is_dir() and folder.is_dir():
+            return [file for file in self._files if file.is_relative_to(folder)]
+        listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
+        try:
+            lines = read_text(listed).split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{listed}: cannot be read as a list of images: {error}") from error
+        by_stem = {file.stem: file for file in self._files}
+        stems = [line.split()[0] for line in lines if line.strip()]
+        if not stems:
+            raise DataError(f"{listed}: names no images")
+        if missing := [stem for stem in stems if stem not in by_stem]:
+            raise DataError(f"{listed}: {len(missing)} of its images have no XML file, e.g. {missing[0]}")
+        return [by_stem[stem] for stem in stems]
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        files = [file for file in sorted(self.root.rglob("*.xml")) if not hidden(file.relative_to(self.root))]
+        if not files:
+            raise DataError(f"{self.root / 'Annotations'}: no XML files there")
+        return files
+
+    def _read(self, file: Path) -> WrittenImage:
+        """The image and the objects of one XML file."""
+        try:
+            tree = ElementTree.parse(file).getroot()
+        except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
+            raise DataError(f"{file}: cannot be read as XML: {error}") from error
+        height, width = (self._side(file, tree, side) for side in ("height", "width"))
+        name = self.image_of(file, (tree.findtext("filename") or "").strip() or None)
+        shapes = [_object(file, one, place) for place, one in enumerate(tree.iterfind("object"), start=1)]
+        return WrittenImage(name, (height, width) if height and width else None, shapes, source=str(file))
+
+    def _side(self, file: Path, tree: ElementTree.Element, side: str) -> int:
+        given = tree.findtext(f"size/{side}")
+        return int(_number(file, tree, f"size/{side}")) if given and given.strip() else 0
 
 
 def convert_voc(root: Path, target: Path, *, split: str | None = None, classes: Sequence[str] | None = None) -> Path:
     """Writes the objects of a Pascal VOC folder as a COCO annotation file; the images stay where they are.
 
-    VOC counts pixels from 1 with both ends included: a box from ``xmin`` to ``xmax`` begins at ``xmin - 1`` and is
-    ``xmax - xmin + 1`` wide. Objects marked difficult become crowd regions: neither to be found nor a mistake.
-
     Args:
-        root: the folder with ``Annotations`` and ``JPEGImages``.
+        root: the folder.
         target: the JSON file to write.
-        split: only the images listed in ``ImageSets/Main/SPLIT.txt``; default: all.
+        split: only the images of it; default: all.
         classes: names in label order; default: those found, sorted, also outside the split, so that all splits agree.
 
     Returns:
@@ -33,67 +104,25 @@ def convert_voc(root: Path, target: Path, *, split: str | None = None, classes: 
         DataError: a file cannot be read, an object has no name or box, or a class that is not listed, or there is none.
         ConfigError: ``classes`` names one twice.
     """
-    if classes is not None and len(set(classes)) < len(classes):
-        raise ConfigError(f"classes names one twice: {', '.join(classes)}")
-    files = _files(root, split)
-    read = {file: _read(file) for file in files}
-    names = list(classes or ())
-    if classes is None:
-        read |= {file: _read(file) for file in _files(root) if file not in read}
-        names = sorted({name for _, objects in read.values() for name, _ in objects})
-    if not names:
-        raise DataError(f"{root}: neither objects in its annotations nor classes given")
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, file in enumerate(files, start=1):
-        image, objects = read[file]
-        images.append({"id": number, **image, "file_name": _image(root, file, image["file_name"])})
-        for name, shape in objects:
-            if name not in names:
-                raise DataError(f'{file}: class "{name}" is not among {", ".join(names)}')
-            known = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1}
-            annotations.append(known | shape)
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    return write(target, json.dumps(content).encode(), DataError)
+    return VocSet(root).convert(target, split=split, classes=classes)
 
 
-def _files(root: Path, split: str | None = None) -> list[Path]:
-    if split is None:
-        files = sorted((root / "Annotations").glob("*.xml"))
-        if not files:
-            raise DataError(f"{root / 'Annotations'}: no XML files there")
-        return files
-    listed = root / "ImageSets" / "Main" / f"{split}.txt"
+def _root_tag(file: Path) -> str | None:
     try:
-        lines = read_text(listed).split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed}: cannot be read as a list of images: {error}") from error
-    files = [root / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
-    if not files:
-        raise DataError(f"{listed}: names no images")
-    return files
+        for _, element in ElementTree.iterparse(file, events=("start",)):
+            return str(element.tag)
+    except (OSError, ElementTree.ParseError, ValueError, LookupError):
+        pass
+    return None
 
 
-def _read(file: Path) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
-    """The image and the objects, each with its class, of one XML file."""
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
-        raise DataError(f"{file}: cannot be read as XML: {error}") from error
-    height, width = (_number(file, tree, f"size/{side}") for side in ("height", "width"))
-    image = {"file_name": tree.findtext("filename") or "", "height": int(height), "width": int(width)}
-    return image, [_object(file, one, place) for place, one in enumerate(tree.iterfind("object"), start=1)]
-
-
-def _object(file: Path, one: ElementTree.Element, place: int) -> tuple[str, dict[str, Any]]:
+def _object(file: Path, one: ElementTree.Element, place: int) -> Shape:
     name = (one.findtext("name") or "").strip()
     if not name:
         raise DataError(f"{file}: object {place} has no name")
     x1, y1, x2, y2 = (_number(file, one, f"bndbox/{side}", place) for side in ("xmin", "ymin", "xmax", "ymax"))
-    left, top, width, height = x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1
     difficult = (one.findtext("difficult") or "0").strip() == "1"
-    return name, {"bbox": [left, top, width, height], "area": width * height, "iscrowd": int(difficult)}
+    return Shape(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), crowd=difficult)
 
 
 def _number(file: Path, parent: ElementTree.Element, path: str, place: int | None = None) -> float:
@@ -106,12 +135,3 @@ def _number(file: Path, parent: ElementTree.Element, path: str, place: int | Non
     if not math.isfinite(value):
         raise DataError(f"{where}: {path.replace('/', ' ')} is {text!r}, not a number of pixels")
     return value
-
-
-def _image(root: Path, file: Path, name: str) -> str:
-    """The image's path below the root. Some tools write a wrong file name: the annotation file's own decides then."""
-    folder = root / "JPEGImages"
-    if name and (folder / Path(name).name).is_file():
-        return f"JPEGImages/{Path(name).name}"
-    same = sorted(folder.glob(f"{file.stem}.*"))
-    return f"JPEGImages/{same[0].name if same else name or file.stem + '.jpg'}"

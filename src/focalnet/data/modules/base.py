@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,21 +10,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
 from focalnet.card import Preprocessing
 from focalnet.data.dataset import Samples
-from focalnet.data.formats.coco import AnnotationFormat, find_annotations
+from focalnet.data.formats.coco import AnnotationFormat
+from focalnet.data.formats.sets import Annotations, find_split
 from focalnet.data.loader import EpochBatches, Loader, collate, cores_per_process
 from focalnet.data.readers.collection import Split
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
+
+AUTOMATIC_HOLDOUT = 0.2  # of training images, where there are no others to validate on
+HOLD_OUT = "data.holdout"
+#: What is said where that is done, and where all images are evaluated instead.
+SAYS_HELD_OUT = (
+    "has no validation split: 20 % of its images are held out to validate on, the same in every run; "
+    f"{HOLD_OUT} chooses another share"
+)
+HOLDS_TRAINING_IMAGES = (
+    "has no splits, so the images to evaluate are those of training, too; "
+    f"{HOLD_OUT} {AUTOMATIC_HOLDOUT} evaluates those that training holds out"
+)
+
 #: What each stage of Lightning needs.
 SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 D = TypeVar("D", bound=Samples[Any, Any])
+T = TypeVar("T")
 S = TypeVar("S", bound="Samples[Any, Any] | ShardDataset")
 
 
@@ -172,6 +190,8 @@ class AnnotatedData(DensePredictionData[D]):
         val_annotations: likewise for validation; the test file's name validates on the test images.
         test_annotations: likewise for test; default: looked for, else the validation split.
         images: the folder or uncompressed tar file of the images, relative to the root; default: looked for.
+        holdout: share of the training images to validate on, in (0, 1), instead of a split; default: 0.2 where there
+            are but training images. The choice does not depend on the seed.
         kwargs: those of ``DensePredictionData``.
 
     Raises:
@@ -190,17 +210,22 @@ class AnnotatedData(DensePredictionData[D]):
         val_annotations: str | None = None,
         test_annotations: str | None = None,
         images: str | None = None,
+        holdout: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
+        if holdout is not None and not 0 < holdout < 1:
+            raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
         self.annotations: dict[Split, str | None] = {
             "train": train_annotations,
             "val": val_annotations,
             "test": test_annotations,
         }
-        self.images = images
+        self.images, self.holdout, self.stage = images, holdout, "fit"
+        self._found: dict[Split, Annotations | None] = {}
 
     def setup(self, stage: str) -> None:
+        self.stage = stage
         super().setup(stage)
         first, *others = self.samples.values()
         for other in others:
@@ -211,14 +236,66 @@ class AnnotatedData(DensePredictionData[D]):
     def _categories(self, samples: D) -> object:
         """What must be the same in all splits."""
 
-    def _annotation_file(self, split: Split) -> Path:
-        """The annotation file of a split; that of ``val`` where there is none of ``test``."""
-        file = find_annotations(self.root, split, self.annotations[split], self.format)
-        if file is None and split == "test":
-            file = find_annotations(self.root, "val", self.annotations["val"], self.format)
-        if file is None:
+    def _find(self, split: Split) -> Annotations | None:
+        if split not in self._found:
+            self._found[split] = find_split(self.root, split, self.annotations[split], self.format)
+        return self._found[split]
+
+    def _own(self, split: Split) -> Annotations | None:
+        """The annotations of a split, if they are of no other, too."""
+        found = self._find(split)
+        return None if found is None or found.whole else found
+
+    def _annotations(self, split: Split) -> Annotations:
+        """The annotations of a split; those of ``val`` where there are none of ``test``.
+
+        Raises:
+            DataError: there are none.
+        """
+        if split == "test" and self._own("test") is None:
+            return self._annotations("val")
+        found = self._own(split)
+        if split == "val" and self._held_out() is not None:
+            found = self._find("train")
+        elif found is None and self._own("train") is None:
+            found = self._find(split)
+            if found is not None and split == "val":
+                logger.warning("%s: %s", self.root, HOLDS_TRAINING_IMAGES)
+        if found is None:
+            ways_out = f"; {HOLD_OUT} 0.2 holds out a fifth of the training images" * (split != "train")
             raise DataError(
                 f"{self.root}: no annotation file for {split} there ({self.usual.format(split=split)}); "
-                f"data.{split}_annotations names it"
+                f"data.{split}_annotations names it{ways_out}"
             )
-        return file
+        return found
+
+    def _held_out(self) -> float | None:
+        """The share of the training images to validate on: none where there is a validation split.
+
+        It is a choice of ours where there are but training images, in evaluation only if they are called so.
+        """
+        if self.holdout is not None:
+            return self.holdout
+        if self._own("val") is not None or self._own("test") is not None or self._find("train") is None:
+            return None
+        return AUTOMATIC_HOLDOUT if self._own("train") is not None or self.stage == "fit" else None
+
+    def _part(self, images: list[T], split: Split) -> list[T]:
+        """The images of a split, of those that its annotations list."""
+        if split == "test" and self._own("test") is None:
+            split = "val"
+        fraction = self._held_out() if split != "test" else None
+        if fraction is None:
+            return images
+        if self.holdout is None and split == "val":
+            logger.warning("%s: %s", self.root, SAYS_HELD_OUT)
+        if len(images) < 2:
+            raise DataError(f"{self.root}: {len(images)} image; holding out some needs 2 or more")
+        held = held_out(len(images), fraction)
+        return [image for place, image in enumerate(images) if (place in held) == (split == "val")]
+
+
+def held_out(count: int, fraction: float) -> set[int]:
+    """The places of so many images that are held out, at least one and never all; no seed changes them."""
+    order = np.random.default_rng(0).permutation(count).tolist()
+    return set(order[: min(max(1, round(fraction * count)), count - 1)])

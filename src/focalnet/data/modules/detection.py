@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from focalnet.data.augment import DetectionAugmentation
 from focalnet.data.dataset import DetectionDataset, has_objects
-from focalnet.data.formats.coco import check_coco
-from focalnet.data.formats.problems import decide
+from focalnet.data.formats.coco import check_coco, empty_root, load
+from focalnet.data.formats.problems import decide, say
+from focalnet.data.formats.sets import has_outlines
 from focalnet.data.modules.base import AnnotatedData
 from focalnet.data.readers.collection import Split
 from focalnet.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class DetectionData(AnnotatedData[DetectionDataset]):
     """Loaders of ``samples.Batch`` for training, validation and test.
 
-    The annotations are in COCO's JSON format; ``focalnet convert-data`` makes it of Pascal VOC's XML. By default,
-    a split's file is ``annotations/instances_train.json`` or ``instances_train2017.json``,
-    ``train/_annotations.coco.json`` or ``train.json`` (and ``val``, ``test``). Everything is checked before training.
-    In training, upright images share a batch, and so do the others.
+    The annotations are in COCO's JSON format, or as YOLO, Pascal VOC, CVAT, Label Studio, labelme, VGG Image Annotator
+    and Open Images write them. By default, COCO's file of a split is ``annotations/instances_train.json`` or
+    ``instances_train2017.json``, ``train/_annotations.coco.json`` or ``train.json`` (and ``val``, ``test``); or there
+    is one for all. Everything is checked before training. In training, upright images share a batch, and so do the
+    others.
 
     Args:
         root: the folder of the data set.
-        masks: read segmentations, which every object must then have.
+        masks: read segmentations, which every object must then have; where none has any, boxes are trained.
         with_empty: train on images without objects, too; the official training leaves them out.
         augmentation: how training images are varied; the default is the official one. ``max_size`` holds for it, too.
         kwargs: those of ``AnnotatedData`` and ``DensePredictionData``.
@@ -49,6 +54,14 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         super().__init__(root, **kwargs)
         self.masks, self.with_empty, self.augmentation = masks, with_empty, augmentation
 
+    def _has_objects_of_root(self, content: Mapping[str, Any]) -> bool:
+        """Whether a category that is empty here, and above all others, has objects in another split."""
+        if empty_root(content) is None:
+            return False
+        found = (self._own(split) for split in get_args(Split))
+        others = {one.path for one in found if one is not None and one.set is None}
+        return any(empty_root(load(path)) is None for path in others)
+
     def _categories(self, samples: DetectionDataset) -> object:
         return samples.coco.class_names, samples.coco.category_ids
 
@@ -56,9 +69,22 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         return [image.width < image.height for image in samples.images]
 
     def _open(self, split: Split) -> DetectionDataset:
-        training = split == "train"
-        checked = check_coco(self.root, self._annotation_file(split), masks=self.masks, images=self.images)
+        training, found = split == "train", self._annotations(split)
+        written = found.read()
+        if self.masks and not self.samples and written.content["annotations"] and not has_outlines(written.content):
+            logger.warning("%s: has boxes only, so masks are neither trained nor measured (data.masks)", found.path)
+            self.masks = False
+        checked = check_coco(
+            self.root if found.set is None else found.set.root,
+            found.path,
+            masks=self.masks,
+            images=self.images if self.images is not None or found.set is None else "",
+            written=written,
+            keep_root=self._has_objects_of_root(written.content),
+        )
         decide(checked, self.on_error)
+        say(found.path, checked.coco.remarks)
+        checked.coco.images[:] = self._part(checked.coco.images, split)
         if training and not any(map(has_objects, checked.coco.images)):
             raise DataError(f"{checked.coco.path}: not one of its images has an object that can be used to train on")
         return DetectionDataset(

@@ -8,7 +8,7 @@ from typing import Any
 from focalnet.data.augment import PanopticAugmentation
 from focalnet.data.dataset import PanopticDataset
 from focalnet.data.formats.coco_panoptic import check_panoptic, only_one_stuff_class
-from focalnet.data.formats.problems import decide
+from focalnet.data.formats.problems import decide, say
 from focalnet.data.modules.base import AnnotatedData
 from focalnet.data.readers.collection import Split
 from focalnet.errors import DataError
@@ -59,9 +59,11 @@ class PanopticData(AnnotatedData[PanopticDataset]):
         return annotated.class_names, annotated.category_ids, annotated.num_things
 
     def _open(self, split: Split) -> PanopticDataset:
-        file = self._annotation_file(split)
+        file = self._annotations(split).path
         checked = check_panoptic(self.root, file, images=self.images, maps=self.maps, open_maps=self.check)
         decide(checked, self.on_error)
+        say(file, checked.annotated.remarks)
+        checked.annotated.images[:] = self._part(checked.annotated.images, split)
         if split == "train" and (why := only_one_stuff_class(checked.annotated)):
             raise DataError(f"{file}: {why}")
         return PanopticDataset(

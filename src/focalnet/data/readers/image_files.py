@@ -6,7 +6,7 @@ import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from focalnet.data import images
@@ -118,7 +118,7 @@ class TarOfImages(ImageFiles):
         return str(self.folder / name) in self._places
 
 
-def hidden(path: PurePosixPath) -> bool:
+def hidden(path: PurePath) -> bool:
     """Whether a file, or a folder it is in, begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
 

@@ -1,0 +1,124 @@
+"""VGG Image Annotator's JSON files, one a set or a split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, ellipse, polygon_shape, read_json, split_of
+from focalnet.errors import DataError
+
+
+class ViaSet(ObjectSet):
+    """A JSON file of VGG Image Annotator, a project or exported annotations: in the root, or in each split's folder.
+
+    The class is the one attribute that regions have, or that called class, label, name, type or category; without any
+    attribute all regions are of one class, "object". Rectangles, polygons, circles and ellipses are objects.
+    """
+
+    format = "VGG Image Annotator"
+    usual = ("class", "label", "name", "type", "category")
+
+    def __init__(self, root: Path, files: Mapping[str | None, Path]) -> None:
+        super().__init__(root)
+        self._by_split = files
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        if path.is_file():
+            return cls(path.parent, {None: path}) if path.suffix == ".json" and _via_images(path) is not None else None
+        files = [file for pattern in ("*.json", "*/*.json") for file in sorted(path.glob(pattern)) if _via_images(file)]
+        by_split: dict[str | None, Path] = {file.parent.name: file for file in files if split_of(file.parent.name)}
+        if by_split:
+            return cls(path, by_split)
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files[:3])
+            raise DataError(f"{path}: has {len(files)} files of {cls.format} ({names}); leave one, or name it")
+        return cls(path, {None: files[0]}) if files else None
+
+    @property
+    def splits(self) -> Mapping[str, Path]:
+        return {name: file for name, file in self._by_split.items() if name is not None}
+
+    def images(self, split: str | None) -> list[WrittenImage]:
+        files = list(self._by_split.values()) if split is None else [self._by_split[split]]
+        entries = [(file, entry) for file in files for entry in _via_images(file) or ()]
+        key = self._attribute([entry for _, entry in entries])
+        return [self._read(file, entry, key) for file, entry in entries]
+
+    def _attribute(self, entries: list[dict[str, Any]]) -> str | None:
+        regions = [region for entry in entries for region in _regions(entry)]
+        counts = Counter(key for region in regions for key in region.get("region_attributes") or {})
+        if not counts:
+            self.remarks.append('its regions have no attribute: all are of one class, "object"')
+            return None
+        found = [key for key in self.usual if key in counts] or (list(counts) if len(counts) == 1 else [])
+        if len(found) != 1:
+            raise DataError(
+                f"{self.root}: its regions have the attributes {', '.join(counts)}; call the one with the class "
+                '"class", and no other by a usual name of one'
+            )
+        return found[0]
+
+    def _read(self, file: Path, entry: dict[str, Any], key: str | None) -> WrittenImage:
+        given = str(entry.get("filename") or "")
+        beside = (file.parent / given).relative_to(self.root).as_posix()
+        name = beside if beside in self._known else self.matched([given])[given]
+        image = WrittenImage(name or given, source=str(file))
+        for number, region in enumerate(_regions(entry), start=1):
+            shape = _via_shape(region, key)
+            if isinstance(shape, str):
+                image.problem = image.problem or f"{given}: region {number} {shape}"
+            else:
+                image.shapes.append(shape)
+        return image
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return set(self.image_files)
+
+
+def _via_images(file: Path) -> list[dict[str, Any]] | None:
+    """The entries of images in a file, if it is VIA's."""
+    content = read_json(file)
+    if isinstance(content, dict):
+        content = content.get("_via_img_metadata", content)
+    entries = list(content.values()) if isinstance(content, dict) else []
+    known = entries and all(isinstance(e, dict) and "filename" in e and "regions" in e for e in entries)
+    return entries if known else None
+
+
+def _regions(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    regions = entry.get("regions") or []
+    listed = list(regions.values()) if isinstance(regions, dict) else regions
+    return [region if isinstance(region, dict) else {} for region in listed] if isinstance(listed, list) else [{}]
+
+
+def _via_shape(region: Mapping[str, Any], key: str | None) -> Shape | str:
+    attributes = region.get("region_attributes") or {}
+    label = attributes.get(key) if key is not None else "object"
+    if isinstance(label, dict):  # boxes that are ticked
+        ticked = [name for name, value in label.items() if value]
+        label = ticked[0] if len(ticked) == 1 else None
+    if not isinstance(label, str) or not label.strip():
+        return f"has no {key}"
+    label, form = label.strip(), region.get("shape_attributes") or {}
+    try:
+        if form.get("name") == "rect":
+            x, y, w, h = (float(form[side]) for side in ("x", "y", "width", "height"))
+            return Shape(label, (x, y, w, h))
+        if form.get("name") == "polygon" and len(form["all_points_x"]) >= 3:
+            points = zip(form["all_points_x"], form["all_points_y"], strict=True)
+            return polygon_shape(label, [(float(x), float(y)) for x, y in points])
+        if form.get("name") in ("circle", "ellipse"):
+            radii = (form["r"], form["r"]) if "r" in form else (form["rx"], form["ry"])
+            corners = ellipse((float(form["cx"]), float(form["cy"])), (float(radii[0]), float(radii[1])))
+            return polygon_shape(label, corners)
+    except (KeyError, TypeError, ValueError):
+        return "has coordinates that are not numbers, or lacks some"
+    return f"is a {form.get('name')}, which is no object"

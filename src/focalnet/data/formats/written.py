@@ -1,0 +1,364 @@
+"""Objects in formats other than COCO's, made into COCO's, which is what checks, training and evaluation read.
+
+``ObjectSet`` is what every such format is behind; one file each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from focalnet.data import images as decoding
+from focalnet.data.readers.collection import SYNONYMS, Split
+from focalnet.data.readers.file_names import match_names
+from focalnet.data.readers.text import read_text
+from focalnet.errors import ConfigError, DataError, ImageError
+from focalnet.files import write
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An object in pixels of its image.
+
+    Args:
+        label: the name of its class.
+        box: left, top, width, height.
+        polygons: its outline, each x1 y1 x2 y2 ...
+        bitmap: its outline as pixels of the whole image, ``(H, W)``, bool, in place of polygons.
+        crowd: neither to be found nor a mistake.
+        group: objects of an image with the same are one.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    polygons: tuple[tuple[float, ...], ...] = ()
+    bitmap: npt.NDArray[np.bool_] | None = None
+    crowd: bool = False
+    group: Any = None
+
+
+@dataclass
+class WrittenImage:
+    """An image of a data set with its objects.
+
+    Args:
+        file_name: below the root of the data set, as far as it is known.
+        size: height and width; None where the format does not say.
+        shapes: the objects.
+        problem: why it cannot be used.
+        source: the file that tells of it, for messages.
+    """
+
+    file_name: str
+    size: tuple[int, int] | None = None
+    shapes: list[Shape] = field(default_factory=list)
+    problem: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a data set says, in COCO's form.
+
+    Args:
+        content: ``images``, ``annotations`` and ``categories``.
+        refused: why an image cannot be used, by file name.
+        remarks: what was taken for granted, a line each.
+    """
+
+    content: dict[str, Any]
+    refused: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+class ObjectSet(ABC):
+    """A data set of objects in a format of its own.
+
+    Args:
+        root: the folder that file names are below.
+    """
+
+    format: ClassVar[str]
+    """What messages call it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.remarks: list[str] = []
+
+    @classmethod
+    @abstractmethod
+    def find(cls, path: Path) -> Self | None:
+        """The data set that a folder or file is, if it is of this format.
+
+        Raises:
+            DataError: it is, and cannot be read.
+        """
+
+    @property
+    @abstractmethod
+    def splits(self) -> Mapping[str, Path]:
+        """By name, what messages call each split; none for a set without splits."""
+
+    @abstractmethod
+    def images(self, split: str | None) -> list[WrittenImage]:
+        """The images of a split, of the whole set for None.
+
+        Raises:
+            DataError: a file cannot be read at all, or there is no such split.
+        """
+
+    def name_of(self, split: Split) -> str | None:
+        """What the set itself calls a split, if it has it."""
+        return next((own for name in SYNONYMS[split] for own in self.splits if own.casefold() == name), None)
+
+    def class_list(self) -> tuple[str, ...] | None:
+        """By label, where the format lists them; the default is every name in any split, sorted."""
+        return None
+
+    def content(self, split: str | None, classes: Sequence[str] | None = None) -> Written:
+        """A split in COCO's form.
+
+        Args:
+            split: which; None for all of them.
+            classes: by label; default: as the format has it.
+
+        Raises:
+            DataError: a file cannot be read at all, or there is no class.
+            ConfigError: ``classes`` names one twice.
+        """
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ConfigError(f"classes names one twice: {', '.join(classes)}")
+        images = self.images(split)
+        names = self.class_list() if classes is None else tuple(classes)
+        if names is None:
+            everywhere = images if split is None else self.images(None)
+            names = tuple(sorted({shape.label for image in everywhere for shape in image.shapes}))
+        if not names:
+            raise DataError(f"{self.root}: neither objects in its annotations nor classes given")
+        return to_coco(images, names, self.remarks)
+
+    def convert(self, target: Path, *, split: str | None = None, classes: Sequence[str] | None = None) -> Path:
+        """Writes a split, or all of them, as a COCO annotation file; the images stay where they are.
+
+        Args:
+            target: the JSON file to write.
+            split: as the set calls it, or as it is usually called; default: all.
+            classes: by label; default: as the format has it.
+
+        Returns:
+            The file written; its images are named as below the root.
+
+        Raises:
+            DataError: something cannot be read, or is of no listed class; nothing is written then.
+            ConfigError: ``classes`` names one twice.
+        """
+        usual = split_of(split) if split else None
+        own = (usual and self.name_of(usual)) if split not in self.splits else split
+        written = self.content(own or split, classes)
+        if written.refused:
+            raise DataError("; ".join(islice(written.refused.values(), 3)) + more_than(3, len(written.refused)))
+        unknown = [image for image in written.content["images"] if not image["height"]]
+        sizes = self.sizes(image["file_name"] for image in unknown)
+        for image in unknown:
+            size = sizes[image["file_name"]]
+            if isinstance(size, str):
+                raise DataError(f"{self.root}: the annotations give no size, and {size}")
+            image["height"], image["width"] = size
+        return write(target, json.dumps(written.content, ensure_ascii=False).encode(), DataError)
+
+    @cached_property
+    def image_files(self) -> list[str]:
+        """Every image below the root."""
+        return [path.relative_to(self.root).as_posix() for path in decoding.list_folder(self.root)]
+
+    def image_of(self, annotation_file: Path, name: str | None) -> str:
+        """The image that an annotation file of the same name is of; if there is none, what it is called.
+
+        An image of the name that the file gives counts first; some tools give a wrong one, then it is the image with
+        the annotation file's own name. Of several it is the one beside the annotation file, or the one in the folder
+        beside its folder.
+        """
+        given = [PurePosixPath(name.replace("\\", "/")).name] if name else []
+        for wanted in (*given, annotation_file.stem):
+            stem = PurePosixPath(wanted).stem if PurePosixPath(wanted).suffix.lower() in decoding.SUFFIXES else wanted
+            found = self._by_name.get(_key(wanted), []) or self._by_name.get(_key(stem + ".*"), [])
+            for folder in (annotation_file.parent, annotation_file.parent.parent):
+                near = [file for file in found if (self.root / file).is_relative_to(folder)]
+                if len(near) == 1:
+                    return near[0]
+            if len(found) == 1:
+                return found[0]
+        return name or f"{annotation_file.stem}.jpg"
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """Images by their name, and by their name without suffix and with ``.*``."""
+        index: dict[str, list[str]] = {}
+        for file in self.image_files:
+            path = PurePosixPath(file)
+            for key in (path.name, path.stem + ".*"):
+                index.setdefault(_key(key), []).append(file)
+        return index
+
+    def sizes(self, files: Iterable[str]) -> dict[str, tuple[int, int] | str]:
+        """Height and width of images below the root, upright; or why they cannot be read."""
+        listed = list(files)
+
+        def size(file: str) -> tuple[int, int] | str:
+            try:
+                return decoding.decode(self.root / file, None, decoding.upright_size)
+            except ImageError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return dict(zip(listed, pool.map(size, listed), strict=True))
+
+    def matched(self, names: Iterable[str]) -> dict[str, str | None]:
+        """The image below the root that each name means for certain."""
+        listed = list(names)
+        files = match_names(listed, self.image_files).files
+        return {name: files.get(name) for name in listed}
+
+
+def _key(name: str) -> str:
+    """A name without regard to case and Unicode normalization."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def more_than(most: int, count: int) -> str:
+    """What a list ends in that does not show all."""
+    return f"; and {count - most} more" if count > most else ""
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a folder or file of this name is of."""
+    return next((split for split, names in SYNONYMS.items() if name.casefold() in names), None)
+
+
+def to_coco(images: Sequence[WrittenImage], classes: Sequence[str], remarks: Sequence[str] = ()) -> Written:
+    """Images with their objects in COCO's form; ids count from 1."""
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    for number, image in enumerate(images, start=1):
+        height, width = image.size or (0, 0)
+        listed.append({"id": number, "file_name": image.file_name, "height": height, "width": width})
+        unknown = [shape.label for shape in image.shapes if shape.label not in classes]
+        what = image.problem
+        if what is None and unknown:
+            what = f'class "{unknown[0]}" is not among {", ".join(classes)[:200]}'
+        if what is not None:
+            refused[image.file_name] = f"{image.source}: {what}" if image.source else what
+            continue
+        for shape in _joined(image.shapes):
+            known = {"id": len(annotations) + 1, "image_id": number, "category_id": classes.index(shape.label) + 1}
+            box = [_plain(value) for value in shape.box]
+            entry = known | {"bbox": box, "area": _area(shape), "iscrowd": int(shape.crowd)}
+            if shape.bitmap is not None:
+                entry["segmentation"] = run_lengths(shape.bitmap)
+            elif shape.polygons:
+                entry["segmentation"] = [[_plain(value) for value in part] for part in shape.polygons]
+            annotations.append(entry)
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
+    return Written({"images": listed, "annotations": annotations, "categories": categories}, refused, list(remarks))
+
+
+def _joined(shapes: Sequence[Shape]) -> list[Shape]:
+    """With shapes of one group and class as one object."""
+    groups: dict[Any, list[Shape]] = {}
+    for place, shape in enumerate(shapes):
+        groups.setdefault((place,) if shape.group is None else (shape.group, shape.label), []).append(shape)
+    return [_union(some) if len(some) > 1 else some[0] for some in groups.values()]
+
+
+def _union(shapes: Sequence[Shape]) -> Shape:
+    lefts, tops, widths, heights = np.array([shape.box for shape in shapes]).T
+    left, top = float(lefts.min()), float(tops.min())
+    box = (left, top, float((lefts + widths).max()) - left, float((tops + heights).max()) - top)
+    parts = tuple(part for shape in shapes for part in shape.polygons)
+    whole = parts if all(shape.polygons for shape in shapes) else ()
+    return Shape(shapes[0].label, box, whole, crowd=any(shape.crowd for shape in shapes))
+
+
+def _area(shape: Shape) -> float:
+    if shape.bitmap is not None:
+        return float(shape.bitmap.sum())
+    if shape.polygons:
+        return sum(_polygon_area(part) for part in shape.polygons)
+    return _plain(shape.box[2] * shape.box[3])
+
+
+def _polygon_area(part: Sequence[float]) -> float:
+    x, y = np.array(part).reshape(-1, 2).T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def _plain(value: float) -> float:
+    """Without a fraction that says nothing: 3.0 as 3, and no more than a ten-thousandth of a pixel."""
+    rounded = round(float(value), 4)
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; None for what is no JSON.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return json.loads(read_text(file))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        return None
+
+
+def polygon_shape(label: str, points: Sequence[Point], **more: Any) -> Shape:
+    """An object by the corners of its outline."""
+    array = np.asarray(points, dtype=float).reshape(-1, 2)
+    (left, top), (right, bottom) = array.min(0).tolist(), array.max(0).tolist()
+    return Shape(label, (left, top, right - left, bottom - top), (tuple(array.ravel().tolist()),), **more)
+
+
+def box_shape(label: str, one: Point, other: Point, **more: Any) -> Shape:
+    """An object by two opposite corners of its box."""
+    left, right = sorted((one[0], other[0]))
+    top, bottom = sorted((one[1], other[1]))
+    return Shape(label, (left, top, right - left, bottom - top), **more)
+
+
+def ellipse(center: Point, radii: Point, count: int = 64) -> list[Point]:
+    """Corners of a polygon that is nearly an ellipse."""
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return [(center[0] + radii[0] * float(np.cos(a)), center[1] + radii[1] * float(np.sin(a))) for a in angles]
+
+
+def turned(points: Sequence[Point], degrees: float, center: Point) -> list[Point]:
+    """Points turned clockwise, as images show it, about another."""
+    angle = np.deg2rad(degrees)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    moved = (np.asarray(points) - center) @ matrix.T + center
+    return [(float(x), float(y)) for x, y in moved]
+
+
+def run_lengths(bitmap_HW: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """A bitmap as COCO's run-length code, not compressed."""
+    flat = np.asarray(bitmap_HW, dtype=bool).ravel(order="F")
+    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    runs = np.diff(edges).tolist()
+    return {"size": list(bitmap_HW.shape), "counts": [0, *runs] if flat.size and flat[0] else runs}

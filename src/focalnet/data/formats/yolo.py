@@ -1,0 +1,206 @@
+"""YOLO's text files: a line an object, its class as a number, its box or outline as shares of the image's sides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from typing_extensions import Self
+
+from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
+from focalnet.data.readers.collection import SYNONYMS
+from focalnet.data.readers.file_names import last_parts
+from focalnet.data.readers.text import read_text
+from focalnet.errors import DataError
+
+#: Where the names of the classes are, unless ``data.yaml`` lists them.
+NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "*.names")
+_SLACK = 1e-3  # by which rounding may put a coordinate over the edge, as a share of a side
+_NO_LABELS = ("classes", "labels", "train", "val", "valid", "test", "readme", "notes")  # text files that are no labels
+
+
+class YoloSet(ObjectSet):
+    """A folder with ``data.yaml``, or with images and text files in ``images`` and ``labels``, or side by side.
+
+    The text file of ``images/train/0.jpg`` is ``labels/train/0.txt``, else ``0.txt`` beside the image. A line is the
+    class and a box (center, width and height) or a polygon. An image without a text file has no objects, as in
+    Ultralytics' training; how many there are is said.
+    """
+
+    format = "YOLO"
+
+    def __init__(self, root: Path, described: Path | None) -> None:
+        super().__init__(root)
+        self.described = described
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        if path.is_file():
+            return cls(path.parent, path) if path.suffix in (".yaml", ".yml") and _describes(path) else None
+        described = next((file for file in sorted(path.glob("*.y*ml")) if _describes(file)), None)
+        if described is not None:
+            return cls(path, described)
+        found = cls(path, None)
+        return found if found._has_labels() else None
+
+    def _has_labels(self) -> bool:
+        """Whether text files that look like labels belong to images."""
+        texts = (self._label_file(image) for image in self.image_files)
+        first = next((file for file in texts if file is not None and read_text(file).strip()), None)
+        return first is not None and all(_numbers(line) for line in read_text(first).split("\n")[:3] if line.strip())
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        return _read_yaml(self.described) if self.described is not None else {}
+
+    @property
+    def splits(self) -> Mapping[str, Path]:
+        names = [name for usual in SYNONYMS.values() for name in usual]
+        if self.described is not None:
+            return {name: self.described for name in names if self._options.get(name)}
+        found: dict[str, Path] = {}
+        for image in self.image_files:
+            for part in PurePosixPath(image).parts[:-1]:
+                if split_of(part):
+                    found.setdefault(part, self.root / part)
+        return found
+
+    def class_list(self) -> tuple[str, ...] | None:
+        names = self._options.get("names")
+        if isinstance(names, Mapping):
+            numbers = sorted(names, key=int) if all(re.fullmatch(r"\d+", str(key)) for key in names) else []
+            if [int(number) for number in numbers] != list(range(len(numbers))) or not numbers:
+                raise DataError(f"{self.described}: names must number the classes from 0 without gaps")
+            return tuple(str(names[number]) for number in numbers)
+        if isinstance(names, list):
+            return tuple(map(str, names))
+        for pattern in NAME_FILES:
+            for file in sorted(self.root.glob(pattern)):
+                return tuple(line.strip() for line in read_text(file).split("\n") if line.strip())
+        raise DataError(
+            f"{self.root}: its text files number the classes, and nothing names them: list the names in classes.txt, "
+            "one a line, or in data.yaml"
+        )
+
+    def images(self, split: str | None) -> list[WrittenImage]:
+        names = self.class_list()
+        assert names is not None
+        files = self._image_files(split)
+        sizes = self.sizes(files)
+        labels = {file: self._label_file(file) for file in files}
+        if (without := sum(file is None for file in labels.values())) == len(files):
+            raise DataError(f"{self.root}: none of its {len(files)} images has a text file of labels")
+        if without:
+            self.remarks.append(
+                f"{without} of {len(files)} images have no text file: they are taken to have no objects"
+            )
+        return [self._read(file, labels[file], sizes[file], names) for file in files]
+
+    def _image_files(self, split: str | None) -> list[str]:
+        if split is None and self.splits:
+            return list(dict.fromkeys(file for name in self.splits for file in self._image_files(name)))
+        if self.described is not None and split is not None:
+            given = self._options.get(split)
+            places = given if isinstance(given, list) else [given]
+            found = [file for place in places for file in self._place(str(place))]
+        else:
+            found = [file for file in self.image_files if split in (None, *PurePosixPath(file).parts[:-1])]
+        if not found:
+            raise DataError(f"{self.described or self.root}: no images of {split} there")
+        return found
+
+    def _place(self, place: str) -> list[str]:
+        """The images of a folder or list that ``data.yaml`` names, wherever the set has been moved since."""
+        base = str(self._options.get("path") or "")
+        for above in (Path(base) / place, Path(place), Path(last_parts(place, 3)), Path(last_parts(place, 2))):
+            path = (self.root / above).resolve() if above.parts else self.root
+            if not path.is_relative_to(self.root.resolve()):
+                continue
+            if path.is_dir():
+                below = path.relative_to(self.root.resolve()).as_posix()
+                return [file for file in self.image_files if below == "." or file.startswith(f"{below}/")]
+            if path.is_file():
+                names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+                found = self.matched(names)
+                if missing := [name for name, file in found.items() if file is None]:
+                    raise DataError(f"{path}: {len(missing)} of its images are not there, e.g. {missing[0]}")
+                return [file for file in found.values() if file is not None]
+        raise DataError(f"{self.described}: {place}: no such folder or list below {self.root}")
+
+    def _label_file(self, image: str) -> Path | None:
+        path = PurePosixPath(image)
+        places = [path.with_suffix(".txt")]
+        for depth, part in enumerate(path.parts[:-1]):
+            if part.casefold() in ("images", "imgs", "jpegimages"):
+                other = PurePosixPath(*path.parts[:depth], "labels", *path.parts[depth + 1 :])
+                places.insert(0, other.with_suffix(".txt"))
+        files = (self.root / place for place in places if place.stem.casefold() not in _NO_LABELS)
+        return next((file for file in files if file.is_file()), None)
+
+    def _read(
+        self, file: str, labels: Path | None, size: tuple[int, int] | str, names: tuple[str, ...]
+    ) -> WrittenImage:
+        if isinstance(size, str):
+            return WrittenImage(file, problem=size)
+        image = WrittenImage(file, size, source=str(labels or ""))
+        keypoints = "kpt_shape" in self._options
+        if labels is not None:
+            try:
+                lines = read_text(labels).split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                lines, image.problem = [], f"cannot be read: {error}"
+            for number, line in enumerate(lines, start=1):
+                shape = _shape(line, size, names, keypoints) if line.strip() else None
+                if isinstance(shape, str):
+                    image.problem = image.problem or f"line {number} {shape}"
+                elif shape is not None:
+                    image.shapes.append(shape)
+        return image
+
+
+def _shape(line: str, size: tuple[int, int], names: tuple[str, ...], keypoints: bool) -> Shape | str:
+    """The object of a line, or what is wrong with it."""
+    numbers = _numbers(line)
+    if numbers is None:
+        return f'is not numbers: "{line.strip()[:60]}"'
+    label, values = numbers[0], numbers[1:5] if keypoints else numbers[1:]
+    if not label.is_integer() or not 0 <= label < len(names):
+        return f"has class {label:g}, and there are {len(names)}: 0 to {len(names) - 1}"
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        return f"has {len(values)} numbers behind its class: a box has 4, a polygon 6 or more, two a corner"
+    if min(values) < -_SLACK or max(values) > 1 + _SLACK:
+        return f"has a coordinate of {max(values, key=abs):g}: they are shares of the image's sides, 0 to 1"
+    (height, width), name = size, names[int(label)]
+    if len(values) == 4:
+        x, y, w, h = values
+        return Shape(name, ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height))
+    return polygon_shape(name, [(x * width, y * height) for x, y in zip(values[::2], values[1::2], strict=True)])
+
+
+def _numbers(line: str) -> list[float] | None:
+    try:
+        values = [float(part) for part in line.split()]
+    except ValueError:
+        return None
+    return values if len(values) > 4 and all(abs(value) < 1e9 for value in values) else None
+
+
+def _describes(file: Path) -> bool:
+    """Whether a YAML file describes a YOLO data set."""
+    try:
+        content = _read_yaml(file)
+    except DataError:
+        return False
+    return isinstance(content.get("names"), (list, dict)) and any(content.get(key) for key in ("train", "val", "test"))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(read_text(file))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) else {}
