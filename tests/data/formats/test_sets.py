@@ -61,6 +61,8 @@ def yolo_of_roboflow(root: Path) -> Path:
     for name in "ab":
         images(root / "train/images", name)
         text(root / f"train/labels/{name}.txt", YOLO_LABELS[name])
+    images(root / "valid/images", "b")
+    text(root / "valid/labels/b.txt", YOLO_LABELS["b"])
     text(root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cat', 'dog']\n")
     return root
 

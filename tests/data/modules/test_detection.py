@@ -309,3 +309,91 @@ def test_real_data_sets_have_no_problems(name, masks, train, val, shared):
     assert (len(module.samples["train"]), len(module.samples["val"])) == (train, val)
     assert all(not samples.coco.problems for samples in module.samples.values())
     assert (module.samples["train"][0].target.masks is not None) == masks
+
+
+# --- without a validation split
+
+
+def paths(module: DetectionData, split: str) -> list[str]:
+    samples = module.samples[split]
+    return [Path(samples.path(index)).name for index in range(len(samples))]
+
+
+def write_single(root: Path, name: str = "result.json") -> Path:
+    write_json(root / name, content(10))
+    write_images(root / "images", content(10))
+    return root
+
+
+@pytest.mark.parametrize("name", ["result.json", "annotations/instances_default.json", "train/_annotations.coco.json"])
+def test_one_file_is_enough_and_some_of_its_images_are_held_out(tmp_path, caplog, name):
+    module = data(write_single(tmp_path, name))
+    assert [len(module.samples[split]) for split in ("train", "val")] == [8, 2]
+    assert caplog.text.count("20 % of its images are held out") == 1
+    module.setup("test")
+    assert paths(module, "test") == paths(module, "val")  # never images of training
+    assert not set(paths(module, "train")) & set(paths(module, "val"))
+    other = data(tmp_path, holdout=0.4, seed=5)
+    assert [len(other.samples[split]) for split in ("train", "val")] == [6, 4]
+    assert set(paths(module, "val")) < set(paths(other, "val"))
+
+
+def test_a_set_without_splits_is_evaluated_whole(tmp_path, caplog):
+    module = data(write_single(tmp_path), holdout=None)
+    held = paths(module, "val")
+    caplog.clear()
+    whole = DetectionData(tmp_path, batch_size=2, num_workers=0)
+    whole.setup("validate")
+    assert len(whole.samples["val"]) == 10
+    assert "those of training, too; data.holdout 0.2" in caplog.text
+    part = DetectionData(tmp_path, batch_size=2, num_workers=0, holdout=0.2)
+    part.setup("validate")
+    assert paths(part, "val") == held
+
+
+def test_where_there_is_a_test_split_nothing_is_held_out_unasked(tmp_path):
+    root = write_coco(tmp_path)
+    (root / "annotations/instances_val.json").rename(root / "annotations/instances_test.json")
+    with pytest.raises(DataError, match=r"no annotation file for val.*data\.holdout 0\.2"):
+        data(root)
+    module = data(root, holdout=0.5)
+    assert [len(module.samples[split]) for split in ("train", "val")] == [3, 3]
+    with pytest.raises(ConfigError, match=r"data\.holdout=1"):
+        data(root, holdout=1.0)
+
+
+def test_a_file_that_is_named_serves_for_training_only(tmp_path, caplog):
+    root = write_single(tmp_path, "annotations/mine.json")
+    module = data(root, train_annotations="annotations/mine.json")
+    assert [len(module.samples[split]) for split in ("train", "val")] == [8, 2]
+    assert "held out" in caplog.text
+
+
+def test_a_root_category_with_objects_in_any_split_stays_in_all(tmp_path):
+    root = write_coco(tmp_path)
+    for split, used in (("train", True), ("val", False)):
+        dataset = content()
+        for one in dataset["categories"]:
+            one["supercategory"] = "insect"
+        dataset["categories"].append({"id": 0, "name": "insect", "supercategory": "none"})
+        if used:
+            dataset["annotations"][0]["category_id"] = 0
+        write_json(root / f"annotations/instances_{split}.json", dataset)
+    assert data(root).class_names == ("insect", "ant", "bee")
+    module = DetectionData(root, batch_size=2, num_workers=0)
+    module.setup("validate")
+    assert module.class_names == ("insect", "ant", "bee")
+
+
+def test_other_formats_are_read_as_they_are(tmp_path):
+    from tests.data.formats.test_sets import yolo_of_roboflow
+
+    root = yolo_of_roboflow(tmp_path)
+    module = data(root, batch_size=1, masks=False)
+    assert (module.class_names, paths(module, "train"), paths(module, "val")) == (
+        ("cat", "dog"),
+        ["a.jpg", "b.jpg"],
+        ["b.jpg"],
+    )
+    with pytest.raises(DataError, match=r"a\.jpg.*has no segmentation.*masks false"):
+        data(root, batch_size=1)

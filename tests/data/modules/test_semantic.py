@@ -443,11 +443,13 @@ def test_own_folders_parts_and_suffixes(tmp_path):
     assert data(tmp_path, class_names=["x", "y", "z"], **own).class_names == ("x", "y", "z")
 
 
-def test_without_parts_some_are_held_out(tmp_path):
+def test_without_parts_some_are_held_out(tmp_path, caplog):
     for i in range(10):
         write_pair(tmp_path / f"images/{i}.png", tmp_path / f"masks/{i}.png", i)
-    with pytest.raises(DataError, match=r"data.holdout 0.1"):
-        data(tmp_path)
+    module = data(tmp_path)
+    assert [len(module.samples[part]) for part in ("train", "val")] == [8, 2]
+    assert caplog.text.count("20 % of its images are held out") == 1
+    assert len(module.find("test")) == 2  # never images of training
     module = data(tmp_path, holdout=0.3)
     names = [{module.samples[part].path(i) for i in range(len(module.samples[part]))} for part in ("train", "val")]
     assert [len(part) for part in names] == [7, 3]

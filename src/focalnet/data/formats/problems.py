@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 #: Takes the entry of a file and what is wrong with it, and the other fields of ``Problem``.
 Report: TypeAlias = Callable[..., None]
 
-LONGEST = 300  # characters of what a message lists
+LONGEST = 400  # characters of what a message lists
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from focalnet.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+NO_VALIDATION = "no images to validate on; set data.holdout to 0.1 to hold out 10 %"
 AUTOMATIC_HOLDOUT = 0.2  # of training images, where there are no others to validate on
 HOLD_OUT = "data.holdout"
 #: What is said where that is done, and where all images are evaluated instead.
@@ -221,11 +222,12 @@ class AnnotatedData(DensePredictionData[D]):
             "val": val_annotations,
             "test": test_annotations,
         }
-        self.images, self.holdout, self.stage = images, holdout, "fit"
+        self.images, self.holdout = images, holdout
+        self._trains = False
         self._found: dict[Split, Annotations | None] = {}
 
     def setup(self, stage: str) -> None:
-        self.stage = stage
+        self._trains |= stage == "fit"
         super().setup(stage)
         first, *others = self.samples.values()
         for other in others:
@@ -278,7 +280,7 @@ class AnnotatedData(DensePredictionData[D]):
             return self.holdout
         if self._own("val") is not None or self._own("test") is not None or self._find("train") is None:
             return None
-        return AUTOMATIC_HOLDOUT if self._own("train") is not None or self.stage == "fit" else None
+        return AUTOMATIC_HOLDOUT if self._own("train") is not None or self._trains else None
 
     def _part(self, images: list[T], split: Split) -> list[T]:
         """The images of a split, of those that its annotations list."""

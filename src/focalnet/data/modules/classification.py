@@ -10,11 +10,18 @@ from typing import Any, Literal
 from focalnet.card import Preprocessing
 from focalnet.data.augment import Augmentation
 from focalnet.data.dataset import ImageDataset
-from focalnet.data.modules.base import SPLITS, DataModule
+from focalnet.data.modules.base import (
+    AUTOMATIC_HOLDOUT,
+    HOLDS_TRAINING_IMAGES,
+    NO_VALIDATION,
+    SAYS_HELD_OUT,
+    SPLITS,
+    DataModule,
+)
 from focalnet.data.preprocess import eval_transform
 from focalnet.data.readers.classes import read_class_map
 from focalnet.data.readers.collection import Collection, Format, Split, detect
-from focalnet.data.readers.source import InMemory
+from focalnet.data.readers.source import InMemory, TooFewImages
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
 
@@ -25,7 +32,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
     """Loaders of batches of labelled images.
 
     Validation takes the split called val, validation, valid, dev or eval; without one, the ``holdout`` part
-    of the training images. Test takes the split called test, without one the validation's.
+    of the training images, a fifth where there are no others. Test takes the split called test, without one the
+    validation's.
 
     Args:
         root: a folder of class folders with or without splits, a tar file or a folder of them, a folder of
@@ -35,7 +43,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         val_split: name of the validation split, likewise; ``"test"`` validates on the test split.
         test_split: name of the test split, likewise.
         holdout: fraction of the training images of each class, in (0, 1), to hold out for validation instead
-            of a validation split. The choice does not depend on the seed.
+            of a validation split; default: 0.2 where there are but training images. The choice does not depend on the
+            seed.
         class_map: a text file with the classes in label order, one a line: the name in the data, then
             optionally a tab and the name to show. WebDataset needs one, for other formats it is the way to
             other labels than the sorted names.
@@ -93,6 +102,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
             image_size=image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
         )
         self.cache_in_memory = cache_in_memory
+        self._trains = False
         self.on_error: Literal["raise", "skip"] = on_error
         self._train_transform = augmentation.build(self.preprocessing)
         self._eval_transform = eval_transform(self.preprocessing)
@@ -109,10 +119,14 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         format = detect(self.root) if self.format == "auto" else self.format
         titles = read_class_map(Path(self.class_map)) if self.class_map else None
         collection = Collection(self.root, format, wanted=self.splits, holdout=self.holdout, titles=titles)
-        if stage == "fit" and not (collection.has_splits or self.holdout):
-            raise DataError(f"{self.root}: no images to validate on; set data.holdout to 0.1 to hold out 10 %")
-        if stage != "fit" and not (collection.has_splits or self.holdout):
-            logger.warning("%s: has no splits, so the images to evaluate are those of training, too", self.root)
+        self._trains |= stage == "fit"
+        if not (collection.has_splits or self.holdout or self._trains):
+            logger.warning("%s: %s", self.root, HOLDS_TRAINING_IMAGES)
+        elif not self.holdout and format not in ("wds", "digits") and collection.holds_only_training:
+            collection.holdout = AUTOMATIC_HOLDOUT
+            logger.warning("%s: %s", self.root, SAYS_HELD_OUT)
+        elif not (collection.has_splits or self.holdout):
+            raise DataError(f"{self.root}: {NO_VALIDATION}")
         for split in missing:
             self.samples[split] = self._open(collection, split)
         self._check_classes()
@@ -127,7 +141,14 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
             if len(names) == 1:
                 raise DataError(f'{self.class_map}: only one class ("{names[0]}"), a classifier needs two or more')
             return ShardDataset(collection.shards(split), names, transform, **options)
-        source = collection.open(split)
+        try:
+            source = collection.open(split)
+        except TooFewImages as error:
+            if self.holdout:
+                raise
+            why = f"no val split; it has {', '.join(collection.splits)}" if collection.has_splits else NO_VALIDATION
+            way_out = "; set data.holdout, or data.val_split to a split" * collection.has_splits
+            raise DataError(f"{self.root}: {why}{way_out}: {error}") from error
         if training and (source.labels == source.labels[0]).all():
             raise DataError(
                 f'{source.name}: all images are of one class ("{source.class_names[source.labels[0]]}"), a classifier '

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from focalnet.data.augment import SemanticAugmentation
 from focalnet.data.dataset import SemanticDataset
@@ -28,7 +25,7 @@ from focalnet.data.formats.label_maps import (
 )
 from focalnet.data.formats.problems import decide
 from focalnet.data.loader import world
-from focalnet.data.modules.base import DensePredictionData
+from focalnet.data.modules.base import AUTOMATIC_HOLDOUT, SAYS_HELD_OUT, DensePredictionData, held_out
 from focalnet.data.readers.classes import read_class_names
 from focalnet.data.readers.collection import Split
 from focalnet.errors import ConfigError, DataError
@@ -58,7 +55,8 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         train_split: the training split's own name; default: ``train`` or ``training``.
         val_split: likewise; default: ``val``, ``validation``, ...
         test_split: likewise; default: ``test``, else the validation split.
-        holdout: fraction of the training images to validate on, instead of a split.
+        holdout: fraction of the training images to validate on, instead of a split; default: 0.2 where there are but
+            training images.
         class_names: by label, or the file that lists them (see ``readers.classes.read_class_names``); default:
             ``classes.json``, ``classes.txt`` or ADE20K's list in the root, else as many as the training masks have.
         ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255, except where the
@@ -111,6 +109,7 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         self.reduce_zero_label, self.label_map, self.check = reduce_zero_label, label_map, check
         self.ratios, self.augmentation = tuple(ratios), augmentation
         self._class_names: tuple[str, ...] = ()
+        self._trains = self._says_held_out = False
         self._object_is_255: bool | None = None  # known once the masks have been opened
 
     def default_val_batch_size(self) -> int:
@@ -122,9 +121,10 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         Raises:
             DataError: there is no such split.
         """
-        if self.holdout and split != "test":
+        holdout = self.holdout or self._automatic_holdout()
+        if holdout and (split != "test" or (self.holdout is None and self._find("test") is None)):
             whole = self._find("train") or find_pairs(self.root, None, self.layouts)
-            found = held_out(whole, self.holdout)[split == "val"] if whole else None
+            found = hold_out_pairs(whole, holdout)[split != "train"] if whole else None
         elif split == "test" and self.splits["test"] is None:
             found = self._find("test") or self._find("val")
         else:
@@ -137,6 +137,21 @@ class SemanticData(DensePredictionData[SemanticDataset]):
                 "folders, data.holdout 0.1 validates on a tenth of the training images"
             )
         return found
+
+    def setup(self, stage: str) -> None:
+        self._trains |= stage == "fit"
+        super().setup(stage)
+
+    def _automatic_holdout(self) -> float | None:
+        """A share to hold out where there are but training images; in evaluation only if they are called so."""
+        if any(self.splits.values()) or self._find("val") or self._find("test"):
+            return None
+        if self._find("train") is None and not (self._trains and find_pairs(self.root, None, self.layouts)):
+            return None
+        if not self._says_held_out:
+            self._says_held_out = True
+            logger.warning("%s: %s", self.root, SAYS_HELD_OUT)
+        return AUTOMATIC_HOLDOUT
 
     def _find(self, split: Split) -> Pairs | None:
         return find_pairs(self.root, split, self.layouts, self.splits[split])
@@ -245,7 +260,7 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         return tuple(f"class {label}" for label in range(checked.labels[-1] + 1))
 
 
-def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
+def hold_out_pairs(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """The rest, and a fraction that is held out, at least one; a function of the pairs alone, not of any seed.
 
     Raises:
@@ -253,11 +268,10 @@ def held_out(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """
     if len(pairs) < 2:
         raise DataError(f"{pairs.name}: {len(pairs)} image; holding out some needs 2 or more")
-    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
-    count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
+    held = held_out(len(pairs), fraction)
 
-    def subset(indices: Sequence[int], problems: bool) -> Pairs:
-        names = [pairs.names[index] for index in sorted(indices)]
-        return replace(pairs, names=names, problems=pairs.problems if problems else [])
+    def subset(wanted: bool) -> Pairs:
+        names = [name for index, name in enumerate(pairs.names) if (index in held) == wanted]
+        return replace(pairs, names=names, problems=[] if wanted else pairs.problems)
 
-    return subset(order[count:], True), subset(order[:count], False)
+    return subset(False), subset(True)

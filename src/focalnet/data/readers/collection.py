@@ -95,6 +95,13 @@ class Collection:
         #: Without splits, all the subfolders found are classes, or groups of them.
         self.has_splits = any(name.lower() in usual or name in wanted.values() for name in self.splits)
 
+    @property
+    def holds_only_training(self) -> bool:
+        """Whether there is nothing to validate on and nothing to test on but images of training."""
+        others: tuple[Split, ...] = ("val", "test")
+        found = any(self._find(split) is not None for split in others)
+        return not found and (not self.has_splits or self._find("train") is not None)
+
     def open(self, split: Split) -> Source:
         """The images of a split, of any format but WebDataset.
 

@@ -17,6 +17,10 @@ from focalnet.errors import DataError, ImageError
 MAX_BROKEN_IN_A_ROW = 100
 
 
+class TooFewImages(DataError):
+    """Nothing can be held out: a class has one image only."""
+
+
 class Source(ABC):
     """Labelled images, found but not decoded.
 
@@ -117,14 +121,14 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     Which images is a function of the source alone, not of any seed, so that runs can be compared.
 
     Raises:
-        DataError: a class has one image only.
+        TooFewImages: a class has one image only.
     """
     order = np.random.default_rng(0).permutation(len(source))
     held = []
     for label, class_name in enumerate(source.class_names):
         members = order[source.labels[order] == label]
         if len(members) == 1:
-            raise DataError(f'{source.name}: class "{class_name}" has 1 image; holding out some needs 2 or more')
+            raise TooFewImages(f'{source.name}: class "{class_name}" has 1 image; holding out some needs 2 or more')
         held.append(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     mask = np.zeros(len(source), dtype=bool)
     mask[np.concatenate(held)] = True
