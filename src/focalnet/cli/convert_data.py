@@ -1,4 +1,4 @@
-"""``focalnet convert-data``: annotations of other tools in COCO's form."""
+"""``focalnet convert-data``: converts annotations of other tools to the COCO format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert_data(
     """Converts other tools' annotations of objects to COCO's JSON.
 
     Training reads them as they are, too. Images stay where they are. What a tool marks difficult, or as a group,
-    becomes a crowd region: neither to be found nor a mistake.
+    becomes a crowd region, which evaluation ignores.
     """
     from focalnet.data.formats.sets import find_set
     from focalnet.data.readers.classes import read_class_names
