@@ -17,7 +17,7 @@ from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_m
 from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
-from focalnet.models.base import TaskName, split_options
+from focalnet.models.base import TaskName, split_options, with_options
 from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense
 from focalnet.weights.report import compare
 
@@ -180,7 +180,7 @@ def _dense(
     own, shape = split_options(type(config), options)
     classes = config.num_classes if num_classes is None else num_classes
     own["backbone"] = _with_options(checkpoint, shape, resizable=())
-    config = dataclasses.replace(config.with_classes(classes), **own)  # type: ignore[type-var]
+    config = with_options(config.with_classes(classes), own)
     if task is not None:
         config = config.for_task(task, num_things)
     new_classes = classes != checkpoint.num_classes

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.cli.train import fit, validate
 from focalnet.data.formats.coco import to_bitmaps
-from focalnet.errors import ConfigError, DataError, UnknownName
+from focalnet.errors import CheckpointError, ConfigError, DataError, UnknownName
 from focalnet.models import RCNN, MaskRCNNConfig
 from focalnet.results import Detections
 from focalnet.training import DetectionTask, engine, report
@@ -137,6 +138,32 @@ def test_the_backbone_starts_from_a_classifier(coco, tmp_path):
     assert all(torch.equal(backbone[key], given[key]) for key in same)
     kernel = "layers.0.blocks.0.modulation.focal_layers.0.0.weight"
     assert torch.equal(backbone[kernel][:, :, 1:-1, 1:-1], given[kernel])
+
+
+def test_own_weights_start_a_run_with_other_classes_and_nested_options(finished):
+    nested = {name: NETWORK[name] for name in ("neck", "stages")}
+    network = DetectionTask(weights=str(finished / "model.safetensors"), options=nested).build(3)
+    assert (network.config.num_classes, network.config.neck.channels) == (3, NETWORK["neck"]["channels"])
+    with pytest.raises(CheckpointError, match=r"neck\.lateral_convs"):
+        DetectionTask(weights=str(finished / "model.safetensors"), options={"neck": {"channels": 32}}).build(2)
+    for wrong in ({"neck": {"chanels": 16}}, {"neck": 16}):
+        with pytest.raises(ConfigError, match=r"channels|neck=16"):
+            focalnet.load(finished / "model.safetensors", **wrong)
+
+
+@pytest.mark.parametrize("start", ["architecture", "weights"])
+def test_a_network_that_can_leave_out_masks_does_so_where_there_are_none(finished, caplog, start):
+    given = {"weights": str(finished / "model.safetensors"), "architecture": "mask_rcnn_focalnet_nano"}[start]
+    task = DetectionTask(**{start: given}, options=NETWORK if start == "architecture" else None)
+    boxes_only = SimpleNamespace(masks=False, num_classes=2)
+    task._trainer = SimpleNamespace(training=True, datamodule=boxes_only)
+    task.configure_model()
+    assert not task.network.config.masks
+    assert "trained without masks" in caplog.text
+    asked = DetectionTask(architecture="mask_rcnn_focalnet_nano", options={**NETWORK, "masks": True})
+    asked._trainer = task._trainer
+    with pytest.raises(ConfigError, match=r"data\.masks"):
+        asked.configure_model()
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,44 @@ def from_plain(cls: type[T], mapping: Mapping[str, Any]) -> T:
 def _convert(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_plain(hint, value)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
+        raise ConfigError(f"{value!r} stands where options of {hint.__name__.removesuffix('Config')} are expected")
     if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(get_args(hint)[0], item) for item in value)
     return value
+
+
+def with_options(config: T, options: Mapping[str, Any]) -> T:
+    """A configuration with other values; a mapping changes fields of a nested configuration, and keeps the others.
+
+    Raises:
+        ConfigError: a name the configuration does not have, or a value in place of a nested configuration.
+    """
+    hints = get_type_hints(type(config))
+    return dataclasses.replace(  # type: ignore[type-var]
+        config, **{name: _changed(name, hints, getattr(config, name, None), value) for name, value in options.items()}
+    )
+
+
+def _changed(name: str, hints: Mapping[str, Any], current: Any, value: Any) -> Any:
+    if name not in hints:
+        raise ConfigError(f'no option "{name}"{did_you_mean(name, hints)}')
+    if dataclasses.is_dataclass(current):
+        if isinstance(value, Mapping):
+            return with_options(current, value)
+        if not isinstance(value, type(current)):
+            raise ConfigError(f"{name}={value!r} must name options of it, e.g. {name}={_example(current)}")
+    nested = isinstance(current, tuple) and any(map(dataclasses.is_dataclass, current))
+    if nested and isinstance(value, (list, tuple)) and len(value) == len(current):
+        pairs = zip(current, value, strict=True)
+        return tuple(with_options(old, new) if isinstance(new, Mapping) else new for old, new in pairs)
+    return _convert(hints[name], value)
+
+
+def _example(config: Any) -> dict[str, Any]:
+    """The first option of a configuration, as a mapping."""
+    first = dataclasses.fields(config)[0].name
+    return {first: getattr(config, first)}
 
 
 class ModelConfig(ABC):

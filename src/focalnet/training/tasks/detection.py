@@ -25,7 +25,9 @@ class DetectionTask(DenseTask):
             self.options = {**self.options, "masks": False}
         super().configure_model()
         if self.trainer.training and self.network.config.learns_masks and not self.data.masks:
-            raise ConfigError(f"a {type(self.network).__name__} learns masks: data.masks must be true")
+            raise ConfigError(
+                f"a {type(self.network).__name__} learns masks: data.masks must be true, and objects need outlines"
+            )
 
     def _can_leave_out_masks(self) -> bool:
         """Whether the network learns masks, and has an option for boxes only."""
