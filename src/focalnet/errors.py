@@ -63,7 +63,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(f'"{n}"' for n in near) + "?" if near else ""
 
 
-def printable(text: object) -> str:
+def escaped(text: object) -> str:
     r"""Text of any origin, fit for a terminal or a log: one line, without anything that a terminal would obey.
 
     File names, class names and what servers say may hold escape sequences, line breaks, characters that reverse the

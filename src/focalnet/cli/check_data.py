@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -75,20 +76,20 @@ def check_data(
     found = 0
     for report in reports:
         for problem in report.problems:
-            typer.echo(problem)
+            say(problem)
         found += len(report.problems)
-        typer.echo(f"{report.name}: {report.summary}", err=True)
+        say(f"{report.name}: {report.summary}", err=True)
     if found:
         raise DataError(f"{root}: {found} {'problem' if found == 1 else 'problems'}, listed above")
 
 
 def _numbers_by_number(text: str) -> dict[int, int]:
     """``{255: 1}`` as in a recipe."""
-    import yaml
+    from focalnet.reading import parse_yaml
 
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
+        content = parse_yaml(text)
+    except ValueError:
         content = None
     if not isinstance(content, dict) or not all(type(n) is int for pair in content.items() for n in pair):
         raise ConfigError(f'--label-map {text!r} must be numbers for numbers, e.g. "{{255: 1}}"')
@@ -163,5 +164,5 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
             problems.append(Problem(pairs.name, "", why))
         listed = bool(names) or not training  # another split may well lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
-            typer.echo(f"warning: {remark}", err=True)
+            say(f"warning: {remark}", err=True)
         yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import CheckpointError
 
 LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab"]
@@ -50,20 +51,20 @@ def convert(
     written = weights.export(checkpoint, target, to, getattr(torch, dtype))
     section = f', its section "{checkpoint.section}"' if checkpoint.section else ""
     shape = checkpoint.architecture or "a shape of its own"
-    typer.echo(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
-    typer.echo(checkpoint.report())
+    say(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
+    say(*str(checkpoint.report()).split("\n"))
     for name, known in checkpoint.unsettled.items():
         option = name.replace("_", "-")
         value = getattr(checkpoint.backbone, name)
-        typer.echo(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
-    typer.echo(f"wrote {written} ({to})")
+        say(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
+    say(f"wrote {written} ({to})")
     if left := weights.untold(checkpoint, written):
-        typer.echo(
+        say(
             "it does not tell these settings: give them to whatever reads it, or stay with our own format, which does",
             err=True,
         )
         for name, value in left.items():
-            typer.echo(f"  {name}={_short(value)}", err=True)
+            say(f"  {name}={_short(value)}", err=True)
 
 
 def _short(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import DataError
 
 
@@ -35,4 +36,4 @@ def convert_data(
     if target.exists() and not force:
         raise DataError(f"{target}: exists already; overwrite it with --force")
     classes = None if class_names is None else read_class_names(class_names)[0]
-    typer.echo(f"wrote {convert_voc(source, target, split=split, classes=classes)}")
+    say(f"wrote {convert_voc(source, target, split=split, classes=classes)}")
