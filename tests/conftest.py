@@ -22,3 +22,18 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data at {SHARED}; set FOCALNET_SHARED")
     return SHARED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints how many attacks were tried and how many survived, where tests of ``attacks/`` have run."""
+    counts = {
+        outcome: sum(
+            int(value)
+            for report in terminalreporter.getreports(outcome)
+            for name, value in report.user_properties
+            if name == "attacks"
+        )
+        for outcome in ("passed", "failed")
+    }
+    if tried := sum(counts.values()):
+        terminalreporter.write_line(f"attacks: {tried} tried, {counts['passed']} survived")

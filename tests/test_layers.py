@@ -15,7 +15,7 @@ import focalnet
 
 PACKAGE = Path(focalnet.__file__).parent
 ORDER = [
-    {"errors", "files", "samples", "card"},
+    {"errors", "files", "reading", "samples", "card"},
     {"visualize"},
     {"results", "structures"},  # structures: the old name of results, samples and card
     {"ops"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import unicodedata
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -60,6 +61,31 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ``'; did you mean "a" or "b"?'`` for the names most similar to ``name``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return "; did you mean " + " or ".join(f'"{n}"' for n in near) + "?" if near else ""
+
+
+def escaped(text: object) -> str:
+    r"""Text of any origin, fit for a terminal or a log: one line, without anything that a terminal would obey.
+
+    File names, class names and what servers say may hold escape sequences, line breaks, characters that reverse the
+    order of others, and bytes that are no text. Each is shown as ``\x1b`` or ``\u202e``; all other text stays.
+    """
+    return "".join(c if not _commands(c) else _shown(c) for c in str(text))
+
+
+def _commands(character: str) -> bool:
+    """Whether a terminal would obey a character, or could not encode it."""
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _REORDERING
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte of a file name that is not UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import focalnet
+from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, UnknownName, did_you_mean
 from focalnet.files import write
 
@@ -62,14 +63,12 @@ def benchmark(
     with torch.inference_mode():
         timings = in_turns(_candidates(images, build, compiled=compiled), rounds)
     threads = f", {torch.get_num_threads()} threads" if target.type == "cpu" else ""
-    typer.echo(f"{model}, {dtype}, {batch} x 3 x {images.shape[2]} x {images.shape[3]}, {target}{threads}")
+    say(f"{model}, {dtype}, {batch} x 3 x {images.shape[2]} x {images.shape[3]}, {target}{threads}")
     plain = timings["eager"].median
     for name, timing in timings.items():
         low, high = (1e3 * second for second in timing.quartiles)
         speed, ratio = batch / timing.median, plain / timing.median
-        typer.echo(
-            f"  {name:10s} {1e3 * timing.median:9.2f} ms  ({low:.2f} to {high:.2f})  {speed:9.1f} img/s  {ratio:5.2f}x"
-        )
+        say(f"  {name:10s} {1e3 * timing.median:9.2f} ms  ({low:.2f} to {high:.2f})  {speed:9.1f} img/s  {ratio:5.2f}x")
     if out is not None:
         setting = {"model": model, "dtype": dtype, "input": list(images.shape), "device": str(target)}
         seconds = {name: timing.seconds for name, timing in timings.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def check_data(
     num_problems = 0
     for report in reports:
         for problem in report.problems:
-            typer.echo(problem)
+            say(problem)
         num_problems += len(report.problems)
-        typer.echo(f"{report.name}: {report.summary}", err=True)
+        say(f"{report.name}: {report.summary}", err=True)
     if num_problems:
         unit = "problem" if num_problems == 1 else "problems"
         raise DataError(f"{root}: {num_problems} {unit}, listed above")
@@ -85,11 +86,11 @@ def check_data(
 
 def _parse_label_map(text: str) -> dict[int, int]:
     """Parses ``{255: 1}``, as recipes write it."""
-    import yaml
+    from focalnet.reading import parse_yaml
 
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
+        content = parse_yaml(text)
+    except ValueError:
         content = None
     if not isinstance(content, dict) or not all(type(n) is int for pair in content.items() for n in pair):
         raise ConfigError(f'--label-map {text!r} must map labels to labels, e.g. "{{255: 1}}"')
@@ -164,5 +165,5 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
             problems.append(Problem(pairs.name, "", reason))
         listed = bool(names) or not training  # other splits may lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
-            typer.echo(f"warning: {remark}", err=True)
+            say(f"warning: {remark}", err=True)
         yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)

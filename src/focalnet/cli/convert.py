@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import CheckpointError
 
 LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab"]
@@ -53,20 +54,20 @@ def convert(
     written = weights.export(checkpoint, target, to, getattr(torch, dtype))
     section = f', its section "{checkpoint.section}"' if checkpoint.section else ""
     shape = checkpoint.architecture or "an unpublished architecture"
-    typer.echo(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
-    typer.echo(checkpoint.report())
+    say(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
+    say(*str(checkpoint.report()).split("\n"))
     for name, known in checkpoint.unsettled.items():
         option = name.replace("_", "-")
         value = getattr(checkpoint.backbone, name)
-        typer.echo(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
-    typer.echo(f"wrote {written} ({to})")
+        say(f"{name}={value} is not settled: {known}. Choose with --{option} or --no-{option}", err=True)
+    say(f"wrote {written} ({to})")
     if not_stored := weights.untold(checkpoint, written):
-        typer.echo(
+        say(
             "the file does not store these settings: pass them when loading it, or use the native layout",
             err=True,
         )
         for name, value in not_stored.items():
-            typer.echo(f"  {name}={_short(value)}", err=True)
+            say(f"  {name}={_short(value)}", err=True)
 
 
 def _short(value: object) -> str:

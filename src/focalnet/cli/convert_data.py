@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import DataError
 
 
@@ -47,5 +48,5 @@ def convert_data(
         )
     written = found.convert(target, split=split, classes=classes)
     for remark in dict.fromkeys(found.remarks):
-        typer.echo(f"warning: {remark}", err=True)
-    typer.echo(f"wrote {written}")
+        say(f"warning: {remark}", err=True)
+    say(f"wrote {written}")

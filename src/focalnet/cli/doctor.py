@@ -7,9 +7,8 @@ import os
 import platform
 import re
 
-import typer
-
 import focalnet
+from focalnet.cli.terminal import say
 
 
 def doctor() -> None:
@@ -19,9 +18,9 @@ def doctor() -> None:
     sections = {"environment": _environment(), "devices": _devices(), "backends": backend.available(), **_packages()}
     width = max(len(key) for section in sections.values() for key in section)
     for title, section in sections.items():
-        typer.echo(title)
+        say(title)
         for key, value in section.items():
-            typer.echo(f"  {key:<{width}}  {value}")
+            say(f"  {key:<{width}}  {value}")
 
 
 def _environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from focalnet.cli import DEFAULT_MODEL
+from focalnet.cli.terminal import say
 
 
 def explain(
@@ -37,7 +38,7 @@ def explain(
     network = loaded.backbone
     for file, name in zip(files, unique_names(files), strict=True):
         sheet, *overlays = explanations.explain(network, file, block).save(out / name)
-        typer.echo(f"{file}\n  {sheet} and {len(overlays)} overlays in the same folder")
+        say(file, f"  {sheet} and {len(overlays)} overlays in the same folder")
     if kernels:
         drawing = draw_kernels(explanations.kernels(network, block), title=model)
-        typer.echo(f"kernels\n  {save_image(drawing, out / 'kernels.png')}")
+        say("kernels", f"  {save_image(drawing, out / 'kernels.png')}")

@@ -23,6 +23,7 @@ from focalnet.cli.models import models
 from focalnet.cli.predict import predict
 from focalnet.cli.quickstart import quickstart
 from focalnet.cli.recipes import recipes
+from focalnet.cli.terminal import say
 from focalnet.cli.train import EPILOG, PASS_THROUGH, fit_command, validate_command
 from focalnet.errors import FocalNetError
 
@@ -44,7 +45,7 @@ app.command()(doctor)
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(focalnet.__version__)
+        say(focalnet.__version__)
         raise typer.Exit
 
 
@@ -74,18 +75,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        typer.echo("interrupted", err=True)
+        say("interrupted", err=True)
     return code if isinstance(code, int) else 0
 
 
 def _refuse(message: str) -> int:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    say("error: " + " ".join(message.split()), err=True)
     return USAGE_ERROR
 
 
 def _warn(message: Warning | str, category: type[Warning], *_where: Any) -> None:
     """Prints a warning without the line of code that raised it, which is of no use to a user."""
-    typer.echo(f"warning: {message}", err=True)
+    say("warning: " + " ".join(str(message).split()), err=True)
 
 
 def _usage(error: Any) -> str:

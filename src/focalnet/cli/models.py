@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from focalnet.cli.terminal import say
 from focalnet.errors import UnknownName, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ def models(
     """
     listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
     if as_json:
-        typer.echo(json.dumps(listing, indent=2, ensure_ascii=False))
+        say(*json.dumps(listing, indent=2, ensure_ascii=False).split("\n"))
         return
     for line in _table(listing):
-        typer.echo(line)
+        say(line)
 
 
 def _matching(pattern: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import typer
 
 from focalnet.cli import DEFAULT_MODEL
 from focalnet.cli.results import Ids, Results
+from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 
 if TYPE_CHECKING:
@@ -97,15 +98,15 @@ def predict(
     skip = _report_skipped if on_error is OnError.SKIP else None
     with _image_size_limit(max_megapixels):
         for result in predictor.stream(images, skip=skip):
-            typer.echo("\n  ".join([str(result.path), *result.summary()]))
+            say(result.path, *(f"  {line}" for line in result.summary()))
             results.add(result, names[str(result.path)])
     for video in videos:
         assert out is not None
-        typer.echo(f"{video}\n  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
+        say(video, f"  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
     if not results.predictions and not videos:
         raise ImageError(f"none of the {len(files)} images could be read")
     if out is not None and results.predictions:
-        typer.echo(results.write())
+        say(results.write())
 
 
 @contextmanager
@@ -150,4 +151,4 @@ def _predict_video(predictor: Predictor, video: Path, target: Path) -> Path:
 
 
 def _report_skipped(error: ImageError) -> None:
-    typer.echo(f"skipped: {error}", err=True)
+    say(f"skipped: {error}", err=True)

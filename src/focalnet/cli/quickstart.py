@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from focalnet.cli.terminal import say
+
 RECIPE = "classification/digits"
 
 
@@ -31,7 +33,7 @@ def quickstart(
 
     _print_command(f"focalnet validate {RECIPE} --weights {weights}")
     measured = validate(RECIPE, weights)
-    typer.echo("top-1 {top1:.2f} % of {images} images, {images_per_s:.0f} images a second".format(**measured))
+    say("top-1 {top1:.2f} % of {images} images, {images_per_s:.0f} images a second".format(**measured))
 
     files = _write_digits(images)
     _print_command(f"focalnet predict {images} --model {weights} --top 2 --out {predictions}")
@@ -41,17 +43,17 @@ def quickstart(
     _print_command(f"focalnet explain {' '.join(chosen)} --model {weights} --out {explanations}")
     explain(chosen, model=weights, out=explanations)
 
-    typer.echo("\nResults:")
+    say("", "Results:")
     for title, path in {
         "training report": run / "report.html",
         "predictions": predictions,
         "what the network attends to": explanations / files[0].stem / "sheet.png",
     }.items():
-        typer.echo(f"  {title:<32} {path}")
+        say(f"  {title:<32} {path}")
 
 
 def _print_command(command: str) -> None:
-    typer.echo(f"\n$ {command}")
+    say("", f"$ {command}")
 
 
 def _write_digits(folder: Path) -> list[Path]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, UnknownName, did_you_mean
+from focalnet.reading import MOST_BYTES, parse_yaml, read_text
 
 HOME = Path(str(files("focalnet"))) / "recipes"
+MOST_BASES = 20  # recipes that build on one another
 
 
 def list_recipes() -> list[str]:
@@ -35,7 +38,7 @@ def recipes(
         raise UnknownName(f'no recipe matches "{pattern}"{hint}; "focalnet recipes" lists all')
     width = max(map(len, names))
     for name in names:
-        typer.echo(f"{name:<{width}}  {title(name)}")
+        say(f"{name:<{width}}  {title(name)}")
 
 
 def title(name: str) -> str:
@@ -56,7 +59,7 @@ def find_recipe(name: str) -> Path:
     if name in list_recipes():
         return HOME / f"{name}.yaml"
     if Path(name).suffix in (".yaml", ".yml"):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):
             raise UnknownName(f"no recipe file {name}")
         return Path(name)
     names = list_recipes()
@@ -73,19 +76,25 @@ def read_recipe(path: Path, *, read_before: tuple[Path, ...] = ()) -> dict[str, 
         read_before: recipes that inherit from this one.
 
     Raises:
-        ConfigError: the file is not a mapping of options, or inherits from itself.
+        ConfigError: the file cannot be read, is not a mapping of options, or inherits from itself.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
+        content = parse_yaml(read_text(path, most_bytes=MOST_BYTES))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise ConfigError(f"cannot read the recipe {path}: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"the recipe {path} is not a mapping of options")
     if "base" not in content:
         return content
-    base = path.parent / str(content.pop("base"))
-    if base in (path, *read_before):
+    name = content.pop("base")
+    if not isinstance(name, str) or "\0" in name:
+        raise ConfigError(f"the recipe {path}: base must be the path of another recipe")
+    base = path.parent / name
+    if any(os.path.realpath(base) == os.path.realpath(one) for one in (path, *read_before)):
         raise ConfigError(f"the recipe {path} inherits from itself; correct its option base")
+    if len(read_before) == MOST_BASES:
+        raise ConfigError(f"the recipe {path} inherits from more than {MOST_BASES} others")
     return merge(read_recipe(base, read_before=(path, *read_before)), content)
 
 

@@ -57,7 +57,9 @@ class Results:
             if "annotations" in self.coco:
                 files["panoptic.json"] = {**self.coco, "categories": self.ids.categories()}
         for name, content in files.items():
-            write(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode())
+            write(
+                self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
+            )
         return f"wrote {len(self.predictions)} images and {' and '.join(files)} to {self.folder}"
 
 

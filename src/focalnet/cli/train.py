@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
+from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from focalnet.card import Preprocessing
     from focalnet.training.engine import Measurement
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-recipe", help="Let the recipe import any class by its class_path, and so run its code."),
+]
 #: Context settings of both commands: the options of a recipe are passed through.
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -33,13 +38,22 @@ EPILOG = (
 )
 
 
-def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = False, **overrides: Any) -> Path:
+def fit(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    trust_recipe: bool = False,
+    **overrides: Any,
+) -> Path:
     """Trains a model by a recipe, or resumes an interrupted run.
 
     Args:
         recipe: a name such as ``"classification/digits"``, or the path of a YAML file.
         output: run folder; default: ``runs/RECIPE``.
         force: start over in a folder that holds another run.
+        trust_recipe: whether the recipe may import, and so run, any code of this machine by a ``class_path``; by
+            default only what the library, PyTorch, timm and Lightning offer for it.
         overrides: options of the recipe by dotted name: ``**{"trainer.max_epochs": 5}``.
 
     Returns:
@@ -58,16 +72,19 @@ def fit(recipe: str | Path, *, output: str | Path | None = None, force: bool = F
     from focalnet.training.run_folder import RunFolder
 
     folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
-    engine.fit(options, folder, force=force)
+    engine.fit(options, folder, force=force, trusted=trust_recipe)
     return folder.root
 
 
-def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[str, Any]:
+def validate(
+    recipe: str | Path, weights: str | Path, *, trust_recipe: bool = False, **overrides: Any
+) -> dict[str, Any]:
     """Evaluates weights on the validation images of a recipe, with the preprocessing of the weights.
 
     Args:
         recipe: a name or the path of a YAML file.
         weights: a catalogue name or the path of a checkpoint.
+        trust_recipe: as for ``fit``.
         overrides: as for ``fit``.
 
     Returns:
@@ -78,10 +95,12 @@ def validate(recipe: str | Path, weights: str | Path, **overrides: Any) -> dict[
     Raises:
         ConfigError: the weights are of another task than the recipe, or have other classes than the data.
     """
-    return _measure(recipe, weights, overrides).to_dict()
+    return _measure(recipe, weights, overrides, trust_recipe=trust_recipe).to_dict()
 
 
-def _measure(recipe: str | Path, weights: str | Path, overrides: Mapping[str, Any]) -> Measurement:
+def _measure(
+    recipe: str | Path, weights: str | Path, overrides: Mapping[str, Any], *, trust_recipe: bool
+) -> Measurement:
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
     from focalnet import zoo
@@ -90,7 +109,7 @@ def _measure(recipe: str | Path, weights: str | Path, overrides: Mapping[str, An
     model = zoo.load(str(weights))
     if model.card is not None:
         options = merge(options, {"data": _data_options(model.card.preprocessing)})
-    return engine.validate(merge(options, nested(overrides)), model)
+    return engine.validate(merge(options, nested(overrides)), model, trusted=trust_recipe)
 
 
 def _data_options(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -108,6 +127,7 @@ def fit_command(
     print_config: Annotated[
         bool, typer.Option("--print_config", "--print-config", help="Print every option with its value and exit.")
     ] = False,
+    trust_recipe: Trust = False,
 ) -> None:
     """Trains a model by a recipe.
 
@@ -118,10 +138,11 @@ def fit_command(
         _require_engine()
         from focalnet.training.options import Options
 
-        typer.echo(Options(merge(read_recipe(find_recipe(recipe)), nested(overrides))).to_yaml())
+        options = merge(read_recipe(find_recipe(recipe)), nested(overrides))
+        say(*Options(options, trusted=trust_recipe).to_yaml().split("\n"))
         return
     show_progress()
-    fit(recipe, output=output, force=force, **overrides)
+    fit(recipe, output=output, force=force, trust_recipe=trust_recipe, **overrides)
 
 
 def validate_command(
@@ -129,17 +150,18 @@ def validate_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name in 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    trust_recipe: Trust = False,
 ) -> None:
     """Evaluates weights on validation images.
 
     Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
     show_progress()
-    measurement = _measure(recipe, weights, parse_overrides(context.args))
+    measurement = _measure(recipe, weights, parse_overrides(context.args), trust_recipe=trust_recipe)
     for metric in measurement.metrics:
-        typer.echo(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
-    typer.echo(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
-    typer.echo(f"{'images':<14} {measurement.images:8d}")
+        say(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
+    say(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
+    say(f"{'images':<14} {measurement.images:8d}")
     if out is not None:
         from focalnet.training.run_folder import write
 
@@ -180,9 +202,7 @@ def show_progress() -> None:
     _require_engine()  # imports Lightning, which sets its own log level
     logger = logging.getLogger("focalnet")
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(ToStderr())
     logger.setLevel(logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -62,19 +62,20 @@ class Measurement(NamedTuple):
         return {**values, "images": self.images, "images_per_s": self.images_per_s}
 
 
-def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False) -> dict[str, Any]:
+def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, trusted: bool = False) -> dict[str, Any]:
     """Trains; goes on where an interrupted run with the same options stopped.
 
     Args:
         recipe: nested options.
         folder: what the run leaves behind.
         force: start afresh, whatever is there.
+        trusted: whether the recipe may import any code; see ``Options``.
 
     Returns:
         The content of ``results.json``: ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ...
         (percent), ``images``, ``images_per_s``, ``seconds``, ...
     """
-    options = Options(recipe)
+    options = Options(recipe, trusted=trusted)
     if not force and folder.state(options.to_yaml()) == "finished":
         log.info("%s is finished; --force trains it again", folder.root)
         return dict(json.loads(folder.results.read_text()))
@@ -117,14 +118,14 @@ class _Opening(pl.Callback):
             trainer.logger = TensorBoardLogger(self.folder.root, name="", version=version, default_hp_metric=False)
 
 
-def validate(recipe: Mapping[str, Any], model: Model[Any, Any]) -> Measurement:
-    """Measures a network on the validation images of a recipe.
+def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False) -> Measurement:
+    """Measures a network on the validation images of a recipe, which may import any code if it is ``trusted``.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
     """
     with explained():
-        run = _build(Options(recipe), None)
+        run = _build(Options(recipe, trusted=trusted), None)
         family = registry.family_of(model)
         if run.task.name not in family.tasks:
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")

@@ -6,17 +6,20 @@ jsonargparse, as ``LightningCLI`` sets it up, does the work; here its errors bec
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+from jsonargparse import Namespace, _common, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 from focalnet.errors import ConfigError, FocalNetError, UnknownName, did_you_mean
+from focalnet.reading import parse_yaml
 from focalnet.training.tasks.base import Task
 from focalnet.training.tasks.classification import ClassificationTask
 from focalnet.training.tasks.detection import DetectionTask
@@ -44,30 +47,53 @@ TRAINER_DEFAULTS = {
 NOT_OPTIONS = ("config", "print_config", "model.seed", "data.seed")
 
 
+#: What a recipe may import by name, with all that is below it; besides, packages that register networks with us.
+IMPORTABLE = (
+    "focalnet",
+    "timm",
+    "torch.nn",
+    "torch.optim",
+    "torch.profiler",
+    "torch.distributed.fsdp",  # arguments of Lightning's strategies
+    "torch.distributed.algorithms",
+    *(f"torch.{name}" for name in ("dtype", "float16", "bfloat16", "float32", "float64")),
+    *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies", "profilers", "plugins")),
+    "lightning.pytorch.accelerators",
+    "lightning.fabric.plugins",  # where some of those of lightning.pytorch.plugins are defined
+)
+
+
 class Options:
     """Every option of a run, checked.
 
     Args:
         recipe: nested options, ``{"model": {...}, "data": {...}, "trainer": {...}, "seed_everything": 0}``, and
             ``task``, one of ``TASKS``; strings are converted to the option's type.
+        trusted: whether the recipe may import, and so run, any code of this machine; otherwise only ``IMPORTABLE``.
 
     Raises:
         UnknownName: an option that does not exist.
-        ConfigError: a value that cannot be.
+        ConfigError: a value that cannot be, or the name of a class that the recipe may not import.
     """
 
-    def __init__(self, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, recipe: Mapping[str, Any], *, trusted: bool = False) -> None:
+        self.trusted = trusted
+        if not isinstance(recipe, Mapping):
+            raise ConfigError(f"a recipe is a mapping of options, not {_short(recipe)}")
         recipe = dict(recipe)
         self.task = str(recipe.pop("task", DEFAULT_TASK))
         if self.task not in TASKS:
-            raise UnknownName(f'no task "{self.task}"{did_you_mean(self.task, TASKS)}; there are {", ".join(TASKS)}')
-        self._parser = _parser(*TASKS[self.task])
+            near = did_you_mean(self.task, TASKS)
+            raise UnknownName(f"no task {_short(self.task)}{near}; there are {', '.join(TASKS)}")
+        self._parser = _parser(*TASKS[self.task], sub_configs=trusted)
         known = [a.dest for a in self._parser._actions if "help" not in a.dest and a.dest not in NOT_OPTIONS]
+        recipe = _with_groups(recipe, known, paths=trusted)
         for name in _names(recipe, known):
             if name not in known:
-                raise UnknownName(f'no option "{name}"{_suggest(name, known)} --print_config shows all')
+                raise UnknownName(f"no option {_short(name)}{_suggest(name, known)} --print_config shows all")
         try:
-            self.values: Namespace = self._parser.parse_object(recipe)
+            with _imports(trusted):
+                self.values: Namespace = self._parser.parse_object(recipe)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(_one_line(str(error))) from error
         trainer = self.values.trainer
@@ -82,7 +108,8 @@ class Options:
     def build(self) -> tuple[Task, Any, dict[str, Any]]:
         """Returns the task, the data, and the arguments of the trainer."""
         try:
-            built = self._parser.instantiate(self.values)
+            with _imports(self.trusted):
+                built = self._parser.instantiate(self.values)
         except FocalNetError:
             raise
         except (ValueError, TypeError) as error:
@@ -90,13 +117,31 @@ class Options:
         return built.model, built.data, dict(built.trainer)
 
 
-def _parser(task: type[Task], data: type[pl.LightningDataModule]) -> LightningArgumentParser:
+@contextmanager
+def _imports(trusted: bool) -> Iterator[None]:
+    """Within it, values may name what they may import, which is otherwise a setting of the whole process."""
+    before = dict(_common.parsing_settings)  # there is no public way to take a setting back
+    try:
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        if not trusted:
+            networks = importlib.metadata.entry_points(group="focalnet.models")
+            others = [entry.module.partition(".")[0] for entry in networks]
+            set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*IMPORTABLE, *others])
+        yield
+    finally:
+        _common.parsing_settings.update(before)
+
+
+def _parser(
+    task: type[Task], data: type[pl.LightningDataModule], *, sub_configs: bool = False
+) -> LightningArgumentParser:
+    """The parser of all options; with ``sub_configs``, a value may also be the path of a file that holds it."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of everything random.")
-    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    for cls, name in ((pl.Trainer, "trainer"), (task, "model"), (data, "data")):
+        build = cls is not pl.Trainer
+        parser.add_class_arguments(cls, name, fail_untyped=False, instantiate=build, sub_configs=sub_configs)
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
-    parser.add_lightning_class_args(task, "model")
-    parser.add_lightning_class_args(data, "data")
     for room in ("model", "data"):
         parser.link_arguments("seed_everything", f"{room}.seed")
     return parser
@@ -114,6 +159,43 @@ def _names(options: Mapping[str, Any], known: list[str], prefix: str = "") -> It
             yield name
 
 
+def _with_groups(options: Mapping[str, Any], known: list[str], prefix: str = "", *, paths: bool) -> dict[str, Any]:
+    """The options with a mapping wherever a name stands for several; on a command line it may be written as text.
+
+    Args:
+        options: as given.
+        known: every option by its dotted name.
+        prefix: what stands before the names of ``options``.
+        paths: whether the mapping may be in a file, which the parser opens.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    found = dict(options)
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        if not any(k.startswith(f"{name}.") for k in known):
+            continue
+        given = value
+        if isinstance(value, str):
+            with suppress(ValueError):
+                given = parse_yaml(value)
+        if paths and isinstance(given, str):
+            continue
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"option {name} cannot be {_short(value)}: expected a mapping of options")
+        found[key] = _with_groups(given, known, f"{name}.", paths=paths)
+    return found
+
+
+def _short(value: Any) -> str:
+    return f'"{_cut(str(value), 200)}"'
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _suggest(name: str, known: list[str]) -> str:
     same_ending = [k for k in known if k.endswith(f".{name.rsplit('.', 1)[-1]}")]
     return f'; did you mean "{same_ending[0]}"?' if len(same_ending) == 1 else did_you_mean(name, known) or ";"
@@ -121,13 +203,18 @@ def _suggest(name: str, known: list[str]) -> str:
 
 def _one_line(message: str) -> str:
     """The parser's account of a wrong value, which lists every type it tried, as one line."""
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return (
+            f"the recipe names {denied[1]}, which is not among what a recipe may import ({', '.join(IMPORTABLE[:3])}, "
+            "Lightning's callbacks, loggers, strategies, ...): --trust-recipe imports it, and so runs its code"
+        )
     key = re.search(r'[Kk]ey "([\w.]+)"', message)
     value = re.search(r"(?:Given value|Got value): *(.*)", message)
     if key and value:
         allowed = re.findall(r"Expected an? (.*?)\.? *(?:Got value|$)", message, re.MULTILINE)
-        expected = f": expected {' or '.join(map(_type_name, allowed))}" if allowed else ""
-        return f'option {key[1]} cannot be "{value[1].strip()}"{expected}'
-    return " ".join(message.split())
+        expected = f": expected {_cut(' or '.join(map(_type_name, allowed)), 400)}" if allowed else ""
+        return f"option {key[1]} cannot be {_short(value[1].strip())}{expected}"
+    return _cut(" ".join(message.split()), 1000)
 
 
 def _type_name(text: str) -> str:

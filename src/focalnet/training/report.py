@@ -12,10 +12,12 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from focalnet.card import ModelCard
+from focalnet.errors import escaped
 from focalnet.metrics.base import Bar, Chart, ConfusionMatrix, Example, Metric, PrecisionRecall, Section, Table
 from focalnet.training.callbacks import duration
 from focalnet.training.run_folder import RunFolder, write
 from focalnet.visualize import draw_confusion, draw_precision_recall
+from focalnet.visualize.canvas import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,15 +67,14 @@ def write_report(
     """
     parts = [
         ("Training", _figure(_curves(rows, metrics))),
-        *((html.escape(section.title), _content(section)) for section in sections),
+        *((_text(section.title), _content(section)) for section in sections),
         ("Versions", _table(Table([(k, str(v)) for k, v in json.loads(folder.versions.read_text()).items()]))),
         ("Options", f"<pre>{html.escape(folder.config.read_text())}</pre>"),
     ]
     page = PAGE.substitute(
-        title=html.escape(card.name),
+        title=_text(card.name),
         numbers="".join(
-            f"<li><b>{html.escape(value)}</b>{html.escape(title)}</li>"
-            for title, value in _numbers(results, metrics).items()
+            f"<li><b>{_text(value)}</b>{_text(title)}</li>" for title, value in _numbers(results, metrics).items()
         ),
         sections="\n".join(f"<h2>{title}</h2>\n{content}" for title, content in parts),
     )
@@ -90,7 +91,7 @@ def _numbers(results: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str,
 
 
 def _content(section: Section) -> str:
-    text = f'<p class="note">{html.escape(section.text)}</p>' if section.text else ""
+    text = f'<p class="note">{_text(section.text)}</p>' if section.text else ""
     pieces = [text, *map(_table, section.tables), *(_figure(_drawn(chart)) for chart in section.charts)]
     if section.results:
         pieces.append(_figure(_tiles(section.results)))
@@ -98,12 +99,17 @@ def _content(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "<tr>" + "".join(f"<th>{html.escape(title)}" for title in table.columns) if table.columns else ""
+    head = "<tr>" + "".join(f"<th>{_text(title)}" for title in table.columns) if table.columns else ""
     return f"<table>{head}{''.join('<tr>' + ''.join(map(_cell, row)) for row in table.rows)}</table>"
 
 
 def _cell(cell: str | Bar) -> str:
-    return f'<td><meter value="{cell.share:.3f}"></meter>' if isinstance(cell, Bar) else f"<td>{html.escape(cell)}"
+    return f'<td><meter value="{cell.share:.3f}"></meter>' if isinstance(cell, Bar) else f"<td>{_text(cell)}"
+
+
+def _text(text: str) -> str:
+    """Text of any origin within the page."""
+    return html.escape(escaped(text))
 
 
 def _figure(figure: Figure) -> str:
@@ -143,7 +149,7 @@ def _tiles(examples: Sequence[Example]) -> Figure:
         axes.axis("off")
     for axes, (image, title) in zip(places, drawn, strict=False):
         axes.imshow(image)
-        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_title("\n".join(map(printable, title.split("\n"))), fontsize=8, parse_math=False)
     return figure
 
 

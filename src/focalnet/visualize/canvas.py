@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALLEST, LARGEST = 320, 1024  # pixels of the long side: room for text, at most the size of a screen
+LONGEST_TEXT = 200  # characters of a name
 
 
 def readable_size(image: Image.Image, smallest: int = SMALLEST, largest: int = LARGEST) -> Image.Image:
@@ -33,8 +34,9 @@ def original_size(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def printable(text: str) -> str:
-    """Replaces line breaks and control characters by spaces."""
+def printable(text: str, most: int = LONGEST_TEXT) -> str:
+    """Returns one line to draw: control characters become spaces, and text of over ``most`` characters is cut."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(character if character.isprintable() else " " for character in text)
 
 

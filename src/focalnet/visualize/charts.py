@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from focalnet.visualize import palettes
+from focalnet.visualize.canvas import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LINES = 10  # with more classes, only the mean is drawn
+LONGEST_LABEL = 40  # characters of a name
 IOUS = (0.5, 0.75)  # thresholds to draw, of those from 0.50 in steps of 0.05
 
 
@@ -31,11 +33,20 @@ def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) 
         present = np.flatnonzero(~np.isnan(curves).all(0))
         if len(present) <= MOST_LINES:
             for label in present.tolist():
-                axes.plot(range(101), curves[:, label], color=palettes.of_class(label), label=names[label])
+                axes.plot(
+                    range(101),
+                    curves[:, label],
+                    color=palettes.of_class(label),
+                    label=_label(names[label]),
+                )
         if len(present):
             axes.plot(range(101), np.nanmean(curves[:, present], axis=1), color=palettes.INK, lw=2, label="mean")
         _finish(axes, f"IoU {iou:.2f}")
     return figure
+
+
+def _label(name: str) -> str:
+    return printable(name, LONGEST_LABEL)
 
 
 def _finish(axes: Axes, title: str) -> None:
@@ -65,8 +76,8 @@ def draw_confusion(matrix: NDArray[np.int64], rows: Sequence[str], columns: Sequ
     axes.set_xlabel("predicted")
     axes.set_ylabel("target")
     if len(rows) <= 40:
-        axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(rows)), rows, parse_math=False)
+        axes.set_xticks(range(len(columns)), [*map(_label, columns)], rotation=90, parse_math=False)
+        axes.set_yticks(range(len(rows)), [*map(_label, rows)], parse_math=False)
     if len(rows) <= 20:
         for i, j in np.argwhere(matrix).tolist():
             color = "white" if share[i, j] > 0.5 else "black"

@@ -6,12 +6,11 @@ from focalnet.weights.checkpoint import (
     NonFiniteWeights,
     UnsettledSetting,
     export,
-    fetch,
     read,
     save,
     untold,
 )
-from focalnet.weights.download import cached
+from focalnet.weights.download import cached, fetch
 from focalnet.weights.labels import class_names, cut_to_imagenet1k
 
 __all__ = [

@@ -27,8 +27,8 @@ from focalnet.models import (
 )
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
-from focalnet.weights import download, layouts
-from focalnet.weights.catalogue import Entry, entries, find
+from focalnet.weights import layouts
+from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import class_names
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
@@ -130,30 +130,6 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
         return _read_foreign(raw, architecture, settings)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{raw.path}: {error}") from error
-
-
-def fetch(name: str, **settings: Any) -> Checkpoint:
-    """Reads a published checkpoint of the catalogue, and downloads it if it is not cached.
-
-    Raises:
-        UnknownName: no such entry.
-        CheckpointError: this version has no model for the entry, or the file is damaged.
-        DownloadError: no source served the file.
-    """
-    entry = find(name)
-    if not entry.loadable:
-        raise CheckpointError(
-            f'"{name}" is listed only: this version has no model for it; the task "{entry.task}" will load it '
-            f"({'a host still serves it' if entry.available else 'its host is gone'})"
-        )
-    path = download.local_file(entry)
-    architecture = None if entry.embedded else entry.network or entry.architecture
-    checkpoint = read(path, architecture=architecture, **{**entry.settings, **settings})
-    if checkpoint.layout == "native":
-        return checkpoint
-    return dataclasses.replace(
-        checkpoint, card=_card_of(entry, path, checkpoint.num_classes), unsettled=_unsettled(entry.unsettled, settings)
-    )
 
 
 def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
@@ -385,11 +361,6 @@ def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> Model
         preprocessing=hints.preprocessing or published.preprocessing,
         source=path.name,
     )
-
-
-def _card_of(entry: Entry, path: Path, num_classes: int) -> ModelCard:
-    card = entry.card(source=path.name)
-    return card if len(card.class_names) == num_classes else dataclasses.replace(card, class_names=())
 
 
 def _hints(path: Path, layout: str) -> Hints:

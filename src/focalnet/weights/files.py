@@ -8,6 +8,7 @@ that names the file comes out.
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
 import json
 import pickle
@@ -120,10 +121,21 @@ def _find(path: Path) -> Path:
             inside = [path / name for name in IN_FOLDER if (path / name).is_file()]
             if not inside:
                 raise CheckpointError(f"{path}: the folder holds no {' or '.join(IN_FOLDER)}; name the weights file")
-            return inside[0]
+            path = inside[0]
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is not a regular file")  # a pipe would be waited for
         with path.open("rb") as file:
-            if not file.read(1):
+            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+            if not start and not file.read(1):
                 raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+            if start.startswith(b"<"):
+                raise CheckpointError(
+                    f"{path}: not a readable checkpoint but a web page; delete it and download the file again"
+                )
+            if start.startswith(b"version https://git-lfs"):
+                raise CheckpointError(
+                    f'{path}: not a readable checkpoint but a pointer of Git LFS; "git lfs pull" fetches the file'
+                )
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
     return path

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from focalnet.errors import escaped
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,7 +40,7 @@ class Report:
         lines = [f"taken       {len(self.taken)} tensors"]
         for what in ("unused", "missing", "mismatched"):
             keys = getattr(self, what)
-            lines.append(f"{what:<11} {len(keys)}" + "".join(f"\n  {key}" for key in keys))
+            lines.append(f"{what:<11} {len(keys)}" + "".join(f"\n  {escaped(key)}" for key in keys))
         return "\n".join(lines)
 
 

@@ -1,0 +1,21 @@
+"""Where text of the command line reaches a terminal: names and messages of any origin do not command it."""
+
+from __future__ import annotations
+
+import logging
+
+import typer
+
+from focalnet.errors import escaped
+
+
+def say(*lines: object, err: bool = False) -> None:
+    r"""Prints each argument as one line, on stderr if ``err``, with what a terminal would obey shown as ``\x1b``."""
+    typer.echo("\n".join(map(escaped, lines)), err=err)
+
+
+class ToStderr(logging.Handler):
+    """Prints what the library logs, each message as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
