@@ -153,7 +153,9 @@ def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str
         DataError: none of them is anywhere.
     """
     split = split_name(annotations)
-    folders = [split, f"images/{split}", f"images/{split}ing", "images", f"{split}/images", f"leftImg8bit/{split}", ""]
+    same = next((names for names in SYNONYMS.values() if split in names), ())
+    folders = [split, f"images/{split}", "images", f"{split}/images", *(f"images/{name}" for name in same)]
+    folders += [f"leftImg8bit/{split}", ""]
     beside = annotations.parent
     candidates = _candidates(root, folders, beside, wanted)
     where = _Search("images", f"{annotations}: none of its images", other_splits(annotations), (root, beside))
