@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from focalnet.cli.main import main
+from tests.data.coco import content, write_images, write_json
+from tests.data.conftest import folder as folder
 from tests.data.voc import write_split, write_voc
 from tests.test_cli import refused, run
 
@@ -76,6 +78,47 @@ def test_what_is_wrong_with_an_option_is_named(capsys, voc: Path, options: list[
     for text in expected:
         assert text in message
     assert written(voc) == []
+
+
+def test_check_data_says_what_training_would_read(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", str(voc)]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [
+        f"{voc}/ImageSets/Main/train.txt (Pascal VOC): 2 images; 0 cat, 2 dog; 80 x 60 pixels; boxes only",
+        f"{voc}/ImageSets/Main/val.txt (Pascal VOC): 1 images; 1 cat, 0 dog; 80 x 60 pixels; boxes only",
+    ]
+    single = content(30)
+    single["categories"] += [{"id": 100 + i, "name": f"class {i}"} for i in range(40)]
+    single["annotations"] += [
+        {"id": 900 + i, "image_id": 10, "category_id": 3, "bbox": [1, 1, 0, 0]} for i in range(50)
+    ]
+    del single["annotations"][0]["segmentation"]
+    root = tmp_path / "single"
+    write_json(root / "result.json", single)
+    write_images(root / "images", single)
+    assert main(["check-data", str(root)]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 21
+    assert "and 30 more like the last" in printed.out
+    assert "training holds out 20 % of its images" in printed.err
+    assert "29 images; 29 ant, 29 bee" not in printed.err  # image 10 has objects without a place, and is left out
+    assert "29 images; 28 ant, 28 bee" in printed.err
+    assert "and 22 more classes; 80 x 60 pixels; outlines of 57 of 108 objects" in printed.err
+    assert max(map(len, [*printed.out.splitlines(), *printed.err.splitlines()])) < 500
+
+
+def test_check_data_knows_class_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-data", str(folder), "--decode"]) == 0
+    shown = capsys.readouterr().err
+    assert "train: 24 images; 8 ant, 8 bee, 8 cat; 12 x 12 pixels" in shown
+    assert "val: 9 images; 3 ant, 3 bee, 3 cat" in shown
+    (folder / "train/bee/000.jpg").write_bytes(b"")
+    assert main(["check-data", str(folder), "--decode"]) == 2
+    assert "bee/000.jpg: is empty" in capsys.readouterr().out
+    assert main(["check-data", str(folder / "train")]) == 0
+    assert "holds out 20 % of each class" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_the_data_is_named(capsys, voc: Path, tmp_path: Path) -> None:

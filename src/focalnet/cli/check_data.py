@@ -1,20 +1,24 @@
-"""``focalnet check-data``: checks whether a detection or segmentation data set can be trained on."""
+"""``focalnet check-data``: checks whether a data set can be trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import typer
 
 from focalnet.cli.terminal import say
-from focalnet.errors import ConfigError, DataError
+from focalnet.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
     from focalnet.data import SemanticData
     from focalnet.data.formats.coco import AnnotationFormat
+    from focalnet.data.formats.image_entries import Annotated as AnnotatedImage
     from focalnet.data.formats.problems import Problem
+    from focalnet.data.formats.sets import Annotations
     from focalnet.data.readers.collection import Split
 
 
@@ -24,12 +28,15 @@ class Report(NamedTuple):
     name: str
     summary: str
     problems: Sequence[Problem]
+    remarks: Sequence[str] = ()
 
 
 def check_data(
     root: Annotated[
         Path,
-        typer.Argument(help="A folder with COCO-format annotations (or one annotation file), or with label maps."),
+        typer.Argument(
+            help="A folder with annotations (or an annotation file), with label maps, or with class folders."
+        ),
     ],
     images: Annotated[
         str | None,
@@ -50,15 +57,17 @@ def check_data(
         str | None, typer.Option(help='Replace labels in label maps, as data.label_map does: "{255: 1}".')
     ] = None,
 ) -> None:
-    """Reports every problem in a data set.
+    """Reports every problem in a data set, and what training would read of it.
 
-    Prints one line per problem, and exits with code 2 if there is any. COCO format: broken JSON, missing images,
-    duplicate ids, unknown categories, boxes that are empty or outside their image, invalid segmentations, panoptic PNG
-    files that do not match. Label maps: images without masks, masks without images, sizes that differ, labels that are
-    not classes, colors in place of labels, a single class, broken files. Training runs the same check before it starts.
+    Prints one line per problem, with a count where there are many of a kind, and exits with code 2 if there is any.
+    Objects and segments: broken JSON, missing images, duplicate ids, unknown categories, boxes that are empty or
+    outside their image, sizes that differ, invalid segmentations, panoptic PNG files that do not match. Label maps:
+    images without masks, masks without images, sizes that differ, labels that are not classes, colors in place of
+    labels, a single class, broken files. Class folders: with --decode, broken files. Training runs the same check
+    before it starts.
     """
-    if files := _annotation_files(root):
-        reports = _check_coco(root, files, images, label_maps, masks=masks, decode=decode)
+    if found := _annotations(root):
+        reports = _check_annotations(root, found, images, label_maps, masks=masks, decode=decode)
     else:
         from focalnet.data import SemanticData
 
@@ -72,12 +81,18 @@ def check_data(
             reduce_zero_label=reduce_zero_label,
             label_map=None if label_map is None else _parse_label_map(label_map),
         )
-        reports = _check_label_maps(data, decode=decode)
+        given = images or label_maps or mask_suffix or label_map
+        classes = not given and _has_class_folders(data)
+        reports = _check_classes(root, decode=decode) if classes else _check_label_maps(data, decode=decode)
+    from focalnet.data.formats.problems import by_kind
+
     num_problems = 0
     for report in reports:
-        for problem in report.problems:
-            say(problem)
+        for line in by_kind(report.problems):
+            say(line)
         num_problems += len(report.problems)
+        for remark in report.remarks:
+            say(f"warning: {report.name}: {remark}", err=True)
         say(f"{report.name}: {report.summary}", err=True)
     if num_problems:
         unit = "problem" if num_problems == 1 else "problems"
@@ -97,41 +112,135 @@ def _parse_label_map(text: str) -> dict[int, int]:
     return content
 
 
-def _annotation_files(root: Path) -> list[Path]:
-    """The annotation files of a COCO-format data set; empty for other formats."""
-    from focalnet.data.formats.coco import find_annotations
+def _annotations(root: Path) -> list[Annotations]:
+    """The annotations of a data set, of objects or segments; none for other data sets."""
+    from focalnet.data.formats.sets import Annotations, find_set, find_split
 
     if root.is_file():
-        return [root] if root.suffix != ".tar" else []
+        found = find_set(root)
+        return [Annotations(root, True, found)] if found else [Annotations(root)] if root.suffix != ".tar" else []
     splits: tuple[Split, ...] = ("train", "val", "test")
     formats: tuple[AnnotationFormat, ...] = ("instances", "panoptic")
-    files = (find_annotations(root, split, format=format) for format in formats for split in splits)
-    return [file for file in files if file is not None]
+    each = [find_split(root, split, format=format) for format in formats for split in splits]
+    return list({one.path: one for one in each if one is not None}.values())
 
 
-def _check_coco(
-    root: Path, files: Sequence[Path], images: str | None, panoptic_maps: str | None, *, masks: bool, decode: bool
+def _check_annotations(
+    root: Path,
+    found: Sequence[Annotations],
+    images: str | None,
+    panoptic_maps: str | None,
+    *,
+    masks: bool,
+    decode: bool,
 ) -> Iterator[Report]:
     from focalnet.data.formats.coco import check_coco, check_images
     from focalnet.data.formats.coco_panoptic import check_panoptic, is_panoptic, only_one_stuff_class
     from focalnet.data.formats.problems import Problem
+    from focalnet.data.formats.sets import root_has_objects
 
     folder = root if root.is_dir() else _data_folder(root)
     training = True  # until the first panoptic file: it is the training split if there is one
-    for file in files:
-        if is_panoptic(file):
-            checked = check_panoptic(folder, file, images=images, maps=panoptic_maps, decode=decode)
-            segments = ", ".join(f"{count} {name}" for name, count in checked.segments().items() if count)
+    for one in found:
+        if one.set is None and is_panoptic(one.path):
+            checked = check_panoptic(folder, one.path, images=images, maps=panoptic_maps, decode=decode)
             problems = [*checked.problems]
             if training and (reason := only_one_stuff_class(checked.annotated)):
-                problems.append(Problem(str(file), "", reason))
+                problems.append(Problem(str(one.path), "", reason))
             training = False
-            yield Report(str(file), f"{len(checked.annotated.images)} images; {segments}", problems)
+            segments = {name: count for name, count in checked.segments().items() if count}
+            summary = _summary(checked.annotated.images, segments)
+            yield Report(str(one.path), summary, problems, checked.annotated.remarks)
             continue
-        split = check_coco(folder, file, masks=masks, images=images)
+        written = one.read()
+        split = check_coco(
+            folder if one.set is None else one.set.root,
+            one.path,
+            masks=masks,
+            images=images if images is not None or one.set is None else "",
+            written=written,
+            keep_root=root_has_objects(written.content, found),
+        )
         problems = [*split.problems, *(check_images(split) if decode else [])]
-        objects = ", ".join(f"{count} {name}" for name, count in split.objects().items())
-        yield Report(str(file), f"{len(split.coco.images)} images; {objects}", problems)
+        summary = _summary(split.coco.images, split.objects()) + f"; {_outlines(written.content)}"
+        remarks = [*split.coco.remarks]
+        if one.whole and root.is_dir():
+            remarks.append("is of no split: training holds out 20 % of its images to validate on (data.holdout)")
+        name = str(one.path) if one.set is None else f"{one.path} ({one.set.format})"
+        yield Report(name, summary, problems, remarks)
+
+
+MOST_CLASSES = 20  # that a line lists
+
+
+def _summary(images: Sequence[AnnotatedImage], counts: Mapping[str, int]) -> str:
+    """How many images there are, and objects by class; and the sizes of the images."""
+    listed = dict(counts) if len(counts) <= MOST_CLASSES else dict(Counter(counts).most_common(MOST_CLASSES))
+    classes = ", ".join(f"{count} {name}" for name, count in listed.items())
+    if len(counts) > len(listed):
+        classes += f" and {len(counts) - len(listed)} more classes"
+    return f"{len(images)} images; {classes}" + _sizes([(image.width, image.height) for image in images])
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """The smallest and the largest size."""
+    if not sizes:
+        return ""
+    smallest, largest = (f"{w} x {h}" for w, h in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
+    return f"; {smallest} pixels" if len(set(sizes)) == 1 else f"; {smallest} to {largest} pixels"
+
+
+def _outlines(content: Mapping[str, Any]) -> str:
+    from focalnet.data.formats.sets import has_outlines
+
+    objects = [one for one in content["annotations"] if isinstance(one, dict)]
+    count = sum(has_outlines({"annotations": [one]}) for one in objects)
+    return f"outlines of {count} of {len(objects)} objects" if count else "boxes only"
+
+
+def _has_class_folders(data: SemanticData) -> bool:
+    """Whether a data set is one for classification."""
+    from focalnet.data.formats.label_maps import find_pairs
+    from focalnet.data.readers.collection import Split, detect
+
+    if any(find_pairs(data.root, split, data.layouts) for split in (*get_args(Split), None)):
+        return False
+    try:
+        if detect(data.root) != "folder":
+            return data.root.is_dir()
+    except DataError:
+        return False
+    names = {path.name.casefold() for path in data.root.iterdir() if path.is_dir()}
+    return not names & {"images", "masks", "labels", "annotations", "jpegimages", "segmentationclass", "imagesets"}
+
+
+def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
+    """Classes are folders, or what archives say."""
+    from focalnet.data.formats.problems import Problem
+    from focalnet.data.readers.collection import Collection, Split, detect
+
+    format = detect(root)
+    collection = Collection(root, format, wanted={})
+    if format == "wds":
+        raise DataError(f"{root}: WebDataset shards are checked while they are read; train with data.class_map")
+    splits = [split for split in get_args(Split) if collection.has(split)] or [None]
+    for split in splits:
+        source = collection.open(split or "train")
+        counts = Counter(source.class_names[label] for label in source.labels.tolist())
+        problems, sizes = [], []
+        for index in range(len(source)) if decode else ():
+            try:
+                sizes.append(source.read(index).size)
+            except ImageError as error:
+                problems.append(Problem(source.name, "", str(error)))
+        if split in ("train", None) and len(counts) < 2:
+            problems.append(Problem(source.name, "", f"all images are of one class: {', '.join(counts)}"))
+        classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(MOST_CLASSES))
+        more = f" and {len(counts) - MOST_CLASSES} more classes" if len(counts) > MOST_CLASSES else ""
+        remarks = []
+        if collection.holds_only_training:
+            remarks.append("is all there is: training holds out 20 % of each class to validate on (data.holdout)")
+        yield Report(source.name, f"{len(source)} images; {classes}{more}{_sizes(sizes)}", problems, remarks)
 
 
 def _data_folder(file: Path) -> Path:

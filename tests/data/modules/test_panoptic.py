@@ -95,6 +95,71 @@ def test_what_is_wrong_with_an_entry_is_named(changes, expected, tmp_path):
     assert 10 not in annotated.maps
 
 
+def renamed(root: Path, split: str, stem: str, name_of: Any, image_id: Any) -> dict[str, Any]:
+    """A split whose annotations are called and refer as another tool has it."""
+    path = root / f"annotations/panoptic_{split}.json"
+    dataset = json.loads(path.read_text())
+    path.unlink()
+    target = root / stem
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (root / f"annotations/panoptic_{split}").rename(target.with_suffix(""))
+    ids = {image["id"]: image_id(image["id"]) for image in dataset["images"]}
+    for image in dataset["images"]:
+        image |= {"id": ids[image["id"]], "file_name": name_of(image["file_name"])}
+    for entry in dataset["annotations"]:
+        entry["image_id"] = ids[entry["image_id"]]
+    write_json(target, dataset)
+    return dataset
+
+
+def test_ade20k_and_cityscapes(tmp_path):
+    root = write_panoptic(tmp_path / "ade20k")
+    for split, folder in (("train", "training"), ("val", "validation")):
+        renamed(root, split, f"ade20k_panoptic_{split}.json", str, lambda i: f"ADE_{i}")
+        (root / "images").mkdir(exist_ok=True)
+        (root / split).rename(root / "images" / folder)
+    module = data(root)
+    assert module.samples["val"].annotated.images[0].image_id == "ADE_10"
+    assert module.samples["val"][0].info.path.endswith("images/validation/01.png")
+    root = write_panoptic(tmp_path / "cityscapes")
+    for split in ("train", "val"):
+        renamed(
+            root,
+            split,
+            f"gtFine/cityscapes_panoptic_{split}.json",
+            lambda name: f"aachen_{Path(name).stem}_gtFine_leftImg8bit.png",
+            lambda i: f"aachen_{i}",
+        )
+        folder = root / f"leftImg8bit/{split}/aachen"
+        folder.mkdir(parents=True)
+        for path in (root / split).iterdir():
+            path.rename(folder / f"aachen_{path.stem}_leftImg8bit.png")
+    module = data(root)
+    assert module.samples["train"][0].info.path.endswith("train/aachen/aachen_01_leftImg8bit.png")
+    assert module.samples["val"][1].info.image_id == "aachen_20"
+
+
+def test_ids_may_be_text_and_sizes_those_of_the_files(tmp_path):
+    root = write_panoptic(tmp_path)
+    for split in ("train", "val"):
+        path = root / f"annotations/panoptic_{split}.json"
+        dataset = json.loads(path.read_text())
+        for image in dataset["images"]:
+            image |= {"id": str(image["id"]), "height": 0}
+        write_json(path, dataset)
+    module = data(root)
+    first = module.samples["train"].annotated.images[0]
+    assert (first.image_id, first.height, first.width) == ("10", HEIGHT, WIDTH)
+
+
+def test_one_panoptic_file_is_enough(tmp_path):
+    root = write_panoptic(tmp_path, 10)
+    (root / "annotations/panoptic_val.json").unlink()
+    module = data(root)
+    assert [len(module.samples[split]) for split in ("train", "val")] == [8, 2]
+    assert [len(data(root, holdout=0.5).samples[split]) for split in ("train", "val")] == [5, 5]
+
+
 def test_categories_must_say_what_is_a_thing(tmp_path):
     dataset, _ = panoptic_content()
     dataset["categories"] = [{**CATEGORIES[0], "isthing": None}, *CATEGORIES[1:]]

@@ -389,17 +389,18 @@ def find_annotations(
         if not (root / wanted).is_file():
             raise DataError(f"{root / wanted}: no such annotation file")
         return root / wanted
-    for name in SYNONYMS[split]:
-        for pattern in _patterns(name) if format == "instances" else _panoptic_patterns(name):
-            found = sorted(root.glob(pattern))
-            if len(found) > 1:
-                names = ", ".join(str(path.relative_to(root)) for path in found)
-                raise DataError(
-                    f"{root}: several annotation files for {split}: {names}; choose by data.{split}_annotations"
-                )
-            if found:
-                return found[0]
-    return None
+    found = usual_files(root, split, format)
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(root)) for path in found)
+        raise DataError(f"{root}: several annotation files for {split}: {names}; choose by data.{split}_annotations")
+    return found[0] if found else None
+
+
+def usual_files(root: Path, split: Split, format: AnnotationFormat) -> list[Path]:
+    """The annotation files of a split that have the most usual name of those that are there."""
+    patterns = _patterns if format == "instances" else _panoptic_patterns
+    each = (sorted(root.glob(pattern)) for name in SYNONYMS[split] for pattern in patterns(name))
+    return next((files for files in each if files), [])
 
 
 def _patterns(name: str) -> Iterator[str]:
@@ -413,6 +414,8 @@ def _patterns(name: str) -> Iterator[str]:
 def _panoptic_patterns(name: str) -> Iterator[str]:
     for suffix in ("", "20[0-9][0-9]"):
         yield from (f"annotations/panoptic_{name}{suffix}.json", f"panoptic_{name}{suffix}.json")
+    for folder in ("", "annotations/", "gtFine/"):
+        yield from (f"{folder}ade20k_panoptic_{name}.json", f"{folder}cityscapes_panoptic_{name}.json")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def read_panoptic(path: Path) -> PanopticFile:
         problems.append(Problem(str(path), entry, what, fatal, skippable))
 
     categories, _ = by_id(content["categories"], "category", _category_problem, report)
-    listed, _ = read_images(content["images"], report)
+    listed, _ = read_images([_with_name_of_image(entry) for entry in content["images"]], report)
     annotated: list[Annotated] = []
     maps: dict[Id, str] = {}
     for number, entry in _by_image(content["annotations"], listed, report).items():
@@ -106,6 +106,14 @@ def read_panoptic(path: Path) -> PanopticFile:
     names = tuple(str(categories[number]["name"]) for number in ids)
     things = sum(bool(categories[number]["isthing"]) for number in ids)
     return PanopticFile(path, names, tuple(ids), things, annotated, maps, problems)
+
+
+def _with_name_of_image(entry: Any) -> Any:
+    """An entry of ``images``; Cityscapes' scripts name the image as if it were among the annotations."""
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        return entry
+    return {**entry, "file_name": name.replace("_gtFine_leftImg8bit", "_leftImg8bit")}
 
 
 def _by_image(entries: list[Any], listed: Mapping[Id, Annotated], report: Report) -> dict[Id, Mapping[str, Any]]:

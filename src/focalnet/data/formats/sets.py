@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from focalnet.data.formats.coco import AnnotationFormat, find_annotations, is_coco, load
+from focalnet.data.formats.coco import AnnotationFormat, empty_root, find_annotations, is_coco, load, usual_files
 from focalnet.data.formats.cvat import CvatSet
 from focalnet.data.formats.label_studio import LabelStudioSet
 from focalnet.data.formats.labelme import LabelmeSet
@@ -30,7 +30,6 @@ OBJECT_SETS: tuple[type[ObjectSet], ...] = (
     LabelStudioSet,
     OpenImagesSet,
 )
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def find_set(path: Path) -> ObjectSet | None:
@@ -92,7 +91,7 @@ def find_split(
         return Annotations(found.splits[own] if own else root / wanted, not found.splits, found, own)
     if (file := find_annotations(root, split, None, format)) is not None:
         return Annotations(file)
-    if any(find_annotations(root, other, None, format) for other in _SPLITS):
+    if any(usual_files(root, other, format) for other in get_args(Split)):
         return None
     if (single := find_single(root, format)) is not None:
         return Annotations(single, whole=True)
@@ -120,6 +119,13 @@ def find_single(root: Path, format: AnnotationFormat = "instances") -> Path | No
             "data.train_annotations and data.val_annotations"
         )
     return found[0] if found else None
+
+
+def root_has_objects(content: Mapping[str, Any], splits: Iterable[Annotations]) -> bool:
+    """Whether a category that is empty here, and the supercategory of all others, has objects in another split."""
+    if empty_root(content) is None:
+        return False
+    return any(empty_root(load(path)) is None for path in {one.path for one in splits if one.set is None})
 
 
 def has_outlines(content: Mapping[str, Any]) -> bool:

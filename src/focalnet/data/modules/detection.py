@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from focalnet.data.augment import DetectionAugmentation
 from focalnet.data.dataset import DetectionDataset, has_objects
-from focalnet.data.formats.coco import check_coco, empty_root, load
+from focalnet.data.formats.coco import check_coco
 from focalnet.data.formats.problems import decide, say
-from focalnet.data.formats.sets import has_outlines
+from focalnet.data.formats.sets import has_outlines, root_has_objects
 from focalnet.data.modules.base import AnnotatedData
 from focalnet.data.readers.collection import Split
 from focalnet.errors import DataError
@@ -54,14 +54,6 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         super().__init__(root, **kwargs)
         self.masks, self.with_empty, self.augmentation = masks, with_empty, augmentation
 
-    def _has_objects_of_root(self, content: Mapping[str, Any]) -> bool:
-        """Whether a category that is empty here, and above all others, has objects in another split."""
-        if empty_root(content) is None:
-            return False
-        found = (self._own(split) for split in get_args(Split))
-        others = {one.path for one in found if one is not None and one.set is None}
-        return any(empty_root(load(path)) is None for path in others)
-
     def _categories(self, samples: DetectionDataset) -> object:
         return samples.coco.class_names, samples.coco.category_ids
 
@@ -71,6 +63,7 @@ class DetectionData(AnnotatedData[DetectionDataset]):
     def _open(self, split: Split) -> DetectionDataset:
         training, found = split == "train", self._annotations(split)
         written = found.read()
+        others = (one for one in map(self._own, get_args(Split)) if one is not None)  # looked for only if need be
         if self.masks and not self.samples and written.content["annotations"] and not has_outlines(written.content):
             logger.warning("%s: has boxes only, so masks are neither trained nor measured (data.masks)", found.path)
             self.masks = False
@@ -80,7 +73,7 @@ class DetectionData(AnnotatedData[DetectionDataset]):
             masks=self.masks,
             images=self.images if self.images is not None or found.set is None else "",
             written=written,
-            keep_root=self._has_objects_of_root(written.content),
+            keep_root=root_has_objects(written.content, others),
         )
         decide(checked, self.on_error)
         say(found.path, checked.coco.remarks)

@@ -102,6 +102,10 @@ class Collection:
         found = any(self._find(split) is not None for split in others)
         return not found and (not self.has_splits or self._find("train") is not None)
 
+    def has(self, split: Split) -> bool:
+        """Whether the set has a split of its own by this name."""
+        return self._find(split) is not None
+
     def open(self, split: Split) -> Source:
         """The images of a split, of any format but WebDataset.
 
