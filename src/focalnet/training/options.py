@@ -81,7 +81,7 @@ class Options:
 
     def defaults(self) -> str:
         """The same of a recipe that says nothing."""
-        text: str = self._parser.dump(self._parser.get_defaults(), skip_unset=False)
+        text: str = self._parser.dump(self._parser.get_defaults(), skip_unset=False, skip_validation=True)
         return text
 
     def build(self) -> tuple[Task, Any, dict[str, Any]]:
