@@ -76,6 +76,15 @@ def work(action: Callable[..., Any], args: tuple[Any, ...], moment: int | None, 
         count.value = killer.moments
 
 
+def start(context: Any, action: Callable[..., Any], *args: Any, output: Path, moment: int | None = None) -> Any:
+    """Starts it in a process of its own."""
+    count = context.Value("i", 0)
+    process = context.Process(target=work, args=(action, args, moment, count, output))
+    process.moments = count
+    process.start()
+    return process
+
+
 def run(
     context: Any, action: Callable[..., Any], *args: Any, output: Path, moment: int | None = None
 ) -> tuple[int, int]:
@@ -84,11 +93,9 @@ def run(
     Returns:
         Its exit code, and the number of moments that it passed (0 if it was killed).
     """
-    count = context.Value("i", 0)
-    process = context.Process(target=work, args=(action, args, moment, count, output))
-    process.start()
+    process = start(context, action, *args, output=output, moment=moment)
     process.join()
-    return process.exitcode, count.value
+    return process.exitcode, process.moments.value
 
 
 def ten_moments(moments: int, seed: int) -> list[int]:
