@@ -146,9 +146,8 @@ def test_slurm_queues_the_job_again_at_its_signal(tmp_path, monkeypatch, caplog)
     assert slurm_requeue_signal([SLURMEnvironment(requeue_signal=signal.SIGHUP)]) == signal.SIGHUP
     assert slurm_requeue_signal([SLURMEnvironment(auto_requeue=False)]) is None
     program = tmp_path / "scontrol"
-    program.write_text(
-        f"#!{sys.executable}\nimport sys\nopen({str(tmp_path / 'said')!r}, 'a').write(' '.join(sys.argv[1:]))"
-    )
+    said = tmp_path / "said"
+    program.write_text(f"#!{sys.executable}\nimport sys\nopen({str(said)!r}, 'w').write(' '.join(sys.argv[1:]))")
     monkeypatch.setenv("PATH", str(tmp_path))
     with caplog.at_level(logging.WARNING, "focalnet"):
         stopping._requeue()
