@@ -23,7 +23,7 @@ def atomic(path: str | Path, error: type[FocalNetError] = FocalNetError) -> Iter
         error: exception class to raise if the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:99]}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{cut(path.name, 99)}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
@@ -40,6 +40,11 @@ def atomic(path: str | Path, error: type[FocalNetError] = FocalNetError) -> Iter
     finally:
         with suppress(OSError):  # moved into place, or never created
             part.unlink()
+
+
+def cut(name: str, size: int) -> str:
+    """The beginning of a name, of at most so many bytes in UTF-8: file systems take 255 in all."""
+    return name.encode(errors="surrogateescape")[:size].decode(errors="ignore")
 
 
 def write(path: str | Path, content: bytes | memoryview, error: type[FocalNetError] = FocalNetError) -> Path:

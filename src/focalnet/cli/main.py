@@ -6,6 +6,7 @@ in the library and keeps its traceback.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Annotated, Any, cast
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _warn  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may hold what it cannot show
     try:
         code = app(arguments or ["--help"], prog_name="focalnet", standalone_mode=False)
     except UsageError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from focalnet.cli import DEFAULT_MODEL
-from focalnet.cli.results import Ids, Results
+from focalnet.cli.results import Ids, Results, refuse_to_overwrite
 from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class OnError(str, Enum):
-    """What to do with an image that cannot be read."""
+    """What to do with an image that cannot be read, or whose result cannot be written."""
 
     RAISE = "raise"
     SKIP = "skip"
@@ -66,9 +66,10 @@ def predict(
     max_megapixels: Annotated[
         int, typer.Option(min=1, help="Refuse larger images: a small corrupt file may claim any size.")
     ] = 200,
-    on_error: Annotated[OnError, typer.Option(help="What to do with an unreadable image: stop, or skip it.")] = (
-        OnError.RAISE
-    ),
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="What to do with an unreadable image, or a result that cannot be written: stop, or skip it."),
+    ] = OnError.RAISE,
 ) -> None:
     """Predicts what images show.
 
@@ -96,17 +97,34 @@ def predict(
     results = Results(out, model, None if classifies else Ids(network, annotations, images))
     names = dict(zip(map(str, files), unique_names(files), strict=True))
     skip = _report_skipped if on_error is OnError.SKIP else None
-    with _image_size_limit(max_megapixels):
+    if out is not None:
+        refuse_to_overwrite(files, names.values(), out)
+    with _image_size_limit(max_megapixels), results.kept():
         for result in predictor.stream(images, skip=skip):
-            say(result.path, *(f"  {line}" for line in result.summary()))
-            results.add(result, names[str(result.path)])
+            with _skipping(skip):
+                results.add(result, names[str(result.path)])
+                say(result.path, *(f"  {line}" for line in result.summary()))
+        if out is not None and results.predictions:
+            say(results.write())
+    followed = 0
     for video in videos:
         assert out is not None
-        say(video, f"  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
-    if not results.predictions and not videos:
+        with _skipping(skip):
+            say(video, f"  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
+            followed += 1
+    if not results.predictions and not followed:
         raise ImageError(f"none of the {len(files)} images could be read")
-    if out is not None and results.predictions:
-        say(results.write())
+
+
+@contextmanager
+def _skipping(skip: Callable[[FocalNetError], None] | None) -> Iterator[None]:
+    """Within, an error is only reported where that was wished."""
+    try:
+        yield
+    except FocalNetError as error:
+        if skip is None:
+            raise
+        skip(error)
 
 
 @contextmanager
@@ -150,5 +168,5 @@ def _predict_video(predictor: Predictor, video: Path, target: Path) -> Path:
     return write_video(with_predictions(), target, frame_rate(video))
 
 
-def _report_skipped(error: ImageError) -> None:
+def _report_skipped(error: FocalNetError) -> None:
     say(f"skipped: {error}", err=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from focalnet.errors import ConfigError, DataError
+from focalnet.errors import ConfigError, DataError, FocalNetError
 from focalnet.files import write
 
 if TYPE_CHECKING:
@@ -17,9 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: What the names of files that belong to an image end in.
+ENDINGS = ("-prediction.png", "-prediction.mp4", ".labels.png", ".panoptic.png")
+
 
 class Results:
     """Collects results and writes them: drawings and label maps at once, the lists of all results at the end.
+
+    Until then ``predictions.jsonl`` keeps what is finished, whatever happens: the first line is a header, each other
+    line the entries of one image in the lists.
 
     Args:
         folder: output folder; None to write nothing.
@@ -28,39 +36,102 @@ class Results:
     """
 
     def __init__(self, folder: Path | None, model: str, ids: Ids | None) -> None:
-        self.folder, self.model, self.ids = folder, model, ids
+        self.folder, self.ids = folder, ids
+        self.header: dict[str, Any] = {"model": model} | ({"categories": ids.categories()} if ids else {})
         self.predictions: list[dict[str, Any]] = []
         self.coco: dict[str, list[dict[str, Any]]] = {}
+        self._lines: TextIO | None = None
+
+    @property
+    def lines(self) -> Path:
+        """The file that keeps what is finished."""
+        assert self.folder is not None
+        return self.folder / "predictions.jsonl"
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, an error says where what was finished before it is."""
+        try:
+            yield
+        except FocalNetError as error:
+            if self._lines is None:
+                raise
+            done = f"{len(self.predictions)} image{'s' * (len(self.predictions) != 1)}"
+            raise type(error)(f"{error}; {self.lines} keeps the results of the {done} before it") from error
+        finally:
+            if self._lines is not None:
+                self._lines.close()
 
     def add(self, result: Result, name: str) -> None:
-        """Adds a result; the names of its files start with ``name``."""
+        """Adds a result; the names of its files start with ``name``.
+
+        Raises:
+            FocalNetError: it cannot be written; the lists have nothing of it then.
+        """
         entry = result.to_dict()
+        coco: dict[str, list[dict[str, Any]]] = {}
         if self.ids is not None:
             entry["image_id"] = self.ids.image(Path(str(result.path)), len(self.predictions) + 1)
         if self.folder is not None:
             entry["picture"] = str(result.save(self.folder / f"{name}-prediction.png"))
             entry |= result.write_maps(self.folder, name)
             if self.ids is not None:
-                for key, entries in result.coco_entries(entry["image_id"], self.ids.category_ids, name).items():
-                    self.coco.setdefault(key, []).extend(entries)
+                coco = result.coco_entries(entry["image_id"], self.ids.category_ids, name)
+            self._write_line({"prediction": entry, "coco": coco})
         self.predictions.append(entry)
+        for key, entries in coco.items():
+            self.coco.setdefault(key, []).extend(entries)
 
     def write(self) -> str:
         """Writes the lists; returns a message with the names of the files."""
         assert self.folder is not None
-        written: dict[str, Any] = {"model": self.model, "predictions": self.predictions}
+        header = dict(self.header)
+        written: dict[str, Any] = {"model": header.pop("model"), "predictions": self.predictions, **header}
         files: dict[str, Any] = {"predictions.json": written}
-        if self.ids is not None:
-            written["categories"] = self.ids.categories()
-            if "detections" in self.coco:
-                files["detections.json"] = self.coco["detections"]
-            if "annotations" in self.coco:
-                files["panoptic.json"] = {**self.coco, "categories": self.ids.categories()}
+        if "detections" in self.coco:
+            files["detections.json"] = self.coco["detections"]
+        if "annotations" in self.coco:
+            files["panoptic.json"] = {**self.coco, **header}
         for name, content in files.items():
-            write(
-                self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
-            )
+            write(self.folder / name, _json(content, indent=2))
+        self.lines.unlink(missing_ok=True)
         return f"wrote {len(self.predictions)} images and {' and '.join(files)} to {self.folder}"
+
+    def _write_line(self, content: dict[str, Any]) -> None:
+        try:
+            if self._lines is None:
+                keep_earlier(self.lines)
+                self._lines = self.lines.open("w", encoding="ascii")
+                self._lines.write(json.dumps(self.header) + "\n")
+            self._lines.write(json.dumps(content) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise FocalNetError(f"cannot write {self.lines}: {error.strerror}; make room") from error
+
+
+def keep_earlier(path: Path) -> None:
+    """Renames a file that a run before this one did not get to finish: ``predictions.1.jsonl``, ``.2``, ..."""
+    number = 1
+    while path.exists():
+        target = path.with_suffix(f".{number}{path.suffix}")
+        number += 1
+        if not target.exists():
+            os.replace(path, target)
+
+
+def refuse_to_overwrite(files: Iterable[Path], names: Iterable[str], folder: Path) -> None:
+    """Raises ConfigError where what is written for an image would take the place of an image to predict."""
+    inputs = {os.path.realpath(file): file for file in files}
+    inside = os.path.realpath(folder)
+    for name in names:
+        for ending in ENDINGS:
+            if overwritten := inputs.get(os.path.join(inside, name + ending)):
+                raise ConfigError(f"{overwritten} is an image to predict, and would be written over: another --out")
+
+
+def _json(content: Any, **options: Any) -> bytes:
+    """JSON in UTF-8. What is no UTF-8 in the name of a file is escaped, from which Python reads the same name."""
+    return json.dumps(content, ensure_ascii=False, **options).encode(errors="backslashreplace")
 
 
 class Ids:

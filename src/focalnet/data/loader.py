@@ -6,6 +6,8 @@ import itertools
 import logging
 import os
 import random
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +93,7 @@ class Loader(DataLoader[Any]):
         **options: Any,
     ) -> None:
         # Its own generator: starting a pass draws from it, which must not move the training's random numbers.
-        options |= {"collate_fn": collate, "generator": torch.Generator()}
+        options |= {"collate_fn": collate, "generator": torch.Generator(), "worker_init_fn": _outlive_signals}
         if isinstance(samples, IterableDataset):
             super().__init__(samples, batch_size=None, **options)
             self.sampler.set_epoch = samples.set_epoch  # type: ignore[attr-defined]  # where Lightning looks for it
@@ -148,6 +150,27 @@ class Loader(DataLoader[Any]):
     def _report(self) -> None:
         if broken := self._samples.broken():
             logger.warning("skipped %s so far", broken)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Lets a loader worker go on when a scheduler signals all processes of a job: the training process ends it.
+
+    Its SIGTERM still ends the worker, and so does its own end, which PyTorch's workers look for.
+    """
+    for name in ("SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+
+    def await_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=await_parent, daemon=True).start()
 
 
 def cores_per_process(processes: int) -> int:

@@ -33,7 +33,10 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
         MissingDependency: OpenCV is not installed.
     """
     cv2 = require("cv2", "video")
-    video = cv2.VideoCapture(str(path))
+    try:
+        video = cv2.VideoCapture(str(path))
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{path}: OpenCV reads no file whose name is not UTF-8: rename it") from error
     try:
         was_read, frame_BGR = video.read()
         if not was_read:
@@ -73,6 +76,13 @@ def write_video(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
         FocalNetError: it cannot be written, images differ in size, or a frame is missing from what was written.
         MissingDependency: OpenCV is not installed.
     """
+    try:
+        return _written(images, path, rate)
+    except OSError as error:
+        raise FocalNetError(f"cannot write {path}: {error.strerror}; choose another place or make room") from error
+
+
+def _written(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
     cv2 = require("cv2", "video")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:

@@ -16,7 +16,8 @@ import torch
 from focalnet.errors import TrainingError
 from focalnet.metrics.base import Metric
 from focalnet.samples import Batch
-from focalnet.training.run_folder import RunFolder, write
+from focalnet.training.run_folder import RunFolder
+from focalnet.training.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ def headline(metrics: Iterable[Metric]) -> list[str]:
 class Progress(pl.Callback):
     """Logs a line an epoch (and one every ``every_s`` seconds within), and keeps the rows of ``metrics.csv``.
 
-    The rows travel in the checkpoint, so that a resumed run's table has neither gaps nor doubles.
+    The rows travel in the checkpoint, so that a resumed run's table has neither gaps nor doubles; of an epoch that was
+    stopped within, what had been counted of it does.
     """
 
     FIRST = ("epoch", "updates", "learning_rate", "train_loss", "val_loss")
@@ -39,21 +41,36 @@ class Progress(pl.Callback):
         self.folder = folder
         self.every_s = every_s
         self.rows: list[dict[str, float]] = []
+        self.within_epoch = False
+        self.resumed: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        if not self.within_epoch:
+            return {"rows": self.rows}
+        now = time.monotonic()
+        seconds = {"epoch": now - self.epoch_started, "all": self.seconds_before + now - self.started}
+        return {"rows": self.rows, "within": {"images": self.images, "speed": self.speed, "seconds": seconds}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        self.resumed = state_dict.get("within")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
-        self.epochs_before = trainer.current_epoch
+        self.epochs_before: float = trainer.current_epoch
         self.seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
+        if self.resumed is not None:  # no epoch starts
+            self.images, self.speed = self.resumed["images"], self.resumed["speed"]
+            self.seconds_before = self.resumed["seconds"]["all"]
+            self.epoch_started = self.started - self.resumed["seconds"]["epoch"]
+            self.last_line = self.started
+            self.epochs_before += trainer.fit_loop.batch_idx / trainer.num_training_batches
+            self.within_epoch = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_started = self.last_line = time.monotonic()
-        self.images = 0
+        self.images, self.speed = 0, 0.0
+        self.within_epoch = True
 
     def on_train_batch_end(
         self,
@@ -75,11 +92,14 @@ class Progress(pl.Callback):
             self._line(trainer, f"{100 * done:3.0f} %  loss {loss:.3f}", speed, trainer.current_epoch + done)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        self.within_epoch = False
         logged = {name: float(f"{value:.7g}") for name, value in trainer.callback_metrics.items()}
         measured: list[Metric] = getattr(pl_module, "metrics", [])
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             measured = []  # what there is is of an earlier epoch
-            logged = {name: logged[name] for name in ("train_loss", "learning_rate")}
+            logged = {}
+        logged |= {name: float(f"{value:.7g}") for name, value in pl_module.epoch_figures().items()}
         row = {
             "epoch": trainer.current_epoch + 1,
             "updates": trainer.global_step,
@@ -92,7 +112,7 @@ class Progress(pl.Callback):
         figures = "  ".join([f"loss {row['train_loss']:.3f}", *headline(measured)])
         self._line(trainer, figures, self.speed, trainer.current_epoch + 1)
         if trainer.is_global_zero:
-            write(self.folder.metrics, self._table().encode())
+            self.folder.write(self.folder.metrics, self._table().encode())
 
     def _table(self) -> str:
         text = io.StringIO()
@@ -131,14 +151,17 @@ class StopAtNaN(pl.Callback):
         batch: Batch[Any],
         batch_idx: int,
     ) -> None:
-        if (batch_idx + 1) % self.every and not trainer.is_last_batch:
-            return
-        broken = not torch.isfinite(outputs["loss"]).item()
-        if trainer.strategy.reduce_boolean_decision(broken, all=False):
-            raise TrainingError(
-                f"the loss is no finite number any more in epoch {trainer.current_epoch + 1}, "
-                f"batch {batch_idx + 1} or shortly before: lower --model.optimizer.lr"
-            )
+        if (batch_idx + 1) % self.every == 0 or trainer.is_last_batch:
+            refuse_nan(trainer, outputs["loss"], batch_idx)
+
+
+def refuse_nan(trainer: pl.Trainer, loss: torch.Tensor, batch_idx: int) -> None:
+    """Raises TrainingError where the loss of any process is no finite number; all processes take part."""
+    if trainer.strategy.reduce_boolean_decision(not torch.isfinite(loss).item(), all=False):
+        raise TrainingError(
+            f"the loss is no finite number any more in epoch {trainer.current_epoch + 1}, "
+            f"batch {batch_idx + 1} or shortly before: lower --model.optimizer.lr"
+        )
 
 
 class Stopwatch(pl.Callback):

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,33 +21,38 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
 from focalnet import registry, weights
-from focalnet.errors import ConfigError, TrainingError
+from focalnet.errors import ConfigError, FocalNetError, TrainingError
 from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
 from focalnet.training.callbacks import Progress, StopAtNaN, Stopwatch, headline
+from focalnet.training.checkpoints import AtomicCheckpoints
+from focalnet.training.event_log import EventLog
 from focalnet.training.failures import explained
 from focalnet.training.options import Options
+from focalnet.training.processes import Watch
 from focalnet.training.report import write_report
-from focalnet.training.run_folder import AtomicCheckpoints, RunFolder, write
+from focalnet.training.run_folder import NEW, RunFolder, Start
+from focalnet.training.stopping import SIGNALS, StopOnSignal, StopRequest, slurm_requeue_signal
 from focalnet.training.tasks.base import Data, Task
 
 log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """What Lightning needs for a run."""
+    """What Lightning needs for a run, and what ends it from outside."""
 
     task: Task
     data: Data
     trainer: pl.Trainer
+    processes: Watch
+    stop: StopRequest
 
 
 class Measurement(NamedTuple):
@@ -76,26 +82,27 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
         (percent), ``images``, ``images_per_s``, ``seconds``, ...
     """
     options = Options(recipe, trusted=trusted)
-    if not force and folder.state(options.to_yaml()) == "finished":
-        log.info("%s is finished; --force trains it again", folder.root)
-        return dict(json.loads(folder.results.read_text()))
-    keep_freed_memory()
     with explained(folder):
-        resume = not force and folder.checkpoint.is_file()
-        run = _build(options, folder, force=force)
-        if resume:
-            log.info("going on from %s", folder.checkpoint)
-        try:
-            checkpoint = folder.checkpoint if resume else None
-            run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
-        except BaseException:
-            if run.trainer.is_global_zero and not folder.checkpoint.is_file():
-                folder.clear()  # not one epoch done: nothing that is worth keeping, or could be gone on with
-            raise
-        epochs = options.values.trainer.max_epochs
-        if run.trainer.current_epoch < epochs:
-            raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
-        return _finish(run, options, folder)
+        start = folder.start(options, force=force)
+        if start.state == "finished":
+            log.info("%s is finished; --force trains it again", folder.root)
+            return dict(json.loads(folder.results.read_bytes()))
+        keep_freed_memory()
+        run = _build(options, folder, start, force=force)
+        if start.point is not None:
+            log.info("going on from %s", start.point.path)
+        with run.processes.running(), run.stop.listening(), closing(folder):
+            try:
+                checkpoint = start.point.path if start.point else None
+                run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+            except BaseException:
+                if folder.lock.in_place and not folder.has_checkpoint:
+                    folder.clear()  # not one epoch done: nothing that is worth keeping, or could be gone on with
+                raise
+            epochs = options.values.trainer.max_epochs
+            if run.trainer.current_epoch < epochs:
+                raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
+            return _finish(run, options, folder)
 
 
 class _Opening(pl.Callback):
@@ -104,18 +111,37 @@ class _Opening(pl.Callback):
     That goes for the logger, too, which writes at once.
     """
 
-    def __init__(self, folder: RunFolder, options: Options, *, force: bool, log: bool) -> None:
-        self.folder, self.options, self.force, self.log = folder, options, force, log
+    def __init__(self, folder: RunFolder, options: Options, start: Start, *, force: bool, log: bool) -> None:
+        self.folder, self.options, self.start, self.force, self.log = folder, options, start, force, log
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        error: FocalNetError | None = None
         if trainer.is_global_zero:
             _advise(trainer)
-            self.folder.clear() if self.force else self.folder.tidy()
-            write(self.folder.config, self.options.to_yaml().encode())
-            write(self.folder.versions, json.dumps(versions(), indent=2).encode())
+            try:
+                self._open()
+            except FocalNetError as refusal:
+                error = refusal
+            except OSError as refusal:
+                error = TrainingError(f"cannot write {self.folder.root}: {refusal.strerror}; choose another --output")
+        error = trainer.strategy.broadcast(error)  # or the other processes wait for one that will not come
+        if error is not None:
+            raise error
+        if trainer.strategy.broadcast(self.start.point) != self.start.point:
+            raise TrainingError(
+                f"the processes of this run see different files in {self.folder.root}, which must be on a file system "
+                "that all of them share; what was written last may take a minute to appear: start the run again"
+            )
         if self.log:
-            version = self.folder.tensorboard.name
-            trainer.logger = TensorBoardLogger(self.folder.root, name="", version=version, default_hp_metric=False)
+            trainer.logger = EventLog(self.folder)
+
+    def _open(self) -> None:
+        self.folder.lock.take()
+        if not self.force and self.folder.seen() != self.start.seen:
+            raise ConfigError(f"another run has just worked in {self.folder.root}: start this one again")
+        self.folder.clear() if self.force else self.folder.tidy()
+        self.folder.write(self.folder.config, self.options.to_yaml().encode())
+        self.folder.write(self.folder.versions, json.dumps(versions(), indent=2).encode())
 
 
 def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False) -> Measurement:
@@ -133,7 +159,8 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool
         known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
-        measurement, _ = _measure(run, _for_task(run, model))
+        with run.processes.running():
+            measurement, _ = _measure(run, _for_task(run, model))
         return measurement
 
 
@@ -170,25 +197,36 @@ def _git_revision() -> str | None:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def _build(options: Options, folder: RunFolder | None, *, force: bool = False) -> Run:
+def _build(
+    options: Options,
+    folder: RunFolder | None = None,
+    start: Start = NEW,
+    *,
+    force: bool = False,
+) -> Run:
     pl.seed_everything(options.values.seed_everything, workers=True, verbose=False)
     task, data, arguments = options.build()
-    arguments["callbacks"] = _listed(arguments["callbacks"])
+    plugins = _listed(arguments["plugins"])
+    requeue = slurm_requeue_signal(plugins)
+    processes, stop = Watch(), StopRequest([*SIGNALS, *([requeue] if requeue else [])])
+    arguments["callbacks"] = [*_listed(arguments["callbacks"]), processes]
     if folder is None:
         arguments |= {"logger": False, "enable_checkpointing": False}
     else:
         log = arguments["logger"] in (None, True)
         arguments["callbacks"] += [
-            _Opening(folder, options, force=force, log=log),
-            *(Progress(folder), StopAtNaN(), _checkpoints(folder)),
+            _Opening(folder, options, start, force=force, log=log),
+            *(Progress(folder), StopAtNaN(), StopOnSignal(stop, folder, requeue), _checkpoints(folder)),
         ]
-        arguments["plugins"] = [*_listed(arguments["plugins"]), AtomicCheckpoints()]
+        from_previous = start.point is not None and start.point.path != folder.checkpoint
+        plugins.append(AtomicCheckpoints(folder, options.to_yaml(), from_previous=from_previous))
+        arguments["plugins"] = plugins
         arguments["default_root_dir"] = folder.root
         arguments["logger"] = False if log else arguments["logger"]
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:
-        return Run(task, data, pl.Trainer(**arguments))
+        return Run(task, data, pl.Trainer(**arguments), processes, stop)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
 
@@ -252,8 +290,9 @@ def _finish(run: Run, options: Options, folder: RunFolder) -> dict[str, Any]:
         metrics = {metric.name: round(metric.value, 2) for metric in measurement.metrics if metric.headline}
         card = replace(run.task.card(run.data, folder.root.name), metrics=metrics)
         network.card = card
+        folder.check()
         weights.save(network, folder.weights)
         write_report(folder, card, results, rows, measurement.metrics, evaluator.report())
-        write(folder.results, json.dumps(results, indent=2).encode())
+        folder.write(folder.results, json.dumps(results, indent=2).encode())
         log.info("%s of %d images; see %s", ", ".join(headline(measurement.metrics)), results["images"], folder.report)
     return results

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
+import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +18,9 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from focalnet.errors import ConfigError, FocalNetError, TrainingError
-from focalnet.training.run_folder import RunFolder
+from focalnet.training.event_log import silent_writer
+from focalnet.training.run_folder import RunFolder, Stopped
+from focalnet.training.stopping import StopNow
 
 
 @contextmanager
@@ -25,12 +31,12 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
         folder: of the run, to say what was kept in it.
 
     Raises:
-        TrainingError: full disk, a dead loader worker, no memory left, SIGTERM, or raised within.
+        TrainingError: full disk, a dead loader worker or process, no memory left, a signal, or raised within.
         ConfigError: Lightning or PyTorch refuses the combination of options.
         KeyboardInterrupt: in place of Lightning's ``SystemExit``.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silent_writer():
             warnings.simplefilter("ignore", PossibleUserWarning)  # advice on numbers of workers and logging intervals
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists")  # that is how a run goes on
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)  # Lightning's own
@@ -38,9 +44,12 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (Exception, SystemExit) as error:
+        atexit.register(_forget_errors)
         if _is_interrupt(error):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
             raise KeyboardInterrupt from error
+        if isinstance(error, Stopped):
+            raise
         if isinstance(error, ValueError) and "SyncBatchNorm" in str(error):
             raise ConfigError(
                 "PyTorch synchronises batch norm on GPUs only: train on those, or add --trainer.sync_batchnorm false"
@@ -48,6 +57,13 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
         if reason := _reason(error):
             raise TrainingError(f"{reason}; {_kept(folder)}") from error
         raise
+
+
+def _forget_errors() -> None:
+    """Frees the networks that errors have left in cycles of references: PyTorch aborts where Python's exit has to."""
+    for name in ("last_exc", "last_value", "last_traceback"):
+        sys.__dict__.pop(name, None)
+    gc.collect()
 
 
 def _is_interrupt(error: BaseException) -> bool:
@@ -58,10 +74,16 @@ def _reason(error: BaseException | None) -> str | None:
     """What went wrong, if it is not a mistake in the options or in the library."""
     if isinstance(error, TrainingError):
         return str(error)
+    if isinstance(error, StopNow):
+        return f"stopped by {error}"
     if isinstance(error, SIGTERMException) or _worker_got_sigterm(error):
         return "stopped by SIGTERM"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left on the disk: make room"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.fsdecode(error.filename or 'the system')}: {error.strerror}"
+    if _another_process_died(error):
+        return "another process of this run has died; what it said, or the system's log, has the reason"
     if isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: lower --data.batch_size, or add --model.grad_checkpointing true"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
@@ -76,9 +98,13 @@ def _worker_got_sigterm(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _another_process_died(error: BaseException | None) -> bool:
+    """Whether it is what processes in contact with each other (gloo, NCCL) say when one of them is gone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    said = isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
+    return said or isinstance(error, torch.distributed.DistError)
+
+
 def _kept(folder: RunFolder | None) -> str:
-    if folder is None:
-        return "nothing was written"
-    if not folder.checkpoint.is_file():
-        return "nothing is kept: not one epoch was complete"
-    return f"{folder.checkpoint} keeps the last complete epoch, and the same command goes on from it"
+    return "nothing was written" if folder is None else folder.kept()

@@ -105,6 +105,11 @@ class Options:
         text: str = self._parser.dump(self.values, skip_unset=False)
         return text if self.task == DEFAULT_TASK else f"task: {self.task}\n{text}"
 
+    def defaults(self) -> str:
+        """The same of a recipe that says nothing."""
+        text: str = self._parser.dump(self._parser.get_defaults(), skip_unset=False, skip_validation=True)
+        return text
+
     def build(self) -> tuple[Task, Any, dict[str, Any]]:
         """Returns the task, the data, and the arguments of the trainer."""
         try:

@@ -15,7 +15,7 @@ from focalnet.card import ModelCard
 from focalnet.errors import escaped
 from focalnet.metrics.base import Bar, Chart, ConfusionMatrix, Example, Metric, PrecisionRecall, Section, Table
 from focalnet.training.callbacks import duration
-from focalnet.training.run_folder import RunFolder, write
+from focalnet.training.run_folder import RunFolder
 from focalnet.visualize import draw_confusion, draw_precision_recall
 from focalnet.visualize.canvas import printable
 
@@ -78,7 +78,7 @@ def write_report(
         ),
         sections="\n".join(f"<h2>{title}</h2>\n{content}" for title, content in parts),
     )
-    write(folder.report, page.encode())
+    folder.write(folder.report, page.encode())
 
 
 def _numbers(results: Mapping[str, Any], metrics: Iterable[Metric]) -> dict[str, str]:

@@ -1,29 +1,58 @@
 """The folder of a run: what is in it, and whether a command starts, continues or finds it finished.
 
-``config.yaml`` (every option), ``versions.json``, ``last.ckpt`` (everything needed to go on), ``metrics.csv``
-(one row an epoch), ``tensorboard/``, and at the end ``model.safetensors``, ``report.html`` and, last of all,
-``results.json``: its presence means that the run is finished.
+``config.yaml`` (every option), ``versions.json``, ``last.ckpt`` (everything needed to go on), ``previous.ckpt`` (the
+one before it), ``metrics.csv`` (one row an epoch), ``tensorboard/``, and at the end ``model.safetensors``,
+``report.html`` and, last of all, ``results.json``: its presence means that the run is finished. While a run works in
+the folder, there is ``.lock``.
 """
 
 from __future__ import annotations
 
-import io
+import json
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 import yaml
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from focalnet import files
-from focalnet.errors import ConfigError, TrainingError
+from focalnet.errors import CheckpointError, ConfigError, TrainingError
+from focalnet.training.checkpoints import ResumePoint, choose_resume_point, read_resume_point
+from focalnet.training.lock import RunLock
 
-State = Literal["new", "unfinished", "finished"]
+if TYPE_CHECKING:
+    from focalnet.training.options import Options
+
+log = logging.getLogger(__name__)
+
+#: Writes a file, whole or not at all.
+write = partial(files.write, error=TrainingError)
+
+
+class Stopped(TrainingError):
+    """A run that had to stop, whose message already says what was kept."""
+
+
+class Start(NamedTuple):
+    """What a run does in its folder.
+
+    Attributes:
+        state: starts there, goes on, or has nothing left to do.
+        point: the checkpoint that it goes on from.
+        seen: of the files that decided this, as they were.
+    """
+
+    state: Literal["new", "unfinished", "finished"]
+    point: ResumePoint | None = None
+    seen: object = None
+
+
+NEW = Start("new")
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,10 @@ class RunFolder:
         return self.root / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        return self.root / "previous.ckpt"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.csv"
 
@@ -64,23 +97,114 @@ class RunFolder:
     def results(self) -> Path:
         return self.root / "results.json"
 
-    def state(self, config: str) -> State:
-        """Compares with the run that is there.
+    @cached_property
+    def lock(self) -> RunLock:
+        """Held by the run that works in the folder."""
+        return RunLock(self.root / ".lock")
+
+    def start(self, options: Options, *, force: bool = False) -> Start:
+        """Compares a run with the one that is there.
 
         Args:
-            config: every option of the new run, as YAML.
+            options: of the new run.
+            force: it starts afresh, whatever is there.
 
         Raises:
-            ConfigError: the folder holds a run with other options.
+            ConfigError: the folder is in use, or holds a run with other options, or with options that are not known.
+            CheckpointError: no checkpoint of the run that is there is whole.
+            TrainingError: the folder cannot be read.
         """
-        if not self.checkpoint.is_file() or not self.config.is_file():
-            return "new"  # whatever began here left nothing to lose
-        if different := _differences(yaml.safe_load(self.config.read_text()), yaml.safe_load(config)):
+        try:
+            self.lock.refuse_if_taken()
+            if force:
+                return NEW
+            seen = self.seen()
+            finished = self._is_finished()
+            point = None if finished else choose_resume_point(self.checkpoint, self.previous)
+            if point is None and not finished:
+                self._refuse_without_checkpoint()
+                return Start("new", seen=seen)
+            self._compare(point, options)
+            return Start("finished" if finished else "unfinished", point, seen)
+        except OSError as error:
+            raise TrainingError(f"cannot read {self.root}: {error.strerror}; choose another --output") from error
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.checkpoint.exists() or self.previous.exists()
+
+    def kept(self) -> str:
+        """What an error says of it."""
+        for path in (self.checkpoint, self.previous):
+            with suppress(CheckpointError):
+                return f"{read_resume_point(path)}, and the same command goes on from it"
+        return "nothing is kept: not one epoch was complete"
+
+    def seen(self) -> object:
+        """Changes whenever a run changes what the next one decides by."""
+        statuses = [path.stat() if path.exists() else None for path in (self.checkpoint, self.previous, self.results)]
+        return [(status.st_ino, status.st_size, status.st_mtime_ns) if status else None for status in statuses]
+
+    def check(self) -> None:
+        """Raises Stopped where the folder of a running run is gone, or another one is in its place."""
+        if self.lock.held and not self.lock.in_place:
+            raise Stopped(
+                f"{self.root} was removed, renamed or replaced during the run, which ends here; if it was renamed, the "
+                "same command with the new name as --output goes on from what it keeps"
+            )
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes a file of the run, whole or not at all.
+
+        Raises:
+            TrainingError: the disk does not take it.
+            Stopped: the folder is gone.
+        """
+        self.check()
+        write(path, content)
+
+    def _is_finished(self) -> bool:
+        if not self.results.exists():
+            return False
+        try:
+            if isinstance(json.loads(self.results.read_bytes()), dict):
+                return True
+        except ValueError:
+            pass
+        log.warning("%s is damaged: it is made anew", self.results)
+        return False
+
+    def _refuse_without_checkpoint(self) -> None:
+        """Raises ConfigError where a run got further than to where it might have been killed without a checkpoint."""
+        epochs = self.metrics.read_bytes().count(b"\n") - 1 if self.metrics.is_file() else 0
+        if epochs > 1:
+            raise ConfigError(
+                f"{self.checkpoint} is missing, though {self.metrics.name} has {epochs} epochs of the run there: put a "
+                "copy of it back, or --force to start afresh"
+            )
+
+    def _compare(self, point: ResumePoint | None, options: Options) -> None:
+        """Raises ConfigError where the run that is there has other options, or options that nobody knows."""
+        stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None
+        fault = f"{self.config} is {'damaged' if self.config.is_file() else 'missing'}"
+        if point is not None and point.options is not None:  # its content is checked
+            if stored is None:
+                log.warning("%s: written anew from %s", fault, point.path)
+            stored = _mapping(point.options)
+        if stored is None:
+            raise ConfigError(
+                f"{fault}, and the options of the run there are not known without it: write it anew (the same command "
+                f"with --print_config shows it), or --force to start afresh"
+            )
+        different, absent = _differences(stored, _mapping(options.to_yaml()) or {}, _mapping(options.defaults()) or {})
+        if different:
             raise ConfigError(
                 f"{self.root} holds a run with other options ({'; '.join(different[:3])}"
                 f"{'; ...' if len(different) > 3 else ''}): choose another --output, or --force to start afresh there"
             )
-        return "finished" if self.results.is_file() else "unfinished"
+        if absent:
+            log.warning("the run in %s was begun without %s: going on with the default", self.root, ", ".join(absent))
 
     def tidy(self) -> None:
         """Removes what was being written when a run was killed."""
@@ -90,35 +214,42 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what an earlier run left, and nothing else."""
         self.tidy()
-        ours = (self.results, self.checkpoint, self.config, self.versions, self.metrics, self.weights, self.report)
-        for path in ours:
+        ours = (self.results, self.checkpoint, self.previous, self.config, self.versions, self.metrics, self.weights)
+        for path in (*ours, self.report):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
-        with suppress(OSError):  # there is more in it, or it is not there
-            self.root.rmdir()
+
+    def close(self) -> None:
+        """Gives the lock back, and removes the folder if nothing is in it."""
+        if self.lock.held:
+            self.lock.release()
+            with suppress(OSError):  # there is something in it, or it is not there
+                self.root.rmdir()
 
 
-#: Writes a file of a run, whole or not at all.
-write = partial(files.write, error=TrainingError)
+def _mapping(content: str | bytes) -> dict[str, Any] | None:
+    """YAML as a mapping; None where it is none."""
+    try:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found else None
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint files, written by ``write``: Lightning's own do not survive a crash of the machine."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with buffer.getbuffer() as content:  # given back where writing fails, or Python warns later
-            write(Path(path), content)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``["trainer.max_epochs: 5, now 10"]``."""
-    differences: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key), new.get(key)
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
+) -> tuple[list[str], list[str]]:
+    """Options with other values, ``["trainer.max_epochs: 5, now 10"]``, and new ones that have their default."""
+    different: list[str] = []
+    absent: list[str] = []
+    for key in sorted(old.keys() | new.keys(), key=str):
+        before, now, default = old.get(key), new.get(key), defaults.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            differences += _differences(before, now, f"{prefix}{key}.")
+            inner = _differences(before, now, default if isinstance(default, Mapping) else {}, f"{prefix}{key}.")
+            different += inner[0]
+            absent += inner[1]
+        elif key not in old and key in defaults and now == default:
+            absent.append(f"{prefix}{key}")
         elif before != now:
-            differences.append(f"{prefix}{key}: {before}, now {now}")
-    return differences
+            different.append(f"{prefix}{key}: {before}, now {now}")
+    return different, absent

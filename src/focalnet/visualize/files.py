@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalnet.errors import ConfigError
-from focalnet.files import atomic
+from focalnet.files import atomic, cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,16 +40,17 @@ def save_image(image: Image, path: str | Path) -> Path:
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """A unique name for each file, without suffix: ``cat``, ``dog``, ``cat-2``.
 
-    Names that differ only in case count as equal, as on some file systems.
+    Names that differ only in case, or in how Unicode composes letters, count as equal, as on some file systems. Long
+    names are cut, to leave room for an ending; bytes that are not UTF-8 become ``_``.
     """
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        stem = Path(path).stem
+        stem = cut(os.fsencode(Path(path).stem).decode(errors="replace").replace("\N{REPLACEMENT CHARACTER}", "_"), 200)
         name, n = stem, 1
-        while name.casefold() in taken:
+        while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             n += 1
             name = f"{stem}-{n}"
-        taken.add(name.casefold())
+        taken.add(key)
         names.append(name)
     return names

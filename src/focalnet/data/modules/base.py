@@ -56,6 +56,8 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.samples: dict[Split, S] = {}
+        self._train_loader: Loader | None = None
+        self._resume: dict[str, Any] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -69,13 +71,25 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         return len(self.class_names)
 
     def train_dataloader(self) -> Loader:
-        return self._loader("train")
+        self._train_loader = self._loader("train")
+        if self._resume is not None:
+            self._train_loader.load_state_dict(self._resume)
+        return self._train_loader
 
     def val_dataloader(self) -> Loader:
         return self._loader("val")
 
     def test_dataloader(self) -> Loader:
         return self._loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the training images of this epoch have been given; Lightning itself restores that too late."""
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict["train"]
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict["train"])
 
     def eval_batch_size(self) -> int:
         """Images at once in evaluation, over all processes."""

@@ -99,6 +99,8 @@ class Task(pl.LightningModule, ABC):
         self.average: ModelEmaV3 | None = None
         self.examples = False  # whether validation keeps what a report shows
         self.metrics: list[Metric] = []  # of the last validation
+        self.loss_sum, self.images_trained = torch.zeros(()), 0  # of this epoch and process so far
+        self.learning_rate = 0.0  # of the last update
 
     def build(self, num_classes: int, num_things: int | None = None) -> Model[Any, Any]:
         """The network with its initial weights, which gives what this task measures.
@@ -224,10 +226,44 @@ class Task(pl.LightningModule, ABC):
         return loss
 
     def log_training(self, loss: torch.Tensor, images: int) -> None:
-        """Logs the loss, by step and by epoch, and the learning rate."""
+        """Logs the loss and the learning rate by step, and counts the loss for the epoch."""
+        self.loss_sum = self.loss_sum + loss.detach().float() * images
+        self.images_trained += images
+        self.learning_rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log("train_loss_step", loss)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=images)
-        self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        self.log("learning_rate", self.learning_rate)
+
+    def on_train_epoch_start(self) -> None:
+        self.loss_sum, self.images_trained = torch.zeros(()), 0
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", self.epoch_figures()["train_loss"])
+
+    def epoch_figures(self) -> dict[str, Tensor]:
+        """``train_loss``, the mean over the epoch's images so far of all processes, and ``learning_rate``."""
+        loss_sum, images = self._over_processes()
+        return {"train_loss": loss_sum / images, "learning_rate": torch.tensor(self.learning_rate)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        loss_sum, images = self._over_processes()
+        checkpoint["epoch_so_far"] = {
+            "loss_sum": loss_sum.cpu(),
+            "images": int(images),
+            "learning_rate": self.learning_rate,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (so_far := checkpoint.get("epoch_so_far")) is None:
+            return  # of an earlier version, which wrote at the end of epochs
+        self.learning_rate = so_far["learning_rate"]
+        if self.global_rank == 0:  # it speaks for all
+            self.loss_sum, self.images_trained = so_far["loss_sum"], so_far["images"]
+
+    def _over_processes(self) -> tuple[Tensor, Tensor]:
+        """The sum of the losses and the number of images, of all processes."""
+        sums = (self.loss_sum.to(self.device), torch.tensor(self.images_trained, device=self.device))
+        loss_sum, images = (self.trainer.strategy.reduce(value.clone(), reduce_op="sum") for value in sums)
+        return loss_sum, images
 
     def reseed(self, batch_idx: int) -> None:
         """Makes what follows in a training step a function of seed, epoch, batch and process."""
