@@ -249,29 +249,28 @@ def _data_folder(file: Path) -> Path:
 
 
 def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
-    from focalnet.data.formats.label_maps import check_masks, find_pairs, remarks, too_few_classes
+    from focalnet.data.formats.label_maps import check_masks, remarks
+    from focalnet.data.formats.pairs import suggest
     from focalnet.data.formats.problems import Problem
 
-    splits: tuple[Split | None, ...] = ("train", "val", "test")
-    pairs_by_split = {split: find_pairs(data.root, split, data.layouts) for split in splits}
-    if not any(pairs_by_split.values()):
-        pairs_by_split = {None: find_pairs(data.root, None, data.layouts)}
-    if not any(pairs_by_split.values()):
+    found = data.found()
+    if not found:
+        there = suggest(data.root) if data.root.is_dir() else ""
         raise DataError(
             f"{data.root}: holds neither annotation files, e.g. annotations/instances_train.json, nor folders of "
             "images and label maps, e.g. images/train and masks/train"
+            if not there
+            else f"{data.root}: images and label maps are not where they usually are: {there} names them"
         )
-    for split, pairs in pairs_by_split.items():
-        if pairs is None:
-            continue
+    for split, pairs in found.items():
         rule, names = data.rule(pairs)
         checked = check_masks(pairs, rule, len(names) or None, decode=decode)
         shares = 100 * checked.pixels / max(checked.pixels.sum(), 1)
         named = dict(enumerate(names)) | {len(shares) - 1: "ignored"}
         classes = ", ".join(f"{share:.1f} % {named.get(i, f'class {i}')}" for i, share in enumerate(shares) if share)
         problems, training = [*checked.problems], split in ("train", None)
-        if training and (reason := too_few_classes(checked, rule, names)):
-            problems.append(Problem(pairs.name, "", reason))
+        if training and (why := data.problem(checked, rule, names, named=bool(names))):
+            problems.append(Problem(pairs.name, "", why))
         listed = bool(names) or not training  # other splits may lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
             say(f"warning: {remark}", err=True)

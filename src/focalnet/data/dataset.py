@@ -25,8 +25,9 @@ from focalnet.data.augment import (
 from focalnet.data.formats.coco import CocoFile, inside
 from focalnet.data.formats.coco_panoptic import PanopticFile, read_ids
 from focalnet.data.formats.image_entries import Annotated, Id, read_image
-from focalnet.data.formats.label_maps import LabelRule, Pairs, check_sizes
+from focalnet.data.formats.label_maps import LabelRule
 from focalnet.data.formats.outlines import to_bitmaps
+from focalnet.data.formats.pairs import Pairs, check_sizes
 from focalnet.data.loader import random_state_kept, seed_all
 from focalnet.data.preprocess import Transform, fitted_size, normalize, preprocess
 from focalnet.data.readers.image_files import ImageFiles

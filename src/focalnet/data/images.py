@@ -6,7 +6,7 @@ import functools
 import glob
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -116,8 +116,12 @@ def _find(path: Path) -> list[Path]:
     return files
 
 
-def list_folder(folder: Path) -> list[Path]:
+def list_folder(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Every image in a folder and its subfolders, sorted by path; hidden ones are passed over.
+
+    Args:
+        folder: where to look.
+        suffixes: of the files to list, in lower case.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -129,12 +133,12 @@ def list_folder(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(parent, f) for f in files if _is_image(Path(f))]
+        found += [Path(parent, f) for f in files if _is_image(Path(f), suffixes)]
     return sorted(found)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _is_image(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 @functools.cache

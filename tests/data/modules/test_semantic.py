@@ -387,13 +387,61 @@ def test_masks_that_cannot_be_read_are_not_said_to_be_of_one_class(tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_numbers_with_gaps_are_told(tmp_path, caplog):
-    module = data(write_masks(tmp_path, train=[[0, 128]] * 2, val=[[0, 128]]))
-    assert module.num_classes == 129
-    assert "2 of 129 classes, numbered up to 128; data.label_map {128: 1} numbers them without gaps" in caplog.text
+@pytest.mark.parametrize("number", [2, 128, 254, 255])
+def test_masks_of_0_and_one_other_number_are_background_and_object_aloud(tmp_path, caplog, number):
+    module = data(write_masks(tmp_path, train=[[0, number]] * 2, val=[[0, number]]))
+    assert pixels(module) == {0: 2 * HALF, 1: 2 * HALF}
+    assert f"so {number} is read as class 1, as by data.label_map {{{number}: 1}}" in caplog.text
     caplog.clear()
-    assert data(tmp_path, label_map={128: 1}).num_classes == 2
+    assert data(tmp_path, label_map={number: 1}, ignore_index=number).num_classes == 2
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0, 50, 100, 150], r"4 numbers up to 150: 0, 50, 100, 150; data\.label_map \{50: 1, 100: 2, 150: 3\}"),
+        ([0, 128, 255, 128], r"2 numbers up to 128 \(255 is ignored\): 0, 128, 255; data\.label_map \{128: 1\}"),
+        ([64, 192], r"data\.label_map \{64: 0, 192: 1\}"),
+        ([0, 1, 254, 255], "make them anew"),
+    ],
+)
+def test_numbers_with_gaps_are_refused(tmp_path, capsys, numbers, expected):
+    root = write_masks(tmp_path, train=[numbers] * 2, val=[numbers])
+    with pytest.raises(DataError, match=f"images/train: its masks hold .*{expected}"):
+        data(root)
+    assert main(["check-data", str(root)]) == 2
+    assert "its masks hold" in capsys.readouterr().out
+    assert data(root, class_names=[str(i) for i in range(254)], label_map={254: 2}).num_classes == 254
+
+
+def test_more_numbers_than_classes_are_refused_unless_listed(tmp_path):
+    root = write_masks(tmp_path, train=[list(range(64)), list(range(64, 128))], val=[[0, 1]])
+    with pytest.raises(DataError, match=r"128 numbers up to 127, more than 100 classes.*classes\.txt"):
+        data(root)
+    assert data(root, class_names=[str(i) for i in range(128)]).num_classes == 128
+
+
+def test_a_class_without_pixels_is_told(tmp_path, caplog):
+    assert data(write_masks(tmp_path, train=[[0, 1, 3, 4]] * 2, val=[[0, 1]])).num_classes == 5
+    assert "no pixel of its masks is 2" in caplog.text
+    caplog.clear()
+    data(write_masks(tmp_path / "one", train=[[1, 2]] * 2, val=[[1, 2]]))
+    assert "data.reduce_zero_label true counts them from 1" in caplog.text
+
+
+def test_masks_that_are_mostly_ignored_are_refused_unless_asked_for(tmp_path):
+    root = write_masks(tmp_path, train=[[1, 2, 255, 255, 255, 255, 255, 255]] * 2, val=[[1, 2]])
+    with pytest.raises(DataError, match=r"75\.0% of its pixels are 255.*data\.ignore_index 255.*label_map \{255: 0\}"):
+        data(root)
+    assert pixels(data(root, ignore_index=255)) == {1: HALF // 2, 2: HALF // 2, IGNORED: 3 * HALF}
+    assert set(pixels(data(root, label_map={255: 0}))) == {0, 1, 2}
+
+
+def test_a_split_to_evaluate_on_needs_labels(tmp_path):
+    root = write_masks(tmp_path, train=[[0, 1]] * 2, val=[[255, 255]])
+    with pytest.raises(DataError, match="images/val: not one pixel of its masks has a class"):
+        data(root)
 
 
 # --- where they are found
@@ -531,7 +579,7 @@ def spoiled(root: Path) -> Path:
     (root / "masks/train/01.png").unlink()
     Image.fromarray(labels[:, :60]).save(root / "masks/train/02.png")
     Image.fromarray(np.where(labels == 2, 7, labels).astype(np.uint8)).save(root / "masks/train/03.png")
-    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "masks/val/00.png")
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(root / "masks/val/00.png")
     (root / "masks/val/01.png").write_bytes((root / "masks/val/01.png").read_bytes()[:60])
     return root
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focalnet.data.formats.label_maps import LabelRule, check_masks, find_pairs, own_layout
+from focalnet.data.formats.label_maps import LabelRule, check_masks
+from focalnet.data.formats.pairs import find_pairs, own_layout
 from focalnet.data.readers.classes import read_class_map
 from focalnet.data.readers.collection import Collection, detect
 from focalnet.data.readers.folder import Folder

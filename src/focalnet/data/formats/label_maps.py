@@ -1,23 +1,18 @@
-"""Images in pairs with label maps: where they are, what the numbers mean, and what is wrong with them."""
+"""What the numbers in label maps mean, and what is wrong with them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from focalnet.data import images as decoding
+from focalnet.data.formats.pairs import Pairs, check_sizes
 from focalnet.data.formats.problems import Problem
-from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
-from focalnet.data.readers.image_files import FolderOfImages, ImageFiles, TarOfImages
 from focalnet.errors import ConfigError, ImageError
 from focalnet.samples import IGNORED
 
@@ -84,206 +79,10 @@ class LabelRule:
         return labels_HW
 
 
-class Layout(NamedTuple):
-    """How a data set names things: folders of splits, or folders within splits, and what files' names end in."""
-
-    images: str
-    masks: str
-    image_suffix: str = ""
-    mask_suffix: str = ""
-    class_names: tuple[str, ...] = ()
-    label_map: Mapping[int, int] = {}
-
-
-_CITYSCAPES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
-    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-_FROM_IDS = {i: _CITYSCAPES_IDS.index(i) if i in _CITYSCAPES_IDS else IGNORED for i in range(34)}
-
-#: Tried one after the other. The first is ADE20K's.
-LAYOUTS = (
-    Layout("images", "annotations"),
-    Layout("images", "masks"),
-    Layout("images", "labels"),
-    Layout("leftImg8bit", "gtFine", "_leftImg8bit", "_gtFine_labelTrainIds", _CITYSCAPES),
-    Layout("leftImg8bit", "gtFine", "_leftImg8bit", "_gtFine_labelIds", _CITYSCAPES, _FROM_IDS),
-)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The images of a split with their masks.
-
-    Args:
-        name: what messages call them.
-        images: where the images are.
-        masks: where the masks are.
-        names: of each image and its mask.
-        layout: how they were found.
-        problems: images without a mask, and masks without an image.
-    """
-
-    name: str
-    images: ImageFiles
-    masks: ImageFiles
-    names: list[tuple[str, str]]
-    layout: Layout
-    problems: list[Problem]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image(self, index: int) -> Image.Image:
-        """An image as 8-bit RGB.
-
-        Raises:
-            ImageError: it cannot be decoded.
-        """
-        name = self.names[index][0]
-        return decoding.read(_content(self.images, name), self.images.path(name))
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, without decoding it.
-
-        Raises:
-            ImageError: its first bytes cannot be read.
-        """
-        name = self.names[index][0]
-        return decoding.decode(_content(self.images, name), self.images.path(name), decoding.upright_size)
-
-    def labels(self, index: int, rule: LabelRule, num_classes: int | None) -> npt.NDArray[np.int64]:
-        """The label of each pixel, ``(H, W)``.
-
-        Raises:
-            ImageError: the mask cannot be decoded, is a color image, or has a number of no class.
-        """
-        return self._decoded(index, lambda mask: rule(_numbers(mask), num_classes))
-
-    def numbers(self, index: int) -> npt.NDArray[np.int64]:
-        """The number of each pixel as it is stored, ``(H, W)``.
-
-        Raises:
-            ImageError: the mask cannot be decoded, or is a color image.
-        """
-        return self._decoded(index, _numbers)
-
-    def _decoded(self, index: int, convert: Callable[[Image.Image], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        name = self.names[index][1]
-        return decoding.decode(_content(self.masks, name), self.masks.path(name), convert)
-
-
-def _content(place: ImageFiles, name: str) -> Path | bytes:
-    try:
-        return place.content(name)
-    except (OSError, KeyError) as error:
-        raise ImageError(f"{place.path(name)}: cannot be read: {error}") from error
-
-
-def _numbers(mask: Image.Image) -> npt.NDArray[np.int64]:
-    """The number of each pixel; of a palette its index, whatever its color."""
-    if mask.format in ("JPEG", "MPO"):
-        raise ImageError("is a JPEG, which is lossy: its numbers are not the labels any more; save masks as PNG")
-    if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
-        raise ImageError(
-            f"is an image in colors (mode {mask.mode}), not a label map, which has one number for each pixel; "
-            "docs/segmentation.md shows how to turn colors into numbers"
-        )
-    return np.asarray(decoding.upright(mask)).astype(np.int64)
-
-
-def own_layout(images: str | None, masks: str | None, mask_suffix: str) -> tuple[Layout, ...]:
-    """The layouts to try, given what a person says of theirs."""
-    if images is None and masks is None and not mask_suffix:
-        return LAYOUTS
-    if (images is None) != (masks is None):
-        raise ConfigError("data.images and data.masks go together: the folder of images and that of label maps")
-    folders = [(images, masks)] if images and masks else [(p, m) for p, m, *_ in LAYOUTS[:3]]
-    return tuple(Layout(p, m, mask_suffix=mask_suffix) for p, m in folders)
-
-
-def find_pairs(root: Path, split: Split | None, layouts: Sequence[Layout], name: str | None = None) -> Pairs | None:
-    """Finds the images of a split and their masks, in folders or in tar files of the root.
-
-    Tried are, for the layout (images, masks): ``images/train`` with ``masks/train``, and ``train/images`` with
-    ``train/masks``. An image and its mask have the same name but for suffixes, in subfolders, too.
-
-    Args:
-        root: the folder of the data set.
-        split: which one; None for a set without splits.
-        layouts: names to try.
-        name: the split's own, where it is none of the usual.
-
-    Raises:
-        DataError: the root is not there, or holds something that cannot be read.
-    """
-    check_exists(root)
-    names = ("",) if split is None else SYNONYMS[split] if name is None else (name,)
-    places: list[ImageFiles] = [FolderOfImages(root)] if root.is_dir() else []
-    archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-    places += [TarOfImages(archive) for archive in archives]
-    for place in places:
-        for layout in layouts:
-            for images, masks in _folders(layout, names):
-                found = _matched(place.below(images), place.below(masks), layout)
-                if found is not None:
-                    return found
-    return None
-
-
-def _folders(layout: Layout, splits: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for split in splits:
-        yield f"{layout.images}/{split}", f"{layout.masks}/{split}"
-        if split:
-            yield f"{split}/{layout.images}", f"{split}/{layout.masks}"
-
-
-def _matched(images: ImageFiles, masks: ImageFiles, layout: Layout) -> Pairs | None:
-    """Pairs of image and mask by stem; None where images or masks are missing."""
-    problems: list[Problem] = []
-    of_images = _by_stem(images, layout.image_suffix, problems)
-    of_masks = _by_stem(masks, layout.mask_suffix, problems)
-    if not of_images or not of_masks:
-        return None
-    for stem in sorted(of_images.keys() - of_masks.keys()):
-        path = images.path(of_images[stem])
-        problems.append(Problem(path, "", f"has no mask {masks.path(stem + layout.mask_suffix)}.*"))
-    for stem in sorted(of_masks.keys() - of_images.keys()):
-        path = masks.path(of_masks[stem])
-        problems.append(Problem(path, "", f"has no image {images.path(stem + layout.image_suffix)}.*"))
-    names = [(of_images[stem], of_masks[stem]) for stem in sorted(of_images.keys() & of_masks.keys())]
-    return Pairs(images.path("").rstrip("/."), images, masks, names, layout, problems)
-
-
-def _by_stem(place: ImageFiles, suffix: str, problems: list[Problem]) -> dict[str, str]:
-    """Name by what is left of it without type and suffix; those without the suffix are something else."""
-    found: dict[str, str] = {}
-    for name in place.names():
-        stem = str(PurePosixPath(name).with_suffix(""))
-        if not stem.endswith(suffix):
-            continue
-        stem = stem.removesuffix(suffix)
-        if stem in found:
-            problems.append(Problem(place.path(name), "", f"has the stem of {found[stem]}, too"))
-            continue
-        found[stem] = name
-    return found
-
-
-def check_sizes(pairs: Pairs, index: int, image: tuple[int, int], mask: tuple[int, int]) -> None:
-    """Raises ``ImageError`` unless an image and its mask have as many rows and columns."""
-    if image != mask:
-        place = pairs.masks.path(pairs.names[index][1])
-        raise ImageError(
-            f"{place}: has {mask[1]} x {mask[0]} pixels, its image {pairs.images.path(pairs.names[index][0])} "
-            f"has {image[1]} x {image[0]}"
-        )
-
-
 MOST_LABELS = IGNORED + 1
-OBJECT_AS_255 = {IGNORED: 1}  # the label map that makes two classes of 0 and 255
+MOST_UNNAMED = 100  # more classes than these are no mistake only where somebody has listed them
 _CHUNK = 64  # masks opened at a time where the first few may tell enough
+_SHOWN = 12  # numbers that a message shows
 
 
 @dataclass(frozen=True)
@@ -345,33 +144,39 @@ def unchecked(pairs: Pairs) -> CheckedPairs:
     return CheckedPairs(pairs, pairs.problems, np.zeros(MOST_LABELS, dtype=np.int64))
 
 
-def hold_0_and_255(splits: Sequence[Pairs], most: int | None = None) -> bool:
-    """Whether the masks of all splits together hold 0 and 255 and no other number, as those of one object class do.
+def only_object(splits: Sequence[Pairs], most: int | None = None) -> int | None:
+    """The number of the one object class: the masks of all splits together hold 0, it, and nothing else.
 
     Args:
         splits: of one data set; one of them may hold only some of its numbers.
-        most: open no more masks of a split than so many, evenly spread; default: all, unless another number ends it.
+        most: open no more masks of a split than so many, evenly spread; default: all, unless a third number ends it.
     """
 
-    def count(one: tuple[Pairs, int]) -> tuple[bool, bool, bool]:
-        """Whether there is a 0, a 255, and anything else."""
+    def found(one: tuple[Pairs, int]) -> set[int]:
         try:
             numbers_HW = one[0].numbers(one[1])
         except ImageError:  # told by ``check_masks``
-            return False, False, False
-        zero, white = numbers_HW == 0, numbers_HW == IGNORED
-        return bool(zero.any()), bool(white.any()), not bool((zero | white).all())
+            return set()
+        return _first_numbers(numbers_HW)
 
     masks = [(pairs, index) for pairs in splits for index in range(0, len(pairs), _step(len(pairs), most))]
-    zeros = whites = False
+    numbers: set[int] = set()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(masks), _CHUNK):
-            found = list(pool.map(count, masks[start : start + _CHUNK]))
-            if any(others for *_, others in found):
-                return False
-            zeros |= any(zero for zero, *_ in found)
-            whites |= any(white for _, white, _ in found)
-    return zeros and whites
+            numbers.update(*pool.map(found, masks[start : start + _CHUNK]))
+            if len(numbers - {0}) > 1:
+                return None
+    return max(numbers) if len(numbers) == 2 and min(numbers) == 0 else None
+
+
+def _first_numbers(numbers_HW: npt.NDArray[np.int64]) -> set[int]:
+    """All numbers where there are at most two beside 0, else three of them; without sorting."""
+    numbers = {0} if (numbers_HW == 0).any() else set()
+    left = numbers_HW[numbers_HW != 0]
+    while left.size and len(numbers - {0}) < 2:
+        numbers.add(int(left[0]))
+        left = left[left != left[0]]
+    return numbers
 
 
 def _step(count: int, most: int | None) -> int:
@@ -400,6 +205,43 @@ def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]
     )
 
 
+def mostly_ignored(checked: CheckedPairs, rule: LabelRule) -> str | None:
+    """Why a split is not what it seems: most of its pixels are of no class, though nobody has said that they are."""
+    share = checked.pixels[IGNORED] / max(checked.pixels.sum(), 1)
+    if share <= 0.5 or not checked.labels:
+        return None
+    number = rule.ignore_index
+    free = next(n for n in range(IGNORED) if n not in checked.labels)
+    return (
+        f"{share:.1%} of its pixels are {number}, which is ignored: data.ignore_index {number} says that it is meant, "
+        f"data.label_map {{{number}: {free}}} makes {number} a class"
+    )
+
+
+def implausible(checked: CheckedPairs, rule: LabelRule) -> str | None:
+    """Why the numbers in the masks are hardly labels, where nobody has listed the classes."""
+    labels, first = checked.labels, int(rule.reduce_zero_label)
+    if len(labels) > MOST_UNNAMED:
+        return (
+            f"its masks hold {len(labels)} numbers up to {labels[-1] + first}, more than {MOST_UNNAMED} classes: list "
+            "the classes in classes.txt or data.class_names; if there are fewer, the masks have been blurred by "
+            "resizing or by a lossy format, or number objects and not classes"
+        )
+    if not labels or 2 * len(labels) >= labels[-1] + 1:
+        return None
+    numbers = [label + first for label in labels]
+    mapping = {number: i + first for i, number in enumerate(numbers) if number != i + first}
+    if checked.pixels[IGNORED] and not rule.label_map:
+        numbers.append(rule.ignore_index)
+    shown = ", ".join(map(str, numbers[:_SHOWN])) + ", ..." * (len(numbers) > _SHOWN)
+    ignored = f" ({rule.ignore_index} is ignored)" if checked.pixels[IGNORED] else ""
+    way_out = f"data.label_map {mapping} numbers them" if not rule.label_map else "let data.label_map number them"
+    return (
+        f"its masks hold {len(labels)} numbers up to {labels[-1] + first}{ignored}: {shown}; {way_out} without gaps, "
+        "data.class_names lists more classes; if resizing or a lossy format has blurred the masks, make them anew"
+    )
+
+
 def remarks(checked: CheckedPairs, rule: LabelRule, *, named: bool, by_default: bool) -> Iterator[str]:
     """What may be meant otherwise than it is read.
 
@@ -409,18 +251,15 @@ def remarks(checked: CheckedPairs, rule: LabelRule, *, named: bool, by_default: 
         named: whether somebody has listed the classes.
         by_default: whether nobody has said what is ignored.
     """
+    yield from checked.pairs.remarks
     if by_default and rule == LabelRule() and checked.ignored_alone and any(checked.labels):
         yield (
             f"{checked.pairs.name}: 255 is ignored, but no mask with 255 has another class than 0; if it is an object, "
             "data.label_map {255: 1} reads it as class 1"
         )
-    labels = checked.labels
-    if labels and not named and 2 * len(labels) < labels[-1] + 1:
-        first = int(rule.reduce_zero_label)
-        pairs = [f"{label + first}: {i + first}" for i, label in enumerate(labels) if i != label]
-        way_out = f"data.label_map {{{', '.join(pairs)}}}" if not rule.label_map else "data.label_map"
-        ignored = f" ({rule.ignore_index} is ignored)" if checked.pixels[IGNORED] else ""
-        yield (
-            f"{checked.pairs.name}: its masks hold {len(labels)} of {labels[-1] + 1} classes, numbered up to "
-            f"{labels[-1] + first}{ignored}; {way_out} numbers them without gaps"
-        )
+    labels, first = checked.labels, int(rule.reduce_zero_label)
+    absent = sorted(set(range(labels[-1] + 1)) - set(labels)) if labels and not named else []
+    if absent:
+        some = ", ".join(str(label + first) for label in absent[:_SHOWN]) + ", ..." * (len(absent) > _SHOWN)
+        from_one = "; data.reduce_zero_label true counts them from 1" if absent == [0] and not first else ""
+        yield f"{checked.pairs.name}: no pixel of its masks is {some}, which count as classes{from_one}"

@@ -11,22 +11,21 @@ from typing import Any
 from focalnet.data.augment import SemanticAugmentation
 from focalnet.data.dataset import SemanticDataset
 from focalnet.data.formats.label_maps import (
-    OBJECT_AS_255,
     CheckedPairs,
     LabelRule,
-    Pairs,
     check_masks,
-    find_pairs,
-    hold_0_and_255,
-    own_layout,
+    implausible,
+    mostly_ignored,
+    only_object,
     remarks,
     too_few_classes,
     unchecked,
 )
+from focalnet.data.formats.pairs import Pairs, find_pairs, own_layout, suggest
 from focalnet.data.formats.problems import decide
 from focalnet.data.loader import world
 from focalnet.data.modules.base import AUTOMATIC_HOLDOUT, SAYS_HELD_OUT, DensePredictionData, held_out
-from focalnet.data.readers.classes import read_class_names
+from focalnet.data.readers.classes import ClassList, read_class_names
 from focalnet.data.readers.collection import Split
 from focalnet.errors import ConfigError, DataError
 from focalnet.samples import IGNORED
@@ -35,8 +34,11 @@ logger = logging.getLogger(__name__)
 
 ADE20K = "objectInfo150"  # how it calls its list of classes
 #: Where the names of the classes are looked for in the root.
-CLASS_FILES = ("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv")
-UNCHECKED = 64  # masks of a split that are opened all the same, where 255 may be an object
+CLASS_FILES = (
+    *("classes.json", "classes.txt", f"{ADE20K}.txt", f"{ADE20K}.csv"),
+    *("labelmap.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "train/_classes.csv"),
+)
+UNCHECKED = 64  # masks of a split that are opened all the same, where there may be one object class
 
 
 class SemanticData(DensePredictionData[SemanticDataset]):
@@ -45,7 +47,8 @@ class SemanticData(DensePredictionData[SemanticDataset]):
     An image and its mask, a label map with one number a pixel, have the same name in two folders, or in an
     uncompressed tar file with such folders. By default these are ``images/training`` and
     ``annotations/training`` as in ADE20K (also ``masks`` or ``labels``, ``train``; ``train/images`` and
-    ``train/masks``), or Cityscapes' ``leftImg8bit`` and ``gtFine``. Every mask is checked before training.
+    ``train/masks``), Cityscapes' ``leftImg8bit`` and ``gtFine``, Pascal VOC's folders with lists in ``ImageSets``
+    (as CVAT writes them), or ``x.jpg`` beside ``x_mask.png``. Every mask is checked before training.
 
     Args:
         root: the folder of the data set, or a tar file.
@@ -58,9 +61,10 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         holdout: fraction of the training images to validate on, instead of a split; default: 0.2 where there are but
             training images.
         class_names: by label, or the file that lists them (see ``readers.classes.read_class_names``); default:
-            ``classes.json``, ``classes.txt`` or ADE20K's list in the root, else as many as the training masks have.
+            one of ``CLASS_FILES`` in the root, else as many as the training masks have. A list with colors is the
+            palette of masks in colors.
         ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255, except where the
-            masks of all splits hold only 0 and 255: there 255 is class 1, and a warning says so.
+            masks of all splits hold only 0 and one other number: that is class 1, and a warning says so.
         reduce_zero_label: 0 is no class either, and the classes count from 1; default: where ADE20K's list is.
         label_map: other numbers for some of those in the masks, before anything else.
         check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
@@ -110,7 +114,7 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         self.ratios, self.augmentation = tuple(ratios), augmentation
         self._class_names: tuple[str, ...] = ()
         self._trains = self._says_held_out = False
-        self._object_is_255: bool | None = None  # known once the masks have been opened
+        self._object: tuple[int | None] | None = None  # known once the masks have been opened
 
     def default_val_batch_size(self) -> int:
         return world()[1]  # one each: the others' sizes would pad it
@@ -123,7 +127,7 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         """
         holdout = self.holdout or self._automatic_holdout()
         if holdout and (split != "test" or (self.holdout is None and self._find("test") is None)):
-            whole = self._find("train") or find_pairs(self.root, None, self.layouts)
+            whole = self._find("train") or self._find_whole()
             found = hold_out_pairs(whole, holdout)[split != "train"] if whole else None
         elif split == "test" and self.splits["test"] is None:
             found = self._find("test") or self._find("val")
@@ -131,10 +135,13 @@ class SemanticData(DensePredictionData[SemanticDataset]):
             found = self._find(split)
         if found is None:
             wanted = self.splits[split] or split
+            there = suggest(self.root) if self.root.is_dir() else ""
+            options = there.replace("--label-maps", "--masks").replace("--", "data.").replace("mask-", "mask_")
+            hint = f"; there are images with masks by {options}" if there else ""
             raise DataError(
                 f"{self.root}: no images with masks for {wanted} there (images/{wanted} and annotations/{wanted}, or "
                 f"{wanted}/images and {wanted}/masks); data.images, data.masks and data.{split}_split name other "
-                "folders, data.holdout 0.1 validates on a tenth of the training images"
+                f"folders, data.holdout 0.1 validates on a tenth of the training images{hint}"
             )
         return found
 
@@ -146,25 +153,41 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         """A share to hold out where there are but training images; in evaluation only if they are called so."""
         if any(self.splits.values()) or self._find("val") or self._find("test"):
             return None
-        if self._find("train") is None and not (self._trains and find_pairs(self.root, None, self.layouts)):
+        if self._find("train") is None and not (self._trains and self._find_whole()):
             return None
         if not self._says_held_out:
             self._says_held_out = True
             logger.warning("%s: %s", self.root, SAYS_HELD_OUT)
         return AUTOMATIC_HOLDOUT
 
+    def found(self) -> dict[Split | None, Pairs]:
+        """The splits that are there; None stands for a set without any."""
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        found: dict[Split | None, Pairs | None] = {split: self._find(split) for split in splits}
+        if not any(found.values()):
+            found = {None: self._find_whole()}
+        return {split: pairs for split, pairs in found.items() if pairs is not None}
+
     def _find(self, split: Split) -> Pairs | None:
-        return find_pairs(self.root, split, self.layouts, self.splits[split])
+        return self._colored(find_pairs(self.root, split, self.layouts, self.splits[split]))
+
+    def _find_whole(self) -> Pairs | None:
+        return self._colored(find_pairs(self.root, None, self.layouts))
+
+    def _colored(self, pairs: Pairs | None) -> Pairs | None:
+        """The pairs with the colors of the list of classes."""
+        palette = self._class_list().palette
+        return pairs if pairs is None or palette is None else replace(pairs, palette=palette)
 
     def rule(self, pairs: Pairs) -> tuple[LabelRule, tuple[str, ...]]:
         """What the numbers in masks mean, and the names of the classes as far as they are known.
 
         Raises:
-            DataError: the list of classes cannot be read, or is too long; or masks hold only 0 and 255, of which it is
-                not said what they mean, and ``check`` is false.
+            DataError: the list of classes cannot be read, or is too long; or masks hold only 0 and one other number, of
+                which it is not said what they mean, and ``check`` is false.
         """
         listed = self._class_file()
-        names, ignored = read_class_names(listed) if listed else ((), None)
+        names, ignored, _ = self._class_list()
         if isinstance(self.given_names, list):
             names = tuple(self.given_names)
         names = names or pairs.layout.class_names
@@ -177,39 +200,47 @@ class SemanticData(DensePredictionData[SemanticDataset]):
             from_one = listed is not None and listed.stem == ADE20K
         label_map = pairs.layout.label_map if self.label_map is None else self.label_map
         chosen = self.label_map is not None or ignored is not None or from_one or pairs.layout.label_map
-        if not chosen and len(names) in (0, 2) and self._finds_objects_of_255():
-            label_map = OBJECT_AS_255
+        if not chosen and len(names) in (0, 2) and (number := self._only_object()) not in (None, 1):
+            label_map = {number: 1}
         rule = LabelRule(
             ignore_index=IGNORED if ignored is None else ignored, reduce_zero_label=from_one, label_map=label_map
         )
         return rule, names
 
-    def _finds_objects_of_255(self) -> bool:
-        """Whether 255 is an object: the masks of all splits hold only 0 and 255. Says so, once."""
-        if self._object_is_255 is None:
-            splits: tuple[Split, ...] = ("train", "val", "test")
-            found = [self._find(split) for split in splits]
-            if not any(found):
-                found = [find_pairs(self.root, None, self.layouts)]
-            present = [pairs for pairs in found if pairs is not None]
-            self._object_is_255 = hold_0_and_255(present, None if self.check else UNCHECKED)
-            if self._object_is_255 and not self.check:
+    def _only_object(self) -> int | None:
+        """The number of the one object class, where the masks of all splits hold only 0 and it. Says so, once."""
+        if self._object is None:
+            number = only_object(list(self.found().values()), None if self.check else UNCHECKED)
+            self._object = (number,)
+            if number not in (None, 1) and not self.check:
                 raise DataError(
-                    f"{self.root}: its masks seem to hold only 0 and 255, and data.check is false: data.label_map "
-                    "{255: 1} makes 255 an object, data.ignore_index 255 ignores it, data.check true finds out"
+                    f"{self.root}: its masks seem to hold only 0 and {number}, and data.check is false: data.label_map "
+                    f"{{{number}: 1}} makes {number} an object, data.ignore_index {number} ignores it, data.check true "
+                    "finds out"
                 )
-            if self._object_is_255:
+            if number == 1:
+                logger.info("%s: its masks hold only 0 and 1: background and object", self.root)
+            elif number is not None:
                 logger.warning(
-                    "%s: its masks hold only 0 and 255, so 255 is read as class 1, as by data.label_map {255: 1}; "
-                    "data.ignore_index 255 ignores it instead",
-                    self.root,
+                    "%s: its masks hold only 0 and %d, background and object, so %d is read as class 1, as by "
+                    "data.label_map {%d: 1}; data.ignore_index %d ignores it instead",
+                    *(self.root, *(number,) * 4),
                 )
-        return self._object_is_255
+        return self._object[0]
 
     @property
     def ignores_by_default(self) -> bool:
         """Whether no option says what is ignored."""
         return self.ignore_index is None and self.label_map is None
+
+    def problem(self, checked: CheckedPairs, rule: LabelRule, names: Sequence[str], *, named: bool) -> str | None:
+        """Why the masks to train on are refused as a whole, though each is a label map; None if they are not."""
+        if why := too_few_classes(checked, rule, names):
+            return why
+        if not named and (why := implausible(checked, rule)):
+            return why
+        asked = not self.ignores_by_default or self._class_list().ignore_index is not None or rule.reduce_zero_label
+        return None if asked or checked.pairs.layout.label_map else mostly_ignored(checked, rule)
 
     def _class_file(self) -> Path | None:
         """The file that lists the classes, if any."""
@@ -218,18 +249,25 @@ class SemanticData(DensePredictionData[SemanticDataset]):
             return folder / self.given_names
         return next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
 
+    def _class_list(self) -> ClassList:
+        file = self._class_file()
+        return read_class_names(file) if file else ClassList()
+
     def _open(self, split: Split) -> SemanticDataset:
         pairs = self.find(split)
         rule, names = self.rule(pairs)
-        named = bool(names) or split != "train"  # another split may well lack classes
+        named = bool(names)
         if not (names or self._class_names):
             names = self._count_classes(rule)
         self._class_names = self._class_names or names
         checked = check_masks(pairs, rule, len(self._class_names)) if self.check else unchecked(pairs)
         decide(checked, self.on_error)
         if split == "train":
-            self._check_classes(checked, rule)
-        for remark in remarks(checked, rule, named=named, by_default=self.ignores_by_default):
+            self._check_classes(checked, rule, named=named)
+        elif self.check and not checked.labels:
+            raise DataError(f"{checked.pairs.name}: {too_few_classes(checked, rule, self._class_names)}")
+        listed = named or split != "train"  # another split may well lack classes
+        for remark in remarks(checked, rule, named=listed, by_default=self.ignores_by_default):
             logger.warning("%s", remark)
         return SemanticDataset(
             checked.pairs,
@@ -242,8 +280,8 @@ class SemanticData(DensePredictionData[SemanticDataset]):
             on_error=self.on_error,
         )
 
-    def _check_classes(self, checked: CheckedPairs, rule: LabelRule) -> None:
-        why = too_few_classes(checked, rule, self._class_names) if self.check else None
+    def _check_classes(self, checked: CheckedPairs, rule: LabelRule, *, named: bool) -> None:
+        why = self.problem(checked, rule, self._class_names, named=named) if self.check else None
         if why is None and len(self._class_names) < 2:
             why = f'there is one class only, "{self._class_names[0]}", and a segmenter needs two or more'
         if why is not None:
@@ -256,7 +294,9 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         checked = check_masks(self.find("train"), rule, None)
         if not checked.labels:
             decide(checked, "raise")
-            raise DataError(f"{checked.pairs.name}: {too_few_classes(checked, rule, ())}")
+        if why := self.problem(checked, rule, (), named=False):
+            decide(checked, self.on_error)
+            raise DataError(f"{checked.pairs.name}: {why}")
         return tuple(f"class {label}" for label in range(checked.labels[-1] + 1))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from timm.utils.misc import natural_key
 
@@ -55,29 +57,88 @@ def number_classes(
     return {name: label for label, name in enumerate(titles)}, list(titles.values())
 
 
-def read_class_names(path: Path) -> tuple[tuple[str, ...], int | None]:
-    """Reads the names of classes in label order, and the number to ignore in label maps where the file says it.
+class ClassList(NamedTuple):
+    """What a file says of the classes of label maps.
 
-    Three formats: JSON, ``["sky", ...]`` or ``{"classes": ["sky", ...], "ignore_index": 11}``; text with a name a line;
-    ADE20K's ``objectInfo150.txt``, a table whose column ``Name`` counts, up to its first semicolon.
+    Args:
+        names: in label order.
+        ignore_index: the number that is no class, where the file says it.
+        palette: the number of each color (red, green, blue), where the file says it.
+    """
+
+    names: tuple[str, ...] = ()
+    ignore_index: int | None = None
+    palette: dict[tuple[int, int, int], int] | None = None
+
+
+def read_class_names(path: Path) -> ClassList:
+    """Reads the names of classes in label order, the number to ignore and the colors of label maps.
+
+    Formats: JSON, ``["sky", ...]`` or ``{"classes": ["sky", ...], "ignore_index": 11, "palette": [[0, 0, 255], ...]}``
+    (the palette as a color for each number, or by name); text with a name a line; CVAT's ``labelmap.txt``
+    (``sky:0,0,255::``); tables with the columns ``name, r, g, b`` or ``Pixel Value, Class``; ADE20K's
+    ``objectInfo150.txt``, a table whose column ``Name`` counts, up to its first semicolon.
 
     Raises:
         DataError: the file has none of them.
     """
     try:
         text = read_text(path)
-        if path.suffix != ".json":
-            lines = text.splitlines()
-            if not lines or not lines[0].startswith("Idx"):
-                return tuple(read_class_map(path).values()), None
-            rows = csv.DictReader(lines, delimiter="\t" if "\t" in lines[0] else ",")
-            return tuple(row["Name"].partition(";")[0].strip() for row in rows), None
-        content = json.loads(text)
-        if isinstance(content, list):
-            content = {"classes": content}
-        named, ignored = content["classes"], content.get("ignore_index")
-        if not (named and all(isinstance(name, str) for name in named) and isinstance(ignored, int | None)):
-            raise ValueError("it must be a list of names, or have one as classes and a number as ignore_index")
+        if path.suffix == ".json":
+            return _of_json(json.loads(text))
+        lines = [line for line in text.splitlines() if line.strip()]
+        header = [column.strip().lower() for column in re.split(r"[,\t]", lines[0])] if lines else []
+        if header[:1] == ["idx"] or set(header) in ({"name", "r", "g", "b"}, {"pixel value", "class"}):
+            rows = csv.reader(lines[1:], delimiter="\t" if "\t" in lines[0] else ",")
+            return _of_table([dict(zip(header, (cell.strip() for cell in row), strict=False)) for row in rows])
+        colored = [re.fullmatch(r"(.+?):(\d+),(\d+),(\d+):.*", line) for line in lines if not line.startswith("#")]
+        if colored and all(colored):
+            found = [match.groups() for match in colored if match]
+            return _with_palette(tuple(name for name, *_ in found), [tuple(map(int, color)) for _, *color in found])
+        return ClassList(tuple(read_class_map(path).values()))
     except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8
         raise DataError(f"{path}: cannot be read as a list of classes: {error}") from error
-    return tuple(named), ignored
+
+
+def _of_json(content: Any) -> ClassList:
+    if isinstance(content, list):
+        content = {"classes": content}
+    named, ignored, palette = content["classes"], content.get("ignore_index"), content.get("palette")
+    if not (named and all(isinstance(name, str) for name in named) and isinstance(ignored, int | None)):
+        raise ValueError("it must be a list of names, or have one as classes and a number as ignore_index")
+    names = tuple(named)
+    if isinstance(palette, dict):
+        if set(palette) != set(names):
+            raise ValueError("palette must have a color for each of the classes, or list the colors in their order")
+        palette = [palette[name] for name in names]
+    return _with_palette(names, palette)._replace(ignore_index=ignored)
+
+
+def _of_table(rows: Sequence[dict[str, str]]) -> ClassList:
+    if "idx" in rows[0]:
+        return ClassList(tuple(row["name"].partition(";")[0].strip() for row in rows))
+    if "r" in rows[0]:
+        colors = [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows]
+        return _with_palette(tuple(row["name"] for row in rows), colors)
+    names = {int(row["pixel value"]): row["class"] for row in rows}
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"pixel values must count from 0, not be {sorted(names)}")
+    return ClassList(tuple(names[number] for number in range(len(names))))
+
+
+def _with_palette(names: tuple[str, ...], colors: Any) -> ClassList:
+    """The classes with their colors; a color is three numbers, or text such as ``"#0000ff"``."""
+    if colors is None:
+        return ClassList(names)
+    palette: dict[tuple[int, int, int], int] = {}
+    for number, color in enumerate(colors):
+        if isinstance(color, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+            color = tuple(bytes.fromhex(color[1:]))
+        if not (isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int for c in color)):
+            raise ValueError(f"palette: {color!r} is not a color, which is [red, green, blue] from 0 to 255")
+        if min(color) < 0 or max(color) > 255:
+            raise ValueError(f"palette: {color} is not a color, which is [red, green, blue] from 0 to 255")
+        red, green, blue = color
+        if palette.setdefault((red, green, blue), number) != number:
+            raise ValueError(f"palette: {color} is the color of two classes")
+    return ClassList(names, None, palette)

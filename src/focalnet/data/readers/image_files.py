@@ -35,8 +35,8 @@ class ImageFiles(ABC):
         """The files below another folder of the same place."""
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Every image's, sorted; hidden files are passed over."""
+    def names(self, suffixes: Sequence[str] = images.SUFFIXES) -> list[str]:
+        """Every image's, or those of other suffixes, sorted; hidden files are passed over."""
 
     @abstractmethod
     def __contains__(self, name: str) -> bool: ...
@@ -70,10 +70,10 @@ class FolderOfImages(ImageFiles):
     def below(self, folder: str) -> FolderOfImages:
         return FolderOfImages(self.folder / folder)
 
-    def names(self) -> list[str]:
+    def names(self, suffixes: Sequence[str] = images.SUFFIXES) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return [path.relative_to(self.folder).as_posix() for path in images.list_folder(self.folder)]
+        return [path.relative_to(self.folder).as_posix() for path in images.list_folder(self.folder, suffixes)]
 
     def __contains__(self, name: str) -> bool:
         try:
@@ -109,10 +109,10 @@ class TarOfImages(ImageFiles):
     def path(self, name: str) -> str:
         return f"{self.archive}/{self.folder / name}"
 
-    def names(self) -> list[str]:
+    def names(self, suffixes: Sequence[str] = images.SUFFIXES) -> list[str]:
         inside = (PurePosixPath(place) for place in self._places)
         below = (path.relative_to(self.folder) for path in inside if path.is_relative_to(self.folder))
-        return sorted(str(p) for p in below if p.suffix.lower() in images.SUFFIXES and not hidden(p))
+        return sorted(str(p) for p in below if p.suffix.lower() in suffixes and not hidden(p))
 
     def __contains__(self, name: str) -> bool:
         return str(self.folder / name) in self._places
