@@ -64,3 +64,25 @@ def test_a_mask_stored_as_jpeg_is_refused_whatever_its_suffix(tmp_path):
     pairs = find_pairs(tmp_path, "train", own_layout(None, None, ""))
     assert pairs is not None
     assert "lossy" in check_masks(pairs, LabelRule(), None).problems[0].what
+
+
+def test_names_of_classes_are_the_same_whatever_their_unicode_normalization(tmp_path):
+    save(tmp_path / "train/caf\u00e9", 2)
+    save(tmp_path / "train/tea", 2)
+    save(tmp_path / "val/cafe\u0301", 1)
+    save(tmp_path / "val/tea", 1)
+    parts = [Folder(tmp_path / part) for part in ("train", "val")]
+    assert [part.class_names for part in parts] == [("caf\u00e9", "tea")] * 2
+    assert [len(part) for part in parts] == [4, 2]
+    titles = {"tea": "Tea", "cafe\u0301": "Coffee"}
+    assert Folder(tmp_path / "train", titles).class_names == ("Tea", "Coffee")
+    save(tmp_path / "train/cafe\u0301", 1)  # both spellings beside each other are one class
+    both = Folder(tmp_path / "train")
+    assert (both.class_names, both.labels.tolist()) == (("caf\u00e9", "tea"), [0, 0, 0, 1, 1])
+
+
+def test_a_class_folder_within_another_is_told(tmp_path, caplog):
+    for name in ("cat", "cat/more", "dog"):
+        save(tmp_path / name)
+    assert Folder(tmp_path).class_names == ("cat", "dog", "more")
+    assert 'cat: has images, and so has the folder "more"' in caplog.text

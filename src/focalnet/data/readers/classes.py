@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,24 +38,35 @@ def read_class_map(path: Path) -> dict[str, str]:
     return titles
 
 
+def class_name(text: str) -> str:
+    """A class's name in the one form of Unicode that all readers use: accents are whole, as in ``"café"``."""
+    return unicodedata.normalize("NFC", text)
+
+
 def number_classes(
     found: Iterable[str], titles: Mapping[str, str] | None, where: str
 ) -> tuple[dict[str, int], list[str]]:
     """Numbers the class names found in the data: by the user's list, else in natural order ("2" before "10").
 
+    Names are the same where they differ in Unicode normalization only.
+
     Returns:
-        Label by name, and titles by label.
+        Label by name as found, and titles by label.
 
     Raises:
         DataError: the data hold a class that the list does not.
     """
-    names = sorted(set(found), key=natural_key)
+    spelled = {name: class_name(name) for name in found}
+    names = sorted(set(spelled.values()), key=natural_key)
     if titles is None:
-        return {name: label for label, name in enumerate(names)}, names
-    unknown = [name for name in names if name not in titles]
-    if unknown:
-        raise DataError(f'{where}: class "{unknown[0]}" is not in the class map{did_you_mean(unknown[0], titles)}')
-    return {name: label for label, name in enumerate(titles)}, list(titles.values())
+        label_of, shown = {name: label for label, name in enumerate(names)}, names
+    else:
+        listed = {class_name(name): title for name, title in titles.items()}
+        unknown = [name for name in names if name not in listed]
+        if unknown:
+            raise DataError(f'{where}: class "{unknown[0]}" is not in the class map{did_you_mean(unknown[0], listed)}')
+        label_of, shown = {name: label for label, name in enumerate(listed)}, list(listed.values())
+    return label_of | {name: label_of[same] for name, same in spelled.items()}, shown
 
 
 class ClassList(NamedTuple):

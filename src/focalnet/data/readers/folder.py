@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.data.readers.reader_factory import create_reader
 
 from focalnet.data.images import SUFFIXES
-from focalnet.data.readers.classes import number_classes
+from focalnet.data.readers.classes import class_name, number_classes
 from focalnet.data.readers.source import Source
 from focalnet.errors import DataError
 
@@ -49,9 +49,15 @@ class Folder(Source):
     def _check_parents(self, folder: Path) -> None:
         """Raises ``DataError`` where folders of the same name lie under several others: one class, or many?"""
         found: dict[str, Path] = {}
-        for parent in dict.fromkeys(path.parent for path in self._paths):
-            other = found.setdefault(parent.name, parent)
-            if other != parent:
+        parents = dict.fromkeys(path.parent for path in self._paths)
+        for parent in parents:
+            if parent.parent in parents:
+                logger.warning(
+                    '%s: has images, and so has the folder "%s" in it, which is a class of its own',
+                    *(parent.parent, parent.name),
+                )
+            other = found.setdefault(class_name(parent.name), parent)
+            if other != parent and other.parent != parent.parent:
                 places = f"{other.relative_to(folder)}, {parent.relative_to(folder)}"
                 raise DataError(
                     f'{folder}: the class folder "{parent.name}" lies under several folders ({places}); put '
