@@ -34,7 +34,7 @@ class Preprocessing:
     that its short side has ``image_size`` pixels, or less if the long side would exceed ``max_size``.
 
     Args:
-        image_size: side in pixels of the square crop, or of the short side.
+        image_size: side in pixels of the square crop, or its height and width; with ``max_size``, of the short side.
         crop_pct: side of the crop divided by the short side, in (0, 1]; 0.875 is the official code's 224 of 256.
         interpolation: of resizing before a crop, ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
         mean: for each channel, of values in [0, 1].
@@ -45,7 +45,7 @@ class Preprocessing:
         ConfigError: a value has the wrong type or is invalid.
     """
 
-    image_size: int = 224
+    image_size: int | tuple[int, int] = 224
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -55,8 +55,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("image_size", "max_size"):
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1) and not (name == "max_size" and value is None):
-                raise ConfigError(f"preprocessing: {name}={value!r} must be a whole number of pixels, 1 or more")
+            rectangle = name == "image_size" and isinstance(value, tuple) and len(value) == 2 and self.max_size is None
+            sides = value if rectangle else (value,)
+            if not all(_is_whole(side) and side >= 1 for side in sides) and not (name == "max_size" and value is None):
+                pair = ", or two where there is no max_size" if isinstance(value, tuple) else ""
+                raise ConfigError(f"preprocessing: {name}={value!r} must be a whole number of pixels, 1 or more{pair}")
         if not (_is_number(self.crop_pct) and 0 < self.crop_pct <= 1):
             raise ConfigError(f"preprocessing: crop_pct={self.crop_pct!r} must be above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:
@@ -70,6 +73,16 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: std={self.std} must be above 0, and have as many values as mean={self.mean}"
             )
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width in pixels of the crop."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side of an image that is seen whole."""
+        return min(self.crop)
 
 
 @dataclass(frozen=True, kw_only=True)

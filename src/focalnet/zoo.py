@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -128,7 +129,7 @@ def load(
     """
     if num_things is not None and task is None:
         options["num_things"] = num_things
-    checkpoint = _open(str(name_or_path), options)
+    checkpoint = open_checkpoint(str(name_or_path), options)
     for name, known in checkpoint.unsettled.items():
         warnings.warn(
             f"{name_or_path}: {name}={getattr(checkpoint.backbone, name)} is not settled: {known}. "
@@ -200,7 +201,18 @@ def _dense(
     return model.eval()
 
 
-def _open(name: str, options: dict[str, Any]) -> Checkpoint:
+def open_checkpoint(name: str, options: Mapping[str, Any]) -> Checkpoint:
+    """The weights of a name or file, of which nothing is built yet.
+
+    Args:
+        name: as for ``load``.
+        options: as for ``load``; those that are part of reading weights count.
+
+    Raises:
+        UnknownName: neither a name nor a file.
+        CheckpointError: a file that cannot be read.
+        DownloadError: the weights could not be fetched.
+    """
     # Settings that do not follow from the weights are needed to read them; others change the model afterwards.
     known = {key: options[key] for key in ("post_norm", "normalize_modulator", "stem_padding") if key in options}
     if name in weights.entries():

@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as F
 from focalnet import Predictor, explain
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
-from focalnet.data.preprocess import eval_transform, fitted_size, preprocess, short_side
+from focalnet.data.augment import Augmentation
+from focalnet.data.preprocess import covering_size, eval_transform, fitted_size, preprocess
 from focalnet.errors import InputError
 from focalnet.inference import Views
 from tests.data.coco import write_coco
@@ -56,7 +57,26 @@ def test_evaluation_is_the_official_one(image_size: int, size: tuple[int, int]):
 
 def test_the_resized_side_is_the_official_one_at_every_usual_size():
     for image_size in range(32, 1025, 32):
-        assert short_side(Preprocessing(image_size=image_size)) == int(256 / 224 * image_size)
+        how = Preprocessing(image_size=image_size)
+        assert covering_size((400, 300), how.crop, how.crop_pct)[1] == int(256 / 224 * image_size)
+
+
+@pytest.mark.parametrize(("size", "covered"), [((64, 64), (80, 80)), ((30, 90), (40, 120)), ((100, 10), (800, 80))])
+def test_rectangles_are_covered_and_their_center_is_cropped(size, covered):
+    how = Preprocessing(image_size=(32, 64), crop_pct=0.8)
+    assert covering_size(size, how.crop, how.crop_pct) == covered
+    image = picture().resize(size[::-1])
+    seen = preprocess(image, how)
+    assert seen.shape == (3, 32, 64)
+    resized = F.resize(image, list(covered), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    expected = F.center_crop(T.ToTensor()(resized), [32, 64])
+    torch.testing.assert_close(seen, F.normalize(expected, list(MEAN), list(STD)))
+
+
+@pytest.mark.parametrize("crop", ["resized", "padded", "center"])
+def test_training_images_are_rectangles_too(crop):
+    transform = Augmentation(crop=crop).build(Preprocessing(image_size=(24, 40)))
+    assert {tuple(transform(picture().resize(size)).shape) for size in ((50, 30), (20, 90))} == {(3, 24, 40)}
 
 
 def test_evaluation_follows_its_preprocessing():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,6 @@ from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from focalnet.card import Preprocessing
     from focalnet.training.engine import Measurement
 
 Trust = Annotated[
@@ -69,10 +67,11 @@ def fit(
     options = merge(read_recipe(path), nested(overrides))
     _require_engine()
     from focalnet.training import engine
+    from focalnet.training.preprocessing import as_the_weights_want
     from focalnet.training.run_folder import RunFolder
 
     folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
-    engine.fit(options, folder, force=force, trusted=trust_recipe)
+    engine.fit(as_the_weights_want(options), folder, force=force, trusted=trust_recipe)
     return folder.root
 
 
@@ -105,18 +104,12 @@ def _measure(
     _require_engine()
     from focalnet import zoo
     from focalnet.training import engine
+    from focalnet.training.preprocessing import data_options
 
     model = zoo.load(str(weights))
     if model.card is not None:
-        options = merge(options, {"data": _data_options(model.card.preprocessing)})
+        options = merge(options, {"data": data_options(model.card.preprocessing)})
     return engine.validate(merge(options, nested(overrides)), model, trusted=trust_recipe)
-
-
-def _data_options(preprocessing: Preprocessing) -> dict[str, Any]:
-    """A network's preprocessing as options of a data module; images of detectors and segmenters are not cropped."""
-    options = asdict(preprocessing)
-    absent = ("max_size",) if preprocessing.max_size is None else ("crop_pct", "interpolation")
-    return {name: value for name, value in options.items() if name not in absent}
 
 
 def fit_command(
@@ -137,8 +130,9 @@ def fit_command(
     if print_config:
         _require_engine()
         from focalnet.training.options import Options
+        from focalnet.training.preprocessing import as_the_weights_want
 
-        options = merge(read_recipe(find_recipe(recipe)), nested(overrides))
+        options = as_the_weights_want(merge(read_recipe(find_recipe(recipe)), nested(overrides)))
         say(*Options(options, trusted=trust_recipe).to_yaml().split("\n"))
         return
     show_progress()

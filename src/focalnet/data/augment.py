@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import PIL.Image
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
-from focalnet.data.preprocess import Transform, fitted_size, resize, short_side
+from focalnet.data.preprocess import Transform, cover, fitted_size, resize
 from focalnet.errors import ConfigError
 from focalnet.samples import IGNORED, ObjectTarget
 
@@ -76,7 +77,8 @@ class Augmentation:
         Raises:
             ConfigError: ``policy`` is not one timm knows.
         """
-        size, mode = preprocessing.image_size, transforms.InterpolationMode(preprocessing.interpolation)
+        size, mode = preprocessing.crop, transforms.InterpolationMode(preprocessing.interpolation)
+        aspect = size[1] / size[0]
         trivial = self.policy == "trivial"
         try:
             crop, vary, finish = create_transform(
@@ -84,7 +86,7 @@ class Augmentation:
                 is_training=True,
                 separate=True,
                 scale=self.scale,
-                ratio=self.ratio,
+                ratio=(self.ratio[0] * aspect, self.ratio[1] * aspect),
                 hflip=self.flip,
                 auto_augment=None if trivial else self.policy,
                 color_jitter=None if trivial or not self.color_jitter else self.color_jitter,  # type: ignore[arg-type]
@@ -100,11 +102,12 @@ class Augmentation:
                 'e.g. "rand-m9-mstd0.5-inc1", "trivial" or null'
             ) from error
         flip = crop.transforms[1:]
-        if self.crop == "padded":
-            crop.transforms = [transforms.Resize(size, mode), transforms.RandomCrop(size, self.padding), *flip]
-        elif self.crop == "center":
-            side = short_side(preprocessing)
-            crop.transforms = [transforms.Resize(side, mode), transforms.CenterCrop(size), *flip]
+        if self.crop != "resized":
+            padded = self.crop == "padded"
+            crop_pct = 1.0 if padded else preprocessing.crop_pct
+            whole = partial(cover, crop=size, crop_pct=crop_pct, interpolation=preprocessing.interpolation)
+            cut = transforms.RandomCrop(size, self.padding) if padded else transforms.CenterCrop(size)
+            crop.transforms = [whole, cut, *flip]
         if trivial:
             vary.transforms = [transforms.TrivialAugmentWide(interpolation=mode)]
         elif self.policy:

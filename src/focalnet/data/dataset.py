@@ -241,7 +241,7 @@ class DetectionDataset(Samples[Sample[ObjectTarget], ImageWithObjects]):
         longest = self.preprocessing.max_size
         assert longest is not None
         if self.augmentation is None:
-            given = read.resized(self.preprocessing.image_size, longest)
+            given = read.resized(self.preprocessing.short_side, longest)
         else:
             given = self.augmentation(read, longest)
         return Sample(
@@ -310,7 +310,7 @@ class SemanticDataset(Samples[Sample[LabelMapTarget], ImageWithLabels]):
         return with_labels(image, labels)
 
     def prepare(self, read: ImageWithLabels, index: int) -> Sample[LabelMapTarget]:
-        short, longest = self.preprocessing.image_size, self.preprocessing.max_size
+        short, longest = self.preprocessing.short_side, self.preprocessing.max_size
         assert longest is not None
         info = ImageInfo(self.path(index), read.size)
         if self.augmentation is None:

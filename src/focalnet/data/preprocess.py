@@ -4,7 +4,7 @@ Validation, prediction, tiles and explanations call ``preprocess``; training sha
 of the published models, and ``Preprocessing.max_size`` says which:
 
 * without it, a classifier's: the short side is resized to ``image_size / crop_pct`` with antialiasing, the center is
-  cropped, and values in [0, 1] are normalized;
+  cropped, and values in [0, 1] are normalized; for a crop that is no square, the image is resized to cover it;
 * with it, that of detectors and segmenters: the whole image is resized to fit ``image_size`` and ``max_size``,
   bilinearly without antialiasing, sizes are rounded as mmdet does, and values are normalized in their own range.
 """
@@ -49,7 +49,7 @@ def preprocess(image: Image.Image | Tensor, preprocessing: Preprocessing, size: 
         image = _center(image, preprocessing)
     pixels = to_tensor(image)
     if size is None and preprocessing.max_size is not None:
-        size = fitted_size((pixels.shape[-2], pixels.shape[-1]), preprocessing.image_size, preprocessing.max_size)
+        size = fitted_size((pixels.shape[-2], pixels.shape[-1]), preprocessing.short_side, preprocessing.max_size)
     if size is not None:
         pixels = resize(pixels, size)
     return normalize(pixels, preprocessing)
@@ -68,15 +68,34 @@ def to_tensor(image: Image.Image | Tensor) -> Tensor:
     return pixels.float() / torch.iinfo(pixels.dtype).max
 
 
-def short_side(preprocessing: Preprocessing) -> int:
-    """What the short side of a classifier's image is resized to before the center is cropped."""
-    return math.floor(preprocessing.image_size / preprocessing.crop_pct)
+def covering_size(size: Size, crop: Size, crop_pct: float) -> Size:
+    """Height and width of an image that is resized to cover a crop over ``crop_pct``; its center is then cropped.
+
+    Args:
+        size: height and width of the image.
+        crop: height and width of the crop; of a square one, the short side of the image is that of torchvision's
+            ``Resize`` to a number.
+        crop_pct: in (0, 1].
+    """
+    least = tuple(math.floor(side / crop_pct) for side in crop)
+    if least[0] == least[1]:
+        height, width = (int(least[0] * side / min(size)) for side in size)
+    else:
+        scale = max(wanted / side for wanted, side in zip(least, size, strict=True))
+        height, width = (max(round(scale * side), wanted) for side, wanted in zip(size, least, strict=True))
+    return height, width
+
+
+def cover(image: Any, crop: Size, crop_pct: float, interpolation: str) -> Any:
+    """Resizes an image with antialiasing, so that it covers a crop over ``crop_pct``; see ``covering_size``."""
+    height, width = F.get_size(image)
+    size = covering_size((height, width), crop, crop_pct)
+    return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
 
 
 def _center(image: Any, preprocessing: Preprocessing) -> Any:
-    mode = InterpolationMode(preprocessing.interpolation)
-    resized = F.resize(image, [short_side(preprocessing)], interpolation=mode, antialias=True)
-    return F.center_crop(resized, [preprocessing.image_size])
+    resized = cover(image, preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
+    return F.center_crop(resized, list(preprocessing.crop))
 
 
 def fitted_size(size: Size, short: int, longest: int) -> Size:

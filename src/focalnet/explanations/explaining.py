@@ -11,7 +11,7 @@ import torch
 from focalnet import zoo
 from focalnet.card import Preprocessing
 from focalnet.data.images import read
-from focalnet.data.preprocess import preprocess, short_side
+from focalnet.data.preprocess import covering_size, preprocess
 from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
@@ -78,11 +78,11 @@ def input_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[f
     """
     if preprocessing.max_size is not None:
         return 0, 0, *size
-    side, short = preprocessing.image_size, short_side(preprocessing)
-    width, height = (int(short * edge / min(size)) for edge in size)
-    left, top = (round((edge - side) / 2) for edge in (width, height))
+    crop_height, crop_width = preprocessing.crop
+    height, width = covering_size((size[1], size[0]), preprocessing.crop, preprocessing.crop_pct)
+    left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
     x, y = size[0] / width, size[1] / height
-    return left * x, top * y, (left + side) * x, (top + side) * y
+    return left * x, top * y, (left + crop_width) * x, (top + crop_height) * y
 
 
 def _maps(

@@ -101,7 +101,7 @@ class DetectionPipeline(Pipeline):
     def prepare(self, image: Image) -> list[tuple[Window, Tensor]]:
         """Returns the views of an image: the window of each, and the network's input ``(3, H, W)``."""
         whole, views = F.pil_to_tensor(image), self.options.views
-        sides = views.short_sides or (self.preprocessing.image_size,)
+        sides = views.short_sides or (self.preprocessing.short_side,)
         prepared = []
         for window, _ in tiles(image.height, image.width, views.tile, views.overlap):
             for side in sides:
@@ -161,7 +161,11 @@ class SegmentationPipeline(Pipeline):
         self.class_names = network.card.class_names
         self.preprocessing = network.card.preprocessing
         if self.preprocessing.max_size is None:  # unknown: as for ADE20K
-            self.preprocessing = replace(self.preprocessing, max_size=4 * self.preprocessing.image_size)
+            self.preprocessing = replace(
+                self.preprocessing,
+                image_size=self.preprocessing.short_side,
+                max_size=4 * self.preprocessing.short_side,
+            )
 
     def prepare(self, image: Image) -> list[Tile]:
         views = self.options.views
@@ -176,7 +180,7 @@ class SegmentationPipeline(Pipeline):
 
     def _sizes(self, window: Window) -> list[Size]:
         """Sizes that a tile is resized to; the limit of the long side scales with the short side, as in mmseg."""
-        usual, longest = self.preprocessing.image_size, self.preprocessing.max_size
+        usual, longest = self.preprocessing.short_side, self.preprocessing.max_size
         assert longest is not None
         sides = self.options.views.short_sides or (usual,)
         return [fitted_size((window.height, window.width), side, round(longest * side / usual)) for side in sides]

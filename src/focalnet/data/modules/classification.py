@@ -48,7 +48,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         class_map: a text file with the classes in label order, one a line: the name in the data, then
             optionally a tab and the name to show. WebDataset needs one, for other formats it is the way to
             other labels than the sorted names.
-        image_size: side in pixels of the network's input.
+        image_size: side in pixels of the network's input, or its height and width.
         crop_pct: of evaluation, the crop over the resized short side, in (0, 1].
         interpolation: of all resizing.
         mean: per channel, of values in [0, 1], for normalization.
@@ -73,7 +73,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         test_split: str | None = None,
         holdout: float | None = None,
         class_map: str | os.PathLike[str] | None = None,
-        image_size: int = 224,
+        image_size: int | tuple[int, int] = 224,
         crop_pct: float = 0.875,
         interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic",
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
@@ -86,7 +86,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         cache_in_memory: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        if batch_size < 1 or image_size < 1 or (num_workers or 0) < 0:
+        sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
+        if min(batch_size, *sides) < 1 or len(sides) > 2 or (num_workers or 0) < 0:
             raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
         if not 0 < crop_pct <= 1:
             raise ConfigError(f"data.crop_pct={crop_pct} must be above 0 and at most 1")
@@ -99,7 +100,11 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         self.splits: dict[Split, str | None] = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout, self.class_map = holdout, class_map
         self.preprocessing = Preprocessing(
-            image_size=image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
+            image_size=image_size if isinstance(image_size, int) else (sides[0], sides[-1]),
+            crop_pct=crop_pct,
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
         )
         self.cache_in_memory = cache_in_memory
         self._trains = False
