@@ -74,7 +74,7 @@ def test_the_library_s_weights_give_the_same_logits_in_ours(library: str, shape:
         for parameter in theirs.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
 
-    layout = layouts.detect(theirs.state_dict())
+    layout = layouts.detect(theirs.state_dict()).layout
     state_dict, unknown = layout.to_native(theirs.state_dict())
     told = layout.post_norm_of(theirs.state_dict())
     settings = {"normalize_modulator": reference.shape.normalize_modulator}
@@ -116,7 +116,7 @@ def test_every_architecture_survives_the_round_trip(layout: str, name: str) -> N
 
     assert unknown == []
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in state_dict.items()}
-    assert layouts.detect(theirs) is LAYOUTS[layout]
+    assert layouts.detect(theirs) == ("", LAYOUTS[layout])
     assert architecture == name
     assert found == ClassifierConfig(backbone=config, num_classes=VARIANTS[name].num_classes)
 
@@ -145,7 +145,8 @@ def test_an_overlapped_stem_of_another_size_is_refused_for_transformers() -> Non
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "visual.", "module.visual."]
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "model.", "visual.", "net.", "backbone.", "my.deep.encoder."],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_wrappers_are_taken_off(prefix: str, layout: str) -> None:
@@ -156,7 +157,7 @@ def test_wrappers_are_taken_off(prefix: str, layout: str) -> None:
     found = layouts.detect(wrapped)
     inside, outside = layouts.unwrap(wrapped, found)
 
-    assert found is LAYOUTS[layout]
+    assert found == (prefix, LAYOUTS[layout])
     assert inside.keys() == theirs.keys()
     assert outside == ["text.token_embedding"]
 
@@ -165,9 +166,9 @@ def test_a_bare_transformers_model_is_recognised() -> None:
     model = classifier(CONFIGS["plain"])
     bare = huggingface_twin(model).focalnet.state_dict()
 
-    layout = layouts.detect(bare)
-    inside, _ = layouts.unwrap(bare, layout)
-    state_dict, unknown = layout.to_native(inside)
+    place = layouts.detect(bare)
+    inside, _ = layouts.unwrap(bare, place)
+    state_dict, unknown = place.layout.to_native(inside)
 
     assert unknown == []
     assert state_dict.keys() == {key for key in model.state_dict() if not key.startswith("head")}
@@ -180,6 +181,21 @@ def test_the_mask_token_of_a_masked_image_model_is_reported_as_unknown() -> None
     _, unknown = LAYOUTS["huggingface"].to_native({**theirs, "focalnet.embeddings.mask_token": torch.zeros(1, 1, 8)})
 
     assert unknown == ["focalnet.embeddings.mask_token"]
+
+
+def test_of_several_networks_the_average_is_taken_or_all_are_named() -> None:
+    model = classifier(CONFIGS["plain"])
+    two = [f"{prefix}{key}" for prefix in ("student.", "teacher.") for key in model.state_dict()]
+    with pytest.raises(CheckpointError, match=r"several FocalNets \(student\., teacher\.\)"):
+        layouts.detect(two)
+    averaged = [f"{prefix}{key}" for prefix in ("network.", "model_ema.module.") for key in model.state_dict()]
+    assert layouts.detect(averaged).prefix == "model_ema.module."
+
+
+def test_a_network_with_the_same_names_beside_a_focalnet_is_not_one() -> None:
+    model = classifier(CONFIGS["plain"])
+    keys = ["vit.patch_embed.proj.weight", "vit.blocks.0.attn.qkv.weight"]
+    assert layouts.detect([*keys, *(f"focal.{key}" for key in model.state_dict())]).prefix == "focal."
 
 
 def test_foreign_keys_are_named() -> None:

@@ -126,7 +126,9 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
     raw = read_tensors(path)
     try:
         if HEADER in raw.metadata:
-            return _read_native(raw, architecture, settings)
+            return _read_native(raw, raw.metadata[HEADER], architecture, settings)
+        if isinstance(raw.content, Mapping) and isinstance(raw.content.get(HEADER), str):
+            return _read_native(_of_run(raw), raw.content[HEADER], architecture, settings)
         return _read_foreign(raw, architecture, settings)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{raw.path}: {error}") from error
@@ -139,7 +141,7 @@ def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
         CheckpointError: the file cannot be written; no partial file is left.
     """
     card = model.card or ModelCard(name=Path(path).stem)
-    return write_safetensors(path, model.state_dict(), {HEADER: _header(model.config, card)})
+    return write_safetensors(path, model.state_dict(), {HEADER: describe(model.config, card)})
 
 
 def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
@@ -161,7 +163,7 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
             raise CheckpointError(f"{path}: our own files are safetensors; name it {path.stem}.safetensors")
         origin = f"{checkpoint.path.name}, sha256 {sha256_of(checkpoint.path)}"
         card = dataclasses.replace(checkpoint.card, source=origin)
-        return write_safetensors(path, stored, {HEADER: _header(config, card)})
+        return write_safetensors(path, stored, {HEADER: describe(config, card)})
     if layout == openmmlab.NAME:
         if isinstance(config, FocalNetConfig) or registry.family_of(config).layout is None:
             raise CheckpointError(f"{checkpoint.path}: only a detector or segmenter has the layout {layout}")
@@ -208,10 +210,16 @@ def untold(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
 
 
 def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
+    if raw.path.name == "last.ckpt" and raw.path.with_name("model.safetensors").is_file():
+        raise CheckpointError(
+            "it is the state of a run of an earlier version, without the names of the classes; load model.safetensors "
+            "beside it"
+        )
     if network := openmmlab.unwrap(raw.tensors):
         return _read_dense(raw, *network, architecture, settings)
-    layout = layouts.detect(raw.tensors)
-    inside, outside = layouts.unwrap(raw.tensors, layout)
+    place = layouts.detect(raw.tensors)
+    layout = place.layout
+    inside, outside = layouts.unwrap(raw.tensors, place)
     state_dict, unknown = layout.to_native(inside)
     hints = _hints(raw.path.with_name("config.json"), layout.name)
     known = {**hints.settings, **settings}
@@ -265,11 +273,19 @@ def _read_dense(
     return _complete(checkpoint)
 
 
-def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
+def _of_run(raw: RawFile) -> RawFile:
+    """The checkpoint of a run of ours with the tensors of its network alone: of the average, if there is one."""
+    prefixes = [f"{name}." for name in ("average.module", "network")]
+    prefix = next((one for one in prefixes if any(key.startswith(one) for key in raw.tensors)), "")
+    inside = {key.removeprefix(prefix): tensor for key, tensor in raw.tensors.items() if key.startswith(prefix)}
+    return dataclasses.replace(raw, tensors=inside)
+
+
+def _read_native(raw: RawFile, header: str, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
     try:
-        header = json.loads(raw.metadata[HEADER])
-        config = _config_class(header["kind"]).from_dict(header["config"])
-        card = _card_from(header["card"])
+        described = json.loads(header)
+        config = _config_class(described["kind"]).from_dict(described["config"])
+        card = _card_from(described["card"])
         traced = shapes.trace(_backbone_tensors(config, raw.tensors))
         if architecture:
             shapes.check_is(architecture, traced)
@@ -316,7 +332,8 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     return backbone if isinstance(config, FocalNetConfig) else config.with_backbone(backbone)
 
 
-def _header(config: Config, card: ModelCard) -> str:
+def describe(config: Config, card: ModelCard) -> str:
+    """Configuration and card as JSON: what our own files say of their tensors."""
     kind = BACKBONE if isinstance(config, FocalNetConfig) else registry.family_of(config).file_kind
     return json.dumps({"kind": kind, "config": _plain(config), "card": dataclasses.asdict(card)})
 

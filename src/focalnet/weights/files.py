@@ -1,19 +1,19 @@
 """Reading foreign weight files without trusting them, and writing files that are whole or not there at all.
 
-Pickles are read with ``weights_only=True``: a file that asks for anything but tensors and plain values
-is refused before any of it runs. Whatever a damaged file does to the parsers, one ``CheckpointError``
-that names the file comes out.
+Nothing of a pickle runs: tensors and plain values are read, objects beside them are passed over (``pickles.py``), and a
+file that names programs or changes of files is refused. Whatever a damaged file does to the parsers, one
+``CheckpointError`` that names the file comes out.
 """
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import hashlib
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,21 @@ from torch import Tensor
 
 from focalnet.errors import CheckpointError
 from focalnet.files import atomic
+from focalnet.weights import layouts, pickles
 
-# Keys under which training scripts store the weights; averaged weights are preferred.
-SECTIONS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict")
-IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+# Keys under which training scripts store the weights, the most usual first; averaged weights are preferred.
+SECTIONS = (
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema", "model", "state_dict"),
+    *("model_state_dict", "module", "net", "network", "weights", "params"),
+)
+INDEX = ".index.json"
+# What folders are read by: of the Hub, of transformers in shards, of our runs, and of DeepSpeed.
+IN_FOLDER = (
+    *("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}"),
+    *("last.ckpt", "mp_rank_00_model_states.pt"),
+)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+_DEEPEST = 4  # mappings within mappings
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,15 @@ def read_tensors(path: str | Path) -> RawFile:
         CheckpointError: the file does not exist, is unreadable or damaged, or holds code or no tensors.
     """
     path = _find(Path(path))
+    shards = _shards(path)
+    if shards:
+        parts = [_read_one(shard) for shard in shards]
+        every = {key: tensor for part in parts for key, tensor in part.tensors.items()}
+        return RawFile(path, every, {}, None, {})
+    return _read_one(path)
+
+
+def _read_one(path: Path) -> RawFile:
     section: str | None = None
     metadata: dict[str, str] = {}
     content: Any = {}
@@ -119,9 +139,15 @@ def _find(path: Path) -> Path:
     try:
         if path.is_dir():
             inside = [path / name for name in IN_FOLDER if (path / name).is_file()]
-            if not inside:
+            others = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+            if not inside and len(others) > 1:
+                names = ", ".join(file.name for file in others[:3]) + ", ..." * (len(others) > 3)
+                raise CheckpointError(
+                    f"{path}: the folder holds {len(others)} weights files ({names}); name one of them"
+                )
+            if not inside and not others:
                 raise CheckpointError(f"{path}: the folder holds no {' or '.join(IN_FOLDER)}; name the weights file")
-            path = inside[0]
+            path = (inside or others)[0]
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path}: is not a regular file")  # a pipe would be waited for
         with path.open("rb") as file:
@@ -141,6 +167,34 @@ def _find(path: Path) -> Path:
     return path
 
 
+def _shards(path: Path) -> list[Path]:
+    """All files of weights that were saved in several, of which ``path`` is the index or one; none for a whole file."""
+    one_of = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)", path.name)
+    if path.name.endswith(INDEX):
+        index: Path | None = path
+    elif one_of:
+        index = path.with_name(f"{one_of[1]}{one_of[4]}{INDEX}")
+    else:
+        return []
+    if index is not None and index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if not names or any(Path(name).name != name for name in names):
+                raise ValueError("it must name files beside it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: is not an index of shards ({_reason(error)}); copy it again") from error
+    else:
+        assert one_of
+        names = [f"{one_of[1]}-{i:05d}-of-{one_of[3]}{one_of[4]}" for i in range(1, int(one_of[3]) + 1)]
+    shards = [path.with_name(name) for name in names]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path}: is one of {len(shards)} shards, of which {missing[0]} is not beside it; copy all into one folder"
+        )
+    return shards
+
+
 def _starts_like_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
@@ -158,49 +212,82 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # A Namespace of training arguments is data; timm's checkpoints have one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
+        try:
+            with warnings.catch_warnings():  # of a protocol that it may not support, which is then read below
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # objects beside the tensors, another protocol, or damage
+            return pickles.read(path)
+    except pickles.Hostile as error:
+        raise CheckpointError(
+            f"{path}: refused, it holds Python code ({error}) and not only weights; nothing of it was run. Ask for a "
+            "safetensors file"
+        ) from error
     except Exception as error:  # a damaged file can make the unpickler and the zip reader raise nearly anything
         if "legacy .tar" in str(error):
             raise CheckpointError(
                 f"{path}: PyTorch's tar format from before 2018 cannot be read safely; load it with an old PyTorch "
                 f"you trust and save it again"
             ) from error
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_reason(error)}); copy it again") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_whatever(path, error)})") from error
 
 
-def _refusal(message: str) -> str:
-    global_name = re.search(r"(?:GLOBAL|global) ['`\"]?([\w.]+)", message)
-    if global_name is None:
-        return "not a readable checkpoint (its pickle is damaged, or is not PyTorch's); copy it again"
-    return (
-        f"refused because it holds Python code or objects ({global_name[1]}) and not only tensors; none of it was run. "
-        f"Ask for a safetensors file, or, if you trust it, load it with PyTorch and save its state dict alone"
-    )
+def _whatever(path: Path, error: Exception) -> str:
+    """What a file is that is no checkpoint, as far as its first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "it is JSON, not weights"
+    return f"{_reason(error)}; copy it again, if it is one of PyTorch's"
 
 
 def _section(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
-    """The state dict within unpickled content, and its key."""
-    names: list[str] = []
-    for _ in range(3):  # known files nest no deeper than {"checkpoint": {"model": {...}}}
-        name = next((n for n in SECTIONS if isinstance(content, Mapping) and _is_filled(content.get(n))), None)
-        if name is None:
-            break
-        content = content[name]
-        names.append(name)
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    """The state dict within what was unpickled, and the name it was under."""
+    candidates = dict(_state_dicts(content))
+    # Weights of a FocalNet are taken before anything else that is made of tensors, e.g. the state of an optimizer.
+    of_focalnet = {name: tensors for name, tensors in candidates.items() if layouts.places(tensors)}
+    if not of_focalnet:
+        of_focalnet = {name: tensors for name, tensors in candidates.items() if set(name.split(".")) <= {"", *SECTIONS}}
+    if not of_focalnet:
         raise CheckpointError(f"{path}: holds no state dict, neither at the top level nor under {', '.join(SECTIONS)}")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    ranks = {name: _rank(name, content) for name in of_focalnet}
+    first = [name for name, rank in ranks.items() if rank == min(ranks.values())]
+    if len(first) > 1:
+        raise CheckpointError(
+            f"{path}: holds several networks ({', '.join(first)}), and nothing says which is meant; save one alone: "
+            f'torch.save(torch.load(path, weights_only=False)["{first[0]}"], "{first[0]}.pth")'
+        )
+    tensors = of_focalnet[first[0]]
     for key_type in {type(key) for key in tensors} - {str}:
         raise CheckpointError(f"{path}: a tensor name has the type {key_type.__name__}, not str; copy the file again")
-    return tensors, ".".join(names) or None
+    return tensors, first[0] or None
 
 
-def _is_filled(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0
+def _state_dicts(content: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Every mapping of names to tensors, and every pickled module, with the dotted name it is under."""
+    pending, seen = [("", content, 0)], set()
+    while pending:
+        name, one, depth = pending.pop(0)
+        if not isinstance(one, Mapping) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if whole := pickles.module_tensors(one):
+            yield name, whole
+            continue
+        tensors = {key: value for key, value in one.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield name, tensors
+        if depth < _DEEPEST:
+            inner = [(key, value) for key, value in one.items() if isinstance(key, str)]
+            pending += [(f"{name}.{key}".strip("."), value, depth + 1) for key, value in inner]
+
+
+def _rank(name: str, content: Any) -> tuple[int, ...]:
+    """Which of several state dicts is taken, the least first: averaged ones, then by ``SECTIONS``, then any other."""
+    swapped = isinstance(content, Mapping) and {"state_dict", "ema_state_dict", "message_hub"} <= content.keys()
+    known = [SECTIONS.index(part) if part in SECTIONS else len(SECTIONS) for part in name.split(".") if part]
+    average = name == "state_dict" if swapped else layouts.averaged(name)  # mmengine saves the average as state_dict
+    return (0 if average else 1, *known[:1])
 
 
 def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:

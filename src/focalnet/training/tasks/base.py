@@ -7,6 +7,7 @@ import random
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as pl
@@ -31,6 +32,7 @@ from focalnet.training.optimizer import (
     build_scheduler,
     parameter_groups,
 )
+from focalnet.weights.checkpoint import HEADER, describe
 
 
 class Data(Protocol):
@@ -160,6 +162,11 @@ class Task(pl.LightningModule, ABC):
         self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding
         if self.compile_network:
             backbone.compile()  # in place; a classifier is its own backbone, others call theirs in training
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps configuration and card beside the state of a run, so that ``focalnet.load`` reads its last.ckpt."""
+        card = self.card(self.data, Path(self.trainer.default_root_dir).name)
+        checkpoint[HEADER] = describe(self.network.config, card)
 
     def num_things(self, data: Any) -> int:
         """So many of the first classes of the data are objects, the others stuff."""

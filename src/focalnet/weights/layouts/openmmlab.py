@@ -20,12 +20,12 @@ from focalnet.errors import CheckpointError, did_you_mean
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.base import ModelConfig, ModelFamily, StateDictLayout
+from focalnet.weights.layouts import averaged, places
 
 NAME = "openmmlab"
 CLASSES = "CLASSES"  # the key of the class names in ``meta``
 BACKBONE = "backbone."
 
-_WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model)\.)*(?=backbone\.)")
 # Settings of the FocalNet of mmdet and mmseg; a network with a published name has the settings of that name instead.
 _OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
 
@@ -34,18 +34,25 @@ def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
     """The tensors of a network under our names, without prefixes such as ``module.``, and the remaining keys.
 
     None if no layout matches.
+
+    Raises:
+        CheckpointError: there are several networks, and none of them is a moving average.
     """
-    prefix = next((match[0] for match in map(_WRAPPERS.match, tensors) if match), None)
-    if prefix is None:
-        return None
-    inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    outside = [key for key in tensors if not key.startswith(prefix)]
-    for _, layout in _layouts():
-        if layout.mark in inside:
-            return inside, outside
-        if layout.other_mark in inside:
-            return layout.from_other(inside), outside
-    return None
+    prefixes = dict.fromkeys(place.outer for place in places(tensors) if place.outer is not None)
+    found: dict[str, tuple[dict[str, Tensor], list[str]]] = {}
+    for prefix in prefixes:
+        inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        layout = next((one for _, one in _layouts() if one.mark in inside or one.other_mark in inside), None)
+        if layout is not None:
+            ours = inside if layout.mark in inside else layout.from_other(inside)
+            found[prefix] = ours, [key for key in tensors if not key.startswith(prefix)]
+    wanted = [prefix for prefix in found if averaged(prefix)] or list(found)
+    if len(wanted) > 1:
+        raise CheckpointError(
+            f"it holds several networks ({', '.join(wanted)}), and nothing says which is meant; save the tensors of "
+            "one alone"
+        )
+    return found[wanted[0]] if wanted else None
 
 
 def _layouts() -> list[tuple[ModelFamily, StateDictLayout]]:

@@ -1,0 +1,267 @@
+"""Checkpoints as tools write them: sections, prefixes, objects beside tensors, shards, folders; and hostile ones."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import functools
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from focalnet import weights
+from focalnet.card import ModelCard
+from focalnet.errors import CheckpointError
+from focalnet.weights import pickles
+from focalnet.weights.files import read_tensors
+from tests.weights.small import PLAIN, classifier
+
+MODEL = classifier(PLAIN)
+STATE = MODEL.state_dict()
+OTHER = {key: torch.zeros_like(value) for key, value in STATE.items()}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def loads(path: Path) -> bool:
+    found = weights.read(path, post_norm=False).state_dict
+    return found.keys() == STATE.keys() and all(torch.equal(found[key], value) for key, value in STATE.items())
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"epoch": 3, "model_state_dict": STATE, "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        {"module": STATE, "global_steps": 3, "lr_scheduler": None},
+        {"module": prefixed("module."), "global_steps": 3},
+        {"whatever": STATE, "scaler": {"scale": torch.ones(1)}},
+        {"checkpoint": {"net": {"best": STATE}}},
+        {"ema": {"decay": 0.999, "shadow_params": list(STATE.values())}, "model": STATE},
+        {"ema": {"shadow": STATE}, "model": OTHER},
+        {"params": OTHER, "params_ema": STATE},
+        {"state_dict": STATE, "ema_state_dict": prefixed("module.", OTHER), "message_hub": {}},  # mmengine swaps them
+        {"state_dict": OTHER, "ema_state_dict": STATE},
+        {"model": STATE, "student": OTHER, "teacher": OTHER},
+        {"state_dict": {**prefixed("model.", OTHER), **prefixed("ema_model.module.")}},
+        {"state_dict": {**prefixed("network.", OTHER), **prefixed("average.module.")}},
+        *({"state_dict": prefixed(p), "epoch": 1} for p in ("net.", "backbone.", "encoder.", "classifier.", "a.b.c.")),
+        {"state_dict": {**prefixed("backbone."), "loss.weight": torch.ones(3)}},
+    ],
+)
+def test_the_one_focalnet_is_found_whatever_it_is_called(tmp_path: Path, content: Any) -> None:
+    assert loads(saved(tmp_path / "x.pth", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ({"student": STATE, "teacher": OTHER}, "student, teacher"),
+        ({"state_dict": {**prefixed("student."), **prefixed("teacher.", OTHER)}}, r"student\., teacher\."),
+    ],
+)
+def test_several_focalnets_are_named_and_none_is_guessed(tmp_path: Path, content: Any, names: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"several .*\({names}\)"):
+        weights.read(saved(tmp_path / "x.pth", content), post_norm=False)
+
+
+class Options(dict):  # type: ignore[type-arg]
+    """Options of a training script, as yacs and mmengine have them."""
+
+
+class Kind(int):
+    """A value of its own type, as members of enumerations are."""
+
+
+Options.__module__ = Kind.__module__ = "not.installed"
+
+HARMLESS = {
+    "a NumPy number": np.float64(91.2),
+    "an array": np.arange(3),
+    "a path": pathlib.PurePosixPath("runs/1"),
+    "a date": datetime.datetime(2026, 1, 1),
+    "a defaultdict": collections.defaultdict(list, {"loss": [1.0]}),
+    "a deque": collections.deque([1, 2]),
+    "a Namespace": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("x")),
+    "a SimpleNamespace": types.SimpleNamespace(lr=0.1),
+    "a function": torch.nn.functional.gelu,
+    "a partial": functools.partial(int, base=2),
+    "a type": int,
+    "a set with an object": {pathlib.PurePosixPath("x")},
+    "an object as key": {pathlib.PurePosixPath("x"): 1},
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}])
+def test_objects_beside_the_tensors_are_passed_over(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    assert loads(saved(tmp_path / "x.pth", {"model": STATE, "beside": HARMLESS[kind]}, **options))
+
+
+def test_classes_of_packages_that_are_not_installed_are_passed_over(tmp_path: Path) -> None:
+    package, module = types.ModuleType("not"), types.ModuleType("not.installed")
+    module.Options, module.Kind = Options, Kind  # type: ignore[attr-defined]
+    sys.modules.update({"not": package, "not.installed": module})
+    try:
+        path = saved(tmp_path / "x.pth", {"model": STATE, "cfg": Options(a=Options(b=Kind(1))), "list": [Kind(2)]})
+    finally:
+        del sys.modules["not"], sys.modules["not.installed"]
+    assert loads(path)
+    assert "not.installed" not in sys.modules
+
+
+def test_a_whole_pickled_module_is_read_without_its_class(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pth", {"model": torch.nn.DataParallel(MODEL)})
+    assert loads(path)
+    assert loads(saved(tmp_path / "y.pth", MODEL))
+
+
+class Runs:
+    """Pickles to a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("call", ["system", "eval", "exec", "subprocess", "getattr", "write_text", "partial"])
+def test_hostile_files_run_nothing(tmp_path: Path, legacy: bool, call: str) -> None:
+    mark = tmp_path / "was_run"
+    code = f"open({str(mark)!r}, 'w').close()"
+    hostile = {
+        "system": Runs(os.system, f"touch {mark}"),
+        "eval": Runs(eval, code),
+        "exec": Runs(exec, code),
+        "subprocess": Runs(subprocess.check_call, ["touch", str(mark)]),
+        "getattr": Runs(getattr, pathlib.Path(mark), "touch"),
+        "write_text": Runs(pathlib.Path.write_text, mark, "x"),
+        "partial": Runs(functools.partial, Runs(eval, code)),
+    }[call]
+    path = saved(tmp_path / "x.pth", {"model": STATE, "x": hostile}, _use_new_zipfile_serialization=not legacy)
+    if call in ("getattr", "write_text"):
+        assert loads(path)  # passed over
+    else:
+        with pytest.raises(CheckpointError, match="refused, it holds Python code"):
+            weights.read(path, post_norm=False)
+    assert not mark.exists()
+    if call in ("system", "eval", "exec", "subprocess"):  # the file is as dangerous as the test claims
+        torch.load(path, weights_only=False)
+        assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        # What setattr would change: of a function, of classes.
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__(K\x01t\x73\x86b.",
+        b"\x80\x02ccollections\nOrderedDict\nN}X\x05\x00\x00\x00itemsK\x01\x73\x86b.",
+        b"\x80\x02cargparse\nNamespace\nN}X\x01\x00\x00\x00xK\x01\x73\x86b.",
+        b"\x80\x02ctorch.storage\nUntypedStorage\nN}X\x01\x00\x00\x00xK\x01\x73\x86b.",
+    ],
+)  # fmt: skip
+def test_a_pickle_changes_no_function_and_no_class(opcodes: bytes) -> None:
+    import io
+
+    before = torch._utils._rebuild_tensor_v2.__defaults__, vars(argparse.Namespace).keys()
+    with pytest.raises((pickle.UnpicklingError, TypeError, AttributeError)):
+        pickles._load(io.BytesIO(opcodes))
+    assert (torch._utils._rebuild_tensor_v2.__defaults__, vars(argparse.Namespace).keys()) == before
+    assert not hasattr(torch.UntypedStorage, "x")
+
+
+# --- shards and folders
+
+
+def sharded(folder: Path, suffix: str = ".safetensors") -> Path:
+    folder.mkdir()
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    keys, index = list(STATE), {}
+    for number, part in enumerate((keys[: len(keys) // 2], keys[len(keys) // 2 :]), 1):
+        name = f"{stem}-{number:05d}-of-00002{suffix}"
+        tensors = {key: STATE[key].contiguous() for key in part}
+        save_file(tensors, folder / name) if suffix == ".safetensors" else torch.save(tensors, folder / name)
+        index |= dict.fromkeys(part, name)
+    (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_together(tmp_path: Path, suffix: str) -> None:
+    folder = sharded(tmp_path / "x", suffix)
+    index = next(folder.glob("*.index.json"))
+    one = next(folder.glob("*-00001-*"))
+    assert loads(folder)
+    assert loads(index)
+    assert loads(one)
+    index.unlink()
+    assert loads(one)
+    next(folder.glob("*-00002-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"is one of 2 shards, of which .*-00002-of-00002.* is not beside it"):
+        weights.read(one, post_norm=False)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {"a": "../other.bin"}}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_names_no_shards_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not an index of shards"):
+        weights.read(tmp_path)
+
+
+def test_folders_of_runs_are_read_by_their_one_weights_file(tmp_path: Path) -> None:
+    for name in ("deepspeed/mp_rank_00_model_states.pt", "mine/epoch=3.ckpt"):
+        (tmp_path / name).parent.mkdir()
+        saved(tmp_path / name, {"module": STATE})
+        assert loads((tmp_path / name).parent)
+    saved(tmp_path / "mine/epoch=4.ckpt", {"module": STATE})
+    with pytest.raises(CheckpointError, match=r"holds 2 weights files \(epoch=3\.ckpt, epoch=4\.ckpt\); name one"):
+        weights.read(tmp_path / "mine")
+
+
+def test_the_state_of_a_run_has_the_card(tmp_path: Path) -> None:
+    card = ModelCard(name="mine", class_names=tuple("abcde"))
+    header = weights.checkpoint.describe(MODEL.config, card)
+    states = {**prefixed("network.", OTHER), **prefixed("average.module.")}
+    path = saved(tmp_path / "last.ckpt", {"state_dict": states, "focalnet": header, "epoch": 1})
+    found = weights.read(path)
+    assert (found.card, found.layout) == (card, "native")
+    assert torch.equal(found.state_dict["head.weight"], STATE["head.weight"])
+    saved(path, {"state_dict": states})
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"load model\.safetensors beside it"):
+        weights.read(path, post_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"model_type": "focalnet"}', "it is JSON"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=expected):
+        read_tensors(tmp_path / "x.pth")
