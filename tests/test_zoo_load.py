@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"in_chans": 1}, r"these weights have in_chans=3, not 1; leave out the option"),
+        ({"mlp_ratio": 1.0}, r"these weights have mlp_ratio=4.0, not 1.0; leave out the option"),
         ({"embed_dim": 16}, r"these weights have embed_dim=8, not 16"),
         ({"depths": (1, 1)}, r"these weights have depths=\(1, 2\)"),
         ({"layer_scale": 1e-4}, r"these weights have layer_scale=None"),
@@ -252,3 +252,40 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     file = weights.save(model, tmp_path / "x.safetensors")
     with pytest.warns(weights.NonFiniteWeights, match=r"2 of its tensors \(head\.weight, norm\.bias\) hold NaN or inf"):
         load(file)
+
+
+def test_other_channels_are_adapted_as_timm_does(plain: tuple[Classifier, Path]) -> None:
+    model, path = plain
+    stem = model.state_dict()["patch_embed.proj.weight"]
+    gray = images(model)[:, :1]
+    with torch.no_grad():
+        torch.testing.assert_close(load(path, in_chans=1)(gray), model(gray.expand(-1, 3, -1, -1)))
+    for channels in (2, 4, 13):
+        loaded = load(path, in_chans=channels)
+        adapted = loaded.state_dict()["patch_embed.proj.weight"]
+        torch.testing.assert_close(adapted, stem.repeat(1, 5, 1, 1)[:, :channels] * 3 / channels)
+        how = loaded.card.preprocessing
+        assert how.mean == (*((0.485, 0.456, 0.406) * 5),)[:channels]
+        assert loaded(torch.zeros(1, channels, 32, 32)).shape == (1, 5)
+    assert load(path, in_chans=1).card.preprocessing.mean == pytest.approx((0.449,))
+    assert load(path, in_chans=4, features_only=True).shape.in_chans == 4
+    with pytest.raises(ConfigError, match="in_chans"):
+        load(path, in_chans=0)
+
+
+def test_weights_of_other_than_three_channels_are_not_adapted(tmp_path: Path) -> None:
+    path = weights.save(classifier({**PLAIN, "in_chans": 4}), tmp_path / "four.safetensors")
+    with pytest.raises(ConfigError, match="these weights have in_chans=4, not 3"):
+        load(path, in_chans=3)
+
+
+def test_options_of_a_part_change_a_few_of_its_fields(tmp_path: Path) -> None:
+    path = weights.save(focalnet.create_model("atss_focalnet_nano", num_classes=2), tmp_path / "own.safetensors")
+    has = load(path).config.neck
+    assert load(path, neck={"levels": has.levels}).config.neck == has
+    for options, expected in (({"neck": {"channels": 64}}, "neck"), ({"neck": {"chanels": 64}}, '"chanels"')):
+        with pytest.raises((CheckpointError, ConfigError), match=expected):
+            load(path, **options)
+    with torch.no_grad():
+        loaded = load(path, in_chans=1)
+    assert loaded.state_dict()["backbone.patch_embed.proj.weight"].shape[1] == 1

@@ -119,7 +119,8 @@ def load(
         num_things: for a panoptic network, this many of the first classes are things, the others stuff.
         options: fields of ``FocalNetConfig`` to change; for a detector or segmenter, also fields of its own
             configuration. For other ``focal_windows`` or more ``focal_levels``, the weights are adapted as
-            in the official detection code (``weights/dense.py``).
+            in the official detection code (``weights/dense.py``); for other ``in_chans`` than the 3 of the
+            weights, as in timm.
 
     Raises:
         UnknownName: there is no such name or file.
@@ -130,6 +131,7 @@ def load(
     if num_things is not None and task is None:
         options["num_things"] = num_things
     checkpoint = open_checkpoint(str(name_or_path), options)
+    checkpoint = weights.with_channels(checkpoint, options.get("in_chans", checkpoint.backbone.in_chans))
     for name, known in checkpoint.unsettled.items():
         warnings.warn(
             f"{name_or_path}: {name}={getattr(checkpoint.backbone, name)} is not settled: {known}. "

@@ -9,6 +9,7 @@ from focalnet.weights.checkpoint import (
     read,
     save,
     untold,
+    with_channels,
 )
 from focalnet.weights.download import cached, fetch
 from focalnet.weights.labels import class_names, cut_to_imagenet1k
@@ -28,4 +29,5 @@ __all__ = [
     "read",
     "save",
     "untold",
+    "with_channels",
 ]

@@ -134,6 +134,34 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
         raise CheckpointError(f"{raw.path}: {error}") from error
 
 
+def with_channels(checkpoint: Checkpoint, in_chans: int) -> Checkpoint:
+    """The weights for images of other channels, as timm adapts them: those of the 3 summed for 1, else repeated.
+
+    Repeated ones are scaled by 3 / ``in_chans``. Mean and deviation of the card follow: their mean for 1 channel, else
+    those of the 3 in turn. Weights that do not have 3 channels are as they are.
+
+    Args:
+        checkpoint: of any network.
+        in_chans: channels of the images.
+    """
+    from timm.models import adapt_input_conv  # which takes a second
+
+    has = checkpoint.backbone
+    if in_chans == has.in_chans or has.in_chans != 3 or in_chans < 1:
+        return checkpoint
+    key = next(key for key in checkpoint.state_dict if key.endswith("patch_embed.proj.weight"))
+    config = _changed(checkpoint.config, {"in_chans": in_chans})
+    stem = adapt_input_conv(in_chans, checkpoint.state_dict[key])
+    how = checkpoint.card.preprocessing
+    mean, std = (
+        (sum(values) / len(values),) if in_chans == 1 else tuple(values[c % len(values)] for c in range(in_chans))
+        for values in (how.mean, how.std)
+    )
+    how = dataclasses.replace(how, mean=mean, std=std)
+    card = dataclasses.replace(checkpoint.card, preprocessing=how, metrics={})
+    return dataclasses.replace(checkpoint, config=config, state_dict={**checkpoint.state_dict, key: stem}, card=card)
+
+
 def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
     """Writes a model's weights, configuration and card as one safetensors file, atomically.
 

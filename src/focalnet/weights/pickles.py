@@ -20,9 +20,9 @@ from torch import Tensor
 
 # A file that names one of these is not one that somebody saved by accident. Nothing of it would run in any case.
 _HOSTILE_MODULES = frozenset(  # by their names in Python 2, too, by which protocol 2 calls them
-    "_posixsubprocess bdb cProfile code codeop commands ctypes ftplib http httplib imp importlib multiprocessing nt os pdb "
-    "pip pkgutil popen2 posix profile pty runpy shutil signal smtplib socket subprocess sys tempfile timeit trace urllib "
-    "urllib2 webbrowser".split()
+    "_posixsubprocess bdb cProfile code codeop commands ctypes ftplib http httplib imp importlib multiprocessing nt os "
+    "pdb pip pkgutil popen2 posix profile pty runpy shutil signal smtplib socket subprocess sys tempfile timeit trace "
+    "urllib urllib2 webbrowser".split()
 )
 _HOSTILE_BUILTINS = frozenset("__import__ breakpoint compile delattr eval exec input open setattr".split())
 
