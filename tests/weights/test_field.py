@@ -265,3 +265,76 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, content: byt
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=expected):
         read_tensors(tmp_path / "x.pth")
+
+
+# --- how images were prepared
+
+
+def published(folder: Path, layout: str, **files: Any) -> Path:
+    """Weights of another library's layout, with JSON files beside them."""
+    own = weights.save(MODEL, folder / "own.safetensors")
+    target = weights.export(weights.read(own), folder / "theirs/model.safetensors", layout)
+    for name, content in files.items():
+        (target.parent / f"{name}.json").write_text(json.dumps(content))
+    return target.parent
+
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        (
+            {**HALF, "size": {"shortest_edge": 64}, "crop_pct": 1.0, "resample": 3},
+            {"image_size": 64, "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+        ),
+        (
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 2},
+            {"image_size": 224, "crop_pct": 0.875, "interpolation": "bilinear"},
+        ),
+        ({"size": 232, "crop_size": 224}, {"image_size": 224}),
+        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 32, "width": 48}}, {"image_size": (32, 48)}),
+        ({**HALF, "do_rescale": False}, {"mean": (0.5 / 255,) * 3, "std": (0.5 / 255,) * 3}),
+        ({**HALF, "rescale_factor": 2 / 255}, {"mean": (0.25,) * 3, "std": (0.25,) * 3}),
+        ({**HALF, "do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
+    ],
+)
+def test_the_processor_of_transformers_is_the_preprocessing(tmp_path: Path, description: Any, expected: Any) -> None:
+    (tmp_path / "theirs").mkdir()
+    folder = published(tmp_path, "huggingface", preprocessor_config=description)
+    how = weights.read(folder).card.preprocessing
+    for name, value in expected.items():
+        assert getattr(how, name) == pytest.approx(value)
+    if description.get("size") == 232:
+        assert int(how.image_size / how.crop_pct) == 232
+
+
+def test_what_cannot_be_done_in_the_same_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    description = {"size": {"height": 64, "width": 64}, "resample": 1}
+    folder = published(tmp_path, "huggingface", preprocessor_config=description)
+    with pytest.warns(weights.ApproximatePreprocessing, match="64 x 64 without keeping the aspect ratio, resample 1"):
+        how = weights.read(folder).card.preprocessing
+    assert (how.image_size, how.crop_pct) == (64, 1.0)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": "x", "image_std": [1, 1, 1]}')
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json beside it is damaged"):
+        weights.read(folder)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_what_timm_says_of_it_is_taken_field_by_field(tmp_path: Path, nested: bool) -> None:
+    (tmp_path / "theirs").mkdir()
+    said = {"input_size": [3, 64, 96], "mean": [0.5] * 3, "interpolation": "bilinear"}
+    config = {"architecture": "x", "num_classes": 5, **({"pretrained_cfg": said} if nested else said)}
+    how = weights.read(published(tmp_path, "timm", config=config)).card.preprocessing
+    assert (how.image_size, how.mean, how.interpolation, how.crop_pct) == ((64, 96), (0.5,) * 3, "bilinear", 0.875)
+    assert how.std == (0.229, 0.224, 0.225)
+
+
+def test_the_arguments_of_timm_s_training_are_taken(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(img_size=48, input_size=None, mean=[0.5] * 3, std=None, crop_pct=0.95, lr=0.1)
+    state = weights.layouts.LAYOUTS["timm"].from_native(STATE, MODEL.shape)
+    path = saved(tmp_path / "last.pth.tar", {"arch": "x", "state_dict": state, "args": arguments})
+    how = weights.read(path).card.preprocessing
+    assert (how.image_size, how.mean, how.std, how.crop_pct) == (48, (0.5,) * 3, (0.229, 0.224, 0.225), 0.95)

@@ -2,6 +2,7 @@
 
 from focalnet.weights.catalogue import Entry, entries, list_weights
 from focalnet.weights.checkpoint import (
+    ApproximatePreprocessing,
     Checkpoint,
     NonFiniteWeights,
     UnsettledSetting,
@@ -15,6 +16,7 @@ from focalnet.weights.download import cached, fetch
 from focalnet.weights.labels import class_names, cut_to_imagenet1k
 
 __all__ = [
+    "ApproximatePreprocessing",
     "Checkpoint",
     "Entry",
     "NonFiniteWeights",

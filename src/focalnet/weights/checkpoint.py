@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import class_names
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
+from focalnet.weights.pickles import Passed
 from focalnet.weights.report import Report, compare
 
 Config = FocalNetConfig | ModelConfig
@@ -43,6 +45,10 @@ _TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # they do not c
 
 class UnsettledSetting(UserWarning):
     """A setting does not follow from the weights, and published sources disagree on it."""
+
+
+class ApproximatePreprocessing(UserWarning):
+    """Images were prepared for the weights in a way that is not done here."""
 
 
 class NonFiniteWeights(UserWarning):
@@ -249,7 +255,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     layout = place.layout
     inside, outside = layouts.unwrap(raw.tensors, place)
     state_dict, unknown = layout.to_native(inside)
-    hints = _hints(raw.path.with_name("config.json"), layout.name)
+    hints = _hints(raw, layout.name)
     known = {**hints.settings, **settings}
     post_norm = layout.post_norm_of(inside)
     if post_norm is not None:
@@ -403,24 +409,61 @@ def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> Model
     return ModelCard(
         name=name or path.stem,
         class_names=next((names for names in known if len(names) == num_classes), ()),
-        preprocessing=hints.preprocessing or published.preprocessing,
+        preprocessing=dataclasses.replace(published.preprocessing, **hints.preprocessing),
         source=path.name,
     )
 
 
-def _hints(path: Path, layout: str) -> Hints:
-    """Reads the ``config.json`` next to a file of the Hub; empty if there is none, or if it is another library's."""
-    if layout not in ("timm", "huggingface") or not path.is_file():
-        return Hints()
+def _hints(raw: RawFile, layout: str) -> Hints:
+    """What the JSON files beside a file of the Hub say, and timm's training arguments within one of its own."""
+    description = _beside(raw.path, "config.json") if layout in ("timm", "huggingface") else {}
+    processor = _beside(raw.path, "preprocessor_config.json") if layout == "huggingface" else {}
+    name, found = "config.json", Hints()
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
         if layout == "timm" and "architecture" in description:
-            return timm.hints(description)
-        if layout == "huggingface" and description.get("model_type") == "focalnet":
-            return huggingface.hints(description)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"the {path.name} next to it is damaged ({error}); copy it again or remove it") from error
-    return Hints()
+            found = timm.hints(description)
+        elif layout == "timm" and (arguments := _arguments(raw.content)):
+            name = "arguments of training"
+            how, remarks = timm.preprocessing(arguments)
+            found = Hints(preprocessing=how, remarks=remarks)
+        elif layout == "huggingface" and description.get("model_type") == "focalnet":
+            found = huggingface.hints(description)
+        if processor:
+            name = "preprocessor_config.json"
+            how, remarks = huggingface.preprocessing(processor)
+            found = dataclasses.replace(found, preprocessing=how, remarks=remarks)
+        Preprocessing(**found.preprocessing)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ConfigError) as error:
+        raise CheckpointError(f"the {name} next to it is damaged ({error}); copy it again or remove it") from error
+    if found.remarks:
+        warnings.warn(
+            f"{raw.path}: images were prepared with {', '.join(found.remarks)}, which is not done here: the short side "
+            f"is resized ({found.preprocessing.get('interpolation', 'bicubic')}) and the center is cropped",
+            ApproximatePreprocessing,
+            stacklevel=2,
+        )
+    return found
+
+
+def _arguments(content: Any) -> Mapping[str, Any]:
+    """Those of the script that saved a checkpoint, as timm keeps them; empty where there are none."""
+    arguments = content.get("args") if isinstance(content, Mapping) else None
+    state = arguments.state if isinstance(arguments, Passed) else arguments
+    return state if isinstance(state, Mapping) else {}
+
+
+def _beside(path: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file beside another; empty where there is none."""
+    file = path.with_name(name)
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the {name} next to it is damaged ({error}); copy it again or remove it") from error
+    return content
 
 
 def _published_entry(architecture: str | None) -> Entry:

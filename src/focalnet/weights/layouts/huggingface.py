@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,65 @@ def hints(description: Mapping[str, Any]) -> Hints:
     names = {int(index): str(name) for index, name in (description.get("id2label") or {}).items()}
     generic = all(name == f"LABEL_{index}" for index, name in names.items())
     return Hints(settings=settings, class_names=() if generic else tuple(names[i] for i in sorted(names)))
+
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def preprocessing(description: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the ``preprocessor_config.json`` of transformers says of how images are prepared.
+
+    Returns:
+        fields of ``Preprocessing``, and what of it cannot be done in the same way here.
+
+    Raises:
+        ValueError, TypeError, KeyError: it has values that cannot be.
+    """
+    found: dict[str, Any] = {}
+    remarks = []
+    resized, crop = _sides(description.get("size")), _sides(description.get("crop_size"))
+    short = resized[0] if resized and (len(resized) == 1 or description.get("do_center_crop", False)) else None
+    if description.get("crop_pct") is not None and resized:  # ConvNeXt's: cropped from the size over crop_pct
+        found["image_size"], found["crop_pct"] = resized[0], float(description["crop_pct"])
+    elif crop and description.get("do_center_crop", True):
+        found["image_size"] = crop[0] if len(set(crop)) == 1 else (crop[0], crop[1])
+        found["crop_pct"] = _crop_pct(min(crop), short) if short else 1.0
+    elif resized:
+        found["image_size"] = resized[0] if len(set(resized)) == 1 else (resized[0], resized[1])
+        found["crop_pct"] = 1.0
+    if len(resized) == 2 and description.get("do_resize", True) and "crop_pct" not in description:
+        remarks.append(f"size {resized[0]} x {resized[1]} without keeping the aspect ratio")
+    if (resample := description.get("resample")) in _RESAMPLE:
+        found["interpolation"] = _RESAMPLE[resample]
+    elif resample is not None:
+        remarks.append(f"resample {resample}")
+    white = 255 * float(description.get("rescale_factor") or 1 / 255) if description.get("do_rescale", True) else 255.0
+    if not description.get("do_normalize", True):
+        found["mean"], found["std"] = (0.0,) * 3, (1 / white,) * 3
+    elif description.get("image_mean") is not None and description.get("image_std") is not None:
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            values = description[theirs]
+            values = values if isinstance(values, (list, tuple)) else (values,) * 3
+            found[ours] = tuple(float(value) / white if white != 1 else float(value) for value in values)
+    return found, tuple(remarks)
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    """The short side alone, or height and width; empty where nothing is said."""
+    if size is None:
+        return ()
+    if isinstance(size, Mapping):
+        names = ("shortest_edge",) if "shortest_edge" in size else ("height", "width")
+        return tuple(int(size[name]) for name in names) if set(names) <= size.keys() else ()
+    return tuple(map(int, size)) if isinstance(size, (list, tuple)) else (int(size),)
+
+
+def _crop_pct(crop: int, short: int) -> float:
+    """The share that makes ``floor(crop / share)`` the short side."""
+    share = min(crop / short, 1.0)
+    while int(crop / share) < short:
+        share = math.nextafter(share, 0.0)
+    return share
 
 
 def describe(config: ClassifierConfig, class_names: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from focalnet.card import Preprocessing
 from focalnet.models.backbone import FocalNetConfig
 
 Rows = tuple[tuple[str, str], ...]
@@ -26,13 +25,15 @@ class Hints:
         architecture: one of our names.
         settings: fields of ``FocalNetConfig``.
         class_names: by class index.
-        preprocessing: of the images.
+        preprocessing: fields of ``Preprocessing``: how images were prepared.
+        remarks: what of it cannot be done in the same way here.
     """
 
     architecture: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
-    preprocessing: Preprocessing | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from focalnet.card import Preprocessing
+from focalnet.card import INTERPOLATIONS
 from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.variants import VARIANTS
@@ -52,18 +52,36 @@ def check(config: FocalNetConfig) -> None:
 def hints(description: Mapping[str, Any]) -> Hints:
     """Reads the ``config.json`` of a timm model on the Hub."""
     architecture = description.get("architecture")
-    trained = description.get("pretrained_cfg", {})
-    names = description.get("label_names") or ()
+    trained = description.get("pretrained_cfg") or description  # which early versions of timm did not nest
+    names = description.get("label_names") or trained.get("label_names") or ()
+    how, remarks = preprocessing(trained)
     return Hints(
         architecture=architecture if architecture in VARIANTS else None,
         class_names=tuple(names) if len(names) == description.get("num_classes") else (),
-        preprocessing=Preprocessing(
-            image_size=trained["input_size"][-1],
-            crop_pct=trained["crop_pct"],
-            interpolation=trained["interpolation"],
-            mean=tuple(trained["mean"]),
-            std=tuple(trained["std"]),
-        )
-        if {"input_size", "crop_pct", "interpolation", "mean", "std"} <= trained.keys()
-        else None,
+        preprocessing=how,
+        remarks=remarks,
     )
+
+
+def preprocessing(trained: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What timm's ``pretrained_cfg``, or the arguments of its training script, say of how images are prepared.
+
+    Returns:
+        fields of ``Preprocessing``, and what of it cannot be done in the same way here.
+    """
+    found: dict[str, Any] = {}
+    remarks = []
+    if size := trained.get("input_size"):
+        height, width = size[-2:]
+        found["image_size"] = height if height == width else (height, width)
+    elif size := trained.get("img_size"):
+        found["image_size"] = size
+    found |= {name: trained[name] for name in ("crop_pct",) if trained.get(name) is not None}
+    found |= {name: tuple(trained[name]) for name in ("mean", "std") if trained.get(name) is not None}
+    if (interpolation := trained.get("interpolation")) in INTERPOLATIONS:
+        found["interpolation"] = interpolation
+    elif interpolation not in (None, "", "random"):
+        remarks.append(f"interpolation {interpolation}")
+    if (mode := trained.get("crop_mode")) not in (None, "", "center"):
+        remarks.append(f"crop_mode {mode}")
+    return found, tuple(remarks)
