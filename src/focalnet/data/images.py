@@ -6,6 +6,7 @@ import functools
 import glob
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -93,6 +94,10 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     if not given:
         raise DataError("no images: name at least one file, folder or pattern")
     found: dict[Path, None] = {}
+    for address in (one for one in map(str, given) if re.match(r"https?://", one)):
+        raise DataError(
+            f"{address}: is an address; download it, or read it from Python: focalnet.Predictor(...)(address)"
+        )
     for path in map(Path, given):
         try:
             found |= dict.fromkeys(_find(path))

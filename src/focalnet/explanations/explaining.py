@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from focalnet import zoo
 from focalnet.card import Preprocessing
-from focalnet.data.images import read
 from focalnet.data.preprocess import covering_size, preprocess
 from focalnet.errors import ConfigError
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.recording import BlockRecord, record
 from focalnet.inference.pipelines import SET_CARD, class_names
+from focalnet.inference.sources import Source, read
 from focalnet.models import Model
 from focalnet.models.backbone import FocalNetBase
 from focalnet.models.classifier import best_classes
 from focalnet.results import Classification
 from focalnet.samples import Size
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
-
-def explain(
-    model: FocalNetBase | str | Path, image: str | Path | bytes | Image, blocks: Sequence[str] | None = None
-) -> Explanation:
+def explain(model: FocalNetBase | str | Path, image: Source, blocks: Sequence[str] | None = None) -> Explanation:
     """Shows what a network looked at: gates of each focal level, and the norm of the modulator.
 
     Args:
         model: a classifier or backbone whose card says how to prepare an image; or what ``focalnet.load`` takes.
-        image: a file, its bytes, or a picture.
+        image: one image, in any form that ``Predictor`` takes.
         blocks: names of blocks, e.g. ``"layers.3.blocks.1"``; default: the last one of each stage.
 
     Raises:
@@ -48,7 +42,7 @@ def explain(
         )
     if model.card is None:
         raise ConfigError(f"this {type(model).__name__} does not know how to prepare an image: {SET_CARD}")
-    picture = read(image)
+    picture, path = read(image)
     pixels = preprocess(picture, model.card.preprocessing)[None].to(next(model.parameters()))  # device and type
     was_training = model.training
     try:
@@ -61,7 +55,7 @@ def explain(
     return Explanation(
         image=picture,
         blocks=tuple(_maps(name, found, model, seen, size) for name, found in records.items()),
-        path=str(image) if isinstance(image, (str, Path)) else None,
+        path=path,
         prediction=_prediction(model, output),
     )
 

@@ -9,24 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import nn
 
 from focalnet import zoo
-from focalnet.data.images import read
 from focalnet.errors import ConfigError, ImageError
 from focalnet.inference.pipelines import PIPELINES, Options
+from focalnet.inference.sources import Source, is_one, read, several
 from focalnet.inference.tta import Views
 from focalnet.models import Model
 from focalnet.results import Result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Source: TypeAlias = "str | Path | bytes | Image"
-"""A file, its bytes, or an image."""
 
 
 class Prepared(NamedTuple):
@@ -92,32 +89,47 @@ class Predictor:
         self.model: Model[Any, Any] = network.to(self.device).eval()
 
     @overload
-    def __call__(self, images: Source) -> Result: ...  # type: ignore[overload-overlap]  # a str is a sequence
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Result]: ...
     @overload
-    def __call__(self, images: Sequence[Source]) -> list[Result]: ...
+    def __call__(self, images: Source | Iterable[Source]) -> Any: ...
 
-    def __call__(self, images: Source | Sequence[Source]) -> Result | list[Result]:
-        """Returns the result of one image, or those of a list, in order.
+    def __call__(self, images: Source | Iterable[Source]) -> Any:
+        """Returns the result of one image, or the list of those of several, in order.
+
+        Args:
+            images: one image: a path, an address (``https://...``), bytes, an opened file, a PIL image, a NumPy array
+                ``(H, W, 3)`` in the order red, green, blue (OpenCV's is blue, green, red: give ``image[..., ::-1]``), a
+                tensor ``(3, H, W)``; 8 bits, or floating point from 0 to 1. Or several: a list or generator of them, a
+                folder, a pattern such as ``"photos/*.jpg"``, a video, a batch of four dimensions.
+
+        Returns:
+            a ``Result``; for several images a list of them.
 
         Raises:
             ImageError: an image that cannot be read.
+            InputError: something else, or an array or tensor that is no image.
+            DataError: a folder or pattern without images.
         """
-        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
-            return list(self.stream(images))
-        return next(self.stream([images]))
+        if is_one(images):
+            return next(self.stream([images]))  # type: ignore[list-item]
+        return list(self.stream(images))
 
-    def stream(self, images: Iterable[Source], *, skip: Callable[[ImageError], None] | None = None) -> Iterator[Result]:
+    def stream(
+        self, images: Source | Iterable[Source], *, skip: Callable[[ImageError], None] | None = None
+    ) -> Iterator[Result]:
         """Yields the results one after another, holding no more than one batch of images.
 
         Args:
-            images: files, their bytes, or images.
+            images: one or several, as for a call.
             skip: called with the error of each image that cannot be read, which is then left out;
                 default: the error is raised.
 
         Raises:
             ImageError: an image that cannot be read, without ``skip``.
+            InputError: something else, or an array or tensor that is no image.
+            DataError: a folder or pattern without images.
         """
-        pending = iter(images)
+        pending = iter([images] if is_one(images) else several(images))
         with ThreadPoolExecutor(min(self.batch_size, os.cpu_count() or 1)) as pool:
             while sources := list(islice(pending, self.batch_size)):
                 batch = []
@@ -132,10 +144,9 @@ class Predictor:
 
     def _prepare(self, source: Source) -> Prepared | ImageError:
         try:
-            image = read(source)
+            image, path = read(source)
         except ImageError as error:
             return error
-        path = str(source) if isinstance(source, (str, Path)) else None
         return Prepared(path, image, self._pipeline.prepare(image))
 
     def _predict(self, batch: Sequence[Prepared]) -> Iterator[Result]:
