@@ -119,7 +119,9 @@ def _fetched(address: str) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             content: bytes = answer.read(_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it keeps the connection
         raise ImageError(f"{address}: cannot be fetched ({error}); download it and give its path") from error
     if len(content) > _BYTES:
         raise ImageError(f"{address}: is larger than {_BYTES >> 20} MiB; download it and give its path")
