@@ -318,7 +318,7 @@ def test_what_cannot_be_done_in_the_same_way_is_told(tmp_path: Path) -> None:
         how = weights.read(folder).card.preprocessing
     assert (how.image_size, how.crop_pct) == (64, 1.0)
     (folder / "preprocessor_config.json").write_text('{"image_mean": "x", "image_std": [1, 1, 1]}')
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json beside it is damaged"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json next to it is damaged"):
         weights.read(folder)
 
 

@@ -283,10 +283,9 @@ def test_cvat_s_colors_and_those_of_voc(tmp_path: Path) -> None:
     write(tmp_path, "JPEGImages/0.jpg", "SegmentationClass/0.png")
     voc = np.array([(0, 0, 0), (128, 0, 0), (224, 224, 192)], np.uint8)[NUMBERS]
     Image.fromarray(voc).save(tmp_path / "SegmentationClass/0.png")
-    data = SemanticData(tmp_path)
-    assert np.array_equal(data.find("train").numbers(0), np.array([0, 1, 255])[NUMBERS])
+    assert np.array_equal(SemanticData(tmp_path).found()["train"].numbers(0), np.array([0, 1, 255])[NUMBERS])
     (tmp_path / "labelmap.txt").write_text("cat:128,0,0::\nbackground:0,0,0::\ndog:224,224,192::\n")
-    pairs = SemanticData(tmp_path).find("train")
+    pairs = SemanticData(tmp_path).found()["train"]
     assert np.array_equal(pairs.numbers(0), np.array([1, 0, 2])[NUMBERS])
     assert SemanticData(tmp_path).rule(pairs)[1] == ("cat", "background", "dog")
 
