@@ -163,7 +163,7 @@ def test_hostile_files_run_nothing(tmp_path: Path, legacy: bool, call: str) -> N
     if call in ("getattr", "write_text"):
         assert loads(path)  # passed over
     else:
-        with pytest.raises(CheckpointError, match="refused, it holds Python code"):
+        with pytest.raises(CheckpointError, match="refused because it holds Python code"):
             weights.read(path, post_norm=False)
     assert not mark.exists()
     if call in ("system", "eval", "exec", "subprocess"):  # the file is as dangerous as the test claims

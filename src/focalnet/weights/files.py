@@ -220,8 +220,8 @@ def _read_pickle(path: Path) -> Any:
             return pickles.read(path)
     except pickles.Hostile as error:
         raise CheckpointError(
-            f"{path}: refused, it holds Python code ({error}) and not only weights; nothing of it was run. Ask for a "
-            "safetensors file"
+            f"{path}: refused because it holds Python code ({error}) and not only weights; none of it was run. Ask for "
+            "a safetensors file"
         ) from error
     except Exception as error:  # a damaged file can make the unpickler and the zip reader raise nearly anything
         if "legacy .tar" in str(error):
