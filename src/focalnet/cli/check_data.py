@@ -200,10 +200,10 @@ def _outlines(content: Mapping[str, Any]) -> str:
 
 def _has_class_folders(data: SemanticData) -> bool:
     """Whether a data set is one for classification."""
-    from focalnet.data.formats.label_maps import find_pairs
-    from focalnet.data.readers.collection import Split, detect
+    from focalnet.data.formats.pairs import suggest
+    from focalnet.data.readers.collection import detect
 
-    if any(find_pairs(data.root, split, data.layouts) for split in (*get_args(Split), None)):
+    if data.found() or (data.root.is_dir() and suggest(data.root)):
         return False
     try:
         if detect(data.root) != "folder":
@@ -274,4 +274,6 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
         listed = bool(names) or not training  # other splits may lack classes
         for remark in remarks(checked, rule, named=listed, by_default=data.ignores_by_default):
             say(f"warning: {remark}", err=True)
-        yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems)
+        alone = ["is all there is: training holds out 20 % of its images to validate on (data.holdout)"]
+        only_training = training and len(found) == 1
+        yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems, alone if only_training else [])

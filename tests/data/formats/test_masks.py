@@ -295,7 +295,7 @@ def test_cvat_s_colors_and_those_of_voc(tmp_path: Path) -> None:
     [
         (("scans/0.jpg", "scans/0_seg.png", "scans/1.jpg", "scans/1_seg.png"), "--images scans --label-maps scans --m"),
         (("photos/0.jpg", "truth/0.png", "photos/1.jpg", "truth/1.png"), "--images photos --label-maps truth"),
-        (("photos/0.jpg",), ""),
+        (("cat/0.jpg", "dog/0.jpg", "cat/1.jpg", "dog/1.jpg"), ""),
     ],
 )
 def test_other_folders_are_suggested(tmp_path: Path, capsys, files, expected: str) -> None:
@@ -304,8 +304,17 @@ def test_other_folders_are_suggested(tmp_path: Path, capsys, files, expected: st
     write(tmp_path, *files)
     assert suggest(tmp_path).startswith(expected)
     assert bool(expected) == bool(suggest(tmp_path))
-    assert main(["check-data", str(tmp_path)]) == 2
-    assert (expected or "neither annotation files") in capsys.readouterr().err
+    assert main(["check-data", str(tmp_path)]) == (2 if expected else 0)
+    assert (expected or "2 cat, 2 dog") in capsys.readouterr().err
+
+
+def test_folders_of_photos_are_classes_and_no_masks(tmp_path: Path) -> None:
+    write(tmp_path, "cat/0.jpg", "cat/1.jpg")
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    (tmp_path / "dog").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(photo).save(tmp_path / "dog" / name)
+    assert suggest(tmp_path) == ""
 
 
 def test_every_layout_has_its_own_folders() -> None:

@@ -79,6 +79,7 @@ LAYOUTS = (
     ),
     Layout("", "", mask_suffix="_mask"),  # as Roboflow writes them: train/x.jpg, train/x_mask.png
 )
+_FEW = 64  # numbers that the first mask of a folder nobody has named may hold
 _ALL = ("default", "trainval", "all")  # lists of images where there are no splits
 
 
@@ -404,9 +405,20 @@ def suggest(root: Path) -> str:
     for folder, names in stems.items():
         for other, others in stems.items():
             same = {_stem(name) for name in names} & {_stem(name) for name in others}
-            if other != folder and len(same) > 1 and any(map(_is_jpeg, names)) and not any(map(_is_jpeg, others)):
+            masks = [other / name for name in others if _stem(name) in same and not _is_jpeg(name)]
+            if other != folder and len(same) > 1 and any(map(_is_jpeg, names)) and len(masks) == len(others):
+                if not _looks_like_labels(masks[0]):
+                    continue
                 return f"--images {folder.relative_to(root)} --label-maps {other.relative_to(root)}"
     return ""
+
+
+def _looks_like_labels(file: Path) -> bool:
+    """Whether a file holds a few numbers and no photo."""
+    try:
+        return len(np.unique(read_numbers(file, str(file)))) <= _FEW
+    except ImageError:
+        return False
 
 
 def _stems(folder: Path) -> list[str]:

@@ -163,11 +163,6 @@ class Task(pl.LightningModule, ABC):
         if self.compile_network:
             backbone.compile()  # in place; a classifier is its own backbone, others call theirs in training
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps configuration and card beside the state of a run, so that ``focalnet.load`` reads its last.ckpt."""
-        card = self.card(self.data, Path(self.trainer.default_root_dir).name)
-        checkpoint[HEADER] = describe(self.network.config, card)
-
     def num_things(self, data: Any) -> int:
         """So many of the first classes of the data are objects, the others stuff."""
         return int(data.num_classes)
@@ -252,6 +247,9 @@ class Task(pl.LightningModule, ABC):
         return {"train_loss": loss_sum / images, "learning_rate": torch.tensor(self.learning_rate)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps configuration and card beside the state of a run, so that ``focalnet.load`` reads its last.ckpt."""
+        card = self.card(self.data, Path(self.trainer.default_root_dir).name)
+        checkpoint[HEADER] = describe(self.network.config, card)
         loss_sum, images = self._over_processes()
         checkpoint["epoch_so_far"] = {
             "loss_sum": loss_sum.cpu(),
