@@ -21,9 +21,10 @@ import yaml
 
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError, TrainingError
 from focalnet.training.checkpoints import MARK, SEAL_SIZE, AtomicCheckpoints, choose_resume_point
+from focalnet.training.failures import explained
 from focalnet.training.options import Options
 from focalnet.training.run_folder import RunFolder
-from tests.attacks.test_kills import state
+from tests.attacks.test_kills import network, state
 
 PAGE = b"<!doctype html><html><title>Sign in</title>" + b"<p>please</p>" * 200
 RECIPE: dict[str, Any] = {
@@ -257,6 +258,18 @@ def test_damaged_results_are_made_anew(folder, options, content, caplog):
     assert "results.json is damaged: it is made anew" in caplog.text
     folder.results.write_bytes(json.dumps({"top1": 1}).encode())
     assert folder.start(options).state == "finished"
+
+
+def test_a_checkpoint_that_does_not_fit(folder):
+    """The data has another number of classes than when the run began."""
+    content = torch.load(folder.checkpoint, weights_only=True)["state_dict"]
+    other = torch.nn.ModuleDict({"network": network("detection")})
+    with (
+        pytest.raises(ConfigError, match=r"run: the checkpoint there does not fit.*--force") as error,
+        explained(folder),
+    ):
+        other.load_state_dict(content)
+    one_line(error)
 
 
 @pytest.mark.parametrize("root", ["x" * 300, "/".join(["x" * 200] * 25), "file/run", "file", "/proc/run"])
