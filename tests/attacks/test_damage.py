@@ -250,6 +250,19 @@ def test_checkpoints_that_are_gone(folder, options):
     assert folder.start(options).state == "finished"
 
 
+def test_a_checkpoint_that_lightning_left_for_slurm(folder, options):
+    """It would go on from it, whatever the options."""
+    for path in (folder.checkpoint, folder.previous, folder.metrics):
+        path.unlink()
+    left = folder.root / "hpc_ckpt_1.ckpt"
+    left.write_bytes(pickled({}))
+    with pytest.raises(ConfigError, match=r"hpc_ckpt_1.ckpt.*--force") as error:
+        folder.start(options)
+    one_line(error)
+    folder.clear()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [b"", PAGE, b'{"top1": 9', b"[]", b"\xff\xfe"])
 def test_damaged_results_are_made_anew(folder, options, content, caplog):
     folder.results.write_bytes(content)
@@ -265,7 +278,7 @@ def test_a_checkpoint_that_does_not_fit(folder):
     content = torch.load(folder.checkpoint, weights_only=True)["state_dict"]
     other = torch.nn.ModuleDict({"network": network("detection")})
     with (
-        pytest.raises(ConfigError, match=r"run: the checkpoint there does not fit.*--force") as error,
+        pytest.raises(ConfigError, match=r"does not fit.*--force") as error,
         explained(folder),
     ):
         other.load_state_dict(content)
