@@ -21,9 +21,10 @@ import yaml
 
 from focalnet.errors import CheckpointError, ConfigError, FocalNetError, TrainingError
 from focalnet.training.checkpoints import MARK, SEAL_SIZE, AtomicCheckpoints, choose_resume_point
+from focalnet.training.failures import explained
 from focalnet.training.options import Options
 from focalnet.training.run_folder import RunFolder
-from tests.attacks.test_kills import state
+from tests.attacks.test_kills import network, state
 
 PAGE = b"<!doctype html><html><title>Sign in</title>" + b"<p>please</p>" * 200
 RECIPE: dict[str, Any] = {
@@ -249,6 +250,19 @@ def test_checkpoints_that_are_gone(folder, options):
     assert folder.start(options).state == "finished"
 
 
+def test_a_checkpoint_that_lightning_left_for_slurm(folder, options):
+    """It would go on from it, whatever the options."""
+    for path in (folder.checkpoint, folder.previous, folder.metrics):
+        path.unlink()
+    left = folder.root / "hpc_ckpt_1.ckpt"
+    left.write_bytes(pickled({}))
+    with pytest.raises(ConfigError, match=r"hpc_ckpt_1.ckpt.*--force") as error:
+        folder.start(options)
+    one_line(error)
+    folder.clear()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [b"", PAGE, b'{"top1": 9', b"[]", b"\xff\xfe"])
 def test_damaged_results_are_made_anew(folder, options, content, caplog):
     folder.results.write_bytes(content)
@@ -257,6 +271,18 @@ def test_damaged_results_are_made_anew(folder, options, content, caplog):
     assert "results.json is damaged: it is made anew" in caplog.text
     folder.results.write_bytes(json.dumps({"top1": 1}).encode())
     assert folder.start(options).state == "finished"
+
+
+def test_a_checkpoint_that_does_not_fit(folder):
+    """The data has another number of classes than when the run began."""
+    content = torch.load(folder.checkpoint, weights_only=True)["state_dict"]
+    other = torch.nn.ModuleDict({"network": network("detection")})
+    with (
+        pytest.raises(ConfigError, match=r"does not fit.*--force") as error,
+        explained(folder),
+    ):
+        other.load_state_dict(content)
+    one_line(error)
 
 
 @pytest.mark.parametrize("root", ["x" * 300, "/".join(["x" * 200] * 25), "file/run", "file", "/proc/run"])

@@ -98,7 +98,8 @@ def test_within_a_checkpoint(processes, task, tmp_path, attacks):
             found = torch.load(path, weights_only=True)
             expected = state(task, point.epochs)["state_dict"]
             assert all(torch.equal(found["state_dict"][name], value) for name, value in expected.items())
-        assert choose_resume_point(run.checkpoint, run.previous).epochs in (2, 3)
+        last, previous = (choose_resume_point(path, path).epochs for path in (run.checkpoint, run.previous))
+        assert (last, previous) in ((2, 1), (2, 2), (3, 2))
         run.tidy()
         assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "previous.ckpt"]
     attacks(len(chosen))

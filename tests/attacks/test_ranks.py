@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -17,7 +18,10 @@ import pytest
 for package in ("lightning", "jsonargparse", "tensorboard"):
     pytest.importorskip(package, reason="runs need the extra train")
 
+from focalnet.training.checkpoints import AtomicCheckpoints
 from focalnet.training.processes import STARTER, Watch
+from focalnet.training.run_folder import RunFolder
+from focalnet.training.stopping import SIGNALS, StopOnSignal, StopRequest
 from tests.attacks import killing
 from tests.attacks.runs import OPTIONS, train
 from tests.training.toy import assert_same_weights
@@ -133,6 +137,13 @@ def test_a_process_ends_with_the_one_that_has_started_it(processes, tmp_path, at
     assert not runs(child)
     assert f"process {starter.pid} of this run has died, and this process ends with it" in output.read_text()
     attacks(1)
+
+
+def test_what_lightning_sends_to_processes_that_it_spawns(tmp_path):
+    folder = RunFolder(tmp_path)
+    request = StopRequest(SIGNALS)
+    for one in (Watch(), StopOnSignal(request, folder, None), AtomicCheckpoints(folder, "")):
+        assert type(pickle.loads(pickle.dumps(one))) is type(one)
 
 
 def number_in(mark: Path) -> int:

@@ -33,10 +33,7 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
         MissingDependency: OpenCV is not installed.
     """
     cv2 = require("cv2", "video")
-    try:
-        video = cv2.VideoCapture(str(path))
-    except UnicodeEncodeError as error:
-        raise ImageError(f"{path}: OpenCV reads no file whose name is not UTF-8: rename it") from error
+    video = cv2.VideoCapture(_in_utf8(path))
     try:
         was_read, frame_BGR = video.read()
         if not was_read:
@@ -61,7 +58,7 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
 def frame_rate(path: str | Path) -> float:
     """Frames a second, 25 if the video does not declare it."""
     cv2 = require("cv2", "video")
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(_in_utf8(path))
     try:
         rate = float(video.get(cv2.CAP_PROP_FPS))
         return rate if math.isfinite(rate) and rate > 0 else 25.0
@@ -84,6 +81,7 @@ def write_video(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
 
 def _written(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
     cv2 = require("cv2", "video")
+    _in_utf8(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         part, count, size = Path(folder, f"video{path.suffix}"), 0, (0, 0)
@@ -136,7 +134,7 @@ def _writer(part: Path, rate: float, size: tuple[int, int]) -> tuple[Any, Callab
 def _frames_and_size(path: Path, expected: int) -> tuple[int, tuple[int, int]]:
     """How many frames a video has, and their width and height."""
     cv2 = require("cv2", "video")
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(_in_utf8(path))
     try:
         size = round(video.get(cv2.CAP_PROP_FRAME_WIDTH)), round(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
         count = round(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -147,6 +145,19 @@ def _frames_and_size(path: Path, expected: int) -> tuple[int, tuple[int, int]]:
         return count, size
     finally:
         video.release()
+
+
+def _in_utf8(path: str | Path) -> str:
+    """A path that OpenCV takes: others make it crash.
+
+    Raises:
+        ImageError: there are bytes in it that are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{path}: OpenCV takes no path that is not UTF-8: rename it") from error
+    return str(path)
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -80,9 +80,9 @@ def read_resume_point(path: Path) -> ResumePoint:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # whatever unpickling makes of bytes that are none of ours
-        raise CheckpointError(f"{path} is no checkpoint of a run") from error
+        raise CheckpointError(f"{path} is not a checkpoint of a run") from error
     if not whole:
-        raise CheckpointError(f"{path} is no checkpoint of a run")
+        raise CheckpointError(f"{path} is not a checkpoint of a run")
     return point
 
 
@@ -120,7 +120,7 @@ def _digest(path: Path) -> str:
         raise CheckpointError(f"{path} is empty")
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise CheckpointError(f"{path} is no checkpoint of a run")
+            raise CheckpointError(f"{path} is not a checkpoint of a run")
         file.seek(max(0, size - SEAL_SIZE))
         seal = file.read()
         sealed = seal.startswith(MARK)

@@ -54,6 +54,12 @@ def explained(folder: RunFolder | None = None) -> Iterator[None]:
             raise ConfigError(
                 "PyTorch synchronises batch norm on GPUs only: train on those, or add --trainer.sync_batchnorm false"
             ) from error
+        if folder is not None and isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
+            detail = str(error).strip().splitlines()[-1].strip()
+            raise ConfigError(
+                f"{folder.root}: the checkpoint there does not fit the network ({detail}); if the classes of the data "
+                "have changed, choose another --output, or --force to start afresh"
+            ) from error
         if reason := _reason(error):
             raise TrainingError(f"{reason}; {_kept(folder)}") from error
         raise

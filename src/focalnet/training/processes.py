@@ -34,7 +34,7 @@ class Watch(pl.Callback):
     def __init__(self, every_s: float = 1.0, patience_s: float = 10.0) -> None:
         self.every_s, self.patience_s = every_s, patience_s
         self._started: list[subprocess.Popen[bytes]] = []
-        self._over = threading.Event()
+        self._over = False
         self._watching = False
 
     @contextmanager
@@ -49,7 +49,7 @@ class Watch(pl.Callback):
             self._end_started()
             raise
         finally:
-            self._over.set()
+            self._over = True
             os.environ.pop(STARTER)
             if before is not None:
                 os.environ[STARTER] = before
@@ -66,9 +66,11 @@ class Watch(pl.Callback):
             threading.Thread(target=self._look, daemon=True, name="focalnet-watch").start()
 
     def _look(self) -> None:
-        while not self._over.wait(self.every_s):
+        while not self._over:
+            time.sleep(self.every_s)
             if dead := self._dead():
-                if self._over.wait(self.patience_s):
+                time.sleep(self.patience_s)
+                if self._over:
                     return
                 log.error("error: %s, and this process ends with it", dead)
                 for process in self._started:

@@ -54,6 +54,9 @@ class Start(NamedTuple):
 
 NEW = Start("new")
 
+#: What Lightning writes of its own accord at SIGUSR1 under SLURM; here it does not, but runs of earlier versions did.
+FOR_SLURM = "hpc_ckpt_*.ckpt"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -176,7 +179,15 @@ class RunFolder:
         return False
 
     def _refuse_without_checkpoint(self) -> None:
-        """Raises ConfigError where a run got further than to where it might have been killed without a checkpoint."""
+        """Raises ConfigError where a run got further than to where it might have been killed without a checkpoint.
+
+        Or where Lightning has left one for SLURM, as with earlier versions, from which it would go on unasked.
+        """
+        if left := sorted(self.root.glob(FOR_SLURM)):
+            raise ConfigError(
+                f"{left[0]} is the checkpoint of a run whose options are not known: move it away, or --force to start "
+                "afresh"
+            )
         epochs = self.metrics.read_bytes().count(b"\n") - 1 if self.metrics.is_file() else 0
         if epochs > 1:
             raise ConfigError(
@@ -215,7 +226,7 @@ class RunFolder:
         """Removes what an earlier run left, and nothing else."""
         self.tidy()
         ours = (self.results, self.checkpoint, self.previous, self.config, self.versions, self.metrics, self.weights)
-        for path in (*ours, self.report):
+        for path in (*ours, self.report, *self.root.glob(FOR_SLURM)):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
