@@ -47,11 +47,12 @@ def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, we
     channels = values.shape[3]
     out = torch.empty((batch, queries, heads * channels), dtype=torch.float32, device=values.device)
     rows = batch * queries * heads
+    programs, block = _blocks(rows, channels)
     with on_device(values.device):
         _launch(
-            wrap_triton(forward_kernel), rows, channels,
+            wrap_triton(forward_kernel), programs,
             values, locations, weights, out, rows, values.shape[1], queries, *_padded(sizes),
-            H=heads, D=channels, L=levels, P=points,
+            H=heads, D=channels, L=levels, P=points, **block,
         )  # fmt: skip
     return out
 
@@ -74,20 +75,26 @@ def deformable_attention_backward(
     sums = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
     grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
     rows = batch * queries * heads
+    programs, block = _blocks(rows, channels)
     with on_device(values.device):
         _launch(
-            wrap_triton(backward_kernel), rows, channels,
+            wrap_triton(backward_kernel), programs,
             grad, values, locations, weights, units, sums, grad_locations, grad_weights,
             rows, values.shape[1], queries, *_padded(sizes),
-            H=heads, D=channels, L=levels, P=points,
+            H=heads, D=channels, L=levels, P=points, **block,
         )  # fmt: skip
     return (sums.float() / units).to(values.dtype), grad_locations, grad_weights
 
 
-def _launch(kernel: Any, rows: int, channels: int, *arguments: Any, **constants: Any) -> None:
+def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    kernel[(programs,)](*arguments, **constants)
+
+
+def _blocks(rows: int, channels: int) -> tuple[int, dict[str, int]]:
+    """The number of programs, and how much each does."""
     width = triton.next_power_of_2(channels)
     height = max(1, _NUMBERS // width)
-    kernel[(-(-rows // height),)](*arguments, **constants, R=height, BD=width, num_warps=4)
+    return -(-rows // height), {"R": height, "BD": width, "num_warps": 4}
 
 
 def _padded(sizes: list[int]) -> list[int]:
