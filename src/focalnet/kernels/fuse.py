@@ -44,6 +44,8 @@ def fuse(model: Model, *, undo: bool = False) -> Model:
     Only ``__class__`` changes: modules, parameters, state dict, hooks and outputs stay the same. Submodules of a fused
     module may be replaced, hooked, parametrized, sharded or quantized at any time; the unmodified path then calls them.
 
+    The deformable attention of this library gets its fused class, too.
+
     Args:
         model: any module; without a FocalNet in it, nothing changes.
         undo: restore the original class of every module.
