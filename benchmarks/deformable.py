@@ -3,10 +3,11 @@
     python benchmarks/deformable.py [strides_4_to_64] [strides_8_to_128] [--rounds 5] [--out results.json]
 
 The encoder of a detector: 5 feature maps of an image of 800 x 1333, every cell of which is a query; 8 heads of 32
-channels look at 4 points on each map, a few cells away. Forward alone (without gradients), and a training step: forward
-and backward, with gradients of values, locations and weights. Memory is that of the training step: the tensors that
-autograd keeps between the passes, each storage once, and the most memory of a process of its own that makes two steps,
-beyond what its imports took.
+channels look at 4 points on each map, a few cells away. Forward alone (without gradients), and a training step:
+forward and backward, with gradients of values, locations and weights. One thread, and the processor's time, which
+counts on a shared machine, too; the ratios are medians of those of each round. Memory is that of the training step: the
+tensors that autograd keeps between the passes, each storage once, and the most memory of a process of its own that
+makes two steps, beyond what its imports took.
 
 transformers has one function, ``multi_scale_deformable_attention``, for Mask2Former, Deformable DETR and others. It
 samples by ``grid_sample``.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,7 @@ import torch
 from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention as by_transformers
 
-from focalnet.cli.benchmark import in_turns
 from focalnet.kernels import backend, deformable_attention
-from focalnet.kernels.memory import keep_freed_memory
 
 SIZE, HEADS, CHANNELS, POINTS = (800, 1333), 8, 32, 4
 STRIDES = {"strides_4_to_64": (4, 8, 16, 32, 64), "strides_8_to_128": (8, 16, 32, 64, 128)}
@@ -93,6 +93,19 @@ def kept(attend: Callable[..., Tensor], inputs: Inputs) -> float:
     return sum(storages.values()) / 2**30
 
 
+def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds of every engine, once a round, in rotating order; a first round is not counted."""
+    seconds: dict[str, list[float]] = {label: [] for label in calls}
+    labels = list(calls)
+    for i in range(rounds + 1):
+        first = i % len(labels)
+        for label in labels[first:] + labels[:first]:
+            start = time.process_time()
+            calls[label]()
+            seconds[label].append(time.process_time() - start)
+    return {label: times[1:] for label, times in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", choices=[*STRIDES, []], help="default: all")
@@ -103,14 +116,13 @@ def main() -> None:
     if a.peak:
         study, engine = a.peak
         return studies.print_peak(lambda: training(ENGINES[engine], inputs_of(study)))
-    keep_freed_memory()  # for every engine alike
+    torch.set_num_threads(1)
     report: dict[str, Any] = {**studies.head(("torch", "transformers")), "cases": {}}
     for study in a.studies or STRIDES:
         inputs = inputs_of(study)
         case: dict[str, Any] = {"queries": inputs[2].shape[1], "seconds": {}, "times_ours": {}}
         for name, build in (("forward", forward), ("training step", training)):
-            timings = in_turns({label: build(attend, inputs) for label, attend in ENGINES.items()}, a.rounds, warmup=1)
-            seconds = {label: timing.seconds for label, timing in timings.items()}
+            seconds = in_turns({label: build(attend, inputs) for label, attend in ENGINES.items()}, a.rounds)
             case["seconds"][name] = seconds
             case["times_ours"][name] = {
                 label: statistics.median(x / ours for x, ours in zip(times, seconds[OURS], strict=True))
