@@ -188,7 +188,7 @@ def test_refusals() -> None:
     with backend.use("native"):
         with pytest.raises(InputError, match=r"native takes float32, bfloat16 or float16, got \['torch\.float64'"):
             deformable_attention(values.double(), shapes, locations, weights)
-        with pytest.raises(InputError, match="nothing to do without cells or queries"):
+        with pytest.raises(InputError, match="needs at least one cell and one query"):
             deformable_attention(values, shapes, locations[:, :0], weights[:, :0])
         with pytest.raises(InputError, match="at most 16 levels, got 17"):
             deformable_attention(*example([(1, 1)] * 17))
@@ -196,13 +196,13 @@ def test_refusals() -> None:
         deformable_attention(values.double(), shapes, locations, weights)
     for name in ("auto", "native", "eager"):
         with backend.use(name):
-            with pytest.raises(InputError, match="another number"):
+            with pytest.raises(InputError, match="do not match the levels"):
                 deformable_attention(values, shapes[:2], locations, weights)
             with pytest.raises(InputError, match="2 heads and 3 levels"):
                 deformable_attention(values, shapes, locations[:, :, :1], weights)
-            with pytest.raises(InputError, match="values are of 2 images, locations of 1"):
+            with pytest.raises(InputError, match="values have a batch of 2, locations of 1"):
                 deformable_attention(values, shapes, locations[:1], weights[:1])
-            with pytest.raises(InputError, match="must be at least one, each of a height and width of at least 1"):
+            with pytest.raises(InputError, match="at least one level, of a height and width of at least 1"):
                 deformable_attention(values, [*shapes[:2], (-1, -1)], locations, weights)
             with pytest.raises(InputError, match="weights on meta"):
                 deformable_attention(values, shapes, locations, weights.to("meta"))

@@ -62,7 +62,7 @@ def available() -> dict[str, str]:
 
     def experimental() -> str:
         found = triton.load(torch.device("cuda"), operation=triton.DEFORMABLE)
-        return f"{found}: experimental, tried in Triton's interpreter alone so far"
+        return f"{found}: experimental, tested only in Triton's interpreter so far"
 
     return {
         "eager": "yes",

@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention on the fastest backend that can run it.
+"""Multi-scale deformable attention on the fastest available backend.
 
-Its reference is ``ops.deformable.multi_scale_deformable_attention``, which also runs under ``torch.export``,
-``torch.jit``, ``torch.func`` and forward-mode AD. The kernels keep nothing for the backward pass but their inputs.
+The reference is ``ops.deformable.multi_scale_deformable_attention``, which also runs under ``torch.export``,
+``torch.jit``, ``torch.func`` and forward-mode AD. The kernels save only their inputs for the backward pass.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ def deformable_attention(values: Tensor, shapes: Shapes, locations: Tensor, weig
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
     Args:
-        values: ``(B, S, H, D)``, the levels one after the other, each row by row; any strides.
-        shapes: L times height and width.
-        locations: ``(B, Q, H, L, P, 2)``, x and y in units of the level: 0 and 1 are the outer edges of its cells.
-            Beyond them everything is zero.
-        weights: ``(B, Q, H, L, P)``, of each point.
+        values: ``(B, S, H, D)``, the levels concatenated, each row by row; any strides.
+        shapes: height and width of each of the L levels.
+        locations: ``(B, Q, H, L, P, 2)``, x and y relative to the level's size: 0 and 1 are its outer edges. Values
+            outside are zero.
+        weights: ``(B, Q, H, L, P)``, the weight of each point.
 
     Returns:
         ``(B, Q, H * D)``; float32, or float64 if one of the tensors is.
 
     Raises:
-        InputError: shapes that do not fit together, or a backend asked for by name that cannot run.
+        InputError: shapes that do not fit together, or a backend requested by name that cannot run.
     """
     reference.check(values, shapes, locations, weights)
-    wanted = backend.current()
+    requested = backend.current()
     tensors = (values, locations, weights)
     plain = modes.exporting() or modes.transformed() or values.is_meta or not modes.ordinary(*tensors)
-    if wanted == "eager" or plain:
+    if requested == "eager" or plain:
         return reference.multi_scale_deformable_attention(values, shapes, locations, weights)
-    name = wanted if wanted != "auto" else "triton" if values.is_cuda else "native"
+    name = requested if requested != "auto" else "triton" if values.is_cuda else "native"
     reason = (triton if name == "triton" else cpu).why_not_deformable(values, shapes, locations, weights)
     if reason is None and name == "triton":
-        aloud = wanted == "auto"
-        reason = missing_triton(values.device, values.dtype, triton.DEFORMABLE, aloud, operation=triton.DEFORMABLE)
+        warn = requested == "auto"
+        reason = missing_triton(values.device, values.dtype, triton.DEFORMABLE, warn, operation=triton.DEFORMABLE)
     elif reason is None:
         reason = missing_native()
     if reason is not None:
-        if wanted == "auto":
+        if requested == "auto":
             return reference.multi_scale_deformable_attention(values, shapes, locations, weights)
-        raise InputError(f"backend {name} was asked for but cannot run: {reason}")
+        raise InputError(f"backend {name} was requested but cannot run: {reason}")
     sizes = [side for shape in shapes for side in shape]
     locations, weights = locations.float(), weights.float()
     if name == "triton":
@@ -66,7 +66,7 @@ def deformable_attention(values: Tensor, shapes: Shapes, locations: Tensor, weig
 
 @functools.partial(KernelOp, "focalnet::deformable_attention")
 def by_native(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """``deformable_attention`` by the CPU kernels; ``sizes`` are height and width of each level."""
+    """``deformable_attention`` by the CPU kernels; ``sizes`` has height and width of each level in turn."""
     return cpu.load().deformable_attention(values, sizes, locations, weights)
 
 
@@ -97,7 +97,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     values, locations, weights = ctx.saved_tensors
-    if derivatives.wanted(grad):
+    if derivatives.needed(grad):
         by_reference = functools.partial(reference.differentiable, ctx.sizes)
         grads = derivatives.gradients(by_reference, (values, locations, weights), [grad])
     else:

@@ -94,7 +94,7 @@ class FusedPatchEmbed(PatchEmbed):
 
 
 class FusedDeformableAttention(DeformableAttention):
-    """Deformable attention that samples, weights and sums its points in one operation; all of its layers are called."""
+    """Deformable attention that samples, weights and sums its points in one operation and calls all of its layers."""
 
     def _sample(
         self, values: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor

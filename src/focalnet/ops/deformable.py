@@ -51,13 +51,13 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
 
 
 def differentiable(sizes: Sequence[int], values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """The same in a way that can be differentiated any number of times on any device.
+    """``multi_scale_deformable_attention`` that can be differentiated any number of times on any device.
 
     Args:
-        sizes: height and width of each level, one after the other.
-        values: as for ``multi_scale_deformable_attention``, and so are the others.
-        locations: of the points.
-        weights: of the points.
+        sizes: height and width of each level in turn.
+        values: as in ``multi_scale_deformable_attention``.
+        locations: as in ``multi_scale_deformable_attention``.
+        weights: as in ``multi_scale_deformable_attention``.
     """
     shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
     dtype = torch.promote_types(values.dtype, torch.float32)
@@ -97,7 +97,7 @@ def by_gathering(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     extents = locations.new_tensor([(w, h) for h, w in shapes])[:, None]  # (L, 1, 2)
     # Points more than one cell outside are moved into the border, where values and gradients are zero, too.
     place = (locations * extents - 0.5).clamp(min=-1.5).minimum(extents + 0.5)
-    corner = place.detach().floor()  # NaN at no place, whose cells are those of the frame
+    corner = place.detach().floor()  # NaN for locations that are NaN, which sample the border
     right, below = (place - corner).unbind(-1)
     row_weights = torch.stack([(1 - below) * weights, below * weights], -1)
     corner_weights = row_weights[..., None] * torch.stack([1 - right, right], -1)[..., None, :]  # (B, Q, H, L, P, 2, 2)
@@ -126,8 +126,8 @@ def _table_rows(corner: Tensor, shapes: Shapes, table: torch.Size) -> Tensor:
 
 
 def check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
-    """Raises InputError for what does not fit together: the same words on every backend."""
-    if any(tensor.device != values.device for tensor in (locations, weights)):  # with some on meta PyTorch gives zeros
+    """Raises InputError for inconsistent shapes or devices, with the same message on every backend."""
+    if any(tensor.device != values.device for tensor in (locations, weights)):  # on meta PyTorch returns zeros
         raise InputError(f"values are on {values.device}, locations on {locations.device}, weights on {weights.device}")
     if values.ndim != 4 or locations.ndim != 6:
         raise InputError(
@@ -136,9 +136,9 @@ def check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         )
     heads, levels = values.shape[2], len(shapes)
     if len(values) != len(locations):
-        raise InputError(f"values are of {len(values)} images, locations of {len(locations)}")
+        raise InputError(f"values have a batch of {len(values)}, locations of {len(locations)}")
     if not shapes or any(h < 1 or w < 1 for h, w in shapes):
-        raise InputError(f"levels {list(shapes)} must be at least one, each of a height and width of at least 1")
+        raise InputError(f"levels {list(shapes)} must have at least one level, of a height and width of at least 1")
     if values.shape[1] != sum(h * w for h, w in shapes):
         raise InputError(f"values have {values.shape[1]} cells, which do not match the levels {list(shapes)}")
     if locations.shape[2:4] != (heads, levels) or locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:

@@ -1,6 +1,7 @@
 """The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
 
-Three families: the focal context, row-wise operations (layer norm, GELU, gradients of biases), and deformable attention.
+Three families: the focal context, row-wise operations (layer norm, GELU, gradients of biases), and deformable
+attention.
 
 ``pip install`` builds the library if there is a C++ compiler (``setup.py``). If there is no library, or it is damaged,
 older than this package or computes wrong results, ``load`` raises an error and everything runs on PyTorch's operations.
@@ -208,14 +209,14 @@ class Library:
         locations: torch.Tensor,
         weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of values (in their dtype), locations and weights (float32); every sum has a fixed order.
+        """Gradients of values (in their dtype), locations and weights (float32), with a fixed order of every sum.
 
         Args:
-            grad: of the output, ``(B, Q, H * D)``, float32.
-            values: as for ``deformable_attention``, and so are the others.
-            sizes: height and width of each level.
-            locations: of the points.
-            weights: of the points.
+            grad: gradient of the output, ``(B, Q, H * D)``, float32.
+            values: as in ``deformable_attention``.
+            sizes: as in ``deformable_attention``.
+            locations: as in ``deformable_attention``.
+            weights: as in ``deformable_attention``.
         """
         values, locations, weights = _deformable(values, sizes, locations, weights)
         shape = (*weights.shape[:2], values.shape[2] * values.shape[3])
@@ -320,7 +321,7 @@ def why_not_deformable(
     if any(tensor.dtype not in (*DTYPES, torch.float16) for tensor in tensors):
         return f"native takes float32, bfloat16 or float16, got {[str(tensor.dtype) for tensor in tensors]}"
     if values.numel() == 0 or weights.numel() == 0:
-        return "native has nothing to do without cells or queries"
+        return "native needs at least one cell and one query"
     if len(shapes) > MAX_SCALES:
         return f"native has at most {MAX_SCALES} levels, got {len(shapes)}"
     return None
@@ -360,7 +361,7 @@ def _kernel_shape(weight: torch.Tensor, channels: int) -> tuple[int, ...]:
 def _deformable(
     values: torch.Tensor, sizes: Sequence[int], locations: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Checked; the channels of values side by side, the others dense."""
+    """Checks the tensors and makes them contiguous; values only in their channels."""
     levels = len(sizes) // 2
     cells = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=False))
     if not 0 < levels <= MAX_SCALES or len(sizes) % 2 or min(sizes) < 1:

@@ -1,4 +1,4 @@
-"""What Python fills in and the CPU kernels read: the structures of their headers, for ctypes."""
+"""The job structures of the CPU kernels' headers for ctypes: Python fills them in, the kernels read them."""
 
 from __future__ import annotations
 

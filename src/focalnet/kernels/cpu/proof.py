@@ -73,7 +73,7 @@ def _cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, 
 
 
 def _deformable_cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The same of deformable attention, whose points are partly beyond the edges."""
+    """The same for deformable attention, with some points outside the levels."""
     values, sizes, locations, weights, grad = deformable_example(dtype)
     truth, gradients = _differentiated(
         lambda v, p, w: deformable.differentiable(sizes, v, p, w), (values, locations, weights), grad
@@ -85,9 +85,9 @@ def _deformable_cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[st
 
 
 def deformable_example(dtype: torch.dtype) -> tuple[Tensor, list[int], Tensor, Tensor, Tensor]:
-    """Values, sizes of the levels, locations, weights and a gradient of the output, for a proof on any device.
+    """Values, sizes of the levels, locations, weights and a gradient of the output, for a self-test on any device.
 
-    Locations are away from the centers of cells, where rounding would decide the side on which a slope is taken.
+    No location is close to the center of a cell, where the gradient of the location is discontinuous.
     """
     batch, queries, heads, points, sizes, channels = 2, 5, 2, 3, [4, 5, 2, 3], 37
     grid = (batch, queries, heads, len(sizes) // 2, points)

@@ -1,8 +1,8 @@
 """The GPU kernels, written in Triton, which is imported on use because it may not be installed.
 
-``kernels.py`` has the forward kernels of the focal context, ``gradients.py`` the backward kernels, ``tiling.py`` the tile
-sizes, and ``op.py`` the operation. ``deformable_kernels.py`` and ``deformable.py`` are deformable attention, which is
-experimental because it has never run on a GPU. ``proof.py`` is the self-test.
+``kernels.py`` has the forward kernels of the focal context, ``gradients.py`` the backward kernels, ``tiling.py`` the
+tile sizes, and ``op.py`` the operation. ``deformable_kernels.py`` and ``deformable.py`` have deformable attention,
+which is experimental because it has never run on a GPU. ``proof.py`` is the self-test.
 """
 
 from __future__ import annotations
@@ -142,22 +142,22 @@ def why_not_deformable(
         kinds = [str(tensor.dtype) for tensor in (values, locations, weights)]
         return f"triton takes float32, bfloat16 or float16, got {kinds}"
     if values.numel() == 0 or weights.numel() == 0:
-        return "triton has nothing to do without cells or queries"
+        return "triton needs at least one cell and one query"
     if len(shapes) > MAX_SCALES or values.shape[3] > MAX_HEAD_CHANNELS:
         return f"triton has at most {MAX_SCALES} levels and {MAX_HEAD_CHANNELS} channels of a head"
-    # Programs and queries are counted with 32 bits, and cells, which are also numbers in float32; addresses are not.
+    # The kernels index queries and cells with 32 bits (a program's last index may lie beyond), addresses with 64.
     batch, queries, heads = weights.shape[:3]
-    if batch * queries * heads >= 2**31 or values.shape[1] >= 2**31:
-        return "triton counts queries of all heads and cells with 32 bits, here are more"
+    if max(batch * queries * heads, values.shape[1]) >= 2**30:
+        return "triton indexes cells, and queries times heads, with 32 bits, this input has more"
     return None
 
 
 def deformable_attention(
     values: torch.Tensor, sizes: list[int], locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """See ``kernels.deformable``; after ``load``, for tensors that nothing in ``why_not_deformable`` is against.
+    """See ``kernels.deformable``; call ``load`` before, and only for tensors that ``why_not_deformable`` accepts.
 
-    What does not compile or start falls back to the reference, as for ``focal_context``.
+    Kernels that do not compile or start fall back to the reference, as in ``focal_context``.
     """
     run = torch.ops.focalnet.deformable_attention_triton
     out: torch.Tensor
@@ -168,7 +168,7 @@ def deformable_attention(
         out = run(values, sizes, locations, weights)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # compilers, drivers and caches raise whatever they like
+    except Exception as error:  # compilers, drivers and caches may raise any exception
         proof.deny(values.device, values.dtype, DEFORMABLE, error)
         shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
         return multi_scale_deformable_attention(values, shapes, locations, weights)

@@ -1,6 +1,7 @@
 """``focalnet::deformable_attention_triton``: launches the kernels of deformable attention, forward and backward.
 
-EXPERIMENTAL, as its kernels. Imported on use, for it needs Triton. The backward pass needs nothing but the inputs.
+EXPERIMENTAL: it has never run on a GPU. Imported on use because it needs Triton. Only the inputs are saved for the
+backward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from focalnet.kernels.triton.op import on_device, wrap_triton
 from focalnet.ops import deformable as reference
 from focalnet.ops import derivatives
 
-_NUMBERS = 1024  # of a program: rows times channels
+_NUMBERS = 1024  # rows times channels of a program
 
 
 @triton_op("focalnet::deformable_attention_triton", mutates_args=())
@@ -38,7 +39,7 @@ def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, we
     Returns:
         ``(B, Q, H * D)``, float32.
     """
-    if forward_ad._current_level >= 0:  # PyTorch would lose the tangent without a word
+    if forward_ad._current_level >= 0:  # PyTorch would silently drop the tangent
         raise InputError(
             "deformable_attention_triton has no forward-mode derivative: call kernels.deformable_attention, which has"
         )
@@ -63,12 +64,12 @@ def deformable_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values (in their dtype), locations and weights (float32).
 
-    Those of the values are NaN, all of them, where a number of ``grad`` or ``weights`` is not finite.
+    If ``grad`` or ``weights`` contain a value that is not finite, the whole gradient of the values is NaN.
     """
     grad, values, locations, weights = (x.contiguous() for x in (grad, values, locations, weights))
     batch, queries, heads, levels, points = weights.shape
     channels = values.shape[3]
-    # Each point reaches a cell at most once, with at most its weight: in these units no sum leaves the 63 bits.
+    # A point adds to a cell at most once, with at most its weight, so that sums in these units fit into 63 bits.
     largest = grad.abs().amax().double() * weights.abs().amax().double() * (queries * points)
     exponent = (62 - largest.log2().ceil()).clamp(-126, 126)
     units = torch.where(largest.isfinite(), exponent.exp2(), torch.nan).float()
@@ -91,32 +92,32 @@ def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> No
 
 
 def _blocks(rows: int, channels: int) -> tuple[int, dict[str, int]]:
-    """The number of programs, and how much each does."""
+    """The number of programs, and the block size of each."""
     width = triton.next_power_of_2(channels)
     height = max(1, _NUMBERS // width)
     return -(-rows // height), {"R": height, "BD": width, "num_warps": 4}
 
 
 def _padded(sizes: list[int]) -> list[int]:
-    """Height and width of as many levels as the kernels have parameters for."""
+    """Sizes, padded to the number of levels that the kernels have parameters for."""
     return [*sizes, *[1] * (2 * MAX_SCALES - len(sizes))]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, ctx.sizes, locations, weights = inputs
-    ctx.by_name = backend.current() == "triton"  # asked here: backward passes have a thread of their own
+    ctx.by_name = backend.current() == "triton"  # read here because the backward pass has its own thread
     ctx.save_for_backward(values, locations, weights)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     values, locations, weights = ctx.saved_tensors
-    if not derivatives.wanted(grad):
+    if not derivatives.needed(grad):
         try:
             found = deformable_attention_backward(grad, values, ctx.sizes, locations, weights)
             return found[0], None, found[1], found[2]
         except (torch.OutOfMemoryError, InputError):
             raise
-        except Exception as error:  # compilers, drivers and caches raise whatever they like
+        except Exception as error:  # compilers, drivers and caches may raise any exception
             if ctx.by_name or torch.compiler.is_compiling():
                 raise
             proof.deny(values.device, values.dtype, DEFORMABLE, error)

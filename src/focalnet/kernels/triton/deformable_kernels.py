@@ -1,28 +1,29 @@
 """The GPU kernels of deformable attention, forward and backward.
 
-EXPERIMENTAL: right in Triton's interpreter and compiled for GPUs, they have never run on one.
+EXPERIMENTAL: they pass their tests in Triton's interpreter and compile for GPUs, but have never run on one.
 
 B batch, S cells of all levels, Q queries, H heads, D channels of a head, L levels, P points. A *row* is one query and
-head; a program takes ``R`` rows times ``BD`` channels through every point of every level. Sums are float32 whatever
-the values are, but for the gradient of the values, which is a sum over points of any program: it is added up in whole
-numbers (int64), whose sum is the same in any order.
+head; a program computes ``R`` rows times ``BD`` channels for all points of all levels. Sums are float32 for all dtypes,
+except the gradient of the values, to which many programs add: it is summed in int64, whose sum does not depend on the
+order.
 """
-# Triton reads these signatures; types would mean something else to it.
+# Triton interprets type annotations in these signatures itself.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 # ruff: noqa: ANN001, ANN201, D417
 
 import triton
 import triton.language as tl
 
-# What differs from image to image: a kernel that knew whether 16 divides it would be compiled again for many sizes.
+# Arguments that depend on the image size: specializing kernels on their divisibility by 16 would recompile them for
+# many sizes.
 SIZES = ("rows", "S", "Q", *(f"{side}{level}" for level in range(8) for side in "hw"))
 
 
 @triton.jit
 def locate(at, size):
-    """Along one axis: the cell at or before a place, and the share of the cell after it.
+    """Along one axis: the cell at or before a location, and the weight of the next cell.
 
-    Beyond both ends there is nothing (cell -2), and at no place (NaN) nothing but NaN.
+    Outside the level the cell is -2, which does not exist. The weight at a location that is NaN is NaN.
     """
     place = tl.fma(at, size.to(tl.float32), -0.5)
     floor = tl.floor(place)
@@ -33,7 +34,7 @@ def locate(at, size):
 
 @triton.jit
 def offsets_of(y, x, height, width, first, start, step):
-    """Where a corner of each row's point is in the values, (R, 1), and whether it exists."""
+    """Offsets in the values of a cell at each row's point, (R, BD), and whether the cell exists, (R, 1)."""
     exists = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     cell = first + y * width + x
     return start + cell.to(tl.int64)[:, None] * step, exists[:, None]
@@ -48,7 +49,7 @@ def forward_kernel(
 
     Args:
         values: (B, S, H, D); locations: (rows, L, P, 2); weights: (rows, L, P); out: (rows, D), written. All dense.
-        rows: B * Q * H; h0, w0 and so on: height and width of each level, of which L count.
+        rows: B * Q * H; h0, w0 and so on: height and width of each level, of which the first L are used.
     """
     row = tl.program_id(0) * R + tl.arange(0, R)
     live = row < rows
@@ -87,13 +88,13 @@ def backward_kernel(
     rows, S, Q, h0, w0, h1, w1, h2, w2, h3, w3, h4, w4, h5, w5, h6, w6, h7, w7,
     H: tl.constexpr, D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of R rows' locations and weights, and what these rows add to that of the values.
+    """The gradients of the locations and weights of R rows; adds their contribution to the gradient of the values.
 
     Args:
-        grad: (rows, D); values, locations, weights: as for ``forward_kernel``.
-        units: one number, by which what is added to ``sums`` is multiplied before it is made whole.
+        grad: (rows, D); values, locations, weights: as in ``forward_kernel``.
+        units: a scalar that contributions to ``sums`` are multiplied by before they are converted to int64.
         sums: (B, S, H, D), int64, added to; grad_locations: (rows, L, P, 2) and grad_weights: (rows, L, P), written.
-        rows: B * Q * H; h0, w0 and so on: height and width of each level, of which L count.
+        rows: B * Q * H; h0, w0 and so on: height and width of each level, of which the first L are used.
     """
     row = tl.program_id(0) * R + tl.arange(0, R)
     live = row < rows
