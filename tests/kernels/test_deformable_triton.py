@@ -120,6 +120,7 @@ def test_refusals() -> None:
         deformable_attention(*on_device(example([(1, 1)] * 9)))
     with pytest.raises(InputError, match="at most 8 levels and 256 channels"):
         deformable_attention(*on_device(example(channels=257)))
+    assert "experimental" in backend.available()["triton, deformable attention"]
     many = torch.zeros(1).expand(2**16, 2**12, 8, 1, 1)
     reason = triton.why_not_deformable(torch.zeros(1).expand(2**16, 1, 8, 1), [(1, 1)], many[..., None], many)
     assert "32 bits" in str(reason)
