@@ -24,7 +24,7 @@ SEAL = b"focalnet kernels"  # after a library's content and its SHA-256, for foc
 MACHINE = platform.machine().lower()
 X86, ARM = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
-KERNELS = ("focal_context", "rows")
+KERNELS = ("focal_context", "rows", "deformable")
 VARIANTS: dict[str, tuple[int, list[str]]] = {"neon" if ARM else "generic": (4, [])}  # lanes, flags
 if X86:
     VARIANTS |= {"avx2": (8, ["-mavx2", "-mfma"]), "avx512": (16, AVX512)}

@@ -17,4 +17,5 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=1
 export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"
 export PYTHONPATH="$copy/src"
 "$python" -c "import focalnet; from focalnet.kernels import cpu; print(cpu.load().variant, focalnet.__file__)"
-"$python" -m pytest tests/kernels/test_native.py tests/kernels/test_native_safety.py tests/kernels/test_rowwise.py "$@"
+"$python" -m pytest tests/kernels/test_native.py tests/kernels/test_native_safety.py tests/kernels/test_rowwise.py \
+  tests/kernels/test_deformable.py "$@"

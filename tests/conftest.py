@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data at {SHARED}; set FOCALNET_SHARED")
     return SHARED
+
+
+@pytest.fixture(params=["auto", "eager"])
+def each_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs by the kernels, where they are, and by PyTorch's operations."""
+    from focalnet.kernels import backend
+
+    with backend.use(request.param):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,9 +2,10 @@
 
     python benchmarks/gpu/compile_only.py [--kernels 3 5] [--map 56 56 96] [--batch 128] [--dtype bfloat16]
     python benchmarks/gpu/compile_only.py --models [--capability 90]
+    python benchmarks/gpu/compile_only.py --deformable [--channels 32] [--dtype bfloat16]
 
 The second form compiles those of every stage and kernel set of FocalNet-T in bfloat16 on all cores, into Triton's
-cache.
+cache; the third those of deformable attention, of 8 heads and 2 levels (more levels are more of the same).
 
 One line a kernel: registers of a thread, bytes of stack (anything but 0 means registers were spilled), bytes of shared
 memory, instructions, and multiply-adds among them (loops are counted once). Needs Triton, which carries the assembler.
@@ -28,9 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from focalnet.kernels.triton import op, tiling
+from focalnet.kernels.triton import deformable, op, tiling
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 SETS = ([3, 5], [3, 5, 7], [9, 11, 13])  # FocalNet-T: SRF, LRF, and the large kernels of detection
 STAGES = ((56, 56, 96), (28, 28, 192), (14, 14, 384), (7, 7, 768))
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]+)")
@@ -58,6 +59,26 @@ def launches(
         op.focal_context_backward._init_fn(out, context, gates, taps, kernels, z, totals)
     finally:
         op._launch = launch
+    return recorded
+
+
+def deformable_launches(channels: int, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The same of deformable attention with so many channels of a head."""
+    recorded = []
+
+    def record(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        recorded.append((kernel, arguments, constants))
+
+    sizes, meta = [100, 167, 50, 84], torch.device("meta")
+    cells = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=True))
+    values = torch.empty(2, cells, 8, channels, dtype=dtype, device=meta)
+    locations, weights = (torch.empty(2, 900, 8, 2, 4, *xy, device=meta) for xy in ((2,), ()))
+    launch, deformable._launch = deformable._launch, record
+    try:
+        out = deformable.deformable_attention._init_fn(values, sizes, locations, weights)
+        deformable.deformable_attention_backward._init_fn(out, values, sizes, locations, weights)
+    finally:
+        deformable._launch = launch
     return recorded
 
 
@@ -125,14 +146,19 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5])
     parser.add_argument("--map", type=int, nargs=3, default=[56, 56, 96], metavar=("H", "W", "C"))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dtype", choices=[str(t).removeprefix("torch.") for t in TYPES], default="bfloat16")
+    floats = [str(t).removeprefix("torch.") for t in TYPES if t.is_floating_point]
+    parser.add_argument("--dtype", choices=floats, default="bfloat16")
     parser.add_argument("--capability", type=int, default=90, help="80 A100, 90 H100 and H200")
     parser.add_argument("--models", action="store_true", help="FocalNet-T, in parallel")
+    parser.add_argument("--deformable", action="store_true", help="deformable attention")
+    parser.add_argument("--channels", type=int, default=32, help="of a head of deformable attention")
     a = parser.parse_args()
     if a.models:
         compile_models(a.batch, a.capability)
         return
-    for kernel, arguments, constants in launches((a.batch, *a.map), a.kernels, getattr(torch, a.dtype)):
+    dtype = getattr(torch, a.dtype)
+    found = deformable_launches(a.channels, dtype) if a.deformable else launches((a.batch, *a.map), a.kernels, dtype)
+    for kernel, arguments, constants in found:
         used = resources(compiled(kernel, arguments, constants, a.capability).asm["cubin"])
         line = ", ".join(f"{name} {value}" for name, value in used.items())
         print(f"{kernel.__name__:24s} {line}  {constants}")

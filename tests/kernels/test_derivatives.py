@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 from focalnet import kernels
 from focalnet.errors import InputError
 from focalnet.kernels import backend, cpu, matmul, triton
-from focalnet.ops.deformable import multi_scale_deformable_attention
 from focalnet.ops.roi_align import roi_align
 
 needs_kernels = pytest.mark.skipif(not cpu.built(), reason="the CPU kernels were not built")
@@ -55,7 +54,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
         [random(2, 3, 4), random(6, 4, seed=1), random(6, seed=2), random(5, 6, seed=3), random(5, seed=4)],
     ),
     "deformable attention": (
-        lambda v, p, w: multi_scale_deformable_attention(v, [(2, 3), (1, 2)], (p * 0.3 + 0.5).clamp(0.05, 0.95), w),
+        lambda v, p, w: kernels.deformable_attention(v, [(2, 3), (1, 2)], (p * 0.3 + 0.5).clamp(0.05, 0.95), w),
         [random(1, 8, 2, 3), random(1, 2, 2, 2, 2, 2, seed=5), random(1, 2, 2, 2, 2, seed=2)],
     ),
     "roi_align": (lambda f: roi_align(f, ROIS.to(f), 2, 0.25), [random(2, 3, 5, 4)]),
@@ -128,6 +127,9 @@ def of_kernels() -> dict[str, tuple[Any, ...]]:
         "gelu_backward": (x.cos(), x, True),
         "column_sum": (x,),
     }
+    points = random(2, 3, 2, 1, 2, 2).float().sigmoid(), random(2, 3, 2, 1, 2).float()
+    arguments["deformable_attention"] = (random(2, 6, 2, 5).float(), [2, 3], *points)
+    arguments["deformable_attention_backward"] = (random(2, 3, 10).float(), *arguments["deformable_attention"])
     if matmul.ONEDNN:
         arguments["linear"] = (x, random(5, 7).float(), random(5).float(), "none", None)
     return arguments

@@ -94,7 +94,7 @@ def test_a_step_that_fails_is_the_reason(failure: str, gpu: Path, monkeypatch: p
     result, message = FAILURES[failure]
     calls = answer(monkeypatch, result)
     with pytest.warns(RuntimeWarning, match=r"models run on PyTorch's operations") as caught:
-        reasons = [dispatch._missing_triton(GPU, torch.float32, (3, 5), True) for _ in range(3)]
+        reasons = [dispatch.missing_triton(GPU, torch.float32, (3, 5), True) for _ in range(3)]
     assert message in str(reasons[0])
     assert len(set(reasons)) == len(caught) == len(calls) == 1
     assert not gpu.exists()  # the user may mend it: the next process asks again
@@ -102,7 +102,7 @@ def test_a_step_that_fails_is_the_reason(failure: str, gpu: Path, monkeypatch: p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (
-            dispatch._missing_triton(GPU, torch.float32, (3, 5), False) == reasons[0]
+            dispatch.missing_triton(GPU, torch.float32, (3, 5), False) == reasons[0]
         )  # by name: raised, not warned of
 
 
@@ -187,8 +187,8 @@ def test_a_specialization_that_fails_later_is_denied(failing: str, monkeypatch: 
         out, slope = with_gradient(triton.focal_context)
     assert len(caught) == 1
     torch.testing.assert_close((out, slope), with_gradient(reference.focal_context))
-    assert "out of resource" in str(dispatch._missing_triton(context.device, torch.float32, (3,), True))
-    assert dispatch._missing_triton(context.device, torch.float32, (5,), True) is None
+    assert "out of resource" in str(dispatch.missing_triton(context.device, torch.float32, (3,), True))
+    assert dispatch.missing_triton(context.device, torch.float32, (5,), True) is None
     with backend.use("triton"), pytest.raises(InputError, match=r"cannot run: .*out of resource"):
         focal_context(context, gates, weights)
 

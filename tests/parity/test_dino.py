@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import ConfigError
+from focalnet.kernels import backend
+from focalnet.kernels.fuse import fuse
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.dino import DINO, DINOConfig
 from focalnet.models.dino.denoising import DenoisingGenerator, DenoisingQueries, Objects
@@ -79,21 +81,25 @@ def inputs(tensors: dict[str, Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     return batch, sizes
 
 
+@pytest.mark.parametrize("by", ["plain", "fused", "fused, eager"])
 @cases("dino/msdeformattn_*.json")
-def test_deformable_attention(case: Case) -> None:
+def test_deformable_attention(case: Case, by: str) -> None:
     config, tensors = case.facts["config"], case.tensors
     layer = DeformableAttention(config["d_model"], config["n_heads"], config["n_levels"], config["n_points"])
     layer.load_state_dict(weights(tensors))
-    given = {key: tensors[key].requires_grad_() for key in ("query", "reference_points", "input_flatten")}
-    out = layer(
-        given["query"],
-        given["input_flatten"],
-        shapes_of(tensors),
-        given["reference_points"],
-        tensors["padding_mask"].bool(),
-    )
-    assert_forward(out, tensors["output"])
-    (out * tensors["grad_seed_vector"]).sum().backward()
+    if by != "plain":
+        fuse(layer)
+    given = {key: tensors[key].detach().requires_grad_() for key in ("query", "reference_points", "input_flatten")}
+    with backend.use("eager" if by == "fused, eager" else "auto"):
+        out = layer(
+            given["query"],
+            given["input_flatten"],
+            shapes_of(tensors),
+            given["reference_points"],
+            tensors["padding_mask"].bool(),
+        )
+        assert_forward(out, tensors["output"])
+        (out * tensors["grad_seed_vector"]).sum().backward()
     for key, tensor in given.items():
         assert_gradient(tensor.grad, tensors[f"grad.{key}"])
     for key, parameter in layer.named_parameters():
@@ -242,6 +248,7 @@ def test_detector_step_by_step(case: Case) -> None:
         assert_forward(found.boxes, boxes.clip(expected["boxes"], originals[i]))  # the release lets them stick out
 
 
+@pytest.mark.usefixtures("each_backend")
 @cases("dino/detector_*_train*.json")
 def test_detector_in_training(case: Case) -> None:
     model, _ = build(case)

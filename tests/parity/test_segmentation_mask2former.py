@@ -65,6 +65,7 @@ def test_feature_maps_and_every_layer(case: Case) -> None:
     torch.testing.assert_close(last.masks, layers[-1].masks)
 
 
+@pytest.mark.usefixtures("each_backend")
 @cases(PATTERN)
 def test_losses_gradients_and_matches(case: Case) -> None:
     model, facts, expected = build(case), case.facts["train"], case.tensors

@@ -60,7 +60,16 @@ def available() -> dict[str, str]:
         library = cpu.load()
         return f"{library.variant} kernels (has {', '.join(library.variants)})"
 
-    return {"eager": "yes", "native": _state(kernels), "triton": _state(lambda: triton.load(torch.device("cuda")))}
+    def experimental() -> str:
+        found = triton.load(torch.device("cuda"), operation=triton.DEFORMABLE)
+        return f"{found}: experimental, tested only in Triton's interpreter so far"
+
+    return {
+        "eager": "yes",
+        "native": _state(kernels),
+        "triton": _state(lambda: triton.load(torch.device("cuda"))),
+        f"triton, {triton.DEFORMABLE}": _state(experimental),
+    }
 
 
 def _state(load: Callable[[], str]) -> str:

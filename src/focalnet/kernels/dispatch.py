@@ -43,9 +43,9 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     reason = kernels.why_not(context, gates, weights)
     if reason is None and name == "triton":
         sizes = tuple(weight.shape[-1] for weight in weights)
-        reason = _missing_triton(context.device, context.dtype, sizes, requested == "auto")
+        reason = missing_triton(context.device, context.dtype, sizes, requested == "auto")
     elif reason is None:
-        reason = _missing_native()
+        reason = missing_native()
     if reason is not None:
         if requested == "auto":
             return reference.focal_context(context, gates, weights)
@@ -57,7 +57,7 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing_native() -> str | None:
+def missing_native() -> str | None:
     """Why the CPU kernels are not available, or None; constant within a process."""
     try:
         cpu.load()
@@ -67,17 +67,31 @@ def _missing_native() -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _missing_triton(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], warn: bool) -> str | None:
-    """Why the GPU kernels of these sizes cannot run here, or None; ``warn`` warns once if they should."""
+def missing_triton(
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: tuple[int, ...] | str,
+    warn: bool,
+    operation: str = triton.FOCAL_CONTEXT,
+) -> str | None:
+    """Why the GPU kernels of an operation cannot run here, or None.
+
+    Args:
+        device: device of the tensors.
+        dtype: dtype of the feature maps.
+        kernels: kernel sizes of a focal context, or the name of another operation, as in ``triton.proof.deny``.
+        warn: whether to warn, once, if the kernels should run here.
+        operation: ``triton.FOCAL_CONTEXT`` or ``triton.DEFORMABLE``.
+    """
     try:
-        triton.load(device, dtype)
+        triton.load(device, dtype, operation)
     except triton.Unusable as error:
         if warn:
             triton.proof.warn(str(error))
         return str(error)
     except InputError as error:
         return str(error)
-    return triton.proof.denied(device, dtype, sizes)
+    return triton.proof.denied(device, dtype, kernels)
 
 
 @functools.partial(KernelOp, "focalnet::focal_context")

@@ -10,14 +10,22 @@ from typing import TypeVar
 from torch import nn
 
 from focalnet.errors import ConfigError
-from focalnet.kernels.fused import FusedFocalModulation, FusedFocalNetBlock, FusedMlp, FusedPatchEmbed
+from focalnet.kernels.fused import (
+    FusedDeformableAttention,
+    FusedFocalModulation,
+    FusedFocalNetBlock,
+    FusedMlp,
+    FusedPatchEmbed,
+)
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp, PatchEmbed
+from focalnet.nn.deformable import DeformableAttention
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     FocalNetBlock: FusedFocalNetBlock,
     FocalModulation: FusedFocalModulation,
     Mlp: FusedMlp,
     PatchEmbed: FusedPatchEmbed,
+    DeformableAttention: FusedDeformableAttention,
 }
 
 # The modules that define the classes of other libraries, and our modules with their fused versions. A model can only
@@ -35,6 +43,8 @@ def fuse(model: Model, *, undo: bool = False) -> Model:
 
     Only ``__class__`` changes: modules, parameters, state dict, hooks and outputs stay the same. Submodules of a fused
     module may be replaced, hooked, parametrized, sharded or quantized at any time; the unmodified path then calls them.
+
+    The deformable attention of this library gets its fused class, too.
 
     Args:
         model: any module; without a FocalNet in it, nothing changes.

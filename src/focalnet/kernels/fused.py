@@ -10,13 +10,16 @@ from __future__ import annotations
 import torch
 
 from focalnet.kernels import direct, submodules
+from focalnet.kernels.deformable import deformable_attention
 from focalnet.kernels.dispatch import focal_context
 from focalnet.kernels.matmul import linear, linear_of_product, mlp
 from focalnet.kernels.rowwise import fork_and_norm, layer_norm
 from focalnet.kernels.weights import BlockWeights, MlpWeights, ModulationWeights
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp, PatchEmbed
 from focalnet.nn.block import DropPath
+from focalnet.nn.deformable import DeformableAttention
 from focalnet.ops import modes
+from focalnet.ops.deformable import Shapes
 
 
 class FusedFocalModulation(FocalModulation):
@@ -88,6 +91,17 @@ class FusedPatchEmbed(PatchEmbed):
     def _normalized(self, y_BHWC: torch.Tensor) -> torch.Tensor:
         norm = None if submodules.observed(y_BHWC) else submodules.norm(self._modules.get("norm"), y_BHWC.shape[-1])
         return super()._normalized(y_BHWC) if norm is None else layer_norm(y_BHWC, *norm)
+
+
+class FusedDeformableAttention(DeformableAttention):
+    """Deformable attention that samples, weights and sums its points in one operation and calls all of its layers."""
+
+    def _sample(
+        self, values: torch.Tensor, shapes: Shapes, locations: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        if submodules.observed(values):
+            return super()._sample(values, shapes, locations, weights)
+        return deformable_attention(values, shapes, locations, weights)
 
 
 def modulate(

@@ -76,6 +76,9 @@ class DeformableAttention(nn.Module):
         if padding_BS is not None:
             values = values.masked_fill(padding_BS[..., None], 0.0)
         values = torch.unflatten(values, -1, (self.heads, -1))
-        attended = multi_scale_deformable_attention(values, shapes, locations, weights)
+        attended = self._sample(values, shapes, locations, weights)
         out: Tensor = self.output_proj(attended.to(self.output_proj.weight.dtype))
         return out
+
+    def _sample(self, values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+        return multi_scale_deformable_attention(values, shapes, locations, weights)

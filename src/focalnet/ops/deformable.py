@@ -26,7 +26,8 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
     On the CPU, and under ``torch.func`` and forward-mode AD, it uses ``by_gathering``; elsewhere and for export
-    ``by_sampling``. Both give the same results. It computes in float32 or higher, also within autocast.
+    ``by_sampling``. Both give the same results. It computes in float32 or higher, also within autocast. The output of a
+    location that is NaN is NaN.
 
     Args:
         values: ``(B, S, H, D)``, the levels concatenated, each row by row.
@@ -41,12 +42,26 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
     Raises:
         InputError: the shapes do not match.
     """
-    _check(values, shapes, locations, weights)
+    check(values, shapes, locations, weights)
     gather = (values.device.type == "cpu" or modes.transformed()) and not modes.exporting()
     compute = by_gathering if gather else by_sampling
     with without_autocast(values.device):
         dtype = torch.promote_types(torch.promote_types(values.dtype, locations.dtype), torch.float32)
         return compute(values.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
+
+
+def differentiable(sizes: Sequence[int], values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """``multi_scale_deformable_attention`` that can be differentiated any number of times on any device.
+
+    Args:
+        sizes: height and width of each level in turn.
+        values: as in ``multi_scale_deformable_attention``.
+        locations: as in ``multi_scale_deformable_attention``.
+        weights: as in ``multi_scale_deformable_attention``.
+    """
+    shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return by_gathering(values.to(dtype), shapes, locations, weights)
 
 
 def by_sampling(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -82,34 +97,48 @@ def by_gathering(values: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     extents = locations.new_tensor([(w, h) for h, w in shapes])[:, None]  # (L, 1, 2)
     # Points more than one cell outside are moved into the border, where values and gradients are zero, too.
     place = (locations * extents - 0.5).clamp(min=-1.5).minimum(extents + 0.5)
-    corner = place.detach().floor()
+    corner = place.detach().floor()  # NaN for locations that are NaN, which sample the border
     right, below = (place - corner).unbind(-1)
     row_weights = torch.stack([(1 - below) * weights, below * weights], -1)
     corner_weights = row_weights[..., None] * torch.stack([1 - right, right], -1)[..., None, :]  # (B, Q, H, L, P, 2, 2)
     indices = _table_rows(corner, shapes, table.shape)
     starts = torch.arange(0, indices.numel(), indices.shape[-1], dtype=indices.dtype, device=indices.device)
     bags = weighted_rows(table.flatten(0, 2), indices.flatten(), corner_weights.flatten(), starts)
-    return bags.view(len(values), -1, heads * values.shape[3])
+    return bags.view(len(values), locations.shape[1], heads * values.shape[3])
 
 
 def _table_rows(corner: Tensor, shapes: Shapes, table: torch.Size) -> Tensor:
-    """Rows of the table for the four cells around each point, int32 ``(B, Q, H, L P 4)``."""
+    """Rows of the table for the four cells around each point, ``(B, Q, H, L P 4)``; int32 if it can index them all."""
     batch, cells, heads, _ = table
-    int_tensor = partial(torch.tensor, dtype=torch.int32, device=corner.device)
+    dtype = torch.int32 if batch * cells * heads < 2**31 else torch.int64
+    int_tensor = partial(torch.tensor, dtype=dtype, device=corner.device)
     widths = [w + 2 * _BORDER for _, w in shapes]
     sizes = [(h + 2 * _BORDER) * width for (h, _), width in zip(shapes, widths, strict=True)]
     origins = int_tensor([sum(sizes[:i]) + _BORDER * (width + 1) for i, width in enumerate(widths)])  # of the levels
     images = int_tensor(range(batch)).view(-1, 1, 1) * cells
     start = (images + origins) * heads + int_tensor(range(heads))[:, None]  # (B, H, L)
-    x, y = corner.to(torch.int32).unbind(-1)
+    is_nan = corner.isnan().any(-1, keepdim=True)
+    x, y = corner.masked_fill(is_nan, -_BORDER).to(dtype).unbind(-1)
     first = (y * int_tensor(widths)[:, None] + x) * heads + start[:, None, :, :, None]
     steps = int_tensor([(0, 1, width, width + 1) for width in widths]) * heads
     indices: Tensor = first[..., None] + steps[:, None]
     return indices.flatten(3)
 
 
-def _check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+def check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    """Raises InputError for inconsistent shapes or devices, with the same message on every backend."""
+    if any(tensor.device != values.device for tensor in (locations, weights)):  # on meta PyTorch returns zeros
+        raise InputError(f"values are on {values.device}, locations on {locations.device}, weights on {weights.device}")
+    if values.ndim != 4 or locations.ndim != 6:
+        raise InputError(
+            f"values {tuple(values.shape)} and locations {tuple(locations.shape)} must be (B, S, H, D) and "
+            "(B, Q, H, L, P, 2)"
+        )
     heads, levels = values.shape[2], len(shapes)
+    if len(values) != len(locations):
+        raise InputError(f"values have a batch of {len(values)}, locations of {len(locations)}")
+    if not shapes or any(h < 1 or w < 1 for h, w in shapes):
+        raise InputError(f"levels {list(shapes)} must have at least one level, of a height and width of at least 1")
     if values.shape[1] != sum(h * w for h, w in shapes):
         raise InputError(f"values have {values.shape[1]} cells, which do not match the levels {list(shapes)}")
     if locations.shape[2:4] != (heads, levels) or locations.shape[:-1] != weights.shape or locations.shape[-1] != 2:

@@ -1,6 +1,7 @@
 """The CPU kernels: C++ without PyTorch headers, loaded as a plain shared library.
 
-Two families: the focal context, and row-wise operations (layer norm, GELU, gradients of biases).
+Three families: the focal context, row-wise operations (layer norm, GELU, gradients of biases), and deformable
+attention.
 
 ``pip install`` builds the library if there is a C++ compiler (``setup.py``). If there is no library, or it is damaged,
 older than this package or computes wrong results, ``load`` raises an error and everything runs on PyTorch's operations.
@@ -22,53 +23,13 @@ import torch
 from focalnet.errors import InputError
 from focalnet.kernels.cpu import arguments, library_file, proof
 from focalnet.kernels.cpu.arguments import DTYPES
+from focalnet.kernels.cpu.jobs import MAX_LEVELS, MAX_SCALES, DeformableJob, FocalContextJob, RowsJob
 
-MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
-_ABI = 2  # FOCALNET_ABI of dispatch.cpp
+_ABI = 3  # FOCALNET_ABI of dispatch.cpp
 ROWS_OF_A_PART = 32  # FOCALNET_ROWS_OF_A_PART of rows.h
 _MAX_THREADS = 1024
 _COLUMN_SUM, _GELU, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(5)  # RowsKernel of rows.h
-
-
-class _Job(ctypes.Structure):
-    """``FocalContextJob`` of focal_context.h, field by field."""
-
-    _fields_ = (
-        ("context", ctypes.c_void_p),
-        ("gates", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p * MAX_LEVELS),
-        ("grad_weights", ctypes.c_void_p * MAX_LEVELS),
-        ("grad_gates", ctypes.c_void_p),
-        ("context_stride", ctypes.c_int64 * 3),
-        ("gates_stride", ctypes.c_int64 * 3),
-        ("shape", ctypes.c_int64 * 4),
-        ("kernels", ctypes.c_int32 * MAX_LEVELS),
-        ("L", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-    )
-
-
-class _RowsJob(ctypes.Structure):
-    """``RowsJob`` of rows.h, field by field."""
-
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
-        ("residual_grad", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("gelu_out", ctypes.c_void_p),
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("moments", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-        ("threads", ctypes.c_int32),
-    )
 
 
 class Library:
@@ -103,8 +64,9 @@ class Library:
 
     def _check_version(self, path: Path) -> None:
         library = self._library
-        sizes = library.focalnet_focal_context_job_size(), library.focalnet_rows_job_size()
-        if (library.focalnet_abi(), *sizes) != (_ABI, ctypes.sizeof(_Job), ctypes.sizeof(_RowsJob)):
+        jobs = {"focal_context": FocalContextJob, "rows": RowsJob, "deformable": DeformableJob}
+        sizes = [getattr(library, f"focalnet_{name}_job_size")() for name in jobs]
+        if (library.focalnet_abi(), *sizes) != (_ABI, *map(ctypes.sizeof, jobs.values())):
             raise InputError(f"the CPU kernels in {path} are of another version of focalnet: install focalnet again")
 
     def forward(self, context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -222,12 +184,56 @@ class Library:
         self._rows(_COLUMN_SUM, x, sums=sums)
         return sums.sum(0)[0]
 
+    def deformable_attention(
+        self, values: torch.Tensor, sizes: Sequence[int], locations: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Multi-scale deformable attention, float32 ``(B, Q, H * D)``; see ``ops.deformable``.
+
+        Args:
+            values: ``(B, S, H, D)``, of a dtype of ``DTYPES``, any strides.
+            sizes: height and width of each level, one after the other.
+            locations: ``(B, Q, H, L, P, 2)``, float32.
+            weights: ``(B, Q, H, L, P)``, float32.
+        """
+        values, locations, weights = _deformable(values, sizes, locations, weights)
+        out = _floats(*weights.shape[:2], values.shape[2] * values.shape[3])
+        job = _deformable_job(values, sizes, locations, weights, out=out)
+        self._run("deformable", job, values.dtype == torch.bfloat16, False)
+        return out
+
+    def deformable_attention_backward(
+        self,
+        grad: torch.Tensor,
+        values: torch.Tensor,
+        sizes: Sequence[int],
+        locations: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of values (in their dtype), locations and weights (float32), with a fixed order of every sum.
+
+        Args:
+            grad: gradient of the output, ``(B, Q, H * D)``, float32.
+            values: as in ``deformable_attention``.
+            sizes: as in ``deformable_attention``.
+            locations: as in ``deformable_attention``.
+            weights: as in ``deformable_attention``.
+        """
+        values, locations, weights = _deformable(values, sizes, locations, weights)
+        shape = (*weights.shape[:2], values.shape[2] * values.shape[3])
+        arguments.check("the gradient", grad, torch.float32, shape)
+        grad = grad.contiguous()
+        grad_values, *others = values.new_empty(values.shape), _floats(*locations.shape), _floats(*weights.shape)
+        results = {"grad_values": grad_values, "grad_locations": others[0], "grad_weights": others[1]}
+        job = _deformable_job(values, sizes, locations, weights, grad=grad, **results)
+        self._run("deformable", job, values.dtype == torch.bfloat16, True)
+        return grad_values, others[0], others[1]
+
     def _rows(self, kernel: int, x: torch.Tensor, *, eps: float = 0.0, **tensors: torch.Tensor | None) -> None:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-        job = _RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], eps=eps, **pointers)
+        job = RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], eps=eps, **pointers)
         self._run("rows", job, kernel, x.dtype == torch.bfloat16)
 
-    def _run(self, kernels: str, job: _Job | _RowsJob, *options: int) -> None:
+    def _run(self, kernels: str, job: FocalContextJob | RowsJob | DeformableJob, *options: int) -> None:
         job.threads = min(torch.get_num_threads(), _MAX_THREADS)
         run = getattr(self._library, f"focalnet_{kernels}")
         if run(self._index, ctypes.byref(job), *map(int, options)):
@@ -305,8 +311,26 @@ def why_not(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.
     return None
 
 
-def _job(context: torch.Tensor, gates: torch.Tensor, kernels: Sequence[torch.Tensor], out: torch.Tensor) -> _Job:
-    job = _Job(context=context.data_ptr(), gates=gates.data_ptr(), out=out.data_ptr())
+def why_not_deformable(
+    values: torch.Tensor, shapes: Sequence[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
+) -> str | None:
+    """The reason why deformable attention of these tensors cannot go through the CPU kernels, or None."""
+    tensors = (values, locations, weights)
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "native runs on the CPU only"
+    if any(tensor.dtype not in (*DTYPES, torch.float16) for tensor in tensors):
+        return f"native takes float32, bfloat16 or float16, got {[str(tensor.dtype) for tensor in tensors]}"
+    if values.numel() == 0 or weights.numel() == 0:
+        return "native needs at least one cell and one query"
+    if len(shapes) > MAX_SCALES:
+        return f"native has at most {MAX_SCALES} levels, got {len(shapes)}"
+    return None
+
+
+def _job(
+    context: torch.Tensor, gates: torch.Tensor, kernels: Sequence[torch.Tensor], out: torch.Tensor
+) -> FocalContextJob:
+    job = FocalContextJob(context=context.data_ptr(), gates=gates.data_ptr(), out=out.data_ptr())
     job.weights[: len(kernels)] = [kernel.data_ptr() for kernel in kernels]
     job.context_stride[:] = context.stride()[:3]
     job.gates_stride[:] = gates.stride()[:3]
@@ -332,6 +356,44 @@ def _context(
 def _kernel_shape(weight: torch.Tensor, channels: int) -> tuple[int, ...]:
     k = weight.shape[-1] if weight.ndim else 0
     return channels, 1, k, k if k in KERNELS else KERNELS[0]
+
+
+def _deformable(
+    values: torch.Tensor, sizes: Sequence[int], locations: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checks the tensors and makes them contiguous; values only in their channels."""
+    levels = len(sizes) // 2
+    cells = sum(h * w for h, w in zip(sizes[::2], sizes[1::2], strict=False))
+    if not 0 < levels <= MAX_SCALES or len(sizes) % 2 or min(sizes) < 1:
+        raise InputError(f"sizes {list(sizes)} must be height and width of 1 to {MAX_SCALES} levels")
+    if values.ndim != 4 or weights.ndim != 5:
+        raise InputError(
+            f"values {tuple(values.shape)} and weights {tuple(weights.shape)} must be (B, S, H, D) and (B, Q, H, L, P)"
+        )
+    batch, _, heads, channels = values.shape
+    arguments.check("values", values, shape=(batch, cells, heads, channels))
+    points = (batch, weights.shape[1], heads, levels, weights.shape[4])
+    arguments.check("locations", locations, torch.float32, (*points, 2))
+    arguments.check("weights", weights, torch.float32, points)
+    dense = values if values.stride(3) == 1 or channels == 1 else values.contiguous()
+    return dense, locations.contiguous(), weights.contiguous()
+
+
+def _deformable_job(
+    values: torch.Tensor,
+    sizes: Sequence[int],
+    locations: torch.Tensor,
+    weights: torch.Tensor,
+    **tensors: torch.Tensor,
+) -> DeformableJob:
+    given = {"values": values, "locations": locations, "weights": weights, **tensors}
+    job = DeformableJob(**{name: tensor.data_ptr() for name, tensor in given.items()})
+    batch, cells, heads, channels = values.shape
+    job.values_stride[:] = values.stride()[:3]
+    job.shape[:] = batch, cells, weights.shape[1], heads, channels, weights.shape[4]
+    job.L = len(sizes) // 2
+    job.heights[: job.L], job.widths[: job.L] = list(sizes[::2]), list(sizes[1::2])
+    return job
 
 
 def _with_columns(x: torch.Tensor) -> torch.Tensor:

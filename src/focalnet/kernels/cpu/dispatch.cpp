@@ -1,14 +1,16 @@
 // Picks the kernels for the processor this runs on, once.
 
+#include "deformable.h"
 #include "focal_context.h"
 #include "rows.h"
 
-enum { FOCALNET_ABI = 2 };
+enum { FOCALNET_ABI = 3 };
 
 #define KERNELS_OF(VARIANT)                                      \
   int focal_context_##VARIANT(const FocalContextJob*, int, int); \
-  int rows_##VARIANT(const RowsJob*, int, int);
-#define CHOICE(VARIANT, LANES) {focal_context_##VARIANT, rows_##VARIANT, #VARIANT, LANES}
+  int rows_##VARIANT(const RowsJob*, int, int);                  \
+  int deformable_##VARIANT(const DeformableJob*, int, int);
+#define CHOICE(VARIANT, LANES) {focal_context_##VARIANT, rows_##VARIANT, deformable_##VARIANT, #VARIANT, LANES}
 
 #ifdef FOCALNET_ARM
 KERNELS_OF(neon)
@@ -26,6 +28,7 @@ namespace {
 struct Choice {
   FocalContextRun focal_context;
   RowsRun rows;
+  DeformableRun deformable;
   const char* name;
   int lanes;
 };
@@ -64,6 +67,7 @@ extern "C" {
 int focalnet_abi() { return FOCALNET_ABI; }
 int64_t focalnet_focal_context_job_size() { return sizeof(FocalContextJob); }
 int64_t focalnet_rows_job_size() { return sizeof(RowsJob); }
+int64_t focalnet_deformable_job_size() { return sizeof(DeformableJob); }
 // The number of variants compiled in, best first.
 int focalnet_variants() { return sizeof choices / sizeof *choices; }
 int focalnet_variant_supported(int i) { return supported(i); }
@@ -74,6 +78,9 @@ int focalnet_focal_context(int i, const FocalContextJob* job, int bf16, int back
   return choices[i].focal_context(job, bf16, backward);
 }
 int focalnet_rows(int i, const RowsJob* job, int kernel, int bf16) { return choices[i].rows(job, kernel, bf16); }
+int focalnet_deformable(int i, const DeformableJob* job, int bf16, int backward) {
+  return choices[i].deformable(job, bf16, backward);
+}
 
 }
 #pragma GCC visibility pop

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.kernels import reference
+from focalnet.ops import deformable
 
 if TYPE_CHECKING:
     from focalnet.kernels.cpu import Library
@@ -68,6 +69,35 @@ def _cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, 
     ):
         yield "the gradient of gelu", result, expected_gradient
     yield "column_sum", library.column_sum(x), x.double().sum((0, 1, 2))
+    yield from _deformable_cases(library, dtype)
+
+
+def _deformable_cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The same for deformable attention, with some points outside the levels."""
+    values, sizes, locations, weights, grad = deformable_example(dtype)
+    truth, gradients = _differentiated(
+        lambda v, p, w: deformable.differentiable(sizes, v, p, w), (values, locations, weights), grad
+    )
+    yield "deformable_attention", library.deformable_attention(values, sizes, locations, weights), truth
+    found = library.deformable_attention_backward(grad, values, sizes, locations, weights)
+    for result, exact in zip(found, gradients, strict=True):
+        yield "the gradient of deformable_attention", result, exact
+
+
+def deformable_example(dtype: torch.dtype) -> tuple[Tensor, list[int], Tensor, Tensor, Tensor]:
+    """Values, sizes of the levels, locations, weights and a gradient of the output, for a self-test on any device.
+
+    No location is close to the center of a cell, where the gradient of the location is discontinuous.
+    """
+    batch, queries, heads, points, sizes, channels = 2, 5, 2, 3, [4, 5, 2, 3], 37
+    grid = (batch, queries, heads, len(sizes) // 2, points)
+    values = _waves((batch, 4 * 5 + 2 * 3, heads, channels), dtype, 1)
+    cells = torch.tensor(sizes, dtype=torch.float32).view(-1, 2).flip(1)[:, None]
+    inside = 0.5 + 0.2 * _waves((*grid, 2), torch.float32, 2)  # of the square between four centers of cells
+    square = torch.stack([_waves(grid, torch.float32, step) for step in (6, 17)], -1).floor() + (cells / 2).floor()
+    locations = (square + inside + 0.5) / cells
+    grad = _waves((batch, queries, heads * channels), torch.float32, 4)
+    return values, sizes, locations, _waves(grid, torch.float32, 5), grad
 
 
 def _waves(shape: Sequence[int], dtype: torch.dtype, step: float) -> Tensor:

@@ -1,7 +1,8 @@
 """The GPU kernels, written in Triton, which is imported on use because it may not be installed.
 
-``kernels.py`` has the forward kernels, ``gradients.py`` the backward kernels, ``tiling.py`` the tile sizes, ``op.py``
-the operation, and ``proof.py`` the self-test.
+``kernels.py`` has the forward kernels of the focal context, ``gradients.py`` the backward kernels, ``tiling.py`` the
+tile sizes, and ``op.py`` the operation. ``deformable_kernels.py`` and ``deformable.py`` have deformable attention,
+which is experimental because it has never run on a GPU. ``proof.py`` is the self-test.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import torch
 from focalnet.errors import InputError
 from focalnet.kernels import backend, reference
 from focalnet.kernels.triton import proof
+from focalnet.ops.deformable import multi_scale_deformable_attention
 
 MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
+MAX_SCALES, MAX_HEAD_CHANNELS = 8, 256  # of deformable attention
+FOCAL_CONTEXT, DEFORMABLE = "focal context", "deformable attention"
+_MODULES = {FOCAL_CONTEXT: "focalnet.kernels.triton.op", DEFORMABLE: "focalnet.kernels.triton.deformable"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # the oldest GPU that Triton supports, as a compute capability
 
@@ -26,8 +31,13 @@ class Unusable(InputError):
     """Raised if kernels that should run on this GPU do not; a warning if they were not requested by name."""
 
 
-def load(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
-    """Registers the operation after the kernels have passed their self-test on this device and dtype; see ``proof``.
+def load(device: torch.device, dtype: torch.dtype = torch.bfloat16, operation: str = FOCAL_CONTEXT) -> str:
+    """Registers an operation after its kernels have passed their self-test on this device and dtype; see ``proof``.
+
+    Args:
+        device: device of the tensors.
+        dtype: dtype of the feature maps.
+        operation: ``FOCAL_CONTEXT`` or ``DEFORMABLE``.
 
     Returns:
         A description of Triton and the device, for users.
@@ -41,25 +51,26 @@ def load(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
         raise InputError(f"the GPU kernels need the package triton, which does not load: {error}") from error
     except Exception as error:  # an installation may be broken in any way
         raise Unusable(f"the package triton does not load: {proof.brief(error)}") from error
-    result = _loaded(device, dtype, version)
+    result = _loaded(device, dtype, version, operation)
     if isinstance(result, InputError):
         raise type(result)(str(result))
     return result
 
 
 @functools.cache
-def _loaded(device: torch.device, dtype: torch.dtype, version: str) -> str | InputError:
+def _loaded(device: torch.device, dtype: torch.dtype, version: str, operation: str) -> str | InputError:
     """See ``load``; computed once."""
     try:
-        return _tested(device, dtype, version)
+        return _tested(device, dtype, version, operation)
     except InputError as error:
         return error
     except Exception as error:  # compilers, drivers and caches may raise any exception
         return Unusable(f"the GPU kernels do not load: {proof.brief(error)}")
 
 
-def _tested(device: torch.device, dtype: torch.dtype, version: str) -> str:
+def _tested(device: torch.device, dtype: torch.dtype, version: str, operation: str) -> str:
     op = importlib.import_module("focalnet.kernels.triton.op")
+    importlib.import_module(_MODULES[operation])
     if op.INTERPRETED:
         return f"Triton {version}, interpreted (TRITON_INTERPRET)"
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -69,7 +80,7 @@ def _tested(device: torch.device, dtype: torch.dtype, version: str) -> str:
         raise InputError("triton needs compute capability {}.{}, this GPU has {}.{}".format(*OLDEST, *capability))
     name = torch.cuda.get_device_name(device)
     try:
-        disagreement = proof.verdict(device, dtype, version)
+        disagreement = proof.verdict(device, dtype, version, operation)
     except InputError as error:
         raise Unusable(str(error)) from error
     if disagreement is not None:
@@ -120,6 +131,47 @@ def run(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tens
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (context, gates, *weights))
     out: torch.Tensor
     out, *_ = torch.ops.focalnet.focal_context_triton(context, gates, pack(weights), sizes, keep)
+    return out
+
+
+def why_not_deformable(
+    values: torch.Tensor, shapes: Sequence[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
+) -> str | None:
+    """The reason why deformable attention of these tensors cannot go through the GPU kernels, or None."""
+    if any(tensor.dtype not in DTYPES for tensor in (values, locations, weights)):
+        kinds = [str(tensor.dtype) for tensor in (values, locations, weights)]
+        return f"triton takes float32, bfloat16 or float16, got {kinds}"
+    if values.numel() == 0 or weights.numel() == 0:
+        return "triton needs at least one cell and one query"
+    if len(shapes) > MAX_SCALES or values.shape[3] > MAX_HEAD_CHANNELS:
+        return f"triton has at most {MAX_SCALES} levels and {MAX_HEAD_CHANNELS} channels of a head"
+    # The kernels index queries and cells with 32 bits (a program's last index may lie beyond), addresses with 64.
+    batch, queries, heads = weights.shape[:3]
+    if max(batch * queries * heads, values.shape[1]) >= 2**30:
+        return "triton indexes cells, and queries times heads, with 32 bits, this input has more"
+    return None
+
+
+def deformable_attention(
+    values: torch.Tensor, sizes: list[int], locations: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """See ``kernels.deformable``; call ``load`` before, and only for tensors that ``why_not_deformable`` accepts.
+
+    Kernels that do not compile or start fall back to the reference, as in ``focal_context``.
+    """
+    run = torch.ops.focalnet.deformable_attention_triton
+    out: torch.Tensor
+    if torch.compiler.is_compiling() or backend.current() == "triton":
+        out = run(values, sizes, locations, weights)
+        return out
+    try:
+        out = run(values, sizes, locations, weights)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers, drivers and caches may raise any exception
+        proof.deny(values.device, values.dtype, DEFORMABLE, error)
+        shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+        return multi_scale_deformable_attention(values, shapes, locations, weights)
     return out
 
 

@@ -38,7 +38,7 @@ INTERPRETED = not isinstance(level_kernel, triton.JITFunction)  # TRITON_INTERPR
 # PyTorch parses this source for the kernels that an operation launches, to hash their code: it looks for
 # ``wrap_triton(name)`` in the operation or in a function defined above it.
 if not INTERPRETED:
-    from torch.library import wrap_triton
+    from torch.library import wrap_triton as wrap_triton
 else:
 
     def wrap_triton(triton_kernel: Callable[..., Any], /) -> Any:
@@ -100,7 +100,7 @@ def focal_context(
     out = torch.empty(context.shape, dtype=context.dtype, device=context.device)
     tile = tiling.convolution_tile(H, W, C)
     common = (*_strides(x), *_strides(g), B, H, W, C, tile.per_row(W), tile.blocks(H, W), tile.columns(C))
-    with _on(context.device):
+    with on_device(context.device):
         if tiling.whole_plane(H, W, taps.shape[0] if keep else 0):
             contexts = out.new_empty((len(sizes), *out.shape))
             _launch(
@@ -185,7 +185,7 @@ def focal_context_backward(
     gate_parts = taps.new_empty((tile.columns(C), *gates.shape))
     contexts = grad_x.new_empty((len(sizes), *grad_x.shape))
     grad_z = torch.empty_like(contexts)
-    with _on(context.device):
+    with on_device(context.device):
         if tiling.whole_plane(H, W, taps.shape[0]):
             _launch(
                 wrap_triton(plane_gradient_kernel), B * tile.columns(C), tile,
@@ -204,7 +204,7 @@ def _launch(kernel: Any, programs: int, tile: Tile, *arguments: Any, **constants
     kernel[(programs,)](*arguments, **constants, TW=tile.TW, R=tile.R, BC=tile.BC, num_warps=tile.warps)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Context that makes ``device`` current, since Triton launches on the current GPU."""
     current = device.type != "cuda" or torch.compiler.is_compiling() or device.index == torch.cuda.current_device()
     return contextlib.nullcontext() if current else torch.cuda.device(device)

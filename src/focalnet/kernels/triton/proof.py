@@ -26,6 +26,8 @@ from torch import Tensor
 
 from focalnet.errors import InputError
 from focalnet.kernels import backend, reference
+from focalnet.kernels.cpu.proof import deformable_example
+from focalnet.ops import deformable
 
 SECONDS = 300  # time limit for compiling and running all cases, which usually takes some ten
 # Relative to the largest value of a result: some ten times the expected rounding error.
@@ -33,21 +35,29 @@ _TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _SHAPES = (2, 17, 18, 40), (2, 5, 7, 40)  # one kernel per level; one for the whole plane
 _SIZES = [3, 3]
 _ANSWER = "verdict "
-# Why kernels of these sizes, on this device and in this dtype, do not run in this process; found after the self-test.
-_denied: dict[tuple[torch.device, torch.dtype, tuple[int, ...]], str] = {}
+# Why some kernels, on this device and in this dtype, do not run in this process; found after the self-test.
+_denied: dict[tuple[torch.device, torch.dtype, tuple[int, ...] | str], str] = {}
 
 
-def deny(device: torch.device, dtype: torch.dtype, sizes: Sequence[int], error: Exception) -> None:
-    """Adds kernels that raised an error to the deny list, with a warning."""
+def deny(device: torch.device, dtype: torch.dtype, kernels: Sequence[int] | str, error: Exception) -> None:
+    """Adds kernels that raised an error to the deny list, with a warning.
+
+    Args:
+        device: device that they ran on.
+        dtype: dtype of the feature maps.
+        kernels: kernel sizes of a focal context, or the name of another operation.
+        error: what they raised.
+    """
     kind = str(dtype).removeprefix("torch.")
-    reason = f"the GPU kernels of sizes {list(sizes)} in {kind} do not compile or start: {brief(error)}"
-    _denied[device, dtype, tuple(sizes)] = reason
+    name = kernels if isinstance(kernels, str) else f"sizes {list(kernels)}"
+    reason = f"the GPU kernels of {name} in {kind} do not compile or start: {brief(error)}"
+    _denied[device, dtype, kernels if isinstance(kernels, str) else tuple(kernels)] = reason
     warn(reason)
 
 
-def denied(device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> str | None:
+def denied(device: torch.device, dtype: torch.dtype, kernels: Sequence[int] | str) -> str | None:
     """The reason why these kernels are on the deny list; None if they are not."""
-    return _denied.get((device, dtype, tuple(sizes)))
+    return _denied.get((device, dtype, kernels if isinstance(kernels, str) else tuple(kernels)))
 
 
 @functools.cache
@@ -61,22 +71,23 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | None:
+def verdict(device: torch.device, dtype: torch.dtype, version: str, operation: str) -> str | None:
     """The stored or new result of the self-test: a description of a wrong result; None if all are right.
 
     Args:
         device: a CUDA device.
-        dtype: dtype of context and gates.
+        dtype: dtype of the feature maps.
         version: version of Triton.
+        operation: the operation to test, as in ``triton.load``.
 
     Raises:
         InputError: the cases did not compile or start; the message says why.
     """
-    stored = _folder() / f"{_key(device, dtype, version)}.json"
+    stored = _folder() / f"{_key(device, dtype, version, operation)}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         wrong: str | None = json.loads(stored.read_text())["wrong"]
         return wrong
-    wrong = _asked(device, dtype)
+    wrong = _asked(device, dtype, operation)
     with contextlib.suppress(OSError):  # then the next process runs the test again
         stored.parent.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(f".{os.getpid()}")
@@ -85,14 +96,18 @@ def verdict(device: torch.device, dtype: torch.dtype, version: str) -> str | Non
     return wrong
 
 
-def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
+def disagreement(device: torch.device, dtype: torch.dtype, operation: str = "focal context") -> str | None:
     """Runs the self-test in this process; a description of the first wrong result, None if all are right."""
-    for shape in _SHAPES:
-        for name, result, expected in _cases(shape, device, dtype):
-            error = (result.double() - expected).abs().max() / expected.abs().max()
-            if not error <= _TOLERANCE[dtype]:  # also true for NaN
-                kind = str(dtype).removeprefix("torch.")
-                return f"{name} of a feature map {shape} in {kind} is off by {float(error):.1e} of its largest value"
+    cases: Iterator[tuple[str, Tensor, Tensor]]
+    if operation == "focal context":
+        cases = (case for shape in _SHAPES for case in _cases(shape, device, dtype))
+    else:
+        cases = _deformable_cases(device, dtype)
+    for name, result, expected in cases:
+        error = (result.double() - expected).abs().max() / expected.abs().max()
+        if not error <= _TOLERANCE[dtype]:  # also true for NaN
+            kind = str(dtype).removeprefix("torch.")
+            return f"{name} in {kind} is off by {float(error):.1e} of its largest value"
     return None
 
 
@@ -121,7 +136,27 @@ def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
         results = differentiated(run, dtype)
     expected = differentiated(reference.focal_context, torch.float64)
     names = ["the output", "the gradient of context and gates", *["the gradient of a kernel"] * L]
-    yield from zip(names, results, expected, strict=True)
+    yield from zip([f"{name} of a feature map {shape}" for name in names], results, expected, strict=True)
+
+
+def _deformable_cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, result and truth of deformable attention, with points beyond the edges."""
+    importlib.import_module("focalnet.kernels.triton.deformable")  # registers the operation
+    values, sizes, locations, weights, grad = deformable_example(dtype)
+    tensors, grad = [x.to(device) for x in (values, locations, weights)], grad.to(device)
+
+    def differentiated(function: object, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+        assert callable(function)
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(leaves[0], sizes, leaves[1], leaves[2])
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+    with backend.use("triton"):  # by name: nothing falls back
+        found = differentiated(torch.ops.focalnet.deformable_attention_triton, tensors, grad)
+    doubles = [x.double() for x in tensors]
+    truth = differentiated(lambda v, s, p, w: deformable.differentiable(s, v, p, w), doubles, grad.double())
+    names = ["the output", *(f"the gradient of the {name}" for name in ("values", "locations", "weights"))]
+    yield from zip([f"{name} of deformable attention" for name in names], found, truth, strict=True)
 
 
 def _waves(shape: tuple[int, ...], dtype: torch.dtype, step: float, device: torch.device) -> Tensor:
@@ -130,11 +165,11 @@ def _waves(shape: tuple[int, ...], dtype: torch.dtype, step: float, device: torc
     return (2 * (torch.arange(count, dtype=torch.float64) * (1 + step / 7)).sin()).view(shape).to(device, dtype)
 
 
-def _asked(device: torch.device, dtype: torch.dtype) -> str | None:
+def _asked(device: torch.device, dtype: torch.dtype, operation: str = "focal context") -> str | None:
     """Runs the self-test in a process of its own."""
     index = torch.cuda.current_device() if device.index is None else device.index
     kind = str(dtype).removeprefix("torch.")
-    command = [sys.executable, "-W", "ignore", "-m", "focalnet.kernels.triton.proof", str(index), kind]
+    command = [sys.executable, "-W", "ignore", "-m", "focalnet.kernels.triton.proof", operation, str(index), kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(
@@ -152,7 +187,7 @@ def _asked(device: torch.device, dtype: torch.dtype) -> str | None:
     raise InputError(f"the GPU kernels do not compile or start: {last.strip()}")
 
 
-def _key(device: torch.device, dtype: torch.dtype, version: str) -> str:
+def _key(device: torch.device, dtype: torch.dtype, version: str, operation: str) -> str:
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         sources.update(path.read_bytes())
@@ -163,6 +198,7 @@ def _key(device: torch.device, dtype: torch.dtype, version: str) -> str:
         torch.__version__,
         version,
         str(dtype),
+        operation,
         sources.hexdigest(),
     )
     return hashlib.sha256(repr(known).encode()).hexdigest()[:32]
@@ -184,10 +220,11 @@ def _folder() -> Path:
 def main() -> None:
     """Prints the result of the self-test, or exits with the error that kept the kernels from running."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operation", help="the operation to test, as in focalnet.kernels.triton.load")
     parser.add_argument("index", type=int, help="index of the CUDA device")
     parser.add_argument("dtype", choices=[str(dtype).removeprefix("torch.") for dtype in _TOLERANCE])
     a = parser.parse_args()
-    wrong = disagreement(torch.device("cuda", a.index), getattr(torch, a.dtype))
+    wrong = disagreement(torch.device("cuda", a.index), getattr(torch, a.dtype), a.operation)
     print(_ANSWER + json.dumps(wrong), flush=True)
 
 
