@@ -121,6 +121,9 @@ def test_an_object_of_no_image_cannot_be_skipped(tmp_path):
     coco = read(tmp_path, dataset)
     with pytest.raises(DataError, match="cannot be skipped"):
         decide(coco, "skip")
+    dataset["annotations"][0]["image_id"] = "01.png"
+    with pytest.raises(DataError, match=r"it is text, and those of the file are numbers.*cannot be skipped"):
+        decide(read(tmp_path, dataset), "skip")
     dataset["annotations"][0]["image_id"] = 99  # of an image that somebody has taken out
     decide(read(tmp_path, dataset), "skip")
 
@@ -134,6 +137,16 @@ def test_nobody_looks_at_outlines_of_boxes(tmp_path, outline):
     assert all("segmentation" not in one for one in coco.to_coco()["annotations"])
     (one, *_) = read(tmp_path, dataset, masks=True).images[0].annotations
     assert one["iscrowd"] == (len(outline) != 8)  # a flat list of corners is one polygon
+
+
+def test_boxes_in_shares_of_the_sides_are_refused(tmp_path):
+    dataset = content()
+    for one in dataset["annotations"]:
+        one["bbox"] = [0.1, 0.2, 0.5, 0.5]
+    with pytest.raises(DataError, match="all of its boxes lie within one pixel"):
+        decide(read(tmp_path, dataset), "skip")
+    dataset["annotations"][0]["bbox"] = [1, 1, 5, 5]
+    assert read(tmp_path, dataset).problems == []
 
 
 def test_absent_values_count_as_absent_keys(tmp_path):

@@ -112,6 +112,8 @@ def find_single(root: Path, format: AnnotationFormat = "instances") -> Path | No
     """
     files = [file for pattern in ("*.json", "annotations/*.json") for file in sorted(root.glob(pattern))]
     found = [file for file in files if is_coco(file, format)]
+    named = [file for file in found if file.name.startswith("instances")]
+    found = named if len(named) == 1 else found  # beside it CVAT writes one of keypoints
     if len(found) > 1:
         names = ", ".join(str(file.relative_to(root)) for file in found[:5])
         raise DataError(
