@@ -48,7 +48,7 @@ def test_image_ids_may_be_text(tmp_path, listed, referred):
     ]
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (9, 90), ("9", "10"), ("a", "b"), (2, "10")])
+@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (9, 90), ("9", "10"), ("a", "b"), (2, "10"), (2, "9" * 5000)])
 def test_labels_follow_the_order_of_category_ids_of_any_kind(tmp_path, ids):
     dataset = content()
     numbers = dict(zip((3, 7), ids, strict=True))
@@ -60,6 +60,14 @@ def test_labels_follow_the_order_of_category_ids_of_any_kind(tmp_path, ids):
     assert coco.problems == []
     assert dict(zip(coco.category_ids, coco.class_names, strict=True)) == {ids[0]: "ant", ids[1]: "bee"}
     assert coco.class_names == (("bee", "ant") if ids == (1, 0) else ("ant", "bee"))
+
+
+def test_a_number_and_its_text_are_two_ids(tmp_path):
+    dataset = content()
+    dataset["categories"] = [{"id": "3", "name": "ant"}, {"id": 3, "name": "bee"}, {"id": 7, "name": "cat"}]
+    coco = read(tmp_path, dataset)
+    assert dict(zip(coco.category_ids, coco.class_names, strict=True)) == {3: "bee", "3": "ant", 7: "cat"}
+    assert {one["category_id"] for image in coco.images for one in image.annotations} == {3, 7}
 
 
 def test_ids_with_two_meanings_are_none(tmp_path):
