@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from focalnet.data.formats.coco import check_coco
+from focalnet.data.formats.object_set import ObjectSet
 from focalnet.data.formats.sets import find_set, find_single, find_split
-from focalnet.data.formats.written import ObjectSet
 from focalnet.errors import DataError
 from tests.data.voc import OBJECT
 

@@ -27,10 +27,10 @@ from focalnet.data.formats.image_entries import (
     read_image,
     read_images,
 )
+from focalnet.data.formats.object_set import Written
 from focalnet.data.formats.outlines import are_numbers, polygons, segmentation_problem
 from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
 from focalnet.data.formats.problems import Problem, Report
-from focalnet.data.formats.written import Written
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
 from focalnet.data.readers.text import read_text

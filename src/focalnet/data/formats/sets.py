@@ -11,11 +11,11 @@ from focalnet.data.formats.coco import AnnotationFormat, empty_root, find_annota
 from focalnet.data.formats.cvat import CvatSet
 from focalnet.data.formats.label_studio import LabelStudioSet
 from focalnet.data.formats.labelme import LabelmeSet
+from focalnet.data.formats.object_set import ObjectSet, Written
 from focalnet.data.formats.open_images import OpenImagesSet
 from focalnet.data.formats.outlines import polygons
 from focalnet.data.formats.via import ViaSet
 from focalnet.data.formats.voc import VocSet
-from focalnet.data.formats.written import ObjectSet, Written
 from focalnet.data.formats.yolo import YoloSet
 from focalnet.data.readers.collection import Split
 from focalnet.errors import DataError

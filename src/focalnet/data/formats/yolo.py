@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
 from focalnet.data.readers.text import read_text
