@@ -48,7 +48,7 @@ def test_image_ids_may_be_text(tmp_path, listed, referred):
     ]
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (9, 90), ("9", "10"), ("a", "b"), (2, "10")])
+@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (9, 90), ("9", "10"), ("a", "b"), (2, "10"), (2, "9" * 5000)])
 def test_labels_follow_the_order_of_category_ids_of_any_kind(tmp_path, ids):
     dataset = content()
     numbers = dict(zip((3, 7), ids, strict=True))
@@ -60,6 +60,14 @@ def test_labels_follow_the_order_of_category_ids_of_any_kind(tmp_path, ids):
     assert coco.problems == []
     assert dict(zip(coco.category_ids, coco.class_names, strict=True)) == {ids[0]: "ant", ids[1]: "bee"}
     assert coco.class_names == (("bee", "ant") if ids == (1, 0) else ("ant", "bee"))
+
+
+def test_a_number_and_its_text_are_two_ids(tmp_path):
+    dataset = content()
+    dataset["categories"] = [{"id": "3", "name": "ant"}, {"id": 3, "name": "bee"}, {"id": 7, "name": "cat"}]
+    coco = read(tmp_path, dataset)
+    assert dict(zip(coco.category_ids, coco.class_names, strict=True)) == {3: "bee", "3": "ant", 7: "cat"}
+    assert {one["category_id"] for image in coco.images for one in image.annotations} == {3, 7}
 
 
 def test_ids_with_two_meanings_are_none(tmp_path):
@@ -121,6 +129,9 @@ def test_an_object_of_no_image_cannot_be_skipped(tmp_path):
     coco = read(tmp_path, dataset)
     with pytest.raises(DataError, match="cannot be skipped"):
         decide(coco, "skip")
+    dataset["annotations"][0]["image_id"] = "01.png"
+    with pytest.raises(DataError, match=r"it is text, and those of the file are numbers.*cannot be skipped"):
+        decide(read(tmp_path, dataset), "skip")
     dataset["annotations"][0]["image_id"] = 99  # of an image that somebody has taken out
     decide(read(tmp_path, dataset), "skip")
 
@@ -134,6 +145,16 @@ def test_nobody_looks_at_outlines_of_boxes(tmp_path, outline):
     assert all("segmentation" not in one for one in coco.to_coco()["annotations"])
     (one, *_) = read(tmp_path, dataset, masks=True).images[0].annotations
     assert one["iscrowd"] == (len(outline) != 8)  # a flat list of corners is one polygon
+
+
+def test_boxes_in_shares_of_the_sides_are_refused(tmp_path):
+    dataset = content()
+    for one in dataset["annotations"]:
+        one["bbox"] = [0.1, 0.2, 0.5, 0.5]
+    with pytest.raises(DataError, match="all of its boxes lie within one pixel"):
+        decide(read(tmp_path, dataset), "skip")
+    dataset["annotations"][0]["bbox"] = [1, 1, 5, 5]
+    assert read(tmp_path, dataset).problems == []
 
 
 def test_absent_values_count_as_absent_keys(tmp_path):

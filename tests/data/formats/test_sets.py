@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from focalnet.data.formats.coco import check_coco
+from focalnet.data.formats.object_set import ObjectSet
 from focalnet.data.formats.sets import find_set, find_single, find_split
-from focalnet.data.formats.written import ObjectSet
 from focalnet.errors import DataError
 from tests.data.voc import OBJECT
 
@@ -426,8 +426,11 @@ def test_splits_are_found_in_any_format_and_cocos_files_come_first(tmp_path):
         whole = find_split(root, split)  # type: ignore[arg-type]
         assert whole is not None
         assert (whole.path.name, whole.whole) == ("instances_default.json", True)
-    dump(root / "other.json", single)
-    with pytest.raises(DataError, match=r"several annotation files.*other\.json.*data\.train_annotations"):
+    dump(root / "annotations/person_keypoints_default.json", single)
+    assert find_single(root) == root / "annotations/instances_default.json"
+    (root / "annotations/person_keypoints_default.json").unlink()
+    dump(root / "instances_other.json", single)
+    with pytest.raises(DataError, match=r"several annotation files.*instances_other\.json.*data\.train_annotations"):
         find_single(root)
     dump(root / "annotations/instances_train.json", single)
     train = find_split(root, "train")

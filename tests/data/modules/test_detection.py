@@ -192,7 +192,20 @@ def test_boxes_alone(tmp_path, caplog):
 # --- where things are
 
 
-@pytest.mark.parametrize("folder", ["train", "images/train", "images", "."])
+def test_lvis(tmp_path):
+    for split in ("train", "val"):
+        dataset = content()
+        for image in dataset["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/{split}2017/{image['file_name']}"
+        write_images(tmp_path / f"{split}2017", dataset)
+        for image in dataset["images"]:
+            del image["file_name"]
+        write_json(tmp_path / f"annotations/lvis_v1_{split}.json", dataset)
+    module = data(tmp_path)
+    assert [samples.path(0).split("/")[-2] for samples in module.samples.values()] == ["train2017", "val2017"]
+
+
+@pytest.mark.parametrize("folder", ["train", "images/train", "images", ".", "data"])
 def test_pictures_are_found_in_the_usual_places(folder, tmp_path):
     write_json(tmp_path / "annotations/instances_train.json", content())
     write_json(tmp_path / "annotations/instances_val.json", content())

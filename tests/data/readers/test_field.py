@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from focalnet.data import ClassificationData
 from focalnet.data.formats.label_maps import LabelRule, check_masks
 from focalnet.data.formats.pairs import find_pairs, own_layout
 from focalnet.data.readers.classes import read_class_map
@@ -42,6 +43,41 @@ def test_splits_have_any_case_and_a_holdout_leaves_the_test_images_alone(tmp_pat
         save(tmp_path / "Testing" / name)
     found = Collection(tmp_path, "folder", wanted={}, holdout=0.25)
     assert [len(found.open(split)) for split in ("train", "val", "test")] == [6, 2, 4]
+
+
+def opened(root, stage="fit", **options):
+    data = ClassificationData(root, batch_size=1, num_workers=0, image_size=8, **options)
+    data.setup(stage)
+    return data
+
+
+@pytest.mark.parametrize("below", [".", "train"])
+def test_a_folder_is_enough(tmp_path, caplog, below):
+    for name in ("cat", "dog"):
+        save(tmp_path / below / name, 10)
+    data = opened(tmp_path)
+    assert [len(data.samples[split]) for split in ("train", "val")] == [16, 4]
+    assert caplog.text.count("20 % of its images are held out") == 1
+    data.setup("test")
+    paths = {split: {samples.path(i) for i in range(len(samples))} for split, samples in data.samples.items()}
+    assert paths["test"] == paths["val"]  # never images of training
+    assert not paths["val"] & paths["train"]
+    assert [opened(tmp_path, holdout=0.2).samples["val"].path(i) for i in range(4)] == sorted(paths["val"])
+
+
+def test_evaluating_a_folder_without_splits_says_that_it_holds_images_of_training(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        save(tmp_path / name, 10)
+    assert len(opened(tmp_path, "validate").samples["val"]) == 20
+    assert "those of training, too; data.holdout 0.2 evaluates those that training holds out" in caplog.text
+    assert len(opened(tmp_path, "validate", holdout=0.2).samples["val"]) == 4
+
+
+def test_where_there_is_a_test_split_nothing_is_held_out_unasked(tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        save(tmp_path / name, 10)
+    with pytest.raises(DataError, match=r"no val split; it has test, train; .*data\.val_split"):
+        opened(tmp_path)
 
 
 def test_an_archive_beside_folders_does_not_win(tmp_path, caplog):

@@ -27,10 +27,10 @@ from focalnet.data.formats.image_entries import (
     read_image,
     read_images,
 )
+from focalnet.data.formats.object_set import Written
 from focalnet.data.formats.outlines import are_numbers, polygons, segmentation_problem
 from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
 from focalnet.data.formats.problems import Problem, Report
-from focalnet.data.formats.written import Written
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
 from focalnet.data.readers.text import read_text
@@ -218,8 +218,9 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
         if image_id is None:
             given = as_id(entry.get("image_id"))
             if known_id(given, dict.fromkeys(listing.refused)) is None:
-                what = _unknown("image_id", entry, images)
-                listing.report(name, what, skippable=given is not None)
+                # An image that is not listed may have been left out on purpose; an id of another kind is a mistake.
+                kinds = {type(number) for number in (*images, *listing.refused)}
+                listing.report(name, _unknown("image_id", entry, images), skippable=type(given) in kinds)
             continue
         image = images[image_id]
         entry = {**entry, "image_id": image_id}
@@ -245,7 +246,16 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
         else:
             spoiled.add(image_id)
     kept = [image for number, image in images.items() if number not in spoiled]
+    if _are_shares(kept):
+        what = "all of its boxes lie within one pixel: COCO's are in pixels, not in shares of the image's sides"
+        listing.report("", what, skippable=False)
     return CocoFile(listing.path, listing.class_names, listing.category_ids, kept, listing.problems, listing.remarks)
+
+
+def _are_shares(images: Sequence[Annotated]) -> bool:
+    """Whether boxes seem to be shares of the sides of their images."""
+    boxes = [one["bbox"] for image in images for one in image.annotations if image.height > 1 or image.width > 1]
+    return bool(boxes) and max(max(box) for box in boxes) <= 1
 
 
 def _unknown(key: str, entry: Mapping[str, Any], known: Mapping[Id, Any]) -> str:
@@ -408,6 +418,7 @@ def _patterns(name: str) -> Iterator[str]:
         yield f"annotations/instances_{name}{suffix}.json"
         yield f"annotations/{name}{suffix}.json"
         yield f"{name}{suffix}.json"
+    yield from (f"annotations/lvis_v*_{name}.json", f"lvis_v*_{name}.json")
     yield from (f"{name}/_annotations.coco.json", f"{name}/annotations.json", f"{name}/{name}.json")
 
 

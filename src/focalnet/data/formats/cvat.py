@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import Self
 
-from focalnet.data.formats.written import (
+from focalnet.data.formats.object_set import (
     ObjectSet,
     Shape,
     WrittenImage,

@@ -16,6 +16,7 @@ from focalnet.data.formats.problems import Report
 from focalnet.data.readers.file_names import last_parts
 from focalnet.data.readers.image_files import ImageFiles
 from focalnet.errors import ImageError
+from focalnet.reading import whole_number
 
 #: One entry of ``annotations``, as it is in the file: ``bbox``, ``category_id``, ``segmentation``, ``iscrowd``.
 Annotation: TypeAlias = dict[str, Any]
@@ -61,14 +62,20 @@ def known_id(value: Any, known: Mapping[Id, Any]) -> Id | None:
         return number
     if isinstance(number, int):
         return str(number) if str(number) in known else None
-    if isinstance(number, str) and number.isdecimal():
-        return int(number) if int(number) in known else None
+    if isinstance(number, str):
+        number = whole_number(number)
+        return number if number in known else None
     return None
 
 
 def in_order(ids: Sequence[Id]) -> list[Id]:
     """Ids sorted as the numbers they are or are the text of, other text behind them."""
-    return sorted(ids, key=lambda i: (isinstance(i, str) and not i.isdecimal(), int(i) if str(i).isdecimal() else 0, i))
+
+    def key(number: Id) -> tuple[bool, int, str]:
+        value = number if isinstance(number, int) else whole_number(number)
+        return value is None, value or 0, str(number)
+
+    return sorted(ids, key=key)
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.written import (
+from focalnet.data.formats.object_set import (
     ObjectSet,
     Shape,
     WrittenImage,

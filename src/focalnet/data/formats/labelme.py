@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
-from focalnet.data.formats.written import (
+from focalnet.data.formats.object_set import (
     ObjectSet,
     Shape,
     WrittenImage,

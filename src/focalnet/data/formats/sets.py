@@ -11,11 +11,11 @@ from focalnet.data.formats.coco import AnnotationFormat, empty_root, find_annota
 from focalnet.data.formats.cvat import CvatSet
 from focalnet.data.formats.label_studio import LabelStudioSet
 from focalnet.data.formats.labelme import LabelmeSet
+from focalnet.data.formats.object_set import ObjectSet, Written
 from focalnet.data.formats.open_images import OpenImagesSet
 from focalnet.data.formats.outlines import polygons
 from focalnet.data.formats.via import ViaSet
 from focalnet.data.formats.voc import VocSet
-from focalnet.data.formats.written import ObjectSet, Written
 from focalnet.data.formats.yolo import YoloSet
 from focalnet.data.readers.collection import Split
 from focalnet.errors import DataError
@@ -112,6 +112,8 @@ def find_single(root: Path, format: AnnotationFormat = "instances") -> Path | No
     """
     files = [file for pattern in ("*.json", "annotations/*.json") for file in sorted(root.glob(pattern))]
     found = [file for file in files if is_coco(file, format)]
+    named = [file for file in found if file.name.startswith("instances")]
+    found = named if len(named) == 1 else found  # beside it CVAT writes one of keypoints
     if len(found) > 1:
         names = ", ".join(str(file.relative_to(root)) for file in found[:5])
         raise DataError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, ellipse, polygon_shape, read_json, split_of
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, ellipse, polygon_shape, read_json, split_of
 from focalnet.errors import DataError
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from typing_extensions import Self
 
-from focalnet.data.formats.written import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
 from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError
+from focalnet.reading import parse_yaml, whole_number
 
 #: Where the names of the classes are, unless ``data.yaml`` lists them.
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "*.names")
@@ -49,6 +48,8 @@ class YoloSet(ObjectSet):
 
     def _has_labels(self) -> bool:
         """Whether text files that look like labels belong to images."""
+        if not self._texts:
+            return False
         texts = (self._label_file(image) for image in self.image_files)
         first = next((file for file in texts if file is not None and read_text(file).strip()), None)
         return first is not None and all(_numbers(line) for line in read_text(first).split("\n")[:3] if line.strip())
@@ -72,10 +73,10 @@ class YoloSet(ObjectSet):
     def class_list(self) -> tuple[str, ...] | None:
         names = self._options.get("names")
         if isinstance(names, Mapping):
-            numbers = sorted(names, key=int) if all(re.fullmatch(r"\d+", str(key)) for key in names) else []
-            if [int(number) for number in numbers] != list(range(len(numbers))) or not numbers:
+            by_number = {whole_number(str(number)): str(name) for number, name in names.items()}
+            if set(by_number) != set(range(len(names))) or not names:
                 raise DataError(f"{self.described}: names must number the classes from 0 without gaps")
-            return tuple(str(names[number]) for number in numbers)
+            return tuple(by_number[number] for number in range(len(names)))
         if isinstance(names, list):
             return tuple(map(str, names))
         for pattern in NAME_FILES:
@@ -138,8 +139,13 @@ class YoloSet(ObjectSet):
             if part.casefold() in ("images", "imgs", "jpegimages"):
                 other = PurePosixPath(*path.parts[:depth], "labels", *path.parts[depth + 1 :])
                 places.insert(0, other.with_suffix(".txt"))
-        files = (self.root / place for place in places if place.stem.casefold() not in _NO_LABELS)
-        return next((file for file in files if file.is_file()), None)
+        labels = (place for place in places if place.stem.casefold() not in _NO_LABELS)
+        return next((self.root / place for place in labels if place.as_posix() in self._texts), None)
+
+    @cached_property
+    def _texts(self) -> frozenset[str]:
+        """Every text file below the root."""
+        return frozenset(path.relative_to(self.root).as_posix() for path in self.root.rglob("*.txt"))
 
     def _read(
         self, file: str, labels: Path | None, size: tuple[int, int] | str, names: tuple[str, ...]
@@ -200,7 +206,7 @@ def _describes(file: Path) -> bool:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(read_text(file))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(read_text(file))
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}

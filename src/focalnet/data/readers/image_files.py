@@ -132,15 +132,15 @@ def other_splits(annotations: Path) -> frozenset[str]:
 
 def split_name(annotations: Path) -> str:
     """What an annotation file calls its split: ``train2017`` of ``instances_train2017.json``."""
-    return re.sub("^(instances|panoptic|ade20k_panoptic|cityscapes_panoptic)_", "", annotations.stem)
+    return re.sub(r"^(instances|panoptic|ade20k_panoptic|cityscapes_panoptic|lvis_v[^_]*)_", "", annotations.stem)
 
 
 def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str | None = None) -> ImageFiles:
     """Finds where the images named in an annotation file are.
 
     Tried are, for ``annotations/instances_train.json``: the folders ``train``, ``images/train``, ``images`` and
-    ``train/images`` of the root, ``images/training`` (ADE20K) and ``leftImg8bit/train`` (Cityscapes), the root, the
-    folder of the annotation file, and the same in tar files of the root.
+    ``train/images`` of the root, ``images/training`` (ADE20K), ``leftImg8bit/train`` (Cityscapes) and ``data``
+    (FiftyOne), the root, the folder of the annotation file, and the same in tar files of the root.
 
     Args:
         root: the folder of the data set.
@@ -155,7 +155,7 @@ def find_images(root: Path, annotations: Path, names: Sequence[str], wanted: str
     split = split_name(annotations)
     same = next((names for names in SYNONYMS.values() if split in names), ())
     folders = [split, f"images/{split}", "images", f"{split}/images", *(f"images/{name}" for name in same)]
-    folders += [f"leftImg8bit/{split}", ""]
+    folders += [f"leftImg8bit/{split}", "data", ""]
     beside = annotations.parent
     candidates = _candidates(root, folders, beside, wanted)
     where = _Search("images", f"{annotations}: none of its images", other_splits(annotations), (root, beside))
