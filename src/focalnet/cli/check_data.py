@@ -165,7 +165,7 @@ def _check_annotations(
         summary = _summary(split.coco.images, split.objects()) + f"; {_outlines(written.content)}"
         remarks = [*split.coco.remarks]
         if one.whole and root.is_dir():
-            remarks.append("is of no split: training holds out 20 % of its images to validate on (data.holdout)")
+            remarks.append("has no splits: training holds out 20 % of its images for validation (data.holdout)")
         name = str(one.path) if one.set is None else f"{one.path} ({one.set.format})"
         yield Report(name, summary, problems, remarks)
 

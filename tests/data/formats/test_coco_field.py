@@ -219,7 +219,7 @@ def test_sizes_that_are_not_given_are_those_of_the_files(tmp_path, sizes):
     checked = check(changed(write_coco(tmp_path), change))
     assert checked.problems == []
     assert {(image.height, image.width) for image in checked.coco.images} == {(HEIGHT, WIDTH)}
-    assert checked.coco.remarks == ["the sizes of 6 images are not in it; those of the files are taken"]
+    assert checked.coco.remarks == ["6 images have no size in it; the sizes of the files are used"]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_names_of_other_machines_mean_the_files(tmp_path, spell):
     assert checked.problems == []
     assert [image.file_name for image in checked.coco.images] == [f"{i:02}.png" for i in range(1, 7)]
     (remark,) = checked.coco.remarks
-    assert remark.startswith("6 of 6 file names are spelled unlike the files")
+    assert remark.startswith("6 of 6 file names are spelled differently from the files")
 
 
 def test_an_address_in_place_of_a_name(tmp_path):
@@ -267,7 +267,7 @@ def test_sizes_before_exif_turns_an_image_are_named(tmp_path, orientation):
     checked = check(root)
     if orientation == 6:
         (problem,) = checked.problems
-        assert "before its Exif orientation" in problem.what
+        assert "rotation by its Exif orientation" in problem.what
         assert [image.image_id for image in checked.coco.images] == [10, 30, 40, 50, 60]
     else:
         assert checked.problems == []

@@ -293,7 +293,7 @@ def test_images_without_labels_are_counted_and_keypoints_are_passed_over(tmp_pat
     text(root / "labels/train/a.txt", "0 0.5 0.5 0.5 0.5 0.1 0.1 2\n")
     written = found(root).content("train")
     assert written.refused == {}
-    assert written.remarks == ["1 of 2 images have no text file: they are taken to have no objects"]
+    assert written.remarks == ["1 of 2 images have no text file: they count as images without objects"]
     assert [one["bbox"] for one in written.content["annotations"]] == [[24, 16, 48, 32]]
     (root / "labels/train/a.txt").unlink()
     text(root / "labels/a.txt", "0 0.5 0.5 0.5 0.5")
@@ -340,7 +340,7 @@ def test_shapes_of_a_group_are_one_object_and_masks_and_circles_are_objects(tmp_
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ({"label": "cat", "points": [[1, 1]], "shape_type": "point"}, "is a point of 1 points, which is no object"),
+        ({"label": "cat", "points": [[1, 1]], "shape_type": "point"}, "is a point of 1 points, which is not an object"),
         ({"label": "cat", "points": [[1, 1], [2, 2]]}, "is a polygon of 2 points"),
         ({"label": "cat", "points": [[1, "x"]]}, "has points that are not pairs of numbers"),
         ({"points": []}, "has no label"),

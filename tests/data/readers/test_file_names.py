@@ -83,7 +83,7 @@ def test_the_nearest_spelling_wins():
 
 def test_the_remark_counts():
     remark = match_names(["a\\0.jpg", "b\\1.jpg", "c.jpg"], ["a/0.jpg", "b/1.jpg", "c.jpg"]).remark()
-    assert remark == '2 of 3 file names are spelled unlike the files, e.g. "a\\0.jpg" is "a/0.jpg"'
+    assert remark == '2 of 3 file names are spelled differently from the files, e.g. "a\\0.jpg" is "a/0.jpg"'
 
 
 def test_the_end_of_an_address():

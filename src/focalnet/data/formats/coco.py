@@ -51,7 +51,7 @@ class CocoFile:
         category_ids: by label.
         images: in the order of the file.
         problems: what was left out, or kept only in part.
-        remarks: what was taken for granted, a line each.
+        remarks: assumptions, one line each.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class CocoFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What an annotation file lists, before its annotations are looked at.
+    """The images and categories of an annotation file, before its annotations are read.
 
     Args:
         path: of the file, or what messages call it.
@@ -89,7 +89,7 @@ class Listing:
         annotations: as they are in the file.
         refused: ids of images that cannot be used; their annotations go with them.
         problems: what was left out.
-        remarks: what was taken for granted, a line each.
+        remarks: assumptions, one line each.
     """
 
     path: Path
@@ -111,7 +111,7 @@ class Listing:
         return tuple(self.categories[number] for number in self.category_ids)
 
     def report(self, entry: str, what: str, fatal: bool = True, skippable: bool = True) -> None:
-        """Takes a problem."""
+        """Adds a problem."""
         self.problems.append(Problem(str(self.path), entry, what, fatal, skippable))
 
     def check(self) -> None:
@@ -142,7 +142,7 @@ def read_listing(path: Path, content: Mapping[str, Any] | None = None, *, keep_r
     if root is not None:
         name = categories.pop(root)["name"]
         listing.remarks.append(
-            f'category {root} ("{name}") is left out: it has no object, and is the supercategory of all others'
+            f'category {root} ("{name}") is left out: it has no objects and is the supercategory of all others'
         )
     uses = Counter(entry["name"] for entry in categories.values())
     for number, entry in categories.items():
@@ -155,7 +155,7 @@ def read_listing(path: Path, content: Mapping[str, Any] | None = None, *, keep_r
 
 
 def empty_root(content: Mapping[str, Any]) -> Id | None:
-    """The category that is none: without objects, and the supercategory of all others, as Roboflow lists a project."""
+    """Finds Roboflow's category for the project: it has no objects and is the supercategory of all others."""
     categories = [one for one in content["categories"] if isinstance(one, dict) and as_id(one.get("id")) is not None]
     if len(categories) < 2 or len(categories) != len(content["categories"]):
         return None
@@ -177,7 +177,7 @@ def read_coco(path: Path, *, masks: bool = False, keep_root: bool = False) -> Co
 
     Args:
         path: a JSON file with ``images``, ``annotations`` and ``categories``.
-        masks: whether each object must have a segmentation; otherwise nobody looks at them.
+        masks: whether each object must have a segmentation; if false, segmentations are ignored.
         keep_root: see ``read_listing``.
 
     Raises:
@@ -194,10 +194,10 @@ def read_coco(path: Path, *, masks: bool = False, keep_root: bool = False) -> Co
 
 
 def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
-    """The usable annotations of listed images, whose sizes are known.
+    """Reads the usable annotations of images whose sizes are known.
 
-    A refused object never becomes background. Where its place is known, it becomes a crowd region, which is neither
-    object nor background; else its image is left out.
+    A refused object never becomes background. If its box or outline is known, it becomes a crowd region, which is
+    neither object nor background; otherwise its image is left out.
 
     Args:
         listing: of the file.
@@ -247,13 +247,13 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
             spoiled.add(image_id)
     kept = [image for number, image in images.items() if number not in spoiled]
     if _are_shares(kept):
-        what = "all of its boxes lie within one pixel: COCO's are in pixels, not in shares of the image's sides"
+        what = "all of its boxes lie within one pixel: boxes must be in pixels, not in fractions of the image size"
         listing.report("", what, skippable=False)
     return CocoFile(listing.path, listing.class_names, listing.category_ids, kept, listing.problems, listing.remarks)
 
 
 def _are_shares(images: Sequence[Annotated]) -> bool:
-    """Whether boxes seem to be shares of the sides of their images."""
+    """Whether boxes seem to be in fractions of the image size instead of pixels."""
     boxes = [one["bbox"] for image in images for one in image.annotations if image.height > 1 or image.width > 1]
     return bool(boxes) and max(max(box) for box in boxes) <= 1
 
@@ -266,7 +266,7 @@ def _unknown(key: str, entry: Mapping[str, Any], known: Mapping[Id, Any]) -> str
 
 
 def _with_outline(entry: Annotation, masks: bool, where: str, report: Report) -> Annotation:
-    """Without a segmentation that nobody wants, or without the parts of it that are none."""
+    """Drops the segmentation if masks are not used, otherwise its invalid polygons."""
     outline = entry.get("segmentation")
     if not masks:
         return {key: value for key, value in entry.items() if key != "segmentation"}
@@ -280,7 +280,7 @@ def _with_outline(entry: Annotation, masks: bool, where: str, report: Report) ->
 
 
 def _region(entry: Annotation, image: Annotated, masks: bool) -> Annotation | None:
-    """The place of a refused object as a crowd region: its box, else that of its polygons; None without a place."""
+    """A crowd region for a refused object: its box, else the box around its polygons; None if neither is known."""
     box = entry.get("bbox")
     clipped = _clip(box, image)[0] if isinstance(box, list) and are_numbers(box) and len(box) == 4 else None
     if clipped is None:
@@ -407,7 +407,7 @@ def find_annotations(
 
 
 def usual_files(root: Path, split: Split, format: AnnotationFormat) -> list[Path]:
-    """The annotation files of a split that have the most usual name of those that are there."""
+    """The annotation files of a split with the most common name that exists."""
     patterns = _patterns if format == "instances" else _panoptic_patterns
     each = (sorted(root.glob(pattern)) for name in SYNONYMS[split] for pattern in patterns(name))
     return next((files for files in each if files), [])

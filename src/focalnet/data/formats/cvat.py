@@ -1,4 +1,4 @@
-"""CVAT's own XML ("CVAT for images 1.1")."""
+"""CVAT's own XML format, "CVAT for images 1.1"."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class CvatSet(ObjectSet):
     """A file ``annotations.xml`` with all images, whose subsets are the splits.
 
     Boxes, polygons, ellipses and masks are objects, and turned boxes are polygons; of one group and class they are one
-    object. Lines and points are none: their image cannot be used. Tracks of videos are refused; CVAT exports them as
-    images.
+    object. An image with lines or points is refused: they are not objects. So are tracks of videos, which CVAT can
+    export as images.
     """
 
     format = "CVAT"
@@ -54,7 +54,7 @@ class CvatSet(ObjectSet):
         return {name: self._file for name in names if split_of(name)}
 
     def class_list(self) -> tuple[str, ...] | None:
-        """Those of the project, in its order."""
+        """The labels of the project, in its order."""
         names = [(label.findtext("name") or "").strip() for label in self._tree.iter("label")]
         return tuple(dict.fromkeys(name for name in names if name)) or None
 
@@ -81,7 +81,7 @@ class CvatSet(ObjectSet):
             image.size = None
         for one in entry:
             if one.tag in _NO_OBJECTS:
-                image.problem = image.problem or f"has {one.tag}, which is no object"
+                image.problem = image.problem or f"has {one.tag}, which is not an object"
             elif one.tag in _OBJECTS:
                 try:
                     image.shapes.append(_shape(one, image.size))
@@ -101,7 +101,7 @@ def _is_cvat(file: Path) -> bool:
 
 
 def _shape(one: ElementTree.Element, size: tuple[int, int] | None) -> Shape:
-    """The object of an element, with a group unless that is 0.
+    """Converts an element to an object; group 0 stands for no group.
 
     Raises:
         KeyError, TypeError, ValueError: something of it is missing or no number.

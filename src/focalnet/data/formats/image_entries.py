@@ -1,4 +1,4 @@
-"""What annotation files list as images: their ids, which files they are, and that the sizes are those of the files."""
+"""The images that annotation files list: their ids, their files, and a check of their sizes against the files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Annotated:
 
     @property
     def has_size(self) -> bool:
-        """Whether the file gives one."""
+        """Whether the annotation file gives the size."""
         return self.height > 0 and self.width > 0
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Annotated:
 
 
 def as_id(value: Any) -> Id | None:
-    """An id of an annotation file; 3.0, as tables write it, is 3; None for what cannot be one."""
+    """Converts a value to an id; 3.0, as table programs write it, becomes 3. None if it cannot be an id."""
     if isinstance(value, str):
         return value or None
     if isinstance(value, float) and value.is_integer():
@@ -56,7 +56,7 @@ def as_id(value: Any) -> Id | None:
 
 
 def known_id(value: Any, known: Mapping[Id, Any]) -> Id | None:
-    """The one of the known ids that is meant, where a number may have been written as text, or text as a number."""
+    """Finds the known id that a value refers to, even if a number was written as text or text as a number."""
     number = as_id(value)
     if number in known:
         return number
@@ -69,7 +69,7 @@ def known_id(value: Any, known: Mapping[Id, Any]) -> Id | None:
 
 
 def in_order(ids: Sequence[Id]) -> list[Id]:
-    """Ids sorted as the numbers they are or are the text of, other text behind them."""
+    """Sorts ids by number, including numbers written as text; other text comes last."""
 
     def key(number: Id) -> tuple[bool, int, str]:
         value = number if isinstance(number, int) else whole_number(number)
@@ -79,14 +79,14 @@ def in_order(ids: Sequence[Id]) -> list[Id]:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether it is a whole number."""
+    """Whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def by_id(
     entries: Sequence[Any], item: str, problem: Callable[[Mapping[str, Any]], str | None], report: Report
 ) -> tuple[dict[Id, dict[str, Any]], set[Id]]:
-    """Entries by id, and the ids of those that cannot be used.
+    """Returns the usable entries by id, and the ids of the unusable ones.
 
     Args:
         entries: of one list of an annotation file.
@@ -115,7 +115,7 @@ def by_id(
 
 
 def read_images(entries: Sequence[Any], report: Report) -> tuple[dict[Id, Annotated], set[Id]]:
-    """The images of an annotation file by id, and the ids of those that cannot be used."""
+    """Returns the usable images of an annotation file by id, and the ids of the unusable ones."""
     listed, refused = by_id(entries, "image", _problem, report)
     images: dict[Id, Annotated] = {}
     uses = Counter(_file_name(entry) for entry in listed.values())
@@ -144,7 +144,7 @@ def _problem(entry: Mapping[str, Any]) -> str | None:
 
 
 def _file_name(entry: Mapping[str, Any]) -> str | None:
-    """Where the image is; LVIS gives an address in place of it, whose end is the path."""
+    """The path of the image. LVIS gives a URL instead, which ends in the path."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     if not (isinstance(name, str) and name.strip()) and isinstance(address, str) and address:
         name = last_parts(address, 2)
@@ -156,7 +156,7 @@ def _side(entry: Mapping[str, Any], key: str) -> int:
 
 
 class Header(NamedTuple):
-    """What the first bytes of a file say of an image."""
+    """Size and Exif orientation of an image, read without decoding its pixels."""
 
     height: int  # upright
     width: int
@@ -172,18 +172,18 @@ def locate(
     other_splits: frozenset[str] = frozenset(),
     compare: bool = True,
 ) -> dict[Id, Annotated]:
-    """The images whose files are there and have the size that their annotations are for.
+    """Finds the files of images, and keeps the images whose file exists and has the annotated size.
 
     Args:
         images: by id.
         files: where they are.
-        report: takes what is wrong with an image.
-        remarks: gets what was taken for granted, a line each.
-        other_splits: folders of these names are those of other splits.
-        compare: compare all sizes with those of the files; else only those files are opened whose size is not given.
+        report: called with each problem.
+        remarks: a line is appended for each assumption.
+        other_splits: names of folders that belong to other splits.
+        compare: compare all sizes with the files; if false, only files whose size is not annotated are opened.
 
     Returns:
-        By id, with the names that the files have; sizes that the annotations do not give are those of the files.
+        By id, with the names and sizes of the files.
     """
     matches = files.match([image.file_name for image in images.values()], other_splits)
     if remark := matches.remark():
@@ -216,17 +216,17 @@ def locate(
         measured += not image.has_size
         found[image.image_id] = replace(image, file_name=name, height=header.height, width=header.width)
     if measured:
-        remarks.append(f"the sizes of {measured} images are not in it; those of the files are taken")
+        remarks.append(f"{measured} images have no size in it; the sizes of the files are used")
     if turned:
         remarks.append(
-            f"{turned} images are turned by their Exif orientation, which no size shows; their annotations are taken "
-            "to be of the upright images: if they are not, remove the orientation (exiftool -Orientation= FILES)"
+            f"{turned} images are turned by their Exif orientation, which the sizes cannot confirm; their annotations "
+            "should refer to the upright images: if not, remove the orientation (exiftool -Orientation= FILES)"
         )
     return found
 
 
 def _header(files: ImageFiles, name: str) -> Header | str:
-    """Of an image, or why it cannot be read."""
+    """The header of an image, or the reason why it cannot be read."""
 
     def convert(image: Image.Image) -> Header:
         return Header(*decoding.upright_size(image), decoding.orientation(image))
@@ -249,8 +249,8 @@ def _other_size(image: Annotated, header: Header) -> str | None:
     )
     if header.orientation >= 5 and (header.width, header.height) == (image.height, image.width):
         what += (
-            ", its size before its Exif orientation turns it: if they are of the turned image, interchange height and "
-            "width in the annotations, else remove the orientation (exiftool -Orientation= FILES)"
+            ", which is its size without the rotation by its Exif orientation: if they refer to the rotated image, "
+            "swap height and width in the annotations, else remove the orientation (exiftool -Orientation= FILES)"
         )
     return what
 

@@ -1,4 +1,4 @@
-"""Label Studio's JSON exports: all of a project, or the short one ("JSON-MIN")."""
+"""Label Studio exports in the formats "JSON" and "JSON-MIN"."""
 
 from __future__ import annotations
 
@@ -82,20 +82,20 @@ class LabelStudioSet(ObjectSet):
         return found
 
     def _place(self, name: str) -> str | None:
-        """The image below the root, whose name may lack what Label Studio puts before it when it is uploaded."""
+        """Finds an image below the root, whose name may lack the prefix that Label Studio adds on upload."""
         path = PurePosixPath(name.replace("\\", "/"))
         short = re.sub(r"^[0-9a-f]{8}-", "", path.name)
         return self.matched([name])[name] or self._short.get(short)
 
     @cached_property
     def _short(self) -> dict[str, str]:
-        """Images by their name, where it is the only one."""
+        """Images by file name; ambiguous names are left out."""
         names = [PurePosixPath(file).name for file in self.image_files]
         return {name: file for name, file in zip(names, self.image_files, strict=True) if names.count(name) == 1}
 
 
 def _tasks(file: Path) -> list[dict[str, Any]] | None:
-    """The tasks in a file, if it is Label Studio's."""
+    """The tasks in a file; None if the file is not from Label Studio."""
     content = read_json(file)
     tasks = content if isinstance(content, list) else []
     known = tasks and all(isinstance(task, dict) and _image(task) and _is_task(task) for task in tasks)
@@ -109,7 +109,7 @@ def _is_task(task: Mapping[str, Any]) -> bool:
 
 
 def _image(task: Mapping[str, Any]) -> str:
-    """The address of its image: the value called image, or the only one that is that of an image."""
+    """The URL of the image of a task: the value called image, or the only value that looks like an image file."""
     data = task["data"] if isinstance(task.get("data"), dict) else task
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     likely = [v for v in texts.values() if re.search(r"\.(jpe?g|png|bmp|tiff?|webp|gif)(\?|$)", v, re.IGNORECASE)]
@@ -121,7 +121,7 @@ def _is_region_list(value: Any) -> bool:
 
 
 def _regions(task: Mapping[str, Any]) -> list[Any] | None:
-    """The regions of a task; None where nobody has annotated it. Several that differ are one that cannot be read."""
+    """The regions of a task; None if it is not annotated, the problem as text if its annotations differ."""
     if "annotations" not in task:
         return [region for value in task.values() if _is_region_list(value) for region in value]
     given = [one for one in task["annotations"] if isinstance(one, dict) and not one.get("was_cancelled")]
@@ -147,7 +147,7 @@ def _add(image: WrittenImage, regions: list[Any], size: tuple[int, int]) -> None
 
 
 def _shapes(region: Any, size: tuple[int, int]) -> Iterator[Shape | str]:
-    """The object of a region, or what is wrong with it; nothing for one that says something of the whole image."""
+    """Yields the object of a region, or the problem as text; nothing for a region about the whole image."""
     value = region.get("value", region) if isinstance(region, dict) else {}
     key = next((key for key in _LABELS if key in value), None)
     if key is None:

@@ -1,4 +1,4 @@
-"""labelme's JSON files, one an image."""
+"""labelme JSON files, one per image."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from focalnet.errors import DataError
 
 
 class LabelmeSet(ObjectSet):
-    """A folder with a JSON file an image, beside the images or in a folder of their own, with or without splits.
+    """A folder with a JSON file per image, beside the images or in a separate folder, with or without splits.
 
     Polygons, rectangles, circles and masks are objects; shapes of one image with one ``group_id`` and label are one
-    object. Points and lines are none: their image cannot be used.
+    object. An image with points or lines is refused: they are not objects.
     """
 
     format = "labelme"
@@ -80,7 +80,7 @@ class LabelmeSet(ObjectSet):
 
 
 def _labelme_shape(entry: Any, size: tuple[int, int] | None) -> Shape | str:
-    """The object of an entry, or what is wrong with it."""
+    """Converts a shape; returns the object, or the problem as text."""
     label = entry.get("label") if isinstance(entry, dict) else None
     if not isinstance(label, str) or not label:
         return "has no label"
@@ -102,11 +102,11 @@ def _labelme_shape(entry: Any, size: tuple[int, int] | None) -> Shape | str:
         left_top, right_bottom = points[0], (points[1][0] + 1, points[1][1] + 1)  # the last pixel is one of it
         shape = box_shape(label, left_top, right_bottom)
         return "has a mask that cannot be read" if bitmap is None else Shape(label, shape.box, bitmap=bitmap)
-    return f"is a {kind} of {len(points)} points, which is no object"
+    return f"is a {kind} of {len(points)} points, which is not an object"
 
 
 def _pasted(text: Any, corner: tuple[float, float], size: tuple[int, int]) -> Any:
-    """A PNG as text, in an image of the size."""
+    """Decodes a mask (a PNG file in base64) and pastes it into an empty image; None if it cannot be read."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as png:
             part = np.asarray(png.convert("L")) > 0

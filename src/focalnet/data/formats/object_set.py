@@ -1,6 +1,6 @@
-"""Objects in formats other than COCO's, made into COCO's, which is what checks, training and evaluation read.
+"""Base class of the readers of other formats than COCO, which convert them to the COCO format.
 
-``ObjectSet`` is what every such format is behind; one file each.
+Checks, training and evaluation read the COCO format only. Each format has a file of its own.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Shape:
         box: left, top, width, height.
         polygons: its outline, each x1 y1 x2 y2 ...
         bitmap: its outline as pixels of the whole image, ``(H, W)``, bool, in place of polygons.
-        crowd: neither to be found nor a mistake.
-        group: objects of an image with the same are one.
+        crowd: training and evaluation ignore it.
+        group: shapes of an image with the same group and label are one object.
     """
 
     label: str
@@ -57,7 +57,7 @@ class WrittenImage:
     """An image of a data set with its objects.
 
     Args:
-        file_name: below the root of the data set, as far as it is known.
+        file_name: path relative to the root of the data set, as far as it is known.
         size: height and width; None where the format does not say.
         shapes: the objects.
         problem: why it cannot be used.
@@ -73,12 +73,12 @@ class WrittenImage:
 
 @dataclass(frozen=True)
 class Written:
-    """What a data set says, in COCO's form.
+    """A data set in the COCO format.
 
     Args:
         content: ``images``, ``annotations`` and ``categories``.
         refused: why an image cannot be used, by file name.
-        remarks: what was taken for granted, a line each.
+        remarks: assumptions, one line each.
     """
 
     content: dict[str, Any]
@@ -87,14 +87,14 @@ class Written:
 
 
 class ObjectSet(ABC):
-    """A data set of objects in a format of its own.
+    """A data set of objects in another format than COCO.
 
     Args:
         root: the folder that file names are below.
     """
 
     format: ClassVar[str]
-    """What messages call it."""
+    """The name of the format in messages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,7 +103,7 @@ class ObjectSet(ABC):
     @classmethod
     @abstractmethod
     def find(cls, path: Path) -> Self | None:
-        """The data set that a folder or file is, if it is of this format.
+        """Opens a folder or file if it is in this format.
 
         Raises:
             DataError: it is, and cannot be read.
@@ -112,26 +112,26 @@ class ObjectSet(ABC):
     @property
     @abstractmethod
     def splits(self) -> Mapping[str, Path]:
-        """By name, what messages call each split; none for a set without splits."""
+        """The path of each split by its name, for messages; empty for a set without splits."""
 
     @abstractmethod
     def images(self, split: str | None) -> list[WrittenImage]:
-        """The images of a split, of the whole set for None.
+        """Reads the images of a split; of the whole set for None.
 
         Raises:
             DataError: a file cannot be read at all, or there is no such split.
         """
 
     def name_of(self, split: Split) -> str | None:
-        """What the set itself calls a split, if it has it."""
+        """The name of a split in this data set; None if it does not have the split."""
         return next((own for name in SYNONYMS[split] for own in self.splits if own.casefold() == name), None)
 
     def class_list(self) -> tuple[str, ...] | None:
-        """By label, where the format lists them; the default is every name in any split, sorted."""
+        """The classes in label order if the format lists them; None for the sorted names of all splits."""
         return None
 
     def content(self, split: str | None, classes: Sequence[str] | None = None) -> Written:
-        """A split in COCO's form.
+        """Converts a split to the COCO format.
 
         Args:
             split: which; None for all of them.
@@ -187,11 +187,10 @@ class ObjectSet(ABC):
         return [path.relative_to(self.root).as_posix() for path in decoding.list_folder(self.root)]
 
     def image_of(self, annotation_file: Path, name: str | None) -> str:
-        """The image that an annotation file of the same name is of; if there is none, what it is called.
+        """Finds the image of an annotation file; if there is none, returns its expected name.
 
-        An image of the name that the file gives counts first; some tools give a wrong one, then it is the image with
-        the annotation file's own name. Of several it is the one beside the annotation file, or the one in the folder
-        beside its folder.
+        The name in the annotation file is tried first, then the name of the annotation file, because some tools write
+        a wrong name. Of several images, the one beside the annotation file or in a folder beside its folder is taken.
         """
         given = [PurePosixPath(name.replace("\\", "/")).name] if name else []
         for wanted in (*given, annotation_file.stem):
@@ -207,7 +206,7 @@ class ObjectSet(ABC):
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """Images by their name, and by their name without suffix and with ``.*``."""
+        """Images by file name, and by file name with ``.*`` in place of the suffix."""
         index: dict[str, list[str]] = {}
         for file in self.image_files:
             path = PurePosixPath(file)
@@ -216,7 +215,7 @@ class ObjectSet(ABC):
         return index
 
     def sizes(self, files: Iterable[str]) -> dict[str, tuple[int, int] | str]:
-        """Height and width of images below the root, upright; or why they cannot be read."""
+        """Height and width of images below the root, upright; or the reason why one cannot be read."""
         listed = list(files)
 
         def size(file: str) -> tuple[int, int] | str:
@@ -229,29 +228,29 @@ class ObjectSet(ABC):
             return dict(zip(listed, pool.map(size, listed), strict=True))
 
     def matched(self, names: Iterable[str]) -> dict[str, str | None]:
-        """The image below the root that each name means for certain."""
+        """The image below the root that each name refers to; None if there is none, or several could be meant."""
         listed = list(names)
         files = match_names(listed, self.image_files).files
         return {name: files.get(name) for name in listed}
 
 
 def _key(name: str) -> str:
-    """A name without regard to case and Unicode normalization."""
+    """A key that is the same for names that differ in case or Unicode normalization only."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def more_than(most: int, count: int) -> str:
-    """What a list ends in that does not show all."""
+    """The end of a message that does not list everything."""
     return f"; and {count - most} more" if count > most else ""
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder or file of this name is of."""
+    """The split that a folder or file name refers to, if any."""
     return next((split for split, names in SYNONYMS.items() if name.casefold() in names), None)
 
 
 def to_coco(images: Sequence[WrittenImage], classes: Sequence[str], remarks: Sequence[str] = ()) -> Written:
-    """Images with their objects in COCO's form; ids count from 1."""
+    """Converts images and objects to the COCO format; ids count from 1."""
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
@@ -279,7 +278,7 @@ def to_coco(images: Sequence[WrittenImage], classes: Sequence[str], remarks: Seq
 
 
 def _joined(shapes: Sequence[Shape]) -> list[Shape]:
-    """With shapes of one group and class as one object."""
+    """Merges shapes of one group and label into one object."""
     groups: dict[Any, list[Shape]] = {}
     for place, shape in enumerate(shapes):
         groups.setdefault((place,) if shape.group is None else (shape.group, shape.label), []).append(shape)
@@ -309,13 +308,13 @@ def _polygon_area(part: Sequence[float]) -> float:
 
 
 def _plain(value: float) -> float:
-    """Without a fraction that says nothing: 3.0 as 3, and no more than a ten-thousandth of a pixel."""
+    """Rounds to a ten-thousandth of a pixel; whole values become ints."""
     rounded = round(float(value), 4)
     return int(rounded) if rounded.is_integer() else rounded
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file; None for what is no JSON.
+    """Reads a JSON file; returns None if it is not JSON.
 
     Raises:
         DataError: it cannot be read.
@@ -329,27 +328,27 @@ def read_json(file: Path) -> Any:
 
 
 def polygon_shape(label: str, points: Sequence[Point], **more: Any) -> Shape:
-    """An object by the corners of its outline."""
+    """Makes an object from the corners of its outline."""
     array = np.asarray(points, dtype=float).reshape(-1, 2)
     (left, top), (right, bottom) = array.min(0).tolist(), array.max(0).tolist()
     return Shape(label, (left, top, right - left, bottom - top), (tuple(array.ravel().tolist()),), **more)
 
 
 def box_shape(label: str, one: Point, other: Point, **more: Any) -> Shape:
-    """An object by two opposite corners of its box."""
+    """Makes an object from two opposite corners of its box."""
     left, right = sorted((one[0], other[0]))
     top, bottom = sorted((one[1], other[1]))
     return Shape(label, (left, top, right - left, bottom - top), **more)
 
 
 def ellipse(center: Point, radii: Point, count: int = 64) -> list[Point]:
-    """Corners of a polygon that is nearly an ellipse."""
+    """Returns the corners of a polygon that approximates an ellipse."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return [(center[0] + radii[0] * float(np.cos(a)), center[1] + radii[1] * float(np.sin(a))) for a in angles]
 
 
 def turned(points: Sequence[Point], degrees: float, center: Point) -> list[Point]:
-    """Points turned clockwise, as images show it, about another."""
+    """Rotates points clockwise (in image coordinates) around a center."""
     angle = np.deg2rad(degrees)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     moved = (np.asarray(points) - center) @ matrix.T + center
@@ -357,7 +356,7 @@ def turned(points: Sequence[Point], degrees: float, center: Point) -> list[Point
 
 
 def run_lengths(bitmap_HW: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """A bitmap as COCO's run-length code, not compressed."""
+    """Encodes a bitmap as an uncompressed COCO run-length code."""
     flat = np.asarray(bitmap_HW, dtype=bool).ravel(order="F")
     edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
     runs = np.diff(edges).tolist()

@@ -1,4 +1,4 @@
-"""Open Images' CSV files of boxes."""
+"""Open Images CSV files of boxes."""
 
 from __future__ import annotations
 
@@ -66,18 +66,20 @@ class OpenImagesSet(ObjectSet):
             image.size = size
             shape = _shape(row, size, descriptions)
             if shape is None:
-                image.problem = image.problem or f"line {number} has no class, or a box that is no share of the sides"
+                image.problem = (
+                    image.problem or f"line {number} has no class, or a box that is not in fractions of the image size"
+                )
             else:
                 image.shapes.append(shape)
         return list(images.values())
 
     def _places(self, split: str | None) -> dict[str, str]:
-        """Images by their id, which is their name without suffix; of this split first."""
+        """Images by their id, the file name without suffix; those of this split take precedence."""
         files = sorted(self.image_files, key=lambda file: split not in file.split("/")[:-1])
         return {Path(file).stem: file for file in reversed(files)}
 
     def _descriptions(self) -> dict[str, str]:
-        """What classes are called, by their code."""
+        """Names of classes by their code."""
         for pattern in ("*class-descriptions*.csv", "*/*class-descriptions*.csv"):
             for file in sorted(self.root.glob(pattern)):
                 rows = csv.reader(read_text(file).split("\n"))

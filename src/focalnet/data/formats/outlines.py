@@ -16,7 +16,7 @@ from focalnet.errors import require
 
 
 def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with the outline of an object in an image of this height and width, if anything."""
+    """The problem with the outline of an object in an image of this height and width, if any."""
     if isinstance(segmentation, list):
         good = polygons(segmentation)
         return None if good else "its segmentation is not a list of polygons of three or more points"
@@ -34,7 +34,7 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None
 
 
 def polygons(segmentation: Any) -> list[list[float]]:
-    """Those of a segmentation that have an area to speak of; a flat list of numbers is one of them."""
+    """The polygons of a segmentation with three or more points; a flat list of numbers is one polygon."""
     parts = [segmentation] if are_numbers(segmentation) else segmentation
     return [part for part in parts if _is_polygon(part)] if isinstance(parts, list) else []
 

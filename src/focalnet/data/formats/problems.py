@@ -54,7 +54,7 @@ def list_problems(problems: Sequence[Problem], most: int = 3) -> Iterator[str]:
 
 
 def by_kind(problems: Sequence[Problem], most: int = 20) -> Iterator[str]:
-    """A line for each of the first few problems of a kind, and one with the number of the others."""
+    """Lists the first few problems of each kind, one per line, and counts the others of the kind."""
     counts = Counter(_kind(problem) for problem in problems)
     listed: Counter[tuple[str, str]] = Counter()
     for problem in problems:
@@ -67,7 +67,7 @@ def by_kind(problems: Sequence[Problem], most: int = 20) -> Iterator[str]:
 
 
 def _kind(problem: Problem) -> tuple[str, str]:
-    """Problems are of a kind if only numbers and what is quoted differ."""
+    """The kind of a problem: its file and text without numbers, paths and quoted parts."""
     return problem.file, re.sub(r"""\[[^]]*\]|"[^"]*"|'[^']*'|\S*[/\d]\S*""", "#", problem.what)
 
 
@@ -79,7 +79,7 @@ class Checked(Protocol):
 
 
 def say(name: object, remarks: Sequence[str]) -> None:
-    """Warns of what was taken for granted in a file."""
+    """Logs assumptions about a file as warnings."""
     for remark in remarks:
         logger.warning("%s: %s", name, remark)
 

@@ -1,4 +1,4 @@
-"""Which annotations a data set of objects has: COCO's files, or those of other tools."""
+"""Finds the annotations of a data set of objects: COCO files, or those of other tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OBJECT_SETS: tuple[type[ObjectSet], ...] = (
 
 
 def find_set(path: Path) -> ObjectSet | None:
-    """The data set of objects that a folder or file is, if it is one of another format than COCO's.
+    """Opens a folder or file if it is a data set of objects in another format than COCO.
 
     Raises:
         DataError: it cannot be read.
@@ -45,13 +45,13 @@ def find_set(path: Path) -> ObjectSet | None:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Where a split of a data set is described.
+    """The annotations of a split.
 
     Args:
-        path: the annotation file, or what messages call it.
-        whole: it describes a set without splits.
-        set: the data set it is of, where the format is not COCO's.
-        split: what that set calls the split; None for all of it.
+        path: the annotation file or folder, for messages.
+        whole: the data set has no splits, so these are all of its annotations.
+        set: the data set, if its format is not COCO.
+        split: the name of the split in that data set; None for all of it.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Annotations:
     split: str | None = None
 
     def read(self) -> Written:
-        """What it says, in COCO's form.
+        """Reads the annotations in the COCO format.
 
         Raises:
             DataError: it cannot be read.
@@ -71,13 +71,13 @@ class Annotations:
 def find_split(
     root: Path, split: Split, wanted: str | None = None, format: AnnotationFormat = "instances"
 ) -> Annotations | None:
-    """The annotations of a split: COCO's by their usual names, else those of another tool.
+    """Finds the annotations of a split: a COCO file with a usual name, else those of another tool.
 
     Args:
         root: the folder of the data set.
         split: which one.
         wanted: the path of its annotations relative to the root, where it is not usual.
-        format: COCO's for objects, or for segments, which no other tool has.
+        format: COCO's for objects, or its panoptic format, which no other tool writes.
 
     Raises:
         DataError: the wanted file is not there, or several could be meant, or something cannot be read.
@@ -105,7 +105,7 @@ def find_split(
 
 
 def find_single(root: Path, format: AnnotationFormat = "instances") -> Path | None:
-    """The one COCO file of a data set without splits, in the root or in ``annotations``.
+    """Finds the only COCO file of a data set without splits, in the root or in ``annotations``.
 
     Raises:
         DataError: there are several.
@@ -131,6 +131,6 @@ def root_has_objects(content: Mapping[str, Any], splits: Iterable[Annotations]) 
 
 
 def has_outlines(content: Mapping[str, Any]) -> bool:
-    """Whether any object of COCO's form has an outline that could be used."""
+    """Whether any object in a COCO file has a usable outline."""
     outlines = (one.get("segmentation") for one in content["annotations"] if isinstance(one, dict))
     return any(polygons(outline) or isinstance(outline, dict) for outline in outlines)

@@ -1,4 +1,4 @@
-"""VGG Image Annotator's JSON files, one a set or a split."""
+"""VGG Image Annotator JSON files, one for the data set or for each split."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ViaSet(ObjectSet):
 
 
 def _via_images(file: Path) -> list[dict[str, Any]] | None:
-    """The entries of images in a file, if it is VIA's."""
+    """The entries of images in a file; None if the file is not from VGG Image Annotator."""
     content = read_json(file)
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
@@ -121,4 +121,4 @@ def _via_shape(region: Mapping[str, Any], key: str | None) -> Shape | str:
             return polygon_shape(label, corners)
     except (KeyError, TypeError, ValueError):
         return "has coordinates that are not numbers, or lacks some"
-    return f"is a {form.get('name')}, which is no object"
+    return f"is a {form.get('name')}, which is not an object"

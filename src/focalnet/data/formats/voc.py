@@ -1,4 +1,4 @@
-"""Pascal VOC's XML annotations, in all the layouts that tools write them in."""
+"""Pascal VOC XML annotations, in all layouts that tools write."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from focalnet.errors import DataError
 
 
 class VocSet(ObjectSet):
-    """A folder with an XML file an image.
+    """A folder with an XML file per image.
 
     They are in ``Annotations`` with the images in ``JPEGImages`` and the splits in ``ImageSets/Main``; or in
     ``annotations`` with ``images``; or beside the images; each of these in the root or in folders of splits.
 
     VOC counts pixels from 1 with both ends included: a box from ``xmin`` to ``xmax`` begins at ``xmin - 1`` and is
-    ``xmax - xmin + 1`` wide. Objects marked difficult become crowd regions: neither to be found nor a mistake.
+    ``xmax - xmin + 1`` wide. Objects marked difficult become crowd regions, which training and
+    evaluation ignore.
     """
 
     format = "Pascal VOC"
@@ -73,7 +74,7 @@ class VocSet(ObjectSet):
         return files
 
     def _read(self, file: Path) -> WrittenImage:
-        """The image and the objects of one XML file."""
+        """Reads the image and the objects of one XML file."""
         try:
             tree = ElementTree.parse(file).getroot()
         except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding

@@ -1,4 +1,4 @@
-"""YOLO's text files: a line an object, its class as a number, its box or outline as shares of the image's sides."""
+"""YOLO text files: one object per line, as a class number and a box or polygon in fractions of the image size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class YoloSet(ObjectSet):
         return found if found._has_labels() else None
 
     def _has_labels(self) -> bool:
-        """Whether text files that look like labels belong to images."""
+        """Whether there are images with text files that look like labels."""
         if not self._texts:
             return False
         texts = (self._label_file(image) for image in self.image_files)
@@ -97,7 +97,7 @@ class YoloSet(ObjectSet):
             raise DataError(f"{self.root}: none of its {len(files)} images has a text file of labels")
         if without:
             self.remarks.append(
-                f"{without} of {len(files)} images have no text file: they are taken to have no objects"
+                f"{without} of {len(files)} images have no text file: they count as images without objects"
             )
         return [self._read(file, labels[file], sizes[file], names) for file in files]
 
@@ -115,7 +115,7 @@ class YoloSet(ObjectSet):
         return found
 
     def _place(self, place: str) -> list[str]:
-        """The images of a folder or list that ``data.yaml`` names, wherever the set has been moved since."""
+        """The images of a folder or list in ``data.yaml``, even if the data set was moved."""
         base = str(self._options.get("path") or "")
         for above in (Path(base) / place, Path(place), Path(last_parts(place, 3)), Path(last_parts(place, 2))):
             path = (self.root / above).resolve() if above.parts else self.root
@@ -169,7 +169,7 @@ class YoloSet(ObjectSet):
 
 
 def _shape(line: str, size: tuple[int, int], names: tuple[str, ...], keypoints: bool) -> Shape | str:
-    """The object of a line, or what is wrong with it."""
+    """Parses a line; returns the object, or the problem as text."""
     numbers = _numbers(line)
     if numbers is None:
         return f'is not numbers: "{line.strip()[:60]}"'
@@ -179,7 +179,7 @@ def _shape(line: str, size: tuple[int, int], names: tuple[str, ...], keypoints: 
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         return f"has {len(values)} numbers behind its class: a box has 4, a polygon 6 or more, two a corner"
     if min(values) < -_SLACK or max(values) > 1 + _SLACK:
-        return f"has a coordinate of {max(values, key=abs):g}: they are shares of the image's sides, 0 to 1"
+        return f"has a coordinate of {max(values, key=abs):g}: they are fractions of the image size, 0 to 1"
     (height, width), name = size, names[int(label)]
     if len(values) == 4:
         x, y, w, h = values

@@ -30,7 +30,7 @@ AUTOMATIC_HOLDOUT = 0.2  # of training images, where there are no others to vali
 HOLD_OUT = "data.holdout"
 #: What is said where that is done, and where all images are evaluated instead.
 SAYS_HELD_OUT = (
-    "has no validation split: 20 % of its images are held out to validate on, the same in every run; "
+    "has no validation split: 20 % of its images are held out for validation, the same in every run; "
     f"{HOLD_OUT} chooses another share"
 )
 HOLDS_TRAINING_IMAGES = (

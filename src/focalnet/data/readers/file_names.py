@@ -1,4 +1,4 @@
-"""Names of files as tools write them, matched with the files that are there.
+"""Matches file names in annotations with the files that exist.
 
 Annotations are written on one machine and read on another: with Windows' separators, whole paths of a foreign disk,
 ``%20`` for a space, accents in one character or in two, another case. Such a name is matched where it can mean one file
@@ -21,26 +21,27 @@ Parts: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class NameMatches:
-    """Which file each name means.
+    """The file that each name refers to.
 
     Args:
-        files: by name; those that mean no file are absent, and so are those that may mean several.
-        ambiguous: by name, the files it may mean; or the file, where several names would mean it.
+        files: file by name, without names that refer to no file or could refer to several.
+        ambiguous: by name, the files it could refer to; or the one file that several names could refer to.
     """
 
     files: dict[str, str]
     ambiguous: dict[str, tuple[str, ...]]
 
     def remark(self) -> str | None:
-        """How many names are spelled unlike their file, with an example; None where all are the same."""
+        """Says how many names are spelled differently from their file, with an example; None if there are none."""
         other = [(name, file) for name, file in self.files.items() if name != file]
         if not other:
             return None
         name, file = other[0]
-        return f'{len(other)} of {len(self.files)} file names are spelled unlike the files, e.g. "{name}" is "{file}"'
+        count = f"{len(other)} of {len(self.files)} file names"
+        return f'{count} are spelled differently from the files, e.g. "{name}" is "{file}"'
 
     def why_ambiguous(self, name: str) -> str:
-        """What a name that means no file for certain may mean."""
+        """Says which files an ambiguous name could refer to."""
         files = self.ambiguous[name]
         if len(files) == 1:
             return f"it and other names may all mean {files[0]}; write each file's path as it is"
@@ -49,7 +50,7 @@ class NameMatches:
 
 
 def match_names(names: Iterable[str], files: Iterable[str], *, base_names: bool = False) -> NameMatches:
-    """Finds the file that each name means.
+    """Finds the file that each name refers to.
 
     Exact names come first. Then the same path counts in another spelling: separators, ``.`` and ``..``, Unicode
     normalization; then ``%20`` and addresses; then the case of letters. Then a path of which the other is the end; and
@@ -57,9 +58,9 @@ def match_names(names: Iterable[str], files: Iterable[str], *, base_names: bool 
     name means exactly is not given to another name.
 
     Args:
-        names: paths as they are written.
-        files: paths that are there, relative to one folder, with ``/``.
-        base_names: treat every name as one from another machine.
+        names: paths as they are written in annotations.
+        files: existing paths, relative to one folder, with ``/``.
+        base_names: treat every name as a path from another machine.
     """
     wanted, present = list(dict.fromkeys(names)), dict.fromkeys(files)
     found = {name: name for name in wanted if name in present}
@@ -75,14 +76,14 @@ def match_names(names: Iterable[str], files: Iterable[str], *, base_names: bool 
 
 
 def last_parts(address: str, count: int) -> str:
-    """The last parts of a path or address, as a path: ``train2017/1.jpg`` of ``http://host/train2017/1.jpg``."""
+    """The last parts of a path or URL, as a path: ``train2017/1.jpg`` of ``http://host/train2017/1.jpg``."""
     return "/".join(_decoded(address)[-count:])
 
 
 def _candidates(
     names: Sequence[str], files: Sequence[str], all_names: Sequence[str], base_names: bool
 ) -> dict[str, tuple[str, ...]]:
-    """The files that each name may mean by the strictest comparison that finds any."""
+    """The files that each name could refer to, by the strictest comparison that finds any."""
     spellings: tuple[Callable[[str], Parts], ...] = (_clean, _decoded, _folded)
     indices = [_by_parts(files, spelling) for spelling in spellings]
     by_last = [_by_last(files, spelling) for spelling in spellings]
@@ -126,12 +127,12 @@ def _is_end(one: Parts, other: Parts) -> bool:
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a name is a whole path of some machine, or an address."""
+    """Whether a name is an absolute path of some machine, or a URL."""
     return bool(re.match(r"[/\\]|[A-Za-z]:[/\\]|[A-Za-z][A-Za-z0-9+.-]*://", name.strip()))
 
 
 def _clean(name: str) -> Parts:
-    """With separators and accents of one kind, and without ``.``, ``..`` and what names a disk."""
+    """Splits a path with unified separators and accents, without ``.``, ``..`` and drive letters."""
     text = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
     parts: list[str] = []
     for part in text.split("/"):
@@ -143,7 +144,7 @@ def _clean(name: str) -> Parts:
 
 
 def _decoded(name: str) -> Parts:
-    """As ``_clean``, with escapes undone; of an address the path, or the path that its query gives."""
+    """As ``_clean``, with URL escapes decoded; of a URL, the path, or the path in its query."""
     text = name.strip()
     if query := re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|/)[^?#]*\?([^#]*)", text):
         paths = parse_qs(query[1]).get("d")  # as Label Studio serves local files
