@@ -135,3 +135,11 @@ def test_sizes_below_one_are_refused() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UnknownName, match="focalnet_nani"):
         Predictor("focalnet_nani.cifar10")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_classifier_is_traced_in_eval_mode(trainable: bool) -> None:
+    model = classifier().requires_grad_(trainable)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
