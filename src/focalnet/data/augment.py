@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
-from focalnet.data.preprocess import Transform, fitted_size, resize, short_side
+from focalnet.data.preprocess import Transform, fitted_size, middle, resize, short_side
 from focalnet.errors import ConfigError
 from focalnet.samples import IGNORED, ObjectTarget
 
@@ -101,10 +101,11 @@ class Augmentation:
             ) from error
         flip = crop.transforms[1:]
         if self.crop == "padded":
-            crop.transforms = [transforms.Resize(size, mode), transforms.RandomCrop(size, self.padding), *flip]
+            resized = [middle, transforms.Resize(size, mode)]
+            crop.transforms = [*resized, transforms.RandomCrop(size, self.padding), *flip]
         elif self.crop == "center":
             side = short_side(preprocessing)
-            crop.transforms = [transforms.Resize(side, mode), transforms.CenterCrop(size), *flip]
+            crop.transforms = [middle, transforms.Resize(side, mode), transforms.CenterCrop(size), *flip]
         if trivial:
             vary.transforms = [transforms.TrivialAugmentWide(interpolation=mode)]
         elif self.policy:
