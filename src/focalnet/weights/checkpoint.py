@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
@@ -27,6 +30,7 @@ from focalnet.models import (
 )
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
+from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts
 from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
@@ -105,9 +109,27 @@ class Checkpoint:
 
     def report(self) -> Report:
         """Compares the tensors with the model they describe, which is not allocated."""
-        with torch.device("meta"):
+        with torch.device("meta"), _parameters_up_to(2 * len(self.state_dict) + 100):
             model = self.config.build()
         return compare(self.state_dict, model.state_dict(), unused=self.unused)
+
+
+@contextmanager
+def _parameters_up_to(most: int) -> Iterator[None]:
+    """Stops a build with more parameters, on meta or not: a description may ask for a billion layers."""
+    thread, count = threading.get_ident(), 0
+
+    def refuse(module: Any, name: str, parameter: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise CheckpointError(f"it is described as a network of more than {most} tensors, but holds far fewer")
+
+    handle = register_module_parameter_registration_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def read(path: str | Path, *, architecture: str | None = None, **settings: Any) -> Checkpoint:
@@ -130,6 +152,10 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
         return _read_foreign(raw, architecture, settings)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{raw.path}: {error}") from error
+    except FocalNetError:
+        raise
+    except Exception as error:  # names and shapes of tensors may be anything
+        raise CheckpointError(f"{raw.path}: its tensors are not those of a network ({_reason(error)})") from error
 
 
 def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
@@ -267,9 +293,12 @@ def _read_dense(
 
 def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
     try:
-        header = json.loads(raw.metadata[HEADER])
-        config = _config_class(header["kind"]).from_dict(header["config"])
-        card = _card_from(header["card"])
+        header = parse_json(raw.metadata[HEADER])
+        cls = _config_class(header["kind"])
+        try:
+            config, card = cls.from_dict(header["config"]), _card_from(header["card"])
+        except ConfigError as error:
+            raise CheckpointError(f"its header is damaged ({error}); copy it again") from error
         traced = shapes.trace(_backbone_tensors(config, raw.tensors))
         if architecture:
             shapes.check_is(architecture, traced)
@@ -281,7 +310,11 @@ def _read_native(raw: RawFile, architecture: str | None, settings: Mapping[str, 
     except FocalNetError:
         raise
     except Exception as error:  # a damaged header can hold values of any type anywhere
-        raise CheckpointError(f"its header is damaged ({type(error).__name__}: {error}); copy it again") from error
+        raise CheckpointError(f"its header is damaged ({_reason(error)}); copy it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _complete(checkpoint: Checkpoint) -> Checkpoint:
@@ -331,8 +364,9 @@ def _config_class(kind: str) -> type[FocalNetConfig] | type[ModelConfig]:
         return FocalNetConfig
     known = {family.file_kind: family.config for family in registry.families()}
     if kind not in known:
+        name = str(kind)[:80]
         raise CheckpointError(
-            f'it holds a "{kind}", for which this version has no network{did_you_mean(kind, known)}: update focalnet, '
+            f'it holds a "{name}", for which this version has no network{did_you_mean(name, known)}: update focalnet, '
             "or import the module that registers it"
         )
     return known[kind]
@@ -368,7 +402,7 @@ def _hints(path: Path, layout: str) -> Hints:
     if layout not in ("timm", "huggingface") or not path.is_file():
         return Hints()
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(read_text(path))
         if layout == "timm" and "architecture" in description:
             return timm.hints(description)
         if layout == "huggingface" and description.get("model_type") == "focalnet":
