@@ -137,7 +137,11 @@ def test_an_unknown_name_is_refused() -> None:
         Predictor("focalnet_nani.cifar10")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:FutureWarning",
+    "ignore:.*torch.jit.*:DeprecationWarning",
+    "ignore:Converting a tensor to a Python:torch.jit.TracerWarning",  # by checks of sizes, which a trace fixes
+)
 @pytest.mark.parametrize("trainable", [True, False])
 def test_a_classifier_is_traced_in_eval_mode(trainable: bool) -> None:
     model = classifier().requires_grad_(trainable)

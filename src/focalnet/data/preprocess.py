@@ -29,6 +29,7 @@ from focalnet.samples import Size
 #: An image to ``(C, H, W)``, float32, normalized.
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 T = TypeVar("T", bound=Tensor)
+THINNEST = 32  # long side over short side of an image that is enlarged whole
 
 
 def preprocess(image: Image.Image | Tensor, preprocessing: Preprocessing, size: Size | None = None) -> Tensor:
@@ -93,8 +94,21 @@ def cover(image: Any, crop: Size, crop_pct: float, interpolation: str) -> Any:
     return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
 
 
+def middle(image: Any) -> Any:
+    """The middle of an image that is more than ``THINNEST`` times as long as wide; any other image as it is.
+
+    Resized by its short side, a strip of 1 x 30000 pixels, which is a file of 138 bytes, would take gigabytes.
+
+    Args:
+        image: of Pillow, or ``(C, H, W)``.
+    """
+    height, width = F.get_size(image)
+    longest = THINNEST * min(height, width)
+    return image if max(height, width) <= longest else F.center_crop(image, [min(height, longest), min(width, longest)])
+
+
 def _center(image: Any, preprocessing: Preprocessing) -> Any:
-    resized = cover(image, preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
+    resized = cover(middle(image), preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
     return F.center_crop(resized, list(preprocessing.crop))
 
 

@@ -4,83 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import ConfigError, InputError, did_you_mean
+from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig
+from focalnet.models.plain import from_plain
 from focalnet.models.variants import Variant
 from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
 from focalnet.samples import Batch, Size
 
 TaskName = Literal["classification", "detection", "semantic", "panoptic"]
 Output = Literal["classification", "detection", "instance", "semantic", "panoptic"]
+LARGEST_DIVISOR = 4096  # every image is padded to a multiple
 Result = Classification | Detections | SemanticMap | PanopticMap
-T = TypeVar("T")
-
-
-def from_plain(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    """Builds a dataclass and those nested in it from the output of ``dataclasses.asdict`` or from YAML.
-
-    Raises:
-        ConfigError: the dataclass has no field of this name.
-    """
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in known:
-            name = cls.__name__.removesuffix("Config")
-            raise ConfigError(f'{name} has no option "{key}"{did_you_mean(key, known)}')
-    return cls(**{key: _convert(hints[key], value) for key, value in mapping.items()})
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_plain(hint, value)  # type: ignore[arg-type]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
-        raise ConfigError(f"{value!r} stands where options of {hint.__name__.removesuffix('Config')} are expected")
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(get_args(hint)[0], item) for item in value)
-    return value
-
-
-def with_options(config: T, options: Mapping[str, Any]) -> T:
-    """A configuration with other values; a mapping changes fields of a nested configuration, and keeps the others.
-
-    Raises:
-        ConfigError: a name the configuration does not have, or a value in place of a nested configuration.
-    """
-    hints = get_type_hints(type(config))
-    return dataclasses.replace(  # type: ignore[type-var]
-        config, **{name: _changed(name, hints, getattr(config, name, None), value) for name, value in options.items()}
-    )
-
-
-def _changed(name: str, hints: Mapping[str, Any], current: Any, value: Any) -> Any:
-    if name not in hints:
-        raise ConfigError(f'no option "{name}"{did_you_mean(name, hints)}')
-    if dataclasses.is_dataclass(current):
-        if isinstance(value, Mapping):
-            return with_options(current, value)
-        if not isinstance(value, type(current)):
-            raise ConfigError(f"{name}={value!r} must name options of it, e.g. {name}={_example(current)}")
-    nested = isinstance(current, tuple) and any(map(dataclasses.is_dataclass, current))
-    if nested and isinstance(value, (list, tuple)) and len(value) == len(current):
-        pairs = zip(current, value, strict=True)
-        return tuple(with_options(old, new) if isinstance(new, Mapping) else new for old, new in pairs)
-    return _convert(hints[name], value)
-
-
-def _example(config: Any) -> dict[str, Any]:
-    """The first option of a configuration, as a mapping."""
-    first = dataclasses.fields(config)[0].name
-    return {first: getattr(config, first)}
 
 
 class ModelConfig(ABC):
@@ -169,6 +112,8 @@ class DenseConfig(ModelConfig):
         for name in ("num_classes", "size_divisor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.size_divisor > LARGEST_DIVISOR:
+            raise ConfigError(f"size_divisor={self.size_divisor} must be at most {LARGEST_DIVISOR} pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +188,8 @@ class Model(nn.Module, ABC, Generic[C, O]):
         images_BCHW: Tensor,
         sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
+        *,
+        must_be_finite: bool = False,
     ) -> list[Any]:
         """Returns one result per image, best objects first, in pixels of the original image.
 
@@ -250,14 +197,18 @@ class Model(nn.Module, ABC, Generic[C, O]):
             images_BCHW: normalized, padded right and below.
             sizes: height and width of each image before padding; by default no image is padded.
             original_sizes: height and width of each image before it was resized; by default ``sizes``.
+            must_be_finite: refuse NaN or infinite outputs: their result would be no objects, or class 0 everywhere.
 
         Raises:
             InputError: ``sizes`` do not match the images.
+            NonFiniteOutputs: the outputs are not finite, and must be.
         """
         if sizes is None:
             sizes = [(images_BCHW.shape[2], images_BCHW.shape[3])] * len(images_BCHW)
         check_sizes(images_BCHW, sizes)
         outputs: O = self(images_BCHW, sizes) if self.takes_sizes else self(images_BCHW)
+        if must_be_finite:
+            check_finite(outputs)
         return self.postprocess(outputs, sizes, sizes if original_sizes is None else original_sizes)
 
     @property
@@ -386,6 +337,28 @@ def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[d
         {name: value for name, value in options.items() if name in own},
         {name: value for name, value in options.items() if name not in own},
     )
+
+
+def check_finite(outputs: Any) -> None:
+    """Raises NonFiniteOutputs if what a network computed, in any structure, holds NaN or infinite values."""
+    for tensor in _tensors(outputs):
+        # The sum tells in one pass, without a copy, that all values are finite.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise NonFiniteOutputs(
+                f"the network computes NaN or infinite values ({tensor.dtype}), of which no result can be made: its "
+                "weights are damaged or diverged, or the type is too small for them; take other weights, or float32"
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            yield from _tensors(getattr(value, one.name))
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size]) -> None:

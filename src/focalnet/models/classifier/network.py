@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +36,12 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         """The classifier itself."""
         return self
 
-    @property
-    def classifier_config(self) -> ClassifierConfig:
-        """The old name of ``config``."""
-        warnings.warn("classifier_config is called config now", DeprecationWarning, stacklevel=2)
-        return self.config
+    def __getattr__(self, name: str) -> Any:
+        """Also answers to ``classifier_config``, the old name of ``config``; not a property, which tracing would read."""
+        if name == "classifier_config":
+            warnings.warn("classifier_config is called config now", DeprecationWarning, stacklevel=2)
+            return self.config
+        return super().__getattr__(name)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Returns logits ``(B, num_classes)``, or pooled features ``(B, num_features)`` with ``num_classes=0``."""
