@@ -37,7 +37,7 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Also answers to ``classifier_config``, the old name of ``config``; not a property, which tracing would read."""
+        """Finds ``classifier_config``, the old name of ``config``; a property would be read by ``torch.jit.trace``."""
         if name == "classifier_config":
             warnings.warn("classifier_config is called config now", DeprecationWarning, stacklevel=2)
             return self.config
