@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -16,6 +17,10 @@ import torch
 
 #: What is written through, one call a step.
 STEPS = ((os, "fsync"), (os, "replace"), (os, "link"), (Path, "touch"), (Path, "unlink"), (Path, "write_bytes"))
+
+
+#: A process that takes longer shows where it is, and ends.
+PATIENCE_S = 240
 
 
 def server() -> Any:
@@ -70,6 +75,7 @@ def work(action: Callable[..., Any], args: tuple[Any, ...], moment: int | None, 
     multiprocessing.set_start_method("fork", force=True)  # loader workers are forked from it, as usual
     with output.open("w", buffering=1) as file:
         sys.stdout = sys.stderr = file
+        faulthandler.dump_traceback_later(PATIENCE_S, exit=True, file=file)
         logging.basicConfig(stream=file, level=logging.INFO, format="%(message)s")
         killer = Killer(moment)
         action(*args)
