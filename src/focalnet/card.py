@@ -9,6 +9,7 @@ from typing import Any
 
 from focalnet.errors import ConfigError
 
+LARGEST = 1 << 14  # pixels of a side that an image is resized to
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
@@ -59,16 +60,24 @@ class Preprocessing:
             sides = value if rectangle else (value,)
             if not all(_is_whole(side) and side >= 1 for side in sides) and not (name == "max_size" and value is None):
                 pair = ", or two where there is no max_size" if isinstance(value, tuple) else ""
-                raise ConfigError(f"preprocessing: {name}={value!r} must be a whole number of pixels, 1 or more{pair}")
+                raise ConfigError(
+                    f"preprocessing: {name}={_short(value)} must be a whole number of pixels, 1 or more{pair}"
+                )
         if not (_is_number(self.crop_pct) and 0 < self.crop_pct <= 1):
-            raise ConfigError(f"preprocessing: crop_pct={self.crop_pct!r} must be above 0 and at most 1")
+            raise ConfigError(f"preprocessing: crop_pct={_short(self.crop_pct)} must be above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
-            raise ConfigError(f"preprocessing: interpolation={self.interpolation!r} must be one of {known}")
+            raise ConfigError(f"preprocessing: interpolation={_short(self.interpolation)} must be one of {known}")
+        longest = max(self.image_size) if isinstance(self.image_size, tuple) else self.image_size
+        if longest > LARGEST * self.crop_pct or (self.max_size or 0) > LARGEST:
+            raise ConfigError(
+                f"preprocessing: image_size={self.image_size} with crop_pct={self.crop_pct} and max_size="
+                f"{self.max_size} resize images to more than {LARGEST} pixels a side"
+            )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not (isinstance(values, tuple) and values and all(map(_is_number, values))):
-                raise ConfigError(f"preprocessing: {name}={values!r} must be a finite number for each channel")
+                raise ConfigError(f"preprocessing: {name}={_short(values)} must be a finite number for each channel")
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError(
                 f"preprocessing: std={self.std} must be above 0, and have as many values as mean={self.mean}"
@@ -112,7 +121,7 @@ class ModelCard:
         for name in ("name", "licence", "source"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name != "name" and value is None):
-                raise ConfigError(f"model card: {name}={value!r} must be a string")
+                raise ConfigError(f"model card: {name}={_short(value)} must be a string")
         names = self.class_names
         if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
             raise ConfigError(f"model card: class_names must be a tuple of strings, not {_short(names)}")

@@ -49,6 +49,10 @@ class InputError(FocalNetError):
     """The shape or type of a tensor does not fit the model; the message states both."""
 
 
+class NonFiniteOutputs(FocalNetError):
+    """A network computed NaN or infinite values, which say nothing of the image; the message says what to change."""
+
+
 class TrainingError(FocalNetError):
     """A training run had to stop (NaN loss, full disk, dead worker); the message says what was kept."""
 

@@ -17,6 +17,7 @@ from focalnet.inference.pipelines import SET_CARD, class_names
 from focalnet.inference.sources import Source, read
 from focalnet.models import Model
 from focalnet.models.backbone import FocalNetBase
+from focalnet.models.base import check_finite
 from focalnet.models.classifier import best_classes
 from focalnet.results import Classification
 from focalnet.samples import Size
@@ -98,5 +99,6 @@ def _maps(
 def _prediction(model: FocalNetBase, output: torch.Tensor) -> Classification | None:
     if not isinstance(model, Model) or model.config.num_classes == 0:
         return None
+    check_finite(output)
     best: Classification = best_classes(output.cpu(), class_names(model))[0]
     return best

@@ -7,8 +7,9 @@ input and what becomes of its output; there, reading images and grouping them in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,7 +21,7 @@ from focalnet.data.preprocess import eval_transform, fitted_size, pad, preproces
 from focalnet.errors import ConfigError
 from focalnet.inference.tta import View, Views, Window, mean_scores, meeting_size, merge, tiles
 from focalnet.models import Model, ScoresPixels
-from focalnet.models.base import Output
+from focalnet.models.base import Output, check_finite
 from focalnet.models.classifier import best_classes
 from focalnet.ops.label_maps import label_map
 from focalnet.results import Classification, Detections, PanopticMap, Result, SemanticMap
@@ -29,6 +30,7 @@ from focalnet.samples import Size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FEW_TILES = 8  # whose input fits memory beside the image
 SET_CARD = "set model.card = ModelCard(name=..., class_names=..., preprocessing=...)"
 
 
@@ -82,6 +84,7 @@ class ClassificationPipeline(Pipeline):
         images_BCHW = torch.stack(list(prepared))
         with torch.inference_mode():
             logits = self.network(images_BCHW.to(self.network.device, self.network.dtype))
+        check_finite(logits)
         yield from best_classes(logits, self.class_names, self.top_k)
 
 
@@ -98,21 +101,29 @@ class DetectionPipeline(Pipeline):
             self.preprocessing = replace(self.preprocessing, image_size=800, max_size=1333)
         self.longest = self.preprocessing.max_size or 1333
 
-    def prepare(self, image: Image) -> list[tuple[Window, Tensor]]:
-        """Returns the views of an image: the window of each, and the network's input ``(3, H, W)``."""
+    def prepare(self, image: Image) -> list[tuple[Window, Callable[[], Tensor]]]:
+        """Returns the views of an image: the window of each, and what gives the network's input ``(3, H, W)``.
+
+        That of a few views is made here, in the threads; of thousands of tiles it is made batch by batch.
+        """
         whole, views = F.pil_to_tensor(image), self.options.views
         sides = views.short_sides or (self.preprocessing.short_side,)
-        prepared = []
-        for window, _ in tiles(image.height, image.width, views.tile, views.overlap):
+        windows = [window for window, _ in tiles(image.height, image.width, views.tile, views.overlap)]
+        prepared: list[tuple[Window, Callable[[], Tensor]]] = []
+        for window in windows:
             for side in sides:
                 size = fitted_size((window.height, window.width), side, max(self.longest, side))
-                pixels = preprocess(window.of(whole), self.preprocessing, size)
-                prepared.append((window, pixels))
+                made = partial(preprocess, window.of(whole), self.preprocessing, size)
+                if len(windows) <= FEW_TILES:
+                    made = partial(_same, made())
+                prepared.append((window, made))
                 if views.flip:
-                    prepared.append((replace(window, mirrored=True), pixels.flip(-1)))
+                    prepared.append((replace(window, mirrored=True), partial(_mirrored, made)))
         return prepared
 
-    def predict(self, images: Sequence[Image], prepared: Sequence[list[tuple[Window, Tensor]]]) -> Iterator[Detections]:
+    def predict(
+        self, images: Sequence[Image], prepared: Sequence[list[tuple[Window, Callable[[], Tensor]]]]
+    ) -> Iterator[Detections]:
         pending = [view for views in prepared for view in views]
         detections = (
             of_view
@@ -124,17 +135,24 @@ class DetectionPipeline(Pipeline):
             limit = self.network.config.max_per_image * len({replace(window, mirrored=False) for window, _ in views})
             yield results[0][1] if len(results) == 1 else merge(results, (image.height, image.width), limit)
 
-    def _detect(self, views: Sequence[tuple[Window, Tensor]]) -> Iterator[Detections]:
-        sizes = [(pixels.shape[-2], pixels.shape[-1]) for _, pixels in views]
+    def _detect(self, views: Sequence[tuple[Window, Callable[[], Tensor]]]) -> Iterator[Detections]:
+        inputs = [made() for _, made in views]
+        sizes = [(pixels.shape[-2], pixels.shape[-1]) for pixels in inputs]
         original_sizes = [(window.height, window.width) for window, _ in views]
         with torch.inference_mode():
-            images = pad([pixels for _, pixels in views], self.network.config.size_divisor).to(
-                self.network.device, self.network.dtype
-            )
+            images = pad(inputs, self.network.config.size_divisor).to(self.network.device, self.network.dtype)
             images = images.contiguous(memory_format=torch.channels_last)
-            results = self.network.predict(images, sizes, original_sizes)
+            results = self.network.predict(images, sizes, original_sizes, must_be_finite=True)
         for result in results:
             yield _finished(result, self.options.min_score, self.class_names)
+
+
+def _same(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def _mirrored(made: Callable[[], Tensor]) -> Tensor:
+    return made().flip(-1)
 
 
 @dataclass(frozen=True)
@@ -208,7 +226,7 @@ class SegmentationPipeline(Pipeline):
             sizes = [view.size for view in views]
             original_sizes = [(view.window.height, view.window.width) for view in views]
             with torch.inference_mode():
-                results = self.network.predict(images, sizes, original_sizes)
+                results = self.network.predict(images, sizes, original_sizes, must_be_finite=True)
             yield from results
 
 
@@ -248,6 +266,7 @@ class SemanticPipeline(SegmentationPipeline):
         for views, images in self._batches(prepared):
             with torch.inference_mode():
                 scores = self.scorer.class_scores(images)
+            check_finite(scores)
             for view, of_view in zip(views, scores, strict=True):
                 without_padding = of_view[:, : view.size[0], : view.size[1]]
                 yield without_padding.flip(-1) if view.window.mirrored else without_padding

@@ -155,8 +155,11 @@ def _cut(window: Window, corners: Tensor, size: Size) -> Tensor:
 def _pieces(corners: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
     """Which cut boxes lie mostly within a larger one of their class."""
     area = (corners[:, 2:] - corners[:, :2]).prod(1)
-    larger = (area[None] > area[:, None]) & (labels[None] == labels[:, None])
-    return cut & ((boxes.cover(corners, corners) > SAME_OBJECT) & larger).any(1)
+    pieces = torch.zeros_like(cut)
+    for some in torch.split(cut.nonzero().flatten(), 1024):  # thousands of tiles have hundreds of thousands of boxes
+        larger = (area[None] > area[some, None]) & (labels[None] == labels[some, None])
+        pieces[some] = ((boxes.cover(corners[some], corners) > SAME_OBJECT) & larger).any(1)
+    return pieces
 
 
 def _whole_masks(windows: Sequence[Window], placed: Sequence[Detections], keep: Tensor, size: Size) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import ConfigError, InputError, did_you_mean
+from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig
 from focalnet.models.variants import Variant
 from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
@@ -243,6 +243,8 @@ class Model(nn.Module, ABC, Generic[C, O]):
         images_BCHW: Tensor,
         sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
+        *,
+        must_be_finite: bool = False,
     ) -> list[Any]:
         """Returns one result per image, best objects first, in pixels of the original image.
 
@@ -250,14 +252,18 @@ class Model(nn.Module, ABC, Generic[C, O]):
             images_BCHW: normalized, padded right and below.
             sizes: height and width of each image before padding; by default no image is padded.
             original_sizes: height and width of each image before it was resized; by default ``sizes``.
+            must_be_finite: refuse NaN or infinite outputs: their result would be no objects, or class 0 everywhere.
 
         Raises:
             InputError: ``sizes`` do not match the images.
+            NonFiniteOutputs: the outputs are not finite, and must be.
         """
         if sizes is None:
             sizes = [(images_BCHW.shape[2], images_BCHW.shape[3])] * len(images_BCHW)
         check_sizes(images_BCHW, sizes)
         outputs: O = self(images_BCHW, sizes) if self.takes_sizes else self(images_BCHW)
+        if must_be_finite:
+            check_finite(outputs)
         return self.postprocess(outputs, sizes, sizes if original_sizes is None else original_sizes)
 
     @property
@@ -386,6 +392,28 @@ def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[d
         {name: value for name, value in options.items() if name in own},
         {name: value for name, value in options.items() if name not in own},
     )
+
+
+def check_finite(outputs: Any) -> None:
+    """Raises NonFiniteOutputs if what a network computed, in any structure, holds NaN or infinite values."""
+    for tensor in _tensors(outputs):
+        # The sum tells in one pass, without a copy, that all values are finite.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise NonFiniteOutputs(
+                f"the network computes NaN or infinite values ({tensor.dtype}), of which no result can be made: its "
+                "weights are damaged or diverged, or the type is too small for them; take other weights, or float32"
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            yield from _tensors(getattr(value, one.name))
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size]) -> None:
