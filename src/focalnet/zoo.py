@@ -18,7 +18,8 @@ from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_m
 from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
-from focalnet.models.base import TaskName, split_options, with_options
+from focalnet.models.base import TaskName, split_options
+from focalnet.models.plain import with_options
 from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense
 from focalnet.weights.report import compare
 

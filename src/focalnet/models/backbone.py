@@ -7,7 +7,6 @@ of the official classification release, so its state dicts load unchanged.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from focalnet.card import ModelCard
-from focalnet.errors import ConfigError, InputError, did_you_mean
+from focalnet.errors import ConfigError, InputError
 from focalnet.kernels.fuse import fuse
 from focalnet.models import official_arguments
+from focalnet.models.plain import from_plain
 from focalnet.nn import FocalModulation, FocalNetBlock, PatchEmbed
 from focalnet.nn.feature_info import FeatureInfo
 
@@ -118,12 +118,8 @@ class FocalNetConfig:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``; an unknown key is a ``ConfigError``."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in mapping:
-            if key not in known:
-                raise ConfigError(f'FocalNet has no option "{key}"{did_you_mean(key, known)}')
-        return cls(**mapping)
+        """The inverse of ``dataclasses.asdict``; an unknown key or a value of another type is a ``ConfigError``."""
+        return from_plain(cls, mapping)
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,72 +15,15 @@ from typing_extensions import Self
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig
+from focalnet.models.plain import from_plain
 from focalnet.models.variants import Variant
 from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
 from focalnet.samples import Batch, Size
 
 TaskName = Literal["classification", "detection", "semantic", "panoptic"]
 Output = Literal["classification", "detection", "instance", "semantic", "panoptic"]
+LARGEST_DIVISOR = 4096  # every image is padded to a multiple
 Result = Classification | Detections | SemanticMap | PanopticMap
-T = TypeVar("T")
-
-
-def from_plain(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    """Builds a dataclass and those nested in it from the output of ``dataclasses.asdict`` or from YAML.
-
-    Raises:
-        ConfigError: the dataclass has no field of this name.
-    """
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in known:
-            name = cls.__name__.removesuffix("Config")
-            raise ConfigError(f'{name} has no option "{key}"{did_you_mean(key, known)}')
-    return cls(**{key: _convert(hints[key], value) for key, value in mapping.items()})
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_plain(hint, value)  # type: ignore[arg-type]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
-        raise ConfigError(f"{value!r} stands where options of {hint.__name__.removesuffix('Config')} are expected")
-    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(get_args(hint)[0], item) for item in value)
-    return value
-
-
-def with_options(config: T, options: Mapping[str, Any]) -> T:
-    """A configuration with other values; a mapping changes fields of a nested configuration, and keeps the others.
-
-    Raises:
-        ConfigError: a name the configuration does not have, or a value in place of a nested configuration.
-    """
-    hints = get_type_hints(type(config))
-    return dataclasses.replace(  # type: ignore[type-var]
-        config, **{name: _changed(name, hints, getattr(config, name, None), value) for name, value in options.items()}
-    )
-
-
-def _changed(name: str, hints: Mapping[str, Any], current: Any, value: Any) -> Any:
-    if name not in hints:
-        raise ConfigError(f'no option "{name}"{did_you_mean(name, hints)}')
-    if dataclasses.is_dataclass(current):
-        if isinstance(value, Mapping):
-            return with_options(current, value)
-        if not isinstance(value, type(current)):
-            raise ConfigError(f"{name}={value!r} must name options of it, e.g. {name}={_example(current)}")
-    nested = isinstance(current, tuple) and any(map(dataclasses.is_dataclass, current))
-    if nested and isinstance(value, (list, tuple)) and len(value) == len(current):
-        pairs = zip(current, value, strict=True)
-        return tuple(with_options(old, new) if isinstance(new, Mapping) else new for old, new in pairs)
-    return _convert(hints[name], value)
-
-
-def _example(config: Any) -> dict[str, Any]:
-    """The first option of a configuration, as a mapping."""
-    first = dataclasses.fields(config)[0].name
-    return {first: getattr(config, first)}
 
 
 class ModelConfig(ABC):
@@ -169,6 +112,8 @@ class DenseConfig(ModelConfig):
         for name in ("num_classes", "size_divisor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.size_divisor > LARGEST_DIVISOR:
+            raise ConfigError(f"size_divisor={self.size_divisor} must be at most {LARGEST_DIVISOR} pixels")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
@@ -28,6 +31,7 @@ from focalnet.models import (
 )
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
+from focalnet.reading import parse_json
 from focalnet.weights import layouts
 from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
@@ -111,9 +115,27 @@ class Checkpoint:
 
     def report(self) -> Report:
         """Compares the tensors with the model they describe, which is not allocated."""
-        with torch.device("meta"):
+        with torch.device("meta"), _parameters_up_to(2 * len(self.state_dict) + 100):
             model = self.config.build()
         return compare(self.state_dict, model.state_dict(), unused=self.unused)
+
+
+@contextmanager
+def _parameters_up_to(most: int) -> Iterator[None]:
+    """Stops a build with more parameters, on meta or not: a description may ask for a billion layers."""
+    thread, count = threading.get_ident(), 0
+
+    def refuse(module: Any, name: str, parameter: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise CheckpointError(f"it is described as a network of more than {most} tensors, but holds far fewer")
+
+    handle = register_module_parameter_registration_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def read(path: str | Path, *, architecture: str | None = None, **settings: Any) -> Checkpoint:
@@ -138,6 +160,10 @@ def read(path: str | Path, *, architecture: str | None = None, **settings: Any) 
         return _read_foreign(raw, architecture, settings)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{raw.path}: {error}") from error
+    except FocalNetError:
+        raise
+    except Exception as error:  # names and shapes of tensors may be anything
+        raise CheckpointError(f"{raw.path}: its tensors are not those of a network ({_reason(error)})") from error
 
 
 def with_channels(checkpoint: Checkpoint, in_chans: int) -> Checkpoint:
@@ -317,9 +343,12 @@ def _of_run(raw: RawFile) -> RawFile:
 
 def _read_native(raw: RawFile, header: str, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:
     try:
-        described = json.loads(header)
-        config = _config_class(described["kind"]).from_dict(described["config"])
-        card = _card_from(described["card"])
+        described = parse_json(header)
+        cls = _config_class(described["kind"])
+        try:
+            config, card = cls.from_dict(described["config"]), _card_from(described["card"])
+        except ConfigError as error:
+            raise CheckpointError(f"its header is damaged ({error}); copy it again") from error
         traced = shapes.trace(_backbone_tensors(config, raw.tensors))
         if architecture:
             shapes.check_is(architecture, traced)
@@ -331,7 +360,11 @@ def _read_native(raw: RawFile, header: str, architecture: str | None, settings: 
     except FocalNetError:
         raise
     except Exception as error:  # a damaged header can hold values of any type anywhere
-        raise CheckpointError(f"its header is damaged ({type(error).__name__}: {error}); copy it again") from error
+        raise CheckpointError(f"its header is damaged ({_reason(error)}); copy it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _complete(checkpoint: Checkpoint) -> Checkpoint:
@@ -382,8 +415,9 @@ def _config_class(kind: str) -> type[FocalNetConfig] | type[ModelConfig]:
         return FocalNetConfig
     known = {family.file_kind: family.config for family in registry.families()}
     if kind not in known:
+        name = str(kind)[:80]
         raise CheckpointError(
-            f'it holds a "{kind}", for which this version has no network{did_you_mean(kind, known)}: update focalnet, '
+            f'it holds a "{name}", for which this version has no network{did_you_mean(name, known)}: update focalnet, '
             "or import the module that registers it"
         )
     return known[kind]
