@@ -80,6 +80,6 @@ def fuzz(attempt: Callable[[random.Random], Any], *, named: str, tries: int = 30
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
         else:
             continue
-        if "\n" in message or len(message) > 2000 or named not in message:
+        if "\n" in message or len(message) > 15_000 or named not in message:
             pytest.fail(f"seed {seed}: {message}")
     return tries

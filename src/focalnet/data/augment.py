@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
-from focalnet.data.preprocess import Transform, cover, fitted_size, middle, resize
+from focalnet.data.preprocess import Transform, cover, fitted_size, resize
 from focalnet.errors import ConfigError
 from focalnet.samples import IGNORED, ObjectTarget
 
@@ -107,7 +107,7 @@ class Augmentation:
             crop_pct = 1.0 if padded else preprocessing.crop_pct
             whole = partial(cover, crop=size, crop_pct=crop_pct, interpolation=preprocessing.interpolation)
             cut = transforms.RandomCrop(size, self.padding) if padded else transforms.CenterCrop(size)
-            crop.transforms = [middle, whole, cut, *flip]
+            crop.transforms = [whole, cut, *flip]
         if trivial:
             vary.transforms = [transforms.TrivialAugmentWide(interpolation=mode)]
         elif self.policy:

@@ -87,28 +87,30 @@ def covering_size(size: Size, crop: Size, crop_pct: float) -> Size:
     return height, width
 
 
-def cover(image: Any, crop: Size, crop_pct: float, interpolation: str) -> Any:
-    """Resizes an image with antialiasing, so that it covers a crop over ``crop_pct``; see ``covering_size``."""
-    height, width = F.get_size(image)
-    size = covering_size((height, width), crop, crop_pct)
-    return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
-
-
-def middle(image: Any) -> Any:
-    """The middle of an image that is more than ``THINNEST`` times as long as wide; any other image as it is.
+def middle(image: Any, thinnest: float = THINNEST) -> Any:
+    """The middle of an image that is more than ``thinnest`` times as long as wide; any other image as it is.
 
     Resized by its short side, a strip of 1 x 30000 pixels, which is a file of 138 bytes, would take gigabytes.
 
     Args:
         image: of Pillow, or ``(C, H, W)``.
+        thinnest: long side over short side.
     """
     height, width = F.get_size(image)
-    longest = THINNEST * min(height, width)
+    longest = math.ceil(thinnest * min(height, width))
     return image if max(height, width) <= longest else F.center_crop(image, [min(height, longest), min(width, longest)])
 
 
+def cover(image: Any, crop: Size, crop_pct: float, interpolation: str) -> Any:
+    """Resizes an image with antialiasing, so that it covers a crop over ``crop_pct``; see ``covering_size``."""
+    image = middle(image, THINNEST * max(crop) / min(crop))
+    height, width = F.get_size(image)
+    size = covering_size((height, width), crop, crop_pct)
+    return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+
+
 def _center(image: Any, preprocessing: Preprocessing) -> Any:
-    resized = cover(middle(image), preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
+    resized = cover(image, preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
     return F.center_crop(resized, list(preprocessing.crop))
 
 

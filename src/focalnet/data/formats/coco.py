@@ -5,7 +5,6 @@ This is one file because it is one format: what is looked for, what may be wrong
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
 from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, ImageError
+from focalnet.reading import parse_json
 
 AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
 
@@ -304,11 +304,11 @@ def load(path: Path) -> dict[str, Any]:
         DataError: it is no JSON, or one without images, annotations and categories.
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path}: cannot be read as annotations: {reason}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: is not in COCO's format: expected images, annotations and categories")

@@ -27,6 +27,7 @@ from focalnet.data.readers.file_names import match_names
 from focalnet.data.readers.text import read_text
 from focalnet.errors import ConfigError, DataError, ImageError
 from focalnet.files import write
+from focalnet.reading import parse_json
 
 Point = tuple[float, float]
 
@@ -313,6 +314,19 @@ def _plain(value: float) -> float:
     return int(rounded) if rounded.is_integer() else rounded
 
 
+def text_of(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    try:
+        return read_text(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{file}: cannot be read as text: {reason}") from error
+
+
 def read_json(file: Path) -> Any:
     """Reads a JSON file; returns None if it is not JSON.
 
@@ -320,10 +334,10 @@ def read_json(file: Path) -> Any:
         DataError: it cannot be read.
     """
     try:
-        return json.loads(read_text(file))
+        return parse_json(read_text(file))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 
@@ -349,6 +363,8 @@ def ellipse(center: Point, radii: Point, count: int = 64) -> list[Point]:
 
 def turned(points: Sequence[Point], degrees: float, center: Point) -> list[Point]:
     """Rotates points clockwise (in image coordinates) around a center."""
+    if not np.isfinite(degrees):
+        raise ValueError(f"it is rotated by {degrees} degrees")
     angle = np.deg2rad(degrees)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     moved = (np.asarray(points) - center) @ matrix.T + center

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, split_of
-from focalnet.data.readers.text import read_text
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, split_of, text_of
 from focalnet.errors import DataError
 
 _COLUMNS = {"ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"}
@@ -82,7 +81,7 @@ class OpenImagesSet(ObjectSet):
         """Names of classes by their code."""
         for pattern in ("*class-descriptions*.csv", "*/*class-descriptions*.csv"):
             for file in sorted(self.root.glob(pattern)):
-                rows = csv.reader(read_text(file).split("\n"))
+                rows = csv.reader(text_of(file).split("\n"))
                 return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "LabelName"}
         return {}
 
@@ -94,7 +93,7 @@ def _is_boxes(file: Path) -> bool:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(read_text(file).split("\n")))
+    return list(csv.DictReader(text_of(file).split("\n")))
 
 
 def _shape(row: Mapping[str, str], size: tuple[int, int], descriptions: Mapping[str, str]) -> Shape | None:

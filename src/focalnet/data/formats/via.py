@@ -53,7 +53,8 @@ class ViaSet(ObjectSet):
 
     def _attribute(self, entries: list[dict[str, Any]]) -> str | None:
         regions = [region for entry in entries for region in _regions(entry)]
-        counts = Counter(key for region in regions for key in region.get("region_attributes") or {})
+        named = [region.get("region_attributes") for region in regions]
+        counts = Counter(key for attributes in named if isinstance(attributes, dict) for key in attributes)
         if not counts:
             self.remarks.append('its regions have no attribute: all are of one class, "object"')
             return None
@@ -67,7 +68,8 @@ class ViaSet(ObjectSet):
 
     def _read(self, file: Path, entry: dict[str, Any], key: str | None) -> WrittenImage:
         given = str(entry.get("filename") or "")
-        beside = (file.parent / given).relative_to(self.root).as_posix()
+        place = file.parent / given
+        beside = place.relative_to(self.root).as_posix() if place.is_relative_to(self.root) else ""
         name = beside if beside in self._known else self.matched([given])[given]
         image = WrittenImage(name or given, source=str(file))
         for number, region in enumerate(_regions(entry), start=1):
@@ -100,14 +102,16 @@ def _regions(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _via_shape(region: Mapping[str, Any], key: str | None) -> Shape | str:
-    attributes = region.get("region_attributes") or {}
+    attributes, form = region.get("region_attributes") or {}, region.get("shape_attributes") or {}
+    if not isinstance(attributes, dict) or not isinstance(form, dict):
+        return "its attributes are not an object"
     label = attributes.get(key) if key is not None else "object"
     if isinstance(label, dict):  # boxes that are ticked
         ticked = [name for name, value in label.items() if value]
         label = ticked[0] if len(ticked) == 1 else None
     if not isinstance(label, str) or not label.strip():
         return f"has no {key}"
-    label, form = label.strip(), region.get("shape_attributes") or {}
+    label = label.strip()
     try:
         if form.get("name") == "rect":
             x, y, w, h = (float(form[side]) for side in ("x", "y", "width", "height"))

@@ -9,12 +9,12 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of, text_of
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
 from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError
-from focalnet.reading import parse_yaml, whole_number
+from focalnet.reading import MOST_BYTES, parse_yaml, whole_number
 
 #: Where the names of the classes are, unless ``data.yaml`` lists them.
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "*.names")
@@ -51,8 +51,11 @@ class YoloSet(ObjectSet):
         if not self._texts:
             return False
         texts = (self._label_file(image) for image in self.image_files)
-        first = next((file for file in texts if file is not None and read_text(file).strip()), None)
-        return first is not None and all(_numbers(line) for line in read_text(first).split("\n")[:3] if line.strip())
+        try:
+            first = next((text for file in texts if file is not None and (text := text_of(file)).strip()), None)
+        except DataError:  # no text, so no labels
+            return False
+        return first is not None and all(_numbers(line) for line in first.split("\n")[:3] if line.strip())
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class YoloSet(ObjectSet):
             return tuple(map(str, names))
         for pattern in NAME_FILES:
             for file in sorted(self.root.glob(pattern)):
-                return tuple(line.strip() for line in read_text(file).split("\n") if line.strip())
+                return tuple(line.strip() for line in text_of(file).split("\n") if line.strip())
         raise DataError(
             f"{self.root}: its text files number the classes, and nothing names them: list the names in classes.txt, "
             "one a line, or in data.yaml"
@@ -206,7 +209,7 @@ def _describes(file: Path) -> bool:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = parse_yaml(read_text(file))
+        content = parse_yaml(read_text(file, MOST_BYTES))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}

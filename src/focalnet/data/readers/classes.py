@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from timm.utils.misc import natural_key
 
 from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, did_you_mean
+from focalnet.reading import parse_json
 
 
 def read_class_map(path: Path) -> dict[str, str]:
@@ -97,7 +97,7 @@ def read_class_names(path: Path) -> ClassList:
     try:
         text = read_text(path)
         if path.suffix == ".json":
-            return _of_json(json.loads(text))
+            return _of_json(parse_json(text))
         lines = [line for line in text.splitlines() if line.strip()]
         header = [column.strip().lower() for column in re.split(r"[,\t]", lines[0])] if lines else []
         if header[:1] == ["idx"] or set(header) in ({"name", "r", "g", "b"}, {"pixel value", "class"}):

@@ -13,6 +13,8 @@ from focalnet.data.readers.classes import number_classes
 from focalnet.data.readers.source import Source
 from focalnet.errors import DataError, FocalNetError, require
 
+MOST_CLASSES = 1 << 20
+
 
 def splits(root: Path) -> list[str]:
     """Names of the splits."""
@@ -69,11 +71,16 @@ def _classes(
     values, feature = rows.data.column(column).to_pylist(), rows.features[column]
     if any(value is None or value == -1 for value in values):
         raise DataError(f"{where}: has images without a label")
+    numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    if numbers and values and not 0 <= min(values) <= max(values) < MOST_CLASSES:
+        raise DataError(f"{where}: labels are {min(values)} to {max(values)}, not 0 to at most {MOST_CLASSES - 1}")
     if hasattr(feature, "names"):
+        if values and max(values) >= len(feature.names):
+            raise DataError(f"{where}: the label {max(values)} is not that of one of {len(feature.names)} classes")
         if titles is None:
             return feature.names, values
         values = [feature.names[value] for value in values]
-    elif titles is None and values and isinstance(values[0], int):
+    elif titles is None and values and numbers:
         return [str(label) for label in range(max(values) + 1)], values
     names = [str(value) for value in values]
     label_of, class_names = number_classes(names, titles, where)

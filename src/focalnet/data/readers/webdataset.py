@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
+import os
 import random
 import re
 import tarfile
@@ -25,6 +25,7 @@ from focalnet.data.loader import per_process, random_state_kept, seed_all, world
 from focalnet.data.preprocess import Transform
 from focalnet.data.readers.source import MAX_BROKEN_IN_A_ROW
 from focalnet.errors import DataError, ImageError, require
+from focalnet.reading import parse_json, read_text, whole_number
 from focalnet.samples import ImageInfo, Sample
 
 logger = logging.getLogger(__name__)
@@ -77,29 +78,73 @@ def _info(root: Path) -> dict[str, tuple[list[str], list[int]]]:
     for path in (root / "_info.json", root / "info.json"):
         if path.is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))["splits"].items()
-                return {name: (split["filenames"], split["shard_lengths"]) for name, split in found}
+                found = parse_json(read_text(path))["splits"].items()
+                listed = {name: (split["filenames"], split["shard_lengths"]) for name, split in found}
+                if all(_lists_shards(*lists) for lists in listed.values()):
+                    return listed
+                raise ValueError
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}: does not list splits with filenames and shard_lengths") from error
     return {}
 
 
+def _lists_shards(names: Any, counts: Any) -> bool:
+    """Whether these are names of files, and a number of samples for each."""
+    return (
+        isinstance(names, list)
+        and isinstance(counts, list)
+        and len(names) == len(counts)
+        and all(isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() for name in names)
+        and all(type(count) is int and 0 <= count < 1 << 40 for count in counts)
+    )
+
+
 def _count(path: Path) -> int:
+    count, end = 0, b""
     try:
         with tarfile.open(path) as archive:
-            return sum(member.name.endswith(".cls") for member in archive)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read as a tar file: {error}") from error
+            for member in archive:
+                count += member.name.endswith(".cls")
+            if archive.fileobj is not None:
+                archive.fileobj.seek(archive.offset)
+                end = archive.fileobj.read(tarfile.BLOCKSIZE)
+    except Exception as error:  # what a damaged file makes of a decoder and of numbers
+        raise DataError(f"{path}: cannot be read as a tar file: {_cut_short(count)}: {_one_line(error)}") from error
+    if end != bytes(tarfile.BLOCKSIZE):  # which every tar file ends with
+        raise DataError(f"{path}: cannot be read as a tar file: {_cut_short(count)}; copy it again")
+    return count
 
 
-def _read_shards(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _cut_short(count: int, of: int | None = None) -> str:
+    return f"damaged or cut short after {count}{'' if of is None else f' of {of}'} samples"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else type(error).__name__).split())[:200]
+
+
+def _read_shards(shards: Sequence[tuple[Path, int]], *, training: bool) -> Iterator[dict[str, Any]]:
+    """The samples of shards; ``DataError`` names one that holds fewer than it should.
+
+    In training, one that holds none is only named: ``ShardDataset`` refuses to go on if none of them holds any.
+    """
     reading = require("webdataset.tariterators", "train")
-    for path in paths:
+    for path, expected in shards:
+        count = 0
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise DataError(f"{path}: is not a regular file")
         try:
             with path.open("rb") as stream:
-                yield from reading.group_by_keys(reading.tar_file_expander([{"url": str(path), "stream": stream}]))
-        except (tarfile.TarError, OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a tar file of samples: {error.args[0]}") from error
+                for sample in reading.group_by_keys(reading.tar_file_expander([{"url": str(path), "stream": stream}])):
+                    count += "cls" in sample
+                    yield sample
+        except Exception as error:  # see _count; what reads the samples does not raise here
+            what = f"cannot be read as a tar file of samples: {_cut_short(count, expected)}"
+            raise DataError(f"{path}: {what}: {_one_line(error)}") from error
+        if count < expected and training and not count:
+            logger.warning("%s: %s", path, _cut_short(count, expected))
+        elif count < expected:
+            raise DataError(f"{path}: {_cut_short(count, expected)}; copy it again")
 
 
 class ShardDataset(IterableDataset[list["Sample[int] | None"]]):
@@ -137,7 +182,8 @@ class ShardDataset(IterableDataset[list["Sample[int] | None"]]):
         self.shards = [(path, count) for path, count in shards if count]
         self.rank, self.processes = world()  # now: a worker may not know
         if len(self.shards) < self.processes:
-            raise DataError(f"{len(self.shards)} shards with images are too few for {self.processes} processes")
+            where = f"{shards[0][0].parent}: " if shards else ""
+            raise DataError(f"{where}{len(self.shards)} shards with images are too few for {self.processes} processes")
         self.name, self.class_names, self.transform = str(self.shards[0][0].parent), tuple(class_names), transform
         self.num_workers = min(num_workers, len(self.shards) // self.processes)
         self.batch_size, self.share = batch_size, per_process(batch_size)
@@ -204,17 +250,17 @@ class ShardDataset(IterableDataset[list["Sample[int] | None"]]):
                 yield sample
 
     def _raw_samples(self, reader: int, epoch: int) -> Iterator[dict[str, Any]]:
-        paths = [path for path, _ in self._mine(reader, epoch)]
+        shards = self._mine(reader, epoch)
         if not self.training:
-            yield from _read_shards(paths)
+            yield from _read_shards(shards, training=False)
             return
         order = random.Random(f"{self.seed} {epoch} {self.rank} {reader}")
         shuffle = require("webdataset", "train").shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=order)
         while True:  # each pass by itself, so that no sample comes twice before all have come once
-            samples = shuffle(_read_shards(paths))
+            samples = shuffle(_read_shards(shards, training=True))
             first = next(samples, None)
             if first is None:
-                raise DataError(f"{paths[0]} and the shards read with it hold no samples")
+                raise DataError(f"{shards[0][0]} and the shards read with it hold no samples")
             yield first
             yield from samples
 
@@ -224,9 +270,9 @@ class ShardDataset(IterableDataset[list["Sample[int] | None"]]):
         if content is None or "cls" not in raw:
             raise DataError(f"{name}: has no {'image' if content is None else 'label (.cls)'}")
         text = raw["cls"].decode(errors="replace").strip()
-        if not (text.isdecimal() and int(text) < len(self.class_names)):
-            raise DataError(f"{name}: label {text!r} does not fit the class map's {len(self.class_names)} classes")
-        label = int(text)
+        label = whole_number(text)
+        if label is None or label >= len(self.class_names):
+            raise DataError(f"{name}: label {text[:80]!r} does not fit the class map's {len(self.class_names)} classes")
         image = images.read(content, name)
         if self.training:
             identity = hashlib.blake2b(name.encode(), digest_size=8).digest()
