@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from focalnet import registry, weights, zoo
@@ -59,6 +60,17 @@ def _coco() -> dict[str, tuple[float, float | None]]:
 
 COCO = _coco()
 
+#: Box AP of DINO on COCO (detrex, README of FocalNet-DINO, table 11 of the paper); epochs, and after which the
+#: rate falls.
+DINO = {
+    "coco_dino_large_fl3_4scale_12ep": (57.5, 12, 11),
+    "coco_dino_large_fl3_4scale_36ep": (58.3, 36, 33),
+    "coco_dino_large_fl4_4scale_12ep": (58.0, 12, 11),
+    "coco_dino_large_fl4_5scale_12ep": (58.5, 12, 11),
+    "coco_dino_large_fl4_5scale_o365": (63.5, 12, 11),
+    "coco_dino_huge_fl4_5scale_o365": (64.0, 12, 11),
+}
+
 #: Mean IoU of the paper's tables 8 and 22, at one scale, and at several and mirrored.
 ADE20K = {
     f"ade20k_upernet_{size}_{kind}": figures
@@ -89,7 +101,9 @@ def test_there_is_one_for_every_row_of_the_paper_and_ours():
     folders = {FOLDERS.get(name, name) for name in TASKS}
     of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in folders}
     assert of_task["classification"] == IMAGENET | FINETUNED | PRETRAINED | OURS
-    assert of_task["detection"] == set(COCO) | {"bccd_nano", "nuclei_nano", "finetune", "dino_finetune"}
+    ours = {"bccd_nano", "nuclei_nano", "finetune", "dino_bccd_nano", "finetune_dino", "dino_finetune"}
+    pretraining = {"objects365_dino_large_fl4_5scale", "objects365_dino_huge_fl4_5scale"}
+    assert of_task["detection"] == set(COCO) | set(DINO) | pretraining | ours
     semantic = {r.partition("/")[2] for r in RECIPES if task_of(r) == "semantic"}
     assert semantic >= set(ADE20K) | {"camvid_nano", "finetune"}
     assert len(RECIPES) == len(list(HOME.rglob("*.yaml"))) == sum(map(len, of_task.values()))
@@ -167,6 +181,41 @@ def test_coco_is_trained_as_in_the_paper(name, ap):
     assert recipe.data.augmentation.short_sides == tuple(range(480, 801, 32))
     assert recipe.data.masks == ("mask" in method)
     assert recipe.trainer.gradient_clip_val is None
+
+
+@pytest.mark.parametrize("name", [*DINO, "objects365_dino_large_fl4_5scale", "objects365_dino_huge_fl4_5scale"])
+def test_dino_is_trained_as_published(name):
+    ap, epochs, step = DINO.get(name, (None, 26, 24))
+    text = (HOME / "detection" / f"{name}.yaml").read_text()
+    assert (f"Expected: box AP {ap}" if ap else "Expected: no figure was published") in text
+    raw = read_recipe(HOME / "detection" / f"{name}.yaml")
+    recipe = Options({**raw, "data": {**raw["data"], "root": "."}}).values
+    size, kind, scales = re.search(r"dino_(\w+?)_(fl\d)_(\d)scale", name).groups()
+    options = recipe.model.options
+    assert options["scales"] == int(scales)
+    assert (recipe.trainer.max_epochs, recipe.model.schedule.steps) == (epochs, (step,))
+    finetuned = name.endswith("_o365")
+    if finetuned:
+        assert recipe.model.architecture is recipe.model.backbone_weights is None
+        assert f"{size}_{kind}" in recipe.model.weights
+        shape = {}
+    else:
+        assert recipe.model.architecture == f"dino_focalnet_{size}_{kind}"
+        assert recipe.model.backbone_weights == f"focalnet_{size}_{kind}.ms_in22k"
+        shape = {"architecture": recipe.model.architecture}
+    optimizer = recipe.model.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.backbone_scale) == (6e-5 if finetuned else 1e-4, 1e-4, 0.1)
+    assert (recipe.data.image_size, recipe.data.max_size) == ((1200, 2000) if finetuned else (800, 1333))
+    assert max(recipe.data.augmentation.short_sides) == recipe.data.image_size
+    assert (recipe.trainer.gradient_clip_val, recipe.model.grad_checkpointing) == (0.1, True)
+    # Those of detrex differ from FocalNet-DINO in positions, noise, heads and the normalization of the modulator.
+    with torch.device("meta"):
+        config = zoo.create_model(shape.get("architecture", "dino_focalnet_large_fl4"), **options).config
+    detrex = bool(ap) and not finetuned
+    assert (config.position_offset, config.label_noise, config.shared_box_head) == (
+        (-0.5, 0.2, False) if detrex else (0.0, 0.5, True)
+    )
+    assert config.backbone.normalize_modulator == (kind == "fl4" and size == "large" and not detrex)
 
 
 @pytest.mark.parametrize(("name", "miou"), ADE20K.items())
@@ -257,6 +306,8 @@ def variant_of(name: str) -> Variant:
 def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
     """Options that make a detection recipe small: thin and shallow, heads of a few channels, four small images."""
     model = read_recipe(find_recipe(name))["model"]
+    if model.get("weights"):  # of a whole detector
+        return toy_finetuning(model, coco, folder)
     variant, method = variant_of(model["architecture"]), registry.family_of(model["architecture"]).name
     depths = [1] * len(variant.shape["depths"])
     classifier = zoo.create_model(variant.backbone, num_classes=5, embed_dim=8, depths=depths)
@@ -280,6 +331,16 @@ def toy_detector(name: str, coco: Path, folder: Path) -> dict[str, Any]:
     if method != "dino":  # which has no pyramid
         small["model.options.neck"] = {"channels": 32, **({"extra": "conv"} if method == "atss" else {})}
     return small | {f"model.options.{key}": value for key, value in TOY_HEADS[method].items()}
+
+
+def toy_finetuning(model: dict[str, Any], coco: Path, folder: Path) -> dict[str, Any]:
+    """As ``toy_detector``, of a recipe that goes on from a DINO, here one for three classes."""
+    shape = {"embed_dim": 8, "depths": (1, 1, 1, 1), **TOY_HEADS["dino"], **model["options"]}
+    start = zoo.create_model("dino_focalnet_large_fl4", num_classes=3, **shape)
+    like = toy_detector("detection/finetune_dino", coco, folder)
+    small = {name: value for name, value in like.items() if not name.startswith("model.")}
+    short = {"data.augmentation.crop_short_sides": [48], "data.augmentation.crop_sides": [30, 48]}
+    return small | short | {"model.weights": str(weights.save(start, folder / "start.safetensors"))}
 
 
 #: As few channels as each method allows.

@@ -178,8 +178,8 @@ def test_options_the_weights_cannot_follow(plain: tuple[Classifier, Path], optio
 def test_a_dense_checkpoint_names_its_task() -> None:
     one_line(
         CheckpointError,
-        r"detection \(DINO, 5 scales\).*will load it",
-        lambda: load("dino_focalnet_large_fl4.detrex_coco_5scale"),
+        r"detection \(Relation-DETR\).*will load it",
+        lambda: load("relation_detr_focalnet_large_fl4.o365_coco"),
     )
 
 

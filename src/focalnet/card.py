@@ -17,6 +17,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_id(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, str)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -100,6 +104,8 @@ class ModelCard:
     Args:
         name: ``architecture.training``, e.g. ``"focalnet_tiny_lrf.ms_in1k"``.
         class_names: by class index; empty if unknown.
+        category_ids: by class index, the ids of the classes in COCO annotation files; empty if there are none or they
+            are unknown.
         preprocessing: of the images that the network was trained on.
         licence: SPDX license name, if known.
         source: origin of the weights.
@@ -111,6 +117,7 @@ class ModelCard:
 
     name: str
     class_names: tuple[str, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
     preprocessing: Preprocessing = Preprocessing()
     licence: str | None = None
     source: str | None = None
@@ -124,6 +131,11 @@ class ModelCard:
         names = self.class_names
         if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
             raise ConfigError(f"model card: class_names must be a tuple of strings, not {_short(names)}")
+        ids = self.category_ids
+        if not (isinstance(ids, tuple) and all(map(_is_id, ids)) and len(set(ids)) == len(ids)):
+            raise ConfigError(f"model card: category_ids must be a tuple of different ids, not {_short(ids)}")
+        if ids and names and len(ids) != len(names):
+            raise ConfigError(f"model card: there are {len(ids)} category_ids for {len(names)} class_names")
         if not isinstance(self.preprocessing, Preprocessing):
             raise ConfigError(f"model card: preprocessing must be a Preprocessing, not {_short(self.preprocessing)}")
         figures = self.metrics

@@ -168,7 +168,7 @@ def load(
     _fill(model, checkpoint)
     model.card = checkpoint.card
     if isinstance(model, Classifier) and model.num_classes != checkpoint.num_classes:
-        model.card = dataclasses.replace(checkpoint.card, class_names=(), metrics={})
+        model.card = dataclasses.replace(checkpoint.card, class_names=(), category_ids=(), metrics={})
     return model.eval()
 
 
@@ -194,12 +194,23 @@ def _dense(
     mismatched = [key for key, t in checkpoint.state_dict.items() if key in initial and t.shape != initial[key].shape]
     new = mismatched if new_classes else []
     trained = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in new}
-    if problem := compare(trained, initial, new=new).problem:
-        raise CheckpointError(f"{checkpoint.path}: {problem}")
+    report = compare(trained, initial, new=new)
+    changed = {name for name in own if getattr(config, name) != getattr(checkpoint.config, name)} - {"backbone"}
+    cut_off = bool(report.unused) and not changed & set(config.optional_parts)
+    if changed and (report.problem or cut_off):
+        differences = " and ".join(
+            f"{name}={getattr(checkpoint.config, name)}, not {getattr(config, name)}" for name in sorted(changed)
+        )
+        raise CheckpointError(
+            f"{checkpoint.path}: these weights have {differences}; leave out the option, or use create_model to train "
+            "another network"
+        )
+    if report.problem:
+        raise CheckpointError(f"{checkpoint.path}: {report.problem}")
     model.load_state_dict(trained, strict=False, assign=True)
     model.card = checkpoint.card
     if new_classes:
-        model.card = dataclasses.replace(checkpoint.card, class_names=(), metrics={})
+        model.card = dataclasses.replace(checkpoint.card, class_names=(), category_ids=(), metrics={})
     model.backbone.card = model.card  # so that the backbone can be explained
     return model.eval()
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import focalnet
-from focalnet import registry
+from focalnet import registry, weights
+from focalnet.cli.main import main
 from focalnet.errors import ConfigError
 from focalnet.models.dino import DINO, DINOConfig
-from focalnet.models.dino.denoising import DenoisingGenerator, Objects
+from focalnet.models.dino.denoising import DenoisingGenerator, Objects, sampled
 from focalnet.models.dino.encoder import Levels
 from focalnet.models.dino.layouts import from_release, to_release
-from focalnet.models.dino.loss import losses, objects_of
+from focalnet.models.dino.loss import losses, matching_cost, objects_of
 from focalnet.samples import Batch, ImageInfo, ObjectTarget
+from tests.data.coco import write_coco
 from tests.models import small
 
 
@@ -112,6 +115,81 @@ def test_denoising_groups(queries: int, always: bool, objects: int, groups: int)
     assert made.objects == objects
 
 
+def crowd(count: int) -> ObjectTarget:
+    """So many small objects at random places of the first image."""
+    random = torch.Generator().manual_seed(0)
+    low = torch.rand(count, 2, generator=random) * 50
+    boxes = torch.cat([low, low + 2 + 8 * torch.rand(count, 2, generator=random)], 1)
+    labels = torch.randint(3, (count,), generator=random)
+    return ObjectTarget(boxes=boxes, labels=labels, masks=None, ignored=torch.zeros(0, 4))
+
+
+def step(model: DINO, target: ObjectTarget) -> tuple[dict[str, torch.Tensor], int]:
+    """The losses of an image, and the bytes that its backward pass needs beside the parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        given = Batch(small.images()[:1], small.SIZES[:1], [target], [ImageInfo("crowd.png", small.ORIGINALS[0])])
+        terms = model.loss(given)
+    return terms, sum(kept.values())
+
+
+@pytest.mark.parametrize("denoising", [100, 20])
+def test_a_crowd_takes_little_more_memory_than_a_few_objects(denoising: int) -> None:
+    model = network(num_queries=300, denoising_queries=denoising).train()
+    (_, few), (terms, many) = (step(model, crowd(count)) for count in (50, 500))
+    assert few > 1e6
+    assert many <= 1.3 * few
+    assert all(value.isfinite() for value in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+
+
+def test_objects_of_a_crowd_are_denoised_by_chance() -> None:
+    config = small.config("dino", denoising_queries=100)
+    assert isinstance(config, DINOConfig)
+    target = Objects(torch.arange(300), torch.rand(300, 4))
+    torch.manual_seed(0)
+    chosen = [sampled([target, Objects(torch.zeros(0), torch.zeros(0, 4))], config.most_denoised) for _ in range(2)]
+    for one, none in chosen:
+        assert len(one.labels.unique()) == len(one.boxes) == 100
+        assert torch.equal(one.boxes, target.boxes[one.labels])
+        assert len(none.labels) == 0
+    assert not torch.equal(chosen[0][0].labels, chosen[1][0].labels)
+    assert sampled([target], 300)[0] is target
+
+
+def test_a_crowd_is_matched_as_if_compared_at_once() -> None:
+    objects = objects_of([crowd(200)], [(64, 96)])[0]
+    logits, boxes = torch.randn(30, 3), torch.rand(30, 4)
+    whole = matching_cost(logits, boxes, objects)
+    for k in (0, 63, 64, 199):
+        one = matching_cost(logits, boxes, Objects(objects.labels[k : k + 1], objects.boxes[k : k + 1]))
+        torch.testing.assert_close(whole[:, k : k + 1], one)
+
+
+def test_recomputing_backbone_and_encoder_changes_nothing_but_memory() -> None:
+    found = []
+    for enable in (False, True):
+        model = network(encoder_layers=4, drop_path_rate=0.3, dropout=0.1).train()
+        model.set_grad_checkpointing(enable)
+        torch.manual_seed(1)
+        terms, kept = step(model, crowd(5))
+        torch.stack(list(terms.values())).sum().backward()
+        found.append((terms, kept, [p.grad for p in model.parameters()]))
+    (terms, kept, gradients), (again, less, recomputed) = found
+    assert all(torch.equal(terms[name], again[name]) for name in terms)
+    for gradient, other in zip(gradients, recomputed, strict=True):
+        torch.testing.assert_close(gradient, other)
+    assert less < 0.7 * kept
+
+
 def test_without_denoising() -> None:
     model = network(denoising_queries=0).train()
     terms = model.loss(batch(2, 1))
@@ -183,3 +261,59 @@ def test_results_are_the_best_pairs_within_the_image() -> None:
         assert (found.boxes >= 0).all()
         assert (found.boxes <= torch.tensor([width, height, width, height])).all()
     assert focalnet.create_model("dino_focalnet_nano", num_classes=2).config.num_classes == 2
+
+
+BACKBONES = ("tiny_srf", "small_lrf", "base_srf", "large_fl3", "large_fl4", "huge_fl4", "nano")
+
+
+@pytest.mark.parametrize(("scales", "shared"), [(4, False), (5, True)])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_published_networks_build(backbone: str, scales: int, shared: bool) -> None:
+    heads = {"shared_class_head": shared, "shared_box_head": shared}
+    with torch.device("meta"):
+        model = focalnet.create_model(f"dino_focalnet_{backbone}", scales=scales, **heads)
+    assert isinstance(model, DINO)
+    assert model.level_embed.shape == (scales, 256)
+    assert len(model.neck.convs) + len(model.neck.extra_convs) == scales
+    assert len(model.bbox_head.cls_branches) == len(model.bbox_head.reg_branches) == (2 if shared else 7)
+    assert model.encoder.layers[0].self_attn.attention_weights.out_features == 8 * scales * 4
+
+
+def test_the_published_network_has_its_parameters() -> None:
+    with torch.device("meta"):
+        model = focalnet.create_model("dino_focalnet_large_fl4", scales=5, num_classes=91)
+    # The published file has 2.74 GB: float32 weights and AdamW's two moments of them.
+    assert sum(p.numel() for p in model.parameters()) * 3 * 4 / 1e9 == pytest.approx(2.74, abs=0.01)
+
+
+def test_names_of_the_catalogue_are_networks() -> None:
+    for name in weights.list_weights("dino_*"):
+        assert name.partition(".")[0] in registry.names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model.options.scales", "2", "--model.options.out_indices", "[1, 2, 3]"], "scales=2 are fewer than"),
+        (["--model.options.heads", "7"], "channels=256 must be a multiple of 4"),
+        (["--model.options.num_querys", "7"], 'has an option "num_querys"; did you mean "num_queries"'),
+        (["--model.options.num_queries", "many"], "num_queries='many' must be a whole number"),
+        (["--model.options.position_temperatures", "3"], "position_temperatures=3 must be a list, each a number"),
+        (["--model.options.learned_queries", "no way"], "learned_queries='no way' must be true or false"),
+        (["--model.options.drop_path_rate", "[0.1]"], "drop_path_rate=[0.1] must be a number"),
+        (["--model.architecture", "dino_focalnet_tiny"], 'no model "dino_focalnet_tiny"'),
+        (["--model.optimizer.backbone_scale", "2"], "backbone_scale=2.0 must be in (0, 1]"),
+        (["--data.image_size", "0"], "data.image_size must be 1 or more"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_coco(tmp_path / "coco")
+    run = ["fit", "detection/finetune_dino", "--output", str(tmp_path / "run"), "--data.root", str(root)]
+    run += ["--model.backbone_weights", "null", "--data.batch_size", "2", "--data.num_workers", "0"]
+    assert main([*run, "--trainer.accelerator", "cpu", *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rror" in line or says in line]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert not (tmp_path / "run").exists()

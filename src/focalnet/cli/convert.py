@@ -10,7 +10,7 @@ import typer
 from focalnet.cli.terminal import say
 from focalnet.errors import CheckpointError
 
-LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab"]
+LayoutName = Literal["native", "microsoft", "timm", "huggingface", "openmmlab", "focalnet_dino", "detrex"]
 
 
 def convert(

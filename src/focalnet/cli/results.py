@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from focalnet.errors import ConfigError, DataError, FocalNetError
 from focalnet.files import write
+from focalnet.weights.labels import ids_of
 
 if TYPE_CHECKING:
     from focalnet.models import Model
@@ -135,7 +136,10 @@ def _json(content: Any, **options: Any) -> bytes:
 
 
 class Ids:
-    """COCO ids of images and categories: those of an annotation file, or counted from 1.
+    """COCO ids of images and categories: those of an annotation file.
+
+    Without a file, images count from 1, and categories have the ids that the model was trained with, or count from 1 if
+    these are unknown.
 
     Args:
         network: a detector or segmenter.
@@ -154,7 +158,8 @@ class Ids:
         self.file, self.names = annotations, network.class_names or tuple(f"class {i}" for i in range(count))
         self.things = network.config.things if self.output == "panoptic" else None
         self.image_ids: dict[str, int | str] = {}
-        self.category_ids: tuple[int | str, ...] = tuple(range(1, count + 1))
+        known = network.card.category_ids if network.card else ()
+        self.category_ids: tuple[int | str, ...] = known or ids_of(self.names) or tuple(range(1, count + 1))
         if annotations is not None:
             self._read(annotations, [path.as_posix() for path in files])
 
@@ -171,10 +176,13 @@ class Ids:
             images, names, self.category_ids = panoptic.images, panoptic.class_names, panoptic.category_ids
         else:
             for keep_root in (False, True):  # a model may have been trained with a category that has no objects
-                if names != self.names:
+                if sorted(names) != sorted(self.names):
                     listing = read_listing(annotations, keep_root=keep_root)
                     images = list(listing.images.values())
                     names, self.category_ids = listing.class_names, listing.category_ids
+            if len(set(names)) == len(names) and sorted(names) == sorted(self.names):  # perhaps in another order
+                self.category_ids = tuple(self.category_ids[names.index(name)] for name in self.names)
+                names = self.names
         if names != self.names:
             raise DataError(f"{annotations}: its categories are not the {len(self.names)} classes of the model")
         matches = match_names([image.file_name for image in images], files, base_names=True)

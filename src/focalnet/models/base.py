@@ -38,6 +38,8 @@ class ModelConfig(ABC):
     num_classes: int
     size_divisor: int = 1
     """Batched images are padded to a multiple of this."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Options that remove a part of a trained network; all others must agree with its weights."""
 
     @property
     @abstractmethod
@@ -226,6 +228,10 @@ class Model(nn.Module, ABC, Generic[C, O]):
         """Class names by index; empty if unknown."""
         return self.card.class_names if self.card else ()
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training (timm's protocol); results and gradients stay."""
+        self.backbone.set_grad_checkpointing(enable)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The backbone's groups (timm's protocol for layer-wise learning-rate decay); neck and heads come last."""
         matcher = self.backbone.group_matcher(coarse)
@@ -261,6 +267,28 @@ class ScoresPixels(Model[C, O]):
 
 
 @dataclass(frozen=True)
+class ForeignNames:
+    """State dicts of a network by the names of another library than OpenMMLab.
+
+    Args:
+        name: of the layout, as ``focalnet convert --to`` takes it.
+        mark: the key that only its state dicts have.
+        read: from its names to ours; with the category id of each class, as far as the layout implies them.
+        write: the inverse, of a network with these category ids (empty where unknown).
+        implied: settings of the backbone that the library has, from what the shapes of the tensors tell; with
+            ``post_norm`` left out where nothing tells it.
+        options: of the network, likewise, from everything that a file holds beside its tensors.
+    """
+
+    name: str
+    mark: str
+    read: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], tuple[int | str, ...]]]
+    write: Callable[[Mapping[str, Tensor], Any, tuple[int | str, ...]], dict[str, Tensor]]
+    implied: Callable[[Mapping[str, Any]], dict[str, Any]]
+    options: Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class StateDictLayout:
     """How to recognize and read state dicts that other libraries saved without our metadata.
 
@@ -269,15 +297,13 @@ class StateDictLayout:
         infer: returns the network's configuration, given the tensors and the backbone's configuration; raises
             KeyError, IndexError or ValueError if tensors are missing.
         has_palette: whether the other library needs a color for each class in its files.
-        other_mark: a key that only state dicts in a second layout have; empty for none.
-        from_other: renames the tensors of that second layout.
+        others: state dicts of the same network under the names of other libraries.
     """
 
     mark: str
     infer: Callable[[Mapping[str, Tensor], FocalNetConfig], ModelConfig]
     has_palette: bool = False
-    other_mark: str = ""
-    from_other: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    others: tuple[ForeignNames, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -326,17 +352,15 @@ def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[d
     """Splits options into those of a network and those of its backbone.
 
     Raises:
-        ConfigError: neither has an option of this name.
+        ConfigError: neither has an option of this name, or a value has another type.
     """
     own, backbone = ({f.name for f in dataclasses.fields(c)} for c in (cls, FocalNetConfig))  # type: ignore[arg-type]
     for name in options if own - {"backbone", "num_classes"} else ():  # otherwise the backbone's configuration raises
         if name not in own | backbone:
             known = did_you_mean(name, own | backbone)
             raise ConfigError(f'neither {cls.__name__} nor its backbone has an option "{name}"{known}')
-    return (
-        {name: value for name, value in options.items() if name in own},
-        {name: value for name, value in options.items() if name not in own},
-    )
+    for_network = {name: value for name, value in options.items() if name in own}
+    return for_network, {name: value for name, value in options.items() if name not in own}
 
 
 def check_finite(outputs: Any) -> None:

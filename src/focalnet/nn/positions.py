@@ -38,7 +38,9 @@ def sine_positions(
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
-def masked_sine_positions(padding_BHW: Tensor, channels: int, *, temperatures: tuple[float, float]) -> Tensor:
+def masked_sine_positions(
+    padding_BHW: Tensor, channels: int, *, temperatures: tuple[float, float], offset: float = 0.0
+) -> Tensor:
     """``sine_positions`` for images padded right and below, ``(B, H * W, channels)``, row by row.
 
     The last row and column of each image are at 2 pi, as are all cells of the padding.
@@ -47,12 +49,13 @@ def masked_sine_positions(padding_BHW: Tensor, channels: int, *, temperatures: t
         padding_BHW: true at cells of the padding.
         channels: a multiple of 4; the first half encodes the row, the second the column.
         temperatures: temperatures for rows and columns, see ``sine_positions``.
+        offset: added to the index of each row and column.
     """
     inside = (~padding_BHW).float()
     encoded = []
     for axis, temperature in zip((1, 2), temperatures, strict=True):
         count = inside.cumsum(axis)
-        positions = count / (count.narrow(axis, count.shape[axis] - 1, 1) + _EPS) * (2 * math.pi)
+        positions = (count + offset) / (count.narrow(axis, count.shape[axis] - 1, 1) + _EPS) * (2 * math.pi)
         encoded.append(_sines(positions, channels // 2, temperature))
     return torch.cat(encoded, -1).flatten(1, 2)
 

@@ -155,6 +155,7 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool
         family = registry.family_of(model)
         if run.task.name not in family.tasks:
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
+        run.data.class_order = model.class_names
         run.data.setup("validate")
         known = model.config.num_classes
         if run.data.num_classes != known:

@@ -16,7 +16,7 @@ import yaml
 from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import UnknownName, did_you_mean
-from focalnet.weights.labels import class_names
+from focalnet.weights.labels import category_ids, class_names
 
 _FOLDER = Path(str(files("focalnet.weights")))
 
@@ -110,6 +110,7 @@ class Entry:
         return ModelCard(
             name=self.name,
             class_names=class_names(self.labels),
+            category_ids=category_ids(self.labels),
             preprocessing=self.preprocessing,
             licence=self.licence,
             source=source,

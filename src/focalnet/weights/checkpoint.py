@@ -35,7 +35,7 @@ from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts
 from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
-from focalnet.weights.labels import class_names
+from focalnet.weights.labels import NUMBERED, category_ids, class_names, ids_of
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
 from focalnet.weights.pickles import Passed
 from focalnet.weights.report import Report, compare
@@ -44,6 +44,7 @@ Config = FocalNetConfig | ModelConfig
 
 BACKBONE = "backbone"  # file kind of a bare backbone, which belongs to no family
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
+_OF_CLASSES_AND_IMAGES = ("preprocessing", "class_names", "category_ids")  # fields of a card
 _TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # they do not change what a trained network computes
 
 
@@ -65,7 +66,8 @@ class Checkpoint:
 
     Args:
         path: the file they were read from.
-        layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
+        layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"``, ``"openmmlab"``, ``"focalnet_dino"`` or
+            ``"detrex"``.
         config: of the saved classifier, detector, segmenter or bare backbone.
         state_dict: tensors under our names, float32.
         card: class names, preprocessing, origin.
@@ -102,8 +104,8 @@ class Checkpoint:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that affect predictions, by dotted name, with preprocessing and class names."""
-        card = {"preprocessing": dataclasses.asdict(self.card.preprocessing), "class_names": self.card.class_names}
+        """Settings that affect predictions, by dotted name, with preprocessing, class names and category ids."""
+        card = {name: value for name, value in dataclasses.asdict(self.card).items() if name in _OF_CLASSES_AND_IMAGES}
         every = dict(_leaves({**_plain(self.config), **card}))
         return {name: value for name, value in every.items() if name.rpartition(".")[2] not in _TRAINING_ONLY}
 
@@ -208,9 +210,10 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     """Writes a checkpoint in a layout; for transformers, also a ``config.json`` in the same folder.
 
     Args:
-        checkpoint: of a classifier, or of a detector or segmenter for ``"openmmlab"``.
+        checkpoint: of a classifier; of a detector or segmenter for ``"openmmlab"``, of DINO for ``"focalnet_dino"`` and
+            ``"detrex"``.
         path: ``.safetensors``, or any other suffix for a PyTorch pickle.
-        layout: ``"native"``, ``"microsoft"``, ``"timm"``, ``"huggingface"`` or ``"openmmlab"``.
+        layout: one of those that a ``Checkpoint`` can have.
         dtype: storage type; ``read`` always returns float32.
 
     Raises:
@@ -231,6 +234,13 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         if path.suffix == ".safetensors":
             return write_safetensors(path, stored, {})
         return write_pickle(path, stored, section="state_dict", beside=beside)
+    if layout in openmmlab.foreign_layouts():
+        try:
+            names = openmmlab.foreign_names(config, layout)
+            tensors = names.write(stored, config, checkpoint.card.category_ids)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
+        return write_safetensors(path, tensors, {}) if path.suffix == ".safetensors" else write_pickle(path, tensors)
     if not isinstance(config, ClassifierConfig):
         what = "bare backbone" if isinstance(config, FocalNetConfig) else f"{_title(config)}, which has openmmlab's"
         raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a {what}")
@@ -276,7 +286,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
             "beside it"
         )
     if network := openmmlab.unwrap(raw.tensors):
-        return _read_dense(raw, *network, architecture, settings)
+        return _read_dense(raw, network, architecture, settings)
     place = layouts.detect(raw.tensors)
     layout = place.layout
     inside, outside = layouts.unwrap(raw.tensors, place)
@@ -302,32 +312,38 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
 
 
 def _read_dense(
-    raw: RawFile,
-    inside: dict[str, Tensor],
-    outside: list[str],
-    architecture: str | None,
-    settings: Mapping[str, Any],
+    raw: RawFile, network: openmmlab.Unwrapped, architecture: str | None, settings: Mapping[str, Any]
 ) -> Checkpoint:
-    config, name = openmmlab.infer(inside, architecture=architecture, settings=settings)
+    inside = network.tensors
+    config, name = openmmlab.infer(
+        inside, architecture=architecture, settings=settings, names=network.names, content=raw.content
+    )
     with torch.device("meta"):
         expected = config.build().state_dict()
-    published = next((entry for entry in entries().values() if entry.network == name), None) if name else None
     family = registry.family_of(config)
-    labels = published.labels if published else family.labels
-    names = openmmlab.class_names(raw.content) or (class_names(labels) if name and labels else ())
+    names, ids = openmmlab.class_names(raw.content), network.category_ids
+    if not names:
+        labels = [label_set for label_set in NUMBERED if ids and ids == category_ids(label_set)]
+        if name and not ids:
+            published_labels = [entry.labels for entry in entries().values() if entry.network == name]
+            labels += [label_set for label_set in (*published_labels, family.labels) if label_set]
+        names = next((class_names(one) for one in labels if len(class_names(one)) == config.num_classes), ())
+    names = names if len(names) == config.num_classes else ()
+    published = next((entry for entry in entries().values() if entry.network == name), None) if name else None
     checkpoint = Checkpoint(
         path=raw.path,
-        layout=openmmlab.NAME,
+        layout=network.layout,
         config=config,
         state_dict={key: tensor for key, tensor in inside.items() if key in expected},
         card=ModelCard(
             name=name or raw.path.stem,
-            class_names=names if len(names) == config.num_classes else (),
+            class_names=names,
+            category_ids=ids or ids_of(names),
             preprocessing=published.preprocessing if published else family.preprocessing,
             source=raw.path.name,
         ),
         architecture=name,
-        unused=(*outside, *(key for key in inside if key not in expected)),
+        unused=(*network.outside, *(key for key in inside if key not in expected)),
         section=raw.section,
     )
     return _complete(checkpoint)
@@ -402,7 +418,8 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
 def describe(config: Config, card: ModelCard) -> str:
     """Configuration and card as JSON: what our own files say of their tensors."""
     kind = BACKBONE if isinstance(config, FocalNetConfig) else registry.family_of(config).file_kind
-    return json.dumps({"kind": kind, "config": _plain(config), "card": dataclasses.asdict(card)})
+    known = {key: value for key, value in dataclasses.asdict(card).items() if key != "category_ids" or value}
+    return json.dumps({"kind": kind, "config": _plain(config), "card": known})
 
 
 def _plain(config: Config) -> dict[str, Any]:
@@ -431,9 +448,8 @@ def _card_from(values: Mapping[str, Any]) -> ModelCard:
     preprocessing: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values["preprocessing"].items()
     }
-    names = values["class_names"]
-    names = tuple(names) if isinstance(names, list) else names
-    return ModelCard(**{**values, "class_names": names, "preprocessing": Preprocessing(**preprocessing)})
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return ModelCard(**{**values, **lists, "preprocessing": Preprocessing(**preprocessing)})
 
 
 def _card(path: Path, name: str | None, num_classes: int, hints: Hints) -> ModelCard:

@@ -82,7 +82,7 @@ def fetch(name: str, **settings: Any) -> Checkpoint:
         return checkpoint
     card = entry.card(source=path.name)
     if len(card.class_names) != checkpoint.num_classes:
-        card = dataclasses.replace(card, class_names=())
+        card = dataclasses.replace(card, class_names=(), category_ids=())
     unsettled = {setting: text for setting, text in entry.unsettled.items() if setting not in settings}
     return dataclasses.replace(checkpoint, card=card, unsettled=unsettled)
 

@@ -3,6 +3,9 @@
 Nothing of a pickle runs: tensors and plain values are read, objects beside them are passed over (``pickles.py``), and a
 file that names programs or changes of files is refused. Whatever a damaged file does to the parsers, one
 ``CheckpointError`` that names the file comes out.
+
+Only the weights are read, once: a checkpoint whose optimizer state is twice as large as its weights takes the memory of
+its weights. Files are not memory-mapped, since overwriting a mapped file kills the process.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from focalnet.errors import CheckpointError
 from focalnet.files import atomic
@@ -29,7 +35,7 @@ from focalnet.weights import layouts, pickles
 
 # Keys under which training scripts store the weights, the most usual first; averaged weights are preferred.
 SECTIONS = (
-    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema", "model", "state_dict"),
+    *("state_dict_ema", "model_ema", "ema_model", "ema", "ema_state_dict", "params_ema", "model", "state_dict"),
     *("model_state_dict", "module", "net", "network", "weights", "params"),
 )
 INDEX = ".index.json"
@@ -41,6 +47,20 @@ IN_FOLDER = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 _DEEPEST = 4  # mappings within mappings
 
+_LENGTHS = 26  # where the local header of a zip file tells how long its name is
+_DTYPES = {  # of safetensors
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 
 @dataclass(frozen=True)
 class RawFile:
@@ -51,7 +71,7 @@ class RawFile:
         tensors: under the file's own names; floating-point tensors are float32.
         metadata: the safetensors header's strings.
         section: the key of a training checkpoint that held the tensors, e.g. ``"model"``.
-        content: all content of a pickle; empty for safetensors.
+        content: all content of a pickle, whose tensors may have no values; empty for safetensors.
     """
 
     path: Path
@@ -77,16 +97,18 @@ def read_tensors(path: str | Path) -> RawFile:
 
 
 def _read_one(path: Path) -> RawFile:
-    section: str | None = None
-    metadata: dict[str, str] = {}
-    content: Any = {}
     if _starts_like_safetensors(path):
         tensors, metadata = _read_safetensors(path)
+        return RawFile(path, tensors, metadata, None)
+    content, records = _read_pickle(path)
+    found, section = _section(path, content)
+    for key, tensor in found.items():
+        _check(path, key, tensor, devices=("cpu",) if records is None else ("cpu", "meta"))
+    if records is None:
+        tensors = {key: _as_float32(tensor.detach()) for key, tensor in found.items()}
     else:
-        content = _read_pickle(path)
-        tensors, section = _section(path, content)
-    checked = {key: _checked(path, key, value) for key, value in tensors.items()}
-    return RawFile(path, checked, metadata, section, content)
+        tensors = _read_records(path, found, records)
+    return RawFile(path, tensors, {}, section, content)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -203,21 +225,94 @@ def _starts_like_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            # Copied, since the file is memory-mapped: overwriting a mapped file kills the process.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {}
+        with safetensors.safe_open(path, framework="pt") as parsed, path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            tensors = {}
+            for key in parsed.keys():
+                entry = header[key]
+                start, end = entry["data_offsets"]
+                if entry["dtype"] in _DTYPES:
+                    values = _read_bytes(file, 8 + size + start, end - start).view(_DTYPES[entry["dtype"]])
+                    tensors[key] = _as_float32(values.view(entry["shape"]))
+                else:
+                    tensors[key] = _as_float32(parsed.get_tensor(key).clone())
+            return tensors, parsed.metadata() or {}
     except Exception as error:  # the parser's own errors, and those of shapes and types in a damaged header
         raise CheckpointError(f"{path}: not a valid safetensors file ({_reason(error)}); copy it again") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _records(path: Path) -> dict[int, int] | None:
+    """Sizes of the records of PyTorch's zip format, by where they begin.
+
+    None for an older format, and for files that torch has to read itself.
+    """
     try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            records = {}
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    return None
+                if entry.filename.endswith("/byteorder") and archive.read(entry) != b"little":
+                    return None
+                file.seek(entry.header_offset + _LENGTHS)
+                lengths = file.read(4)  # of the name and of what follows it, which only the local header tells
+                start = entry.header_offset + _LENGTHS + 4 + int.from_bytes(lengths[:2], "little")
+                records[start + int.from_bytes(lengths[2:], "little")] = entry.file_size
+            return records
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return None
+
+
+def _read_records(path: Path, tensors: Mapping[str, Tensor], records: Mapping[int, int]) -> dict[str, Tensor]:
+    """The numbers of tensors that were unpickled without; those that share memory in the file do so again.
+
+    Raises:
+        CheckpointError: a tensor has no record of its size.
+    """
+    place_of = {key: tensor.untyped_storage()._checkpoint_offset for key, tensor in tensors.items()}
+    left = Counter(place_of.values())
+    read: dict[int, Tensor] = {}
+    filled = {}
+    with path.open("rb") as file:
+        for key, tensor in tensors.items():
+            place, size = place_of[key], tensor.untyped_storage().nbytes()
+            if place is None or records.get(place) != size:
+                raise CheckpointError(f'{path}: "{key}" has no record of {size} bytes; copy it again')
+            try:
+                if place not in read:
+                    read[place] = _read_bytes(file, place, size)
+                values = read[place].view(tensor.dtype)
+                values = values.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            except (OSError, RuntimeError) as error:  # RuntimeError: strides that reach beyond the record
+                raise CheckpointError(f'{path}: "{key}" cannot be read ({_reason(error)}); copy it again') from error
+            filled[key] = _as_float32(values)
+            left[place] -= 1
+            if not left[place]:
+                del read[place]
+    return filled
+
+
+def _read_bytes(file: BinaryIO, start: int, size: int) -> Tensor:
+    """A part of a file as bytes ``(size,)``."""
+    values = torch.empty(size, dtype=torch.uint8)
+    file.seek(start)
+    if file.readinto(values.numpy()) != size:  # type: ignore[attr-defined]
+        raise OSError("the file ends too early")
+    return values
+
+
+def _read_pickle(path: Path) -> tuple[Any, dict[int, int] | None]:
+    """What was pickled, and the records that hold the numbers of its tensors; None if these have their numbers."""
+    records = _records(path)
+    if records is not None:
         try:
-            with warnings.catch_warnings():  # of a protocol that it may not support, which is then read below
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # objects beside the tensors, another protocol, or damage
-            return pickles.read(path)
+            with FakeTensorMode():
+                return _unpickled(path), records
+        except Exception:  # tensors that do not exist without numbers, or a damaged file: torch decides
+            records = None
+    try:
+        return _unpickled(path), records
     except pickles.Hostile as error:
         raise CheckpointError(
             f"{path}: refused because it holds Python code ({error}) and not only weights; none of it was run. Ask for "
@@ -230,6 +325,15 @@ def _read_pickle(path: Path) -> Any:
                 f"you trust and save it again"
             ) from error
         raise CheckpointError(f"{path}: not a readable checkpoint ({_whatever(path, error)})") from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():  # of a protocol that it may not support, which is then read below
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # objects beside the tensors, another protocol, or damage
+        return pickles.read(path)
 
 
 def _whatever(path: Path, error: Exception) -> str:
@@ -290,13 +394,17 @@ def _rank(name: str, content: Any) -> tuple[int, ...]:
     return (0 if average else 1, *known[:1])
 
 
-def _checked(path: Path, key: str, tensor: Tensor) -> Tensor:
-    """A dense tensor on the CPU; floating-point tensors become float32, since half precision only saves storage."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+def _check(path: Path, key: str, tensor: Tensor, devices: Sequence[str]) -> None:
+    """Raises CheckpointError for anything but a dense tensor on one of these devices."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type not in devices:
         raise CheckpointError(f'{path}: "{key}" is not a plain dense tensor ({tensor.layout}, {tensor.device})')
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise CheckpointError(f'{path}: "{key}" claims {tuple(tensor.shape)} values but stores fewer; copy it again')
-    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    """Floating point as float32: half precision is only a way of storing."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _reason(error: BaseException) -> str:

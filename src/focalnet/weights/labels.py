@@ -23,7 +23,18 @@ UNUSED = "(unused)"
 UNUSED_INDEX = 850
 IMAGENET22K_CLASSES = 21842
 
+NUMBERED = ("coco", "objects365")  # label sets whose classes have numbers
+
+_NO_CLASS = ("__background__", "N/A")  # what stands for a number that COCO gives to no class
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+
+
+def _coco_by_id() -> list[str]:
+    """COCO's list with its gaps."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # carries it
+
+    names: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return names
 
 
 @cache
@@ -31,19 +42,19 @@ def class_names(label_set: str) -> tuple[str, ...]:
     """The names of a label set by class index: WordNet lemmas for ``imagenet1k`` and ``imagenet22k``.
 
     Args:
-        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842), ``"cifar10"`` (10), ``"coco"`` (80)
-            or ``"ade20k"`` (150).
+        label_set: ``"imagenet1k"`` (1000), ``"imagenet22k"`` (21,842), ``"cifar10"`` (10), ``"coco"`` (80),
+            ``"ade20k"`` (150) or ``"objects365"`` (365, which are called by their numbers: no library here carries
+            their names).
     """
+    if label_set == "objects365":
+        return tuple(f"Objects365 class {number}" for number in category_ids(label_set))
     if label_set == "cifar10":
         return tuple(_CIFAR10.split())
     if label_set == "ade20k":  # none of our dependencies has this list
         content = files("focalnet.weights").joinpath("label_sets.yaml").read_text(encoding="utf-8")
         return tuple(yaml.safe_load(content)[label_set])
     if label_set == "coco":
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights  # has the list, with its gaps
-
-        categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-        return tuple(name for name in categories if name not in ("__background__", "N/A"))
+        return tuple(name for name in _coco_by_id() if name not in _NO_CLASS)
     from timm.data.imagenet_info import ImageNetInfo  # imported here because importing timm takes a second
 
     subset = {"imagenet1k": "imagenet-1k", "imagenet22k": "imagenet-22k-ms"}[label_set]
@@ -51,6 +62,23 @@ def class_names(label_set: str) -> tuple[str, ...]:
     if label_set == "imagenet22k":
         names[UNUSED_INDEX] = UNUSED  # timm names it teddy bear, but the networks were not trained on this class
     return tuple(names)
+
+
+@cache
+def category_ids(label_set: str) -> tuple[int, ...]:
+    """The numbers that the annotation files of a label set give its classes, by class index.
+
+    Args:
+        label_set: COCO's are 1 to 90, with gaps; Objects365's 1 to 365. Others have none.
+    """
+    if label_set == "coco":
+        return tuple(number for number, name in enumerate(_coco_by_id()) if name not in _NO_CLASS)
+    return tuple(range(1, 366)) if label_set == "objects365" else ()
+
+
+def ids_of(names: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the classes of a label set that are called so; none if there is no such set."""
+    return next((category_ids(label_set) for label_set in NUMBERED if names == class_names(label_set)), ())
 
 
 def cut_to_imagenet1k(model: Classifier) -> Classifier:

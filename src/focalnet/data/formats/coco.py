@@ -65,6 +65,14 @@ class CocoFile:
         """Label by category id."""
         return {category: label for label, category in enumerate(self.category_ids)}
 
+    def in_order_of(self, names: Sequence[str]) -> CocoFile:
+        """The same file with its classes in the order of these names; unchanged unless it has exactly these names."""
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        if len(label_of) != len(self.class_names) or sorted(names) != sorted(self.class_names):
+            return self
+        ids = tuple(self.category_ids[label_of[name]] for name in names)
+        return replace(self, class_names=tuple(names), category_ids=ids)
+
     def to_coco(self, images: Sequence[Annotated] | None = None) -> dict[str, Any]:
         """The usable content in COCO's own format, as the evaluation takes it; of some images, or of all."""
         images = self.images if images is None else images

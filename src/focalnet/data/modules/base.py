@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from focalnet.card import Preprocessing
 from focalnet.data.dataset import Samples
 from focalnet.data.formats.coco import AnnotationFormat
+from focalnet.data.formats.image_entries import Id
 from focalnet.data.formats.sets import Annotations, find_split
 from focalnet.data.loader import EpochBatches, Loader, collate, cores_per_process
 from focalnet.data.readers.collection import Split
@@ -51,6 +52,9 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
 
     size_divisor: int = 1
     """Sides of batches are multiples of it. A task sets its network's here before there are loaders."""
+    class_order: tuple[str, ...] = ()
+    """Names of the classes of a network that is to be measured, in its order; set before ``setup``. Objects of classes
+    with the same names are labelled in this order, whatever their category ids."""
 
     def __init__(self, *, batch_size: int, num_workers: int | None, seed: int) -> None:
         super().__init__()
@@ -64,6 +68,11 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         """By label; known after ``setup``."""
         assert self.samples, "setup() comes first"
         return next(iter(self.samples.values())).class_names
+
+    @property
+    def category_ids(self) -> tuple[Id, ...]:
+        """By label, the numbers of the classes in annotation files; empty where they have none."""
+        return ()
 
     @property
     def num_classes(self) -> int:
@@ -247,6 +256,16 @@ class AnnotatedData(DensePredictionData[D]):
         for other in others:
             if self._categories(other) != self._categories(first):
                 raise DataError(f"{other.name}: its categories differ from those of {first.name}; give both the same")
+
+    @property
+    def category_ids(self) -> tuple[Id, ...]:
+        """By label, the numbers of the classes in the annotation files; known after ``setup``."""
+        assert self.samples, "setup() comes first"
+        return self._category_ids(next(iter(self.samples.values())))
+
+    @abstractmethod
+    def _category_ids(self, samples: D) -> tuple[Id, ...]:
+        """By label."""
 
     @abstractmethod
     def _categories(self, samples: D) -> object:

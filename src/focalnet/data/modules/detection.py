@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from focalnet.data.augment import DetectionAugmentation
 from focalnet.data.dataset import DetectionDataset, has_objects
-from focalnet.data.formats.coco import check_coco
+from focalnet.data.formats.coco import check_coco, empty_root
+from focalnet.data.formats.image_entries import Id
 from focalnet.data.formats.problems import decide, say
 from focalnet.data.formats.sets import has_outlines, root_has_objects
 from focalnet.data.modules.base import AnnotatedData
@@ -54,6 +55,13 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         super().__init__(root, **kwargs)
         self.masks, self.with_empty, self.augmentation = masks, with_empty, augmentation
 
+    def _is_measured_with_root(self, content: Mapping[str, Any]) -> bool:
+        """Whether the network that is measured has a class for a category that is empty, and above all others."""
+        return empty_root(content) is not None and len(self.class_order) == len(content["categories"])
+
+    def _category_ids(self, samples: DetectionDataset) -> tuple[Id, ...]:
+        return samples.coco.category_ids
+
     def _categories(self, samples: DetectionDataset) -> object:
         return samples.coco.class_names, samples.coco.category_ids
 
@@ -73,7 +81,7 @@ class DetectionData(AnnotatedData[DetectionDataset]):
             masks=self.masks,
             images=self.images if self.images is not None or found.set is None else "",
             written=written,
-            keep_root=root_has_objects(written.content, others),
+            keep_root=root_has_objects(written.content, others) or self._is_measured_with_root(written.content),
         )
         decide(checked, self.on_error)
         say(found.path, checked.coco.remarks)
@@ -81,7 +89,7 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         if training and not any(map(has_objects, checked.coco.images)):
             raise DataError(f"{checked.coco.path}: not one of its images has an object that can be used to train on")
         return DetectionDataset(
-            checked.coco,
+            checked.coco.in_order_of(self.class_order),
             checked.images,
             self.preprocessing,
             augmentation=self.augmentation if training else None,

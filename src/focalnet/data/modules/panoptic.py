@@ -8,6 +8,7 @@ from typing import Any
 from focalnet.data.augment import PanopticAugmentation
 from focalnet.data.dataset import PanopticDataset
 from focalnet.data.formats.coco_panoptic import check_panoptic, only_one_stuff_class
+from focalnet.data.formats.image_entries import Id
 from focalnet.data.formats.problems import decide, say
 from focalnet.data.modules.base import AnnotatedData
 from focalnet.data.readers.collection import Split
@@ -53,6 +54,9 @@ class PanopticData(AnnotatedData[PanopticDataset]):
         """So many of the first classes are objects; known after ``setup``."""
         assert self.samples, "setup() comes first"
         return next(iter(self.samples.values())).annotated.num_things
+
+    def _category_ids(self, samples: PanopticDataset) -> tuple[Id, ...]:
+        return samples.annotated.category_ids
 
     def _categories(self, samples: PanopticDataset) -> object:
         annotated = samples.annotated

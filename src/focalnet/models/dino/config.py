@@ -43,6 +43,7 @@ class DINOConfig(DetectorConfig):
         feedforward_channels: hidden width of the MLPs of both.
         dropout: in attention and MLPs, in training.
         position_temperatures: of the position embedding, for rows and columns.
+        position_offset: added to the number of a row or column, which count from 1; -0.5 in detrex.
         shared_class_head: one class head for all decoder layers; encoder proposals have their own.
         shared_box_head: likewise for boxes.
         learned_queries: queries start from learned content (mixed query selection), not from the encoder's features.
@@ -69,6 +70,7 @@ class DINOConfig(DetectorConfig):
     feedforward_channels: int = 2048
     dropout: float = 0.0
     position_temperatures: tuple[float, ...] = (20.0, 20.0)
+    position_offset: float = 0.0
     shared_class_head: bool = True
     shared_box_head: bool = True
     learned_queries: bool = True
@@ -102,6 +104,11 @@ class DINOConfig(DetectorConfig):
         if maps > self.scales:
             raise ConfigError(f"scales={self.scales} are fewer than the backbone's {maps} feature maps: out_indices")
 
+    @property
+    def most_denoised(self) -> int:
+        """Objects of an image that are denoised: more would be more queries than a single group is meant to have."""
+        return max(self.denoising_queries, _DYNAMIC_FROM)
+
     def denoising_groups(self, objects: int) -> int:
         """How many times the objects of a batch are denoised.
 
@@ -129,8 +136,8 @@ class DINOConfig(DetectorConfig):
         if weights != {"cls": 1.0, "bbox": 5.0, "iou": 2.0}:
             raise ConfigError(f"bbox_head: loss weights {weights} are not supported, only those of the paper: 1, 5, 2")
         positions = model["positional_encoding"]
-        if not positions.get("normalize") or positions.get("offset", 0.0) != 0.0:
-            raise ConfigError("positional_encoding: only normalize=True and offset=0 are supported")
+        if not positions.get("normalize"):
+            raise ConfigError("positional_encoding: only normalize=True is supported")
         attentions = [encoder["layer_cfg"]["self_attn_cfg"], decoder["layer_cfg"]["cross_attn_cfg"]]
         noise = model["dn_cfg"]
         groups = noise["group_cfg"]
@@ -152,6 +159,7 @@ class DINOConfig(DetectorConfig):
             feedforward_channels=encoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
             dropout=encoder["layer_cfg"]["self_attn_cfg"].get("dropout", 0.1),
             position_temperatures=(positions.get("temperature", 10000),) * 2,
+            position_offset=positions.get("offset", 0.0),
             shared_class_head=head.get("share_pred_layer", False),
             shared_box_head=head.get("share_pred_layer", False),
             denoising_queries=groups["num_dn_queries"],
@@ -198,6 +206,33 @@ class DINOConfig(DetectorConfig):
             box_noise=arguments["dn_box_noise_scale"],
         )
 
+    @classmethod
+    def options_of_release(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What the arguments beside a checkpoint of FocalNet-DINO say and its tensors cannot; any may be missing.
+
+        Args:
+            arguments: the ``args`` of the checkpoint, which are not trusted.
+
+        Raises:
+            ConfigError: an option that this network does not have, or a value of another type.
+        """
+        for name in _RELEASED.keys() & arguments.keys() & _SEEN_IN_FORWARD:
+            if arguments[name] != _RELEASED[name]:
+                raise ConfigError(f"its args: {name}={arguments[name]!r} is not supported, only {_RELEASED[name]!r}")
+        options: dict[str, Any] = {}
+        for theirs, ours in _OPTION_OF_ARGUMENT.items():
+            if theirs in arguments:
+                value, wanted = arguments[theirs], type(getattr(cls, ours))
+                if isinstance(value, bool) or not isinstance(value, (int, wanted)):
+                    raise ConfigError(f"its args: {theirs}={value!r} is not a number")
+                options[ours] = wanted(value)
+        temperatures = [arguments.get(f"pe_temperature{side}") for side in "HW"]
+        if all(isinstance(value, int | float) and value > 0 for value in temperatures):
+            options["position_temperatures"] = tuple(map(float, temperatures))  # type: ignore[arg-type]
+        if arguments.get("use_dn") is False:
+            options["denoising_queries"] = 0
+        return options
+
     def build(self) -> DINO:
         from focalnet.models.dino.network import DINO  # built from this configuration
 
@@ -240,3 +275,21 @@ _RELEASED: dict[str, Any] = {
     "use_detached_boxes_dec_out": False,
 }
 """Options of FocalNet-DINO that have one value here, the one of every published configuration."""
+
+_SEEN_IN_FORWARD = {
+    *("position_embedding", "pre_norm", "query_dim", "num_patterns", "unic_layers", "use_deformable_box_attn"),
+    *("add_channel_attention", "add_pos_value", "two_stage_type", "two_stage_pat_embed", "two_stage_add_query_num"),
+    *("two_stage_learn_wh", "transformer_activation", "decoder_sa_type", "decoder_module_seq"),
+}
+"""Those of them that change what is predicted."""
+
+_OPTION_OF_ARGUMENT = {
+    "nheads": "heads",
+    "enc_n_points": "points",
+    "num_select": "max_per_image",
+    "dropout": "dropout",
+    "dn_number": "denoising_queries",
+    "dn_label_noise_ratio": "label_noise",
+    "dn_box_noise_scale": "box_noise",
+}
+"""Names of the release for fields of ``DINOConfig`` that leave no trace in tensors."""

@@ -56,6 +56,21 @@ class DenoisingQueries:
         return (group[:, None] != group) & (group < self.groups)
 
 
+def sampled(targets: Sequence[Objects], most: int) -> list[Objects]:
+    """At most so many objects of each image, chosen at random: denoising queries then take bounded memory.
+
+    Every object has two queries in each group, so that even a single group grows with the objects. None of the official
+    codes bounds it; images with fewer objects are as there.
+    """
+    kept = []
+    for target in targets:
+        if len(target.labels) > most:
+            chosen = torch.randperm(len(target.labels), device=target.labels.device)[:most]
+            target = Objects(target.labels[chosen], target.boxes[chosen])
+        kept.append(target)
+    return kept
+
+
 class DenoisingGenerator(nn.Module):
     """Makes denoising queries; its label embedding is all it learns."""
 

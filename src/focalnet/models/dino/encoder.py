@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from focalnet.nn.conv import no_single_cells
 from focalnet.nn.deformable import DeformableAttention
@@ -128,6 +129,7 @@ class Encoder(nn.Module):
     def __init__(self, config: DINOConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.grad_checkpointing = False
 
     def forward(self, x_BSC: Tensor, positions_BSC: Tensor, levels: Levels) -> Tensor:
         """The memory, ``(B, S, C)``.
@@ -138,8 +140,10 @@ class Encoder(nn.Module):
             levels: where images are padded.
         """
         centers, padding = levels.centers(), levels.padding_BS
+        recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            x_BSC = layer(x_BSC, positions_BSC, levels.shapes, centers, padding)
+            inputs = (x_BSC, positions_BSC, levels.shapes, centers, padding)
+            x_BSC = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x_BSC
 
 

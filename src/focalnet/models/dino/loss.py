@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from focalnet.models.dino.network import DINOOutputs, TrainingOutputs
 
 _EPS = 1e-6  # the published one: added to areas, in units of the image's
+_AT_ONCE = 64  # objects that are compared with all predictions: it bounds what a crowd takes in between
 _HIGHEST_COST = 1e6  # stands for what is not a number, so that the loss, and not the matching, reports it
 
 
@@ -40,7 +41,9 @@ def objects_of(targets: Sequence[ObjectTarget], sizes: Sequence[Size]) -> list[O
     return objects
 
 
-def losses(outputs: TrainingOutputs, targets: Sequence[Objects], groups: int) -> dict[str, Tensor]:
+def losses(
+    outputs: TrainingOutputs, targets: Sequence[Objects], groups: int, denoised: Sequence[Objects] | None = None
+) -> dict[str, Tensor]:
     """Focal, L1 and GIoU losses over the number of objects: of the layers, of the encoder, of denoising.
 
     Those of the last layer have no prefix, those of earlier ones ``d0.``, ``d1.``, ...
@@ -49,16 +52,21 @@ def losses(outputs: TrainingOutputs, targets: Sequence[Objects], groups: int) ->
         outputs: of ``training_outputs``.
         targets: the objects of each image.
         groups: of denoising queries.
+        denoised: those objects of each image that have denoising queries; default: all.
     """
     device = outputs.encoder.logits.device
-    count = mean_over_processes(torch.tensor(sum(len(target.labels) for target in targets), device=device))
-    restored = _denoising_matches(targets, outputs.denoising[0].logits.shape[1], groups, device)
+    denoised = targets if denoised is None else denoised
+    count, denoised_count = (
+        mean_over_processes(torch.tensor(sum(len(target.labels) for target in objects), device=device))
+        for objects in (targets, denoised)
+    )
+    restored = _denoising_matches(denoised, outputs.denoising[0].logits.shape[1], groups, device)
     terms: dict[str, Tensor] = {}
     with without_autocast(device):
         for i, (layer, denoising) in enumerate(zip(outputs.layers, outputs.denoising, strict=True)):
             prefix = "" if i == len(outputs.layers) - 1 else f"d{i}."
             terms |= _named(prefix, _terms(layer, targets, matches(layer, targets), count))
-            terms |= _named(f"{prefix}dn_", _terms(denoising, targets, restored, count * groups))
+            terms |= _named(f"{prefix}dn_", _terms(denoising, denoised, restored, denoised_count * groups))
         terms |= _named("enc_", _terms(outputs.encoder, targets, matches(outputs.encoder, targets), count))
     return terms
 
@@ -84,7 +92,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, target: Objects) -> Tensor:
         target: the objects.
     """
     distance = torch.cdist(boxes, target.boxes, p=1)
-    overlap = giou(boxes[:, None], target.boxes)
+    overlap = torch.cat([giou(boxes[:, None], part) for part in torch.split(target.boxes, _AT_ONCE)], 1)
     return class_cost(logits, target.labels) + L1_WEIGHT * distance - GIOU_WEIGHT * overlap
 
 

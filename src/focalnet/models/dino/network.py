@@ -17,7 +17,7 @@ from focalnet.models.backbone import FocalNet
 from focalnet.models.base import Model, check_sizes
 from focalnet.models.dino.config import DINOConfig
 from focalnet.models.dino.decoder import Decoder
-from focalnet.models.dino.denoising import DenoisingGenerator, DenoisingQueries
+from focalnet.models.dino.denoising import DenoisingGenerator, DenoisingQueries, sampled
 from focalnet.models.dino.encoder import Encoder, Levels, Projections
 from focalnet.models.dino.heads import Heads, inverse_sigmoid
 from focalnet.models.dino.loss import losses, objects_of
@@ -77,6 +77,11 @@ class DINO(Model[DINOConfig, DINOOutputs]):
         self.bbox_head = Heads(config)
         self.dn_query_generator = DenoisingGenerator(config)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes the blocks of the backbone and the layers of the encoder in the backward pass."""
+        super().set_grad_checkpointing(enable)
+        self.encoder.grad_checkpointing = enable
+
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> DINOOutputs:
         return self.training_outputs(images_BCHW, sizes).layers[-1]
 
@@ -115,8 +120,9 @@ class DINO(Model[DINOConfig, DINOOutputs]):
     def positions(self, levels: Levels) -> Tensor:
         """Of every cell, with what tells its level apart from others: ``(B, S, C)``."""
         rows, columns = self.config.position_temperatures
+        channels, offset = self.config.channels, self.config.position_offset
         encoded = [
-            masked_sine_positions(padding, self.config.channels, temperatures=(rows, columns)) + level
+            masked_sine_positions(padding, channels, temperatures=(rows, columns), offset=offset) + level
             for padding, level in zip(levels.paddings, self.level_embed, strict=True)
         ]
         return torch.cat(encoded, 1)
@@ -137,8 +143,10 @@ class DINO(Model[DINOConfig, DINOOutputs]):
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
         targets = objects_of(batch.targets, batch.sizes)
-        denoising: DenoisingQueries = self.dn_query_generator(targets)
-        return losses(self.training_outputs(batch.images, batch.sizes, denoising), targets, denoising.groups)
+        denoised = sampled(targets, self.config.most_denoised)
+        denoising: DenoisingQueries = self.dn_query_generator(denoised)
+        outputs = self.training_outputs(batch.images, batch.sizes, denoising)
+        return losses(outputs, targets, denoising.groups, denoised)
 
     def postprocess(
         self, outputs: DINOOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

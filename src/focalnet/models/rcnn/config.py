@@ -135,6 +135,7 @@ class RCNNConfig(DetectorConfig, ABC):
         nms_threshold: NMS removes a box if its IoU with a better box of the same class is above this.
     """
 
+    optional_parts: ClassVar[tuple[str, ...]] = ("masks",)
     indexed: ClassVar[bool]  # whether OpenMMLab's names of the heads contain the stage number
 
     neck: FPNConfig = FPNConfig()  # noqa: RUF009 (frozen)

@@ -39,10 +39,14 @@ class Data(Protocol):
     """What a task must know of its data, after ``setup``."""
 
     batch_size: int
+    class_order: tuple[str, ...]
     preprocessing: Preprocessing
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def category_ids(self) -> tuple[int | str, ...]: ...
 
     @property
     def num_classes(self) -> int: ...
@@ -139,6 +143,7 @@ class Task(pl.LightningModule, ABC):
         return ModelCard(
             name=f"{architecture}.{training}",
             class_names=data.class_names,
+            category_ids=data.category_ids,
             preprocessing=data.preprocessing,
             licence=start.licence if start else None,
             source=f"finetuned from {start.name if start else self.weights}" if self.weights else None,
@@ -156,7 +161,7 @@ class Task(pl.LightningModule, ABC):
         backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
         if self.freeze_stages is not None:
             backbone.freeze(self.freeze_stages)
-        backbone.set_grad_checkpointing(self.grad_checkpointing)
+        self.network.set_grad_checkpointing(self.grad_checkpointing)
         if self.ema_decay is not None:
             self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
         self.parameter_groups = parameter_groups(self.network, self.optimizer_config)  # before sharding

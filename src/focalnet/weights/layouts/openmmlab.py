@@ -1,5 +1,7 @@
 """Detectors and Mask2Former of mmdet (2.x and 3.x), UPerNet of mmseg (0.x and 1.x); their names are ours, too.
 
+Other libraries have their own names for some networks (``models.base.ForeignNames``), which are translated on reading.
+
 The configuration is inferred from names and shapes of tensors. Settings that do not follow from them (thresholds,
 losses, how many boxes are sampled; for Mask2Former the norm groups, points per head, and which classes are things) have
 their published values. A file is ``{"meta": {...}, "state_dict": {...}}``.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from colorsys import hsv_to_rgb
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +21,7 @@ from focalnet import registry
 from focalnet.errors import CheckpointError, did_you_mean
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNetConfig
-from focalnet.models.base import ModelConfig, ModelFamily, StateDictLayout
+from focalnet.models.base import ForeignNames, ModelConfig, ModelFamily, StateDictLayout
 from focalnet.weights.layouts import averaged, places
 
 NAME = "openmmlab"
@@ -30,22 +32,41 @@ BACKBONE = "backbone."
 _OFFICIAL = {"pad_to_stride": True, "stem_padding": 3, "post_norm": False, "normalize_modulator": False}
 
 
-def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The tensors of a network under our names, without prefixes such as ``module.``, and the remaining keys.
+@dataclass(frozen=True)
+class Unwrapped:
+    """The tensors of a network.
 
-    None if no layout matches.
+    Args:
+        tensors: under our names, without prefixes such as ``module.``.
+        outside: the remaining keys of the file.
+        category_ids: by class, as far as the layout implies them.
+        names: those of the library that the file is for; None for OpenMMLab's.
+    """
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    outside: list[str]
+    category_ids: tuple[int | str, ...] = ()
+    names: ForeignNames | None = None
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout."""
+        return self.names.name if self.names else NAME
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> Unwrapped | None:
+    """The network in a file; None if no layout matches.
 
     Raises:
-        CheckpointError: there are several networks, and none of them is a moving average.
+        CheckpointError: there are several networks, and none of them is a moving average; or a part is missing.
     """
     prefixes = dict.fromkeys(place.outer for place in places(tensors) if place.outer is not None)
-    found: dict[str, tuple[dict[str, Tensor], list[str]]] = {}
+    found: dict[str, Unwrapped] = {}
     for prefix in prefixes:
         inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        layout = next((one for _, one in _layouts() if one.mark in inside or one.other_mark in inside), None)
-        if layout is not None:
-            ours = inside if layout.mark in inside else layout.from_other(inside)
-            found[prefix] = ours, [key for key in tensors if not key.startswith(prefix)]
+        network = _read_names(inside, [key for key in tensors if not key.startswith(prefix)])
+        if network is not None:
+            found[prefix] = network
     wanted = [prefix for prefix in found if averaged(prefix)] or list(found)
     if len(wanted) > 1:
         raise CheckpointError(
@@ -53,6 +74,39 @@ def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
             "one alone"
         )
     return found[wanted[0]] if wanted else None
+
+
+def _read_names(inside: dict[str, Tensor], outside: list[str]) -> Unwrapped | None:
+    for _, layout in _layouts():
+        if layout.mark in inside:
+            return Unwrapped(inside, outside)
+        for names in layout.others:
+            if names.mark in inside:
+                try:
+                    ours, category_ids = names.read(inside)
+                except (KeyError, IndexError, ValueError) as error:
+                    raise CheckpointError(f"a part of the network is missing or has another shape: {error}") from error
+                return Unwrapped(ours, outside, category_ids, names)
+    return None
+
+
+def foreign_names(config: ModelConfig | FocalNetConfig, name: str) -> ForeignNames:
+    """The names of another library for a network.
+
+    Raises:
+        CheckpointError: that library does not have it.
+    """
+    every = [(family, names) for family, layout in _layouts() for names in layout.others if names.name == name]
+    for family, names in every:
+        if isinstance(config, family.config):
+            return names
+    able = ", ".join(family.name for family, _ in every)
+    raise CheckpointError(f"only {able} has the layout {name}")
+
+
+def foreign_layouts() -> list[str]:
+    """Names of the layouts of other libraries."""
+    return [names.name for _, layout in _layouts() for names in layout.others]
 
 
 def _layouts() -> list[tuple[ModelFamily, StateDictLayout]]:
@@ -65,7 +119,12 @@ def backbone_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer(
-    tensors: Mapping[str, Tensor], *, architecture: str | None = None, settings: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    architecture: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    names: ForeignNames | None = None,
+    content: Any = None,
 ) -> tuple[ModelConfig, str | None]:
     """The network that the names and shapes of unwrapped tensors describe, and its published name if it has one.
 
@@ -73,6 +132,8 @@ def infer(
         tensors: under OpenMMLab's names.
         architecture: the expected name; the shapes must agree with it.
         settings: fields of ``FocalNetConfig`` known from elsewhere.
+        names: of which library the file is; None for OpenMMLab's.
+        content: what the file holds beside the tensors.
 
     Raises:
         CheckpointError: a part is missing, or it is another architecture.
@@ -83,12 +144,23 @@ def infer(
     if architecture not in (None, name):
         known = did_you_mean(str(architecture), registry.names())
         raise CheckpointError(f"it is not a {architecture}{known}; it looks like {name or f'another {family.name}'}")
-    implied = asdict(FocalNetConfig.from_dict(family.variants[name].shape)) if name else _OFFICIAL
-    norms = {int(match[1]) for key in tensors if (match := re.fullmatch(r"backbone\.norm(\d+)\.weight", key))}
-    outputs = {"out_indices": tuple(sorted(norms))}
+    implied = asdict(FocalNetConfig.from_dict(family.variants[name].shape)) if name else {}
+    implied |= {} if names is None else names.implied(traced)
+    if name is None and names is None:
+        implied = _OFFICIAL
+    if "post_norm" not in {**implied, **(settings or {})}:
+        raise CheckpointError(
+            f"its backbone ({shapes.describe(traced)}) is not a published one, and nothing in it tells whether the "
+            "norms come before or after modulation and MLP: say so with post_norm=False or True "
+            "(focalnet convert: --pre-norm or --post-norm)"
+        )
+    layers = {int(match[1]) for key in tensors if (match := re.fullmatch(r"backbone\.norm(\d+)\.weight", key))}
+    outputs = {"out_indices": tuple(sorted(layers))}
     backbone = FocalNetConfig.from_dict({**implied, **traced, **outputs, **(settings or {})})
     try:
-        return layout.infer(tensors, backbone), name
+        config = layout.infer(tensors, backbone)
+        options = {} if names is None else names.options(content)
+        return replace(config, **options) if options else config, name  # type: ignore[type-var]
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"a part of the network is missing or has another shape: {error}") from error
 
