@@ -72,7 +72,9 @@ def test_a_killed_process_ends_the_others(processes, tmp_path, attacks):
         found, outputs = in_two(processes, root, place, events)
         assert found == codes, outputs
         survivor = outputs[codes.index(2)]
-        [line] = [line for line in survivor.splitlines() if "error" in line]
+        errors = [line for line in survivor.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, survivor
+        [line] = errors
         assert line.startswith("error: another process of this run has died"), survivor
         assert line.endswith(f"{root}/last.ckpt keeps the last complete epoch, and the same command goes on from it")
         assert "Traceback" not in survivor
