@@ -17,7 +17,8 @@ from PIL import Image
 
 from focalnet.data.formats.coco import load, read_coco
 from focalnet.data.formats.coco_panoptic import check_panoptic, read_panoptic
-from focalnet.data.formats.label_maps import LAYOUTS, LabelRule, check_masks, find_pairs
+from focalnet.data.formats.label_maps import LabelRule, check_masks
+from focalnet.data.formats.pairs import LAYOUTS, find_pairs
 from focalnet.data.formats.sets import find_set
 from focalnet.data.readers import webdataset
 from focalnet.data.readers.classes import read_class_map, read_class_names

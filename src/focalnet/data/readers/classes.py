@@ -108,7 +108,7 @@ def read_class_names(path: Path) -> ClassList:
             found = [match.groups() for match in colored if match]
             return _with_palette(tuple(name for name, *_ in found), [tuple(map(int, color)) for _, *color in found])
         return ClassList(tuple(read_class_map(path).values()))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, no UTF-8
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # ValueError: no JSON, no UTF-8
         raise DataError(f"{path}: cannot be read as a list of classes: {error}") from error
 
 
