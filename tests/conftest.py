@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 SHARED = Path(os.environ.get("FOCALNET_SHARED", Path(__file__).parents[2] / "shared"))
 
+settings.register_profile("any machine", deadline=None)  # examples take longer where the machine is busy
+settings.load_profile("any machine")
 if not torch.cuda.is_available():  # run GPU kernels in Triton's interpreter; must be set before Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many processes as cores, so more threads would slow them down

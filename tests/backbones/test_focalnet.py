@@ -32,7 +32,7 @@ def test_maps_are_as_feature_info_says(config: FocalNetConfig) -> None:
         assert value.is_contiguous(memory_format=torch.channels_last)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(16, 75),
     width=st.integers(16, 75),

@@ -121,7 +121,7 @@ def test_processes_share_the_same_batches(folder: Path, processes: int, monkeypa
             torch.testing.assert_close(together[path], image, rtol=0, atol=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 8))
 def test_evaluation_sees_every_picture_once(size: int, share: int, processes: int):
     per_rank = []

@@ -40,7 +40,7 @@ def batches(size: int, batch_size: int, processes: int = 1, skip: int = 0, **opt
     processes=st.integers(1, 4),
     seed=st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_batches_are_of_one_group_but_for_the_remainders(ratios, share, processes, seed):
     size, batch_size, groups = len(ratios), share * processes, [ratio < 1 for ratio in ratios]
     shares = batches(size, batch_size, processes, seed=seed, groups=groups)
@@ -58,13 +58,13 @@ def test_batches_are_of_one_group_but_for_the_remainders(ratios, share, processe
 
 
 @given(st.integers(9, 200), st.integers(1, 9), st.booleans())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_where_all_are_of_one_group_nothing_changes(size, batch_size, upright):
     assert batches(size, batch_size, seed=1, groups=[upright] * size) == batches(size, batch_size, seed=1)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 7))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_batch_comes_where_its_last_picture_was_and_groups_keep_their_order(groups, batch_size):
     order = np.random.default_rng(0).permutation(len(groups))
     place = {index: number for number, index in enumerate(order.tolist())}

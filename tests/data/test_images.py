@@ -301,7 +301,7 @@ SEEDS = [
 ]
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(
     content=st.sampled_from(SEEDS),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), max_size=6),
@@ -325,7 +325,7 @@ def test_fuzz_only_image_errors_come_out(content: bytes, changes: list[tuple[flo
     assert "\n" not in message
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200))
 def test_fuzz_arbitrary_bytes(content: bytes):
     with pytest.raises(ImageError, match=r"^fuzzed: "):

@@ -55,7 +55,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.layers[0].training
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     width=st.integers(16, 300),
     height=st.integers(16, 300),

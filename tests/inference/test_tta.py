@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from focalnet.errors import ConfigError
@@ -98,7 +98,6 @@ def test_impossible_views_are_refused(options):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(32, 200), st.floats(0, 0.9))
-@settings(deadline=None)
 def test_cores_cover_every_pixel_once_and_lie_within_their_tiles(height, width, tile, overlap):
     covered = torch.zeros(height, width)
     for window, core in tiles(height, width, tile, overlap):
@@ -111,7 +110,6 @@ def test_cores_cover_every_pixel_once_and_lie_within_their_tiles(height, width, 
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 60), st.integers(1, 60))
-@settings(deadline=None)
 def test_labels_are_those_of_resized_scores_whatever_the_band(h, w, height, width):
     torch.manual_seed(h * 100 + w)
     scores = torch.randn(4, h, w)

@@ -49,7 +49,7 @@ def test_errors_are_at_most_twice_those_of_eager(channels: int, dtype: torch.dty
         assert mine <= 2 * theirs + torch.finfo(torch.float32).eps * float(true.abs().max())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shapes=st.lists(st.tuples(sides, sides), min_size=1, max_size=4),
     batch=st.integers(1, 3),

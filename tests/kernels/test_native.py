@@ -88,7 +88,7 @@ def test_is_deterministic_for_any_number_of_threads() -> None:
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(1, 40)),
     kernels=st.lists(st.sampled_from(cpu.KERNELS), max_size=4),

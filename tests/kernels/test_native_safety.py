@@ -177,7 +177,7 @@ def anything(draw: st.DrawFn) -> Tensor:
     return x
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(name=st.sampled_from(sorted(arguments())), data=st.data())
 def test_any_arguments(name: str, data: st.DataObject) -> None:
     """Some of the arguments are replaced by anything: a clear refusal, or a result of the right shape."""

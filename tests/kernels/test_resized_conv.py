@@ -24,7 +24,7 @@ def random(sizes: list[tuple[int, int]], batch: int = 2) -> tuple[list[torch.Ten
     return [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in maps], weight.requires_grad_()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes=st.lists(sides, min_size=1, max_size=4))
 def test_any_sizes(sizes: list[tuple[int, int]]) -> None:
     maps, weight = random(sizes)

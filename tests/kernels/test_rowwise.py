@@ -159,7 +159,7 @@ def test_gradients_of_norm_parameters_are_not_summed_in_bfloat16() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 70), st.integers(0, 2**31), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_shape(count: int, channels: int, seed: int, bf16: bool) -> None:
     dtype = torch.bfloat16 if bf16 else torch.float32
     x, grad, weight, bias = random((count, channels), (count, channels), (channels,), (channels,), seed=seed)

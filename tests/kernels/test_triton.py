@@ -82,7 +82,7 @@ def test_errors_are_at_most_twice_those_of_eager(variant: str, kernels: tuple[in
             assert mine <= 2 * theirs + unit
 
 
-@settings(deadline=None, max_examples=60 if CUDA else 3)
+@settings(max_examples=60 if CUDA else 3)
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 12), st.integers(1, 40)),
     kernels=st.lists(st.sampled_from([k for k in triton.KERNELS if CUDA or k < 6]), max_size=3 if CUDA else 2),

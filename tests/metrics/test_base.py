@@ -48,7 +48,7 @@ NO_BATCH: Batch[Any] = Batch(torch.zeros(0, 3, 4, 4), [], [], [])
 
 
 @given(st.lists(st.tuples(RANK, RANK), max_size=30), st.integers(1, 4))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_best_and_the_worst_are_kept_and_no_other_is_made(ranks, images):
     evaluator = _Evaluator(images)
     for number, (good, bad) in enumerate(ranks):

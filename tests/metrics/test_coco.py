@@ -189,7 +189,7 @@ ANY_IDS = st.one_of(IDS, st.none(), st.floats(), st.booleans())
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_figures_do_not_depend_on_any_id(data):
     truth, found = data.draw(small_scenes())
     numbers = list(range(1, len(found) + 1))

@@ -171,7 +171,7 @@ def image(seed: int) -> tuple[PanopticMap, PanopticTarget]:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_counts_are_those_of_a_slow_implementation(seed):
     one, true = image(seed)
     metric = quality([one], [true])

@@ -57,7 +57,6 @@ def test_nothing_labelled_is_no_number():
     images=st.integers(1, 3),
     used=st.integers(1, 6),
 )
-@settings(deadline=None)
 def test_it_is_what_counting_gives(seed, num_classes, images, used):
     draw = np.random.default_rng(seed)
     choices = [*range(min(used, num_classes)), IGNORED]
@@ -82,7 +81,7 @@ def test_it_is_what_counting_gives(seed, num_classes, images, used):
 
 
 @given(st.permutations(range(6)), st.integers(1, 5))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_order_and_processes_do_not_matter(order, cut):
     draw = torch.Generator().manual_seed(0)
     true = [torch.randint(0, 4, (3, 5), generator=draw) for _ in range(6)]

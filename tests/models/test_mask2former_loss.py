@@ -70,7 +70,7 @@ def test_losses_are_finite_and_reach_every_parameter(counts: tuple[int, int]) ->
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 2**31))
 def test_the_order_of_segments_does_not_matter(order: list[int], seed: int) -> None:
     target = truth(4, seed)
@@ -79,7 +79,7 @@ def test_the_order_of_segments_does_not_matter(order: list[int], seed: int) -> N
     assert a == pytest.approx(b, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     first=st.lists(st.tuples(st.integers(0, 31), st.integers(0, 47)), max_size=8),
     seed=st.integers(0, 2**31),

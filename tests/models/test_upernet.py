@@ -78,7 +78,7 @@ def test_a_class_is_drawn_where_it_is() -> None:
     assert torch.equal(found.labels, expected)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_odd_sizes(height: int, width: int) -> None:
     model = built().eval()

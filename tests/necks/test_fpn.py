@@ -31,7 +31,7 @@ def test_levels_beyond_the_backbone(extra: str) -> None:
         torch.testing.assert_close(outputs["s32"], fpn.fpn_convs[3](outputs["s16"]))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(height=st.integers(1, 90), width=st.integers(1, 90))
 def test_odd_sizes(height: int, width: int) -> None:
     backbone = BACKBONE.build()

@@ -19,7 +19,7 @@ def random_boxes(count: int, side: float = 100.0) -> torch.Tensor:
     return torch.cat([low, low + 1 + torch.rand(count, 2) * side / 2], 1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, count=st.integers(0, 20))
 def test_decoding_is_the_inverse_of_encoding(seed: int, count: int) -> None:
     torch.manual_seed(seed)
@@ -29,7 +29,7 @@ def test_decoding_is_the_inverse_of_encoding(seed: int, count: int) -> None:
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_clipped_boxes_are_inside(seed: int) -> None:
     torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def test_clipped_boxes_are_inside(seed: int) -> None:
     assert (boxes.clip(torch.randn(50, 4) * 100, each)[25:] <= torch.tensor([20.0, 10.0, 20.0, 10.0])).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, objects=st.integers(0, 6), crowds=st.integers(0, 3))
 def test_every_assignment_names_an_object_background_or_neither(seed: int, objects: int, crowds: int) -> None:
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def test_every_assignment_names_an_object_background_or_neither(seed: int, objec
         assert (atss_assign >= 0).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=SEEDS, predictions=st.integers(1, 12), objects=st.integers(0, 12))
 def test_one_to_one_gives_each_object_one_prediction(seed: int, predictions: int, objects: int) -> None:
     torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def test_one_to_one_gives_each_object_one_prediction(seed: int, predictions: int
     assert len(taken) == len(set(taken)) == min(predictions, objects)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, positives=st.integers(0, 30), negatives=st.integers(0, 30), count=st.integers(1, 40))
 def test_samples_keep_to_their_shares(seed: int, positives: int, negatives: int, count: int) -> None:
     torch.manual_seed(seed)
@@ -89,7 +89,7 @@ def test_samples_keep_to_their_shares(seed: int, positives: int, negatives: int,
     assert torch.equal(assign.sample(assigned, count, 0.25)[0], positive)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=SEEDS, height=st.integers(1, 40), width=st.integers(1, 40))
 def test_pasting_is_bilinear_sampling(seed: int, height: int, width: int) -> None:
     torch.manual_seed(seed)

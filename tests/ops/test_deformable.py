@@ -35,7 +35,7 @@ def example(
     return values.requires_grad_(), shapes, locations.requires_grad_(), weights.requires_grad_()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(sides, sides), min_size=1, max_size=3),
     batch=st.integers(1, 3),

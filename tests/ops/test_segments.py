@@ -39,7 +39,7 @@ def test_boxes_hold_their_pixels() -> None:
     assert boxes_around(masks[:0]).shape == (0, 4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),

@@ -17,7 +17,7 @@ def result(width: int = 400, height: int = 300, names: tuple[str, ...] = ("cat",
     return Classification(tuple(range(len(names))), scores, names, image=Image.new("RGB", (width, height), "navy"))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), name=st.text(max_size=200))
 def test_any_image_and_name_can_be_drawn(width: int, height: int, name: str) -> None:
     drawn = result(width, height, (name, "dog")).draw()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from focalnet import create_model
@@ -107,7 +107,6 @@ def test_no_reference_batch_means_no_scaling():
     assert OptimizerConfig(reference_batch=512).scale(128) == 0.25
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(["cosine", "linear", "step"]),
     epochs=st.integers(1, 50),

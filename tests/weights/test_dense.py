@@ -15,7 +15,7 @@ from tests.weights.small import PLAIN, classifier, images
 odd = st.integers(0, 6).map(lambda n: 2 * n + 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(small=odd, large=odd)
 def test_a_kernel_padded_and_cropped_again_is_itself(small: int, large: int) -> None:
     small, large = sorted((small, large))

@@ -241,7 +241,7 @@ def mutated(content: bytes, changes: list[tuple[str, int, Any]]) -> bytes:
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(change, min_size=1, max_size=4))
 def test_a_damaged_file_gives_our_error_or_a_whole_checkpoint(
     tmp_path: Path, name: str, changes: list[tuple[str, int, Any]]

@@ -183,7 +183,7 @@ def test_polygons_and_run_lengths_give_the_same_mask():
 
 
 @given(st.lists(st.booleans(), min_size=12, max_size=60))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_compressed_code_is_accepted_and_no_truncated_one(tmp_path_factory, bits):
     rows = len(bits) // 4
     mask = np.array(bits[: rows * 4], np.uint8).reshape(rows, 4)
@@ -222,7 +222,7 @@ def mutate(value: Any, draw: random.Random) -> Any:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_mutated_annotations_are_read_or_refused_by_name(tmp_path_factory, seed):
     draw = random.Random(seed)
     dataset = json.loads(json.dumps(content()))
@@ -247,7 +247,7 @@ def test_mutated_annotations_are_read_or_refused_by_name(tmp_path_factory, seed)
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_damaged_bytes_are_refused_by_name(tmp_path_factory, noise):
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     whole = json.dumps(content(2)).encode()

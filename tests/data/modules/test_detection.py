@@ -91,7 +91,7 @@ def grown(mask: torch.Tensor) -> torch.Tensor:
     vertical=st.sampled_from([0.0, 1.0]),
     crop=st.sampled_from([0.0, 1.0]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_boxes_and_masks_stay_on_their_objects(seed, flip, vertical, crop):
     draw = np.random.default_rng(seed)
     pixels, masks, boxes = np.zeros((HEIGHT, WIDTH, 3), np.uint8), torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool), []

@@ -170,7 +170,7 @@ def test_categories_must_say_what_is_a_thing(tmp_path):
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_mutated_annotations_are_read_or_refused_by_name(tmp_path_factory, seed):
     draw = random.Random(seed)
     dataset = json.loads(json.dumps(panoptic_content(3)[0]))
@@ -259,7 +259,7 @@ def test_unchecked_maps_are_told_when_they_are_read(tmp_path):
 
 
 @given(st.binary(max_size=400), st.integers(0, 400))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_damaged_maps_are_refused_by_name(tmp_path_factory, noise, place):
     root = tmp_path_factory.getbasetemp() / "damaged"
     if not root.exists():
@@ -368,7 +368,7 @@ def test_crowds_and_what_is_cut_off_are_not_trained_on():
 
 
 @given(seed=st.integers(0, 2**31), flip=st.sampled_from([0.0, 1.0]), vertical=st.sampled_from([0.0, 1.0]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_segments_stay_on_their_pixels(seed, flip, vertical):
     torch.manual_seed(seed)
     ids = torch.zeros(40, 60, dtype=torch.int32)

@@ -101,7 +101,7 @@ def test_batches_are_a_function_of_seed_and_epoch(tmp_path, workers):
     vertical=st.sampled_from([0.0, 1.0]),
     share=st.sampled_from([0.5, 1.0]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_labels_stay_on_their_pixels(seed, flip, vertical, share):
     pixels, labels = blocks(seed)
     augmentation = SemanticAugmentation(
@@ -195,7 +195,6 @@ def test_saturation_is_that_of_hsv(factor):
     zero=st.booleans(),
     label_map=st.dictionaries(st.integers(0, 40), st.integers(0, 40), max_size=5),
 )
-@settings(deadline=None)
 def test_the_rule_is_what_it_says(numbers, ignore, zero, label_map):
     rule = LabelRule(ignore_index=ignore, reduce_zero_label=zero, label_map=label_map)
     labels = rule(np.array(numbers).reshape(2, 2), 100).ravel().tolist()
