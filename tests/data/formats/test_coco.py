@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from focalnet.data.formats.coco import read_coco, to_bitmaps
 from focalnet.errors import DataError
+from tests.attacks.fuzz import mutated
 from tests.data.coco import HEIGHT, WIDTH, annotation, content, write_json
 
 masks_api = pytest.importorskip("pycocotools.mask", reason="detection needs the extra dense")
@@ -203,32 +204,13 @@ def test_every_compressed_code_is_accepted_and_no_truncated_one(tmp_path_factory
 # --- whatever is in the file, it is read or refused by name
 
 
-def mutate(value: Any, draw: random.Random) -> Any:
-    """Replaces, drops or doubles something anywhere in nested JSON."""
-    strange = [None, True, -1, 0, 1e308, 2**70, "", "x", [], {}, [[]], {"a": 1}, "\0", float("nan"), [1, 2], 10**9]
-    if isinstance(value, dict) and value and draw.random() < 0.9:
-        key = draw.choice(list(value))
-        if draw.random() < 0.15:
-            return {k: v for k, v in value.items() if k != key}
-        return {**value, key: mutate(value[key], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.9:
-        place = draw.randrange(len(value))
-        if draw.random() < 0.1:
-            return value[:place] + value[place + 1 :]
-        if draw.random() < 0.1:
-            return [*value, value[place]]
-        return [*value[:place], mutate(value[place], draw), *value[place + 1 :]]
-    return draw.choice(strange)
-
-
 @given(st.integers(0, 2**32))
 @settings(max_examples=300)
 def test_mutated_annotations_are_read_or_refused_by_name(tmp_path_factory, seed):
     draw = random.Random(seed)
     dataset = json.loads(json.dumps(content()))
     dataset["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 5, 5]}
-    for _ in range(draw.randint(1, 4)):
-        dataset = mutate(dataset, draw)
+    dataset = mutated(dataset, draw)
     path = write_json(tmp_path_factory.getbasetemp() / "mutated.json", dataset)
     masks = draw.random() < 0.5
     try:

@@ -32,9 +32,8 @@ from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
 from focalnet.data.formats.problems import Problem, Report
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
-from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, ImageError
-from focalnet.reading import parse_json
+from focalnet.reading import parse_json, read_text
 
 AnnotationFormat: TypeAlias = Literal["instances", "panoptic"]
 

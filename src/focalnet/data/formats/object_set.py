@@ -24,10 +24,9 @@ from typing_extensions import Self
 from focalnet.data import images as decoding
 from focalnet.data.readers.collection import SYNONYMS, Split
 from focalnet.data.readers.file_names import match_names
-from focalnet.data.readers.text import read_text
 from focalnet.errors import ConfigError, DataError, ImageError
 from focalnet.files import write
-from focalnet.reading import parse_json
+from focalnet.reading import parse_json, read_text
 
 Point = tuple[float, float]
 

@@ -21,8 +21,8 @@ from focalnet.data.formats.problems import Problem
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.file_names import match_names
 from focalnet.data.readers.image_files import FolderOfImages, ImageFiles, TarOfImages
-from focalnet.data.readers.text import read_text
 from focalnet.errors import ConfigError, ImageError
+from focalnet.reading import read_text
 from focalnet.samples import IGNORED
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing_extensions import Self
 
 from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, split_of
 from focalnet.data.readers.image_files import hidden
-from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError
+from focalnet.reading import read_text
 
 
 class VocSet(ObjectSet):

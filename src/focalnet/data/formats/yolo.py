@@ -12,9 +12,8 @@ from typing_extensions import Self
 from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of, text_of
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
-from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError
-from focalnet.reading import MOST_BYTES, parse_yaml, whole_number
+from focalnet.reading import MOST_BYTES, parse_yaml, read_text, whole_number
 
 #: Where the names of the classes are, unless ``data.yaml`` lists them.
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "*.names")

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from timm.utils.misc import natural_key
 
-from focalnet.data.readers.text import read_text
 from focalnet.errors import DataError, did_you_mean
-from focalnet.reading import parse_json
+from focalnet.reading import parse_json, read_text
 
 
 def read_class_map(path: Path) -> dict[str, str]:
