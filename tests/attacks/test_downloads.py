@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def refusal(entry: Entry) -> str:
 
 class Harmful:
     def __reduce__(self) -> Any:
-        return (print, ("this runs",))
+        return (os.system, ("echo this runs",))
 
 
 CONTENTS: dict[str, tuple[bytes, str]] = {
@@ -141,7 +142,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "the first half": (TRUE[: len(TRUE) // 2], "not a readable checkpoint"),
     "all but the last byte": (TRUE[:-1], "not a readable checkpoint"),
     "noise": (hashlib.shake_256(b"0").digest(5000), "not a readable checkpoint"),
-    "code": (pickled({"model": {**STATE, "x": Harmful()}}), "refused, it holds Python code"),
+    "code": (pickled({"model": {**STATE, "x": Harmful()}}), "refused because it holds Python code"),
     "no tensors": (pickled({"model": {"epoch": 3}}), "holds no state dict"),
     "a tensor missing": (pickled({"model": {k: v for k, v in STATE.items() if k != "norm.bias"}}), "1 missing"),
     "a tensor of another shape": (pickled({"model": {**STATE, "norm.bias": torch.ones(3)}}), "1 of another shape"),
@@ -247,7 +248,7 @@ HEADS: dict[str, tuple[Callable[[Handler], None], str]] = {
     "a line without end": (raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10**5), "line"),
     "a head byte by byte": (head_byte_by_byte, "no answer within 1 s"),
     "a body byte by byte": (body_byte_by_byte, "bytes a second"),
-    "a body without end": (just_fast_enough, "not complete after 1.5 s; run again to go on"),
+    "a body without end": (just_fast_enough, "not complete after 1.5 s; run again to resume"),
     "too many requests": (status(429), "HTTP 429"),
     "too many requests, come tomorrow": (status(429, Retry_After="86400"), "to be asked again in 86400 s"),
     "too many requests, come at a date": (

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_behind(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "config.yaml", "versions.json", "last.ckpt", "metrics.csv", "tensorboard",
+        "config.yaml", "versions.json", "last.ckpt", "previous.ckpt", "metrics.csv", "tensorboard",
         "model.safetensors", "report.html", "results.json",
     }  # fmt: skip
     assert list((finished / "tensorboard").glob("events.*"))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from focalnet.errors import ConfigError, DataError, FocalNetError
 from focalnet.files import write
-from focalnet.weights.labels import ids_of
 
 if TYPE_CHECKING:
     from focalnet.models import Model
@@ -158,6 +157,8 @@ class Ids:
         self.file, self.names = annotations, network.class_names or tuple(f"class {i}" for i in range(count))
         self.things = network.config.things if self.output == "panoptic" else None
         self.image_ids: dict[str, int | str] = {}
+        from focalnet.weights.labels import ids_of
+
         known = network.card.category_ids if network.card else ()
         self.category_ids: tuple[int | str, ...] = known or ids_of(self.names) or tuple(range(1, count + 1))
         if annotations is not None:

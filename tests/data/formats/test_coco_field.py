@@ -316,6 +316,7 @@ class Network:
         output, num_classes = "detection", 2
 
     class_names = ("ant", "bee")
+    card = None
 
 
 def ids_of(tmp_path: Path, names: dict[Any, str], files: list[str]) -> dict[str, Any]:
