@@ -7,7 +7,8 @@ import io
 import os
 import pickle
 import tarfile
-from pathlib import Path
+import tracemalloc
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -269,3 +270,21 @@ def test_the_unchanged_files_are_readable(tmp_path: Path) -> None:
     for name, content in CONTENTS.items():
         (tmp_path / name).write_bytes(content)
         assert weights.read(tmp_path / name, post_norm=False).num_classes == 2
+
+
+def test_an_index_beyond_all_objects_takes_no_memory(tmp_path: Path) -> None:
+    """An unpickler keeps objects by an index in the file; it is ours, since PyTorch refuses the file for its path."""
+    stream = pickle.dumps({"model": {"epoch": 3}, "extra": PurePosixPath("x")}, protocol=2)
+    assert stream.count(b"q\x00") == 1  # keeps the first object
+    path = tmp_path / "x.pth"
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    empty = pickle.dumps({}, protocol=2)
+    content = path.read_bytes()
+    assert content.count(empty) == 1
+    path.write_bytes(content.replace(empty, stream.replace(b"q\x00", b"r\x00\x00\x00\x04")))  # as number 2**26
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_tensors(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20

@@ -122,7 +122,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The one in Python: that in C makes room for as many objects as a damaged index asks for, 30 GB or more.
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in _CALLS:
