@@ -21,9 +21,9 @@ from focalnet.data.augment import with_labels
 from focalnet.data.formats.coco_panoptic import check_panoptic, is_panoptic, read_panoptic
 from focalnet.errors import ConfigError, DataError, FocalNetError, ImageError
 from focalnet.samples import PanopticTarget
+from tests.attacks.fuzz import mutate
 from tests.data.coco import HEIGHT, WIDTH, write_json
 from tests.data.conftest import write_tar
-from tests.data.formats.test_coco import mutate
 from tests.data.panoptic import CATEGORIES, VOID_ROWS, panoptic_content, write_map, write_panoptic
 
 SMALL = PanopticAugmentation(crop=50, scale=(0.5, 2.0))
