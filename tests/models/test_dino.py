@@ -58,6 +58,7 @@ def test_scales(name: str, scales: int, maps: tuple[int, ...] | None, strides: l
 def test_options_that_cannot_work() -> None:
     for options, says in [
         ({"scales": 2, "out_indices": (1, 2, 3)}, "scales=2 are fewer than the backbone's 3 feature maps"),
+        ({"scales": 4, "out_indices": (0, 1, 2, 3)}, r"out_indices=\(0, 1, 2, 3\) does not fit .*uses \(1, 2, 3\)"),
         ({"heads": 3}, "channels=16 must be a multiple of 4"),
         ({"box_noise": -1.0}, "box_noise=-1.0 must not be negative"),
         ({"decoder_layers": 0}, "decoder_layers=0 must be at least 1"),

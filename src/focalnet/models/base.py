@@ -338,14 +338,18 @@ class ModelFamily:
             options: fields of the family's configuration or of its backbone's.
 
         Raises:
-            ConfigError: neither has an option of this name.
+            ConfigError: neither has an option of this name, or the network replaces a value that was given.
         """
         variant = self.variants[name]
         own, backbone = split_options(self.config, options)
         if variant.num_classes is not None:
             own = {"num_classes": variant.num_classes, **own}
         shape = FocalNetConfig.from_dict({**variant.shape, **backbone})
-        return self.config.from_dict({"backbone": shape, **own})
+        config = self.config.from_dict({"backbone": shape, **own})
+        for option, given in backbone.items():
+            if given is not None and (used := getattr(config.backbone, option)) != getattr(shape, option):
+                raise ConfigError(f"{option}={given} does not fit {name}, which uses {used} here; leave it out")
+        return config
 
 
 def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
