@@ -28,7 +28,7 @@ def read_text(path: Path, most_bytes: int | None = None) -> str:
         most_bytes: a larger file is refused; default: any size.
 
     Raises:
-        OSError: the file cannot be read, or is none: a pipe would be waited for, and a device has no end.
+        OSError: the file cannot be read, or is not a regular file: reading a pipe blocks, and a device has no end.
         ValueError: it is neither UTF-8 nor UTF-16 (``UnicodeDecodeError``), or too large.
     """
     if path.exists() and not path.is_file():
@@ -46,7 +46,7 @@ def parse_json(text: str) -> Any:
     """What a JSON text says.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or has a number of thousands of digits.
+        ValueError: it is not JSON, is nested too deeply, or has a number of thousands of digits.
     """
     try:
         return json.loads(text)
@@ -58,7 +58,7 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says: plain values, never objects.
 
     Raises:
-        ValueError: it is none, holds itself, is nested too deeply, or has too many values once aliases are written out.
+        ValueError: it is not YAML, holds itself, is nested too deeply, or has too many values with aliases expanded.
     """
     try:
         loader = yaml.SafeLoader(text)

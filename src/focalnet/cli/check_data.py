@@ -51,7 +51,7 @@ def check_data(
     class_names: Annotated[str | None, typer.Option(help="A file that lists the classes of label maps.")] = None,
     ignore_index: Annotated[int | None, typer.Option(help="Label of pixels that belong to no class.")] = None,
     reduce_zero_label: Annotated[
-        bool | None, typer.Option(help="Label 0 is no class, and classes count from 1.", show_default=False)
+        bool | None, typer.Option(help="Label 0 is not a class, and classes count from 1.", show_default=False)
     ] = None,
     label_map: Annotated[
         str | None, typer.Option(help='Replace labels in label maps, as data.label_map does: "{255: 1}".')

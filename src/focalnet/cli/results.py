@@ -130,7 +130,7 @@ def refuse_to_overwrite(files: Iterable[Path], names: Iterable[str], folder: Pat
 
 
 def _json(content: Any, **options: Any) -> bytes:
-    """JSON in UTF-8. What is no UTF-8 in the name of a file is escaped, from which Python reads the same name."""
+    """JSON in UTF-8. Bytes of a file name that are not UTF-8 are escaped; Python reads the same name from them."""
     return json.dumps(content, ensure_ascii=False, **options).encode(errors="backslashreplace")
 
 

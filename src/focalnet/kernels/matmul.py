@@ -6,6 +6,8 @@ saves one pass over the memory.
 
 Without AVX-512, oneDNN is faster at a 1x1 convolution than at a matrix product. GELU is faster in our own kernel after
 the product than fused into it, except on Intel processors with AVX-512.
+
+This is one file because all paths share the choice among them.
 """
 
 from __future__ import annotations

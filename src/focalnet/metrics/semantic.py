@@ -63,7 +63,7 @@ class SemanticMetric:
     """Counts pixels by target and predicted class.
 
     Args:
-        num_classes: number of classes, at most 255, because label 255 is no class.
+        num_classes: number of classes, at most 255, because label 255 is not a class.
 
     Raises:
         ConfigError: there are more classes.
@@ -71,7 +71,7 @@ class SemanticMetric:
 
     def __init__(self, num_classes: int) -> None:
         if num_classes > IGNORED:
-            raise ConfigError(f"num_classes={num_classes} must be at most {IGNORED}: label {IGNORED} is no class")
+            raise ConfigError(f"num_classes={num_classes} must be at most {IGNORED}: label {IGNORED} is not a class")
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
 

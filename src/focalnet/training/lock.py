@@ -156,7 +156,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """Whom a lock's file names: ``pid``, ``host``, ``since``; empty where it names nobody."""
+    """The owner in a lock file: ``pid``, ``host``, ``since``; empty if it names none."""
     with suppress(ValueError):
         holder = json.loads(os.pread(descriptor, 1000, 0))
         if isinstance(holder, dict):

@@ -196,7 +196,7 @@ class RunFolder:
             )
 
     def _compare(self, point: ResumePoint | None, options: Options) -> None:
-        """Raises ConfigError where the run that is there has other options, or options that nobody knows."""
+        """Raises ConfigError if the run in this folder has other options, or unknown ones."""
         stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None
         fault = f"{self.config} is {'damaged' if self.config.is_file() else 'missing'}"
         if point is not None and point.options is not None:  # its content is checked
@@ -239,7 +239,7 @@ class RunFolder:
 
 
 def _mapping(content: str | bytes) -> dict[str, Any] | None:
-    """YAML as a mapping; None where it is none."""
+    """Parses YAML; None if it is not a mapping."""
     try:
         found = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -2,6 +2,8 @@
 
 Our own files are safetensors in the official layout, with the configuration and the model's card as
 JSON in the header, so that one file is enough to build the model and to name its classes.
+
+This is one file because every way in ends in one ``Checkpoint``, and every way out starts from one.
 """
 
 from __future__ import annotations
@@ -503,7 +505,7 @@ def _arguments(content: Any) -> Mapping[str, Any]:
 
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
-    """The content of a JSON file beside another; empty where there is none."""
+    """The content of a JSON file beside another; empty if there is no such file."""
     file = path.with_name(name)
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""From a catalogue entry to a file on this machine: found in the cache, or downloaded once, and never trusted unseen.
+"""The local file of a catalogue entry: from the cache, or downloaded once and verified before use.
 
 Files of the Hugging Face Hub are left to ``huggingface_hub``. Files of other hosts go to the folder
 ``focalnet`` of the same cache, by a small downloader that resumes, so that one cache, one set of
@@ -8,6 +8,8 @@ A file is checked by its sha256 each time it is used: the published one, or else
 ``focalnet/sha256.json``. Before a sum is recorded, the file must agree with what its host publishes of it (the
 Hub's hash of its content; the digest and size of a GitHub release, where GitHub has them), and its content must be
 weights of the entry: every tensor by name and shape.
+
+This is one file because each step decides whether the next may trust the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches of pictures with a class for each pixel: where they are found, how they are varied, what is refused.
+"""Batches for semantic segmentation: which files are found, how images are augmented, what is refused.
 
 Long because every layout of folders and every way a mask can be wrong has its own test, on the same small set.
 """

@@ -122,7 +122,7 @@ class Listing:
         self.problems.append(Problem(str(self.path), entry, what, fatal, skippable))
 
     def check(self) -> None:
-        """Raises ``DataError`` where there is no image or no category that can be used."""
+        """Raises ``DataError`` unless the file has a usable image and a usable category."""
         if not self.images or not self.categories:
             reason = f"; {self.problems[0].entry}: {self.problems[0].what}" if self.problems else ""
             raise DataError(f"{self.path}: no usable {'category' if self.images else 'image'} in it{reason}")
@@ -395,7 +395,7 @@ def find_annotations(
     Args:
         root: the folder of the data set.
         split: which one.
-        wanted: its path relative to the root, where it is none of these.
+        wanted: its path relative to the root, if it has none of these names.
         format: COCO's for objects, or for segments: then it is ``annotations/panoptic_train*.json``.
 
     Raises:

@@ -333,7 +333,7 @@ def _problems(
 
 
 def only_one_stuff_class(annotated: PanopticFile) -> str | None:
-    """The reason why nothing can be learned: all stuff is of one class, and there are no things; void is ignored."""
+    """The reason why nothing can be learned: all stuff has one class, and no class is a thing; void is ignored."""
     used = {segment["category_id"] for image in annotated.images for segment in image.annotations}
     things = set(annotated.category_ids[: annotated.num_things])
     if len(used) != 1 or used & things:

@@ -25,8 +25,8 @@ class LabelRule:
     """What the numbers in a label map mean.
 
     Args:
-        ignore_index: this number, after ``label_map``, is no class.
-        reduce_zero_label: 0 is no class either, and the classes count from 1, as in ADE20K.
+        ignore_index: this label, after ``label_map``, is not a class.
+        reduce_zero_label: 0 is not a class either, and the classes count from 1, as in ADE20K.
         label_map: other numbers for some, before anything else.
     """
 
@@ -80,7 +80,7 @@ class LabelRule:
 
 
 MOST_LABELS = IGNORED + 1
-MOST_UNNAMED = 100  # more classes than these are no mistake only where somebody has listed them
+MOST_UNNAMED = 100  # more classes than these need a class list
 _CHUNK = 64  # masks opened at a time where the first few may tell enough
 _SHOWN = 12  # numbers that a message shows
 
@@ -206,7 +206,7 @@ def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]
 
 
 def mostly_ignored(checked: CheckedPairs, rule: LabelRule) -> str | None:
-    """Why a split is not what it seems: most of its pixels are of no class, though nobody has said that they are."""
+    """The problem of a split most of whose pixels are ignored, although the options do not ask for it."""
     share = checked.pixels[IGNORED] / max(checked.pixels.sum(), 1)
     if share <= 0.5 or not checked.labels:
         return None
@@ -219,7 +219,7 @@ def mostly_ignored(checked: CheckedPairs, rule: LabelRule) -> str | None:
 
 
 def implausible(checked: CheckedPairs, rule: LabelRule) -> str | None:
-    """Why the numbers in the masks are hardly labels, where nobody has listed the classes."""
+    """The reason why the values in the masks are probably not labels, if no class list is given."""
     labels, first = checked.labels, int(rule.reduce_zero_label)
     if len(labels) > MOST_UNNAMED:
         return (
@@ -249,7 +249,7 @@ def remarks(checked: CheckedPairs, rule: LabelRule, *, named: bool, by_default: 
         checked: a split.
         rule: what the numbers in its masks mean.
         named: whether somebody has listed the classes.
-        by_default: whether nobody has said what is ignored.
+        by_default: whether ``ignore_index`` is the default.
     """
     yield from checked.pairs.remarks
     if by_default and rule == LabelRule() and checked.ignored_alone and any(checked.labels):

@@ -33,7 +33,7 @@ _LABELS = {
 class LabelStudioSet(ObjectSet):
     """A JSON file with a list of tasks: in the root, or one for each split (``train.json``, ``val.json``).
 
-    Places are shares of the image's sides, in percent, and turned boxes are polygons. Tasks that nobody has annotated
+    Places are shares of the image's sides, in percent, and turned boxes are polygons. Tasks without annotations
     are left out, which is said; one that several have annotated differently cannot be used.
     """
 

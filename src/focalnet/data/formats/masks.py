@@ -83,7 +83,7 @@ def _of_image(mask: Image.Image, palette: Palette | None) -> npt.NDArray[np.int6
         raise ImageError(f"is a {lossy}, which is lossy: its numbers are not the labels any more; save masks as PNG")
     mode = mask.mode
     if mode not in ("1", "L", "P", "F", "LA", "PA", "RGB", "RGBA", "RGBX") and not mode.startswith("I"):
-        raise ImageError(f"has the color mode {mode}, in which there are no labels; save masks as gray PNG")
+        raise ImageError(f"has the color mode {mode}, which cannot hold labels; save masks as gray PNG")
     if len(mask.getbands()) > 1 and ";16" in str(getattr(mask, "tile", "")):  # of 16 bits, Pillow keeps the upper 8
         raise ImageError("has several channels of 16 bits; save masks as gray PNG of 8 or 16 bits")
     upright = decoding.upright(mask)

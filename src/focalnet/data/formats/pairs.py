@@ -79,7 +79,7 @@ LAYOUTS = (
     ),
     Layout("", "", mask_suffix="_mask"),  # as Roboflow writes them: train/x.jpg, train/x_mask.png
 )
-_FEW = 64  # numbers that the first mask of a folder nobody has named may hold
+_FEW = 64  # different labels in the first mask of a folder that no option names
 _ALL = ("default", "trainval", "all")  # lists of images where there are no splits
 
 
@@ -180,7 +180,7 @@ def find_pairs(root: Path, split: Split | None, layouts: Sequence[Layout], name:
         root: the folder of the data set.
         split: which one; None for a set without splits.
         layouts: names to try.
-        name: the split's own, where it is none of the usual.
+        name: the split's folder, if it has an unusual name.
 
     Raises:
         DataError: the root is not there, or holds something that cannot be read.

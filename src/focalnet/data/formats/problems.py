@@ -25,7 +25,7 @@ class Problem:
     """One thing that is wrong with a data set: the file, the entry of it, and what.
 
     ``str()`` is one line. ``fatal`` entries are of no use; of the others (a box over the edge) the usable part is kept.
-    What is not ``skippable`` stops training whatever ``on_error`` says: nobody knows what it spoils.
+    What is not ``skippable`` stops training whatever ``on_error`` says: its effect is unknown.
     """
 
     file: str

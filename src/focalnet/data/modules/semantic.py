@@ -64,9 +64,9 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         class_names: by label, or the file that lists them (see ``readers.classes.read_class_names``); default:
             one of ``CLASS_FILES`` in the root, else as many as the training masks have. A list with colors is the
             palette of masks in colors.
-        ignore_index: this number in a mask is no class; default: that of ``classes.json``, else 255, except where the
+        ignore_index: this label in a mask is not a class; default: that of ``classes.json``, else 255, except where the
             masks of all splits hold only 0 and one other number: that is class 1, and a warning says so.
-        reduce_zero_label: 0 is no class either, and the classes count from 1; default: where ADE20K's list is.
+        reduce_zero_label: 0 is not a class either, and the classes count from 1; default: where ADE20K's list is.
         label_map: other numbers for some of those in the masks, before anything else.
         check: open every mask before training; false where ``focalnet check-data`` has done it once and for all.
         image_size: short side in pixels of the network's input, in evaluation.

@@ -73,7 +73,7 @@ class ClassList(NamedTuple):
 
     Args:
         names: in label order.
-        ignore_index: the number that is no class, where the file says it.
+        ignore_index: the label that is not a class, if the file names one.
         palette: the number of each color (red, green, blue), where the file says it.
     """
 
