@@ -21,7 +21,7 @@ from focalnet.data.modules.base import (
 from focalnet.data.preprocess import eval_transform
 from focalnet.data.readers.classes import read_class_map
 from focalnet.data.readers.collection import Collection, Format, Split, detect
-from focalnet.data.readers.source import InMemory, TooFewImages
+from focalnet.data.readers.source import InMemory, TooFewImages, other_classes
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
 
@@ -168,9 +168,5 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
     def _check_classes(self) -> None:
         first, *others = self.samples.values()
         for other in others:
-            if other.class_names != first.class_names:
-                different = sorted(set(first.class_names) ^ set(other.class_names)) or other.class_names
-                raise DataError(
-                    f'{other.name}: its classes differ from those of {first.name}, e.g. "{different[0]}"; '
-                    "give every split the same class folders, or list all classes in a data.class_map"
-                )
+            if why := other_classes(first, other):
+                raise DataError(f"{other.name}: {why}")
