@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from focalnet import weights
-from focalnet.card import ModelCard
+from focalnet.card import ModelCard, Preprocessing
+from focalnet.data.preprocess import preprocess
 from focalnet.errors import CheckpointError
 from focalnet.weights import pickles
 from focalnet.weights.files import read_tensors
@@ -312,14 +315,60 @@ def test_the_processor_of_transformers_is_the_preprocessing(tmp_path: Path, desc
 
 def test_what_cannot_be_done_in_the_same_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    description = {"size": {"height": 64, "width": 64}, "resample": 1}
+    description = {"size": {"height": 64, "width": 96}, "crop_size": 32, "do_center_crop": True, "resample": 1}
     folder = published(tmp_path, "huggingface", preprocessor_config=description)
-    with pytest.warns(weights.ApproximatePreprocessing, match="64 x 64 without keeping the aspect ratio, resample 1"):
+    with pytest.warns(weights.ApproximatePreprocessing, match="size 64 x 96 before a crop of 32 x 32, resample 1"):
         how = weights.read(folder).card.preprocessing
-    assert (how.image_size, how.crop_pct) == (64, 1.0)
+    assert (how.image_size, how.crop_pct) == (32, 0.5)
     (folder / "preprocessor_config.json").write_text('{"image_mean": "x", "image_std": [1, 1, 1]}')
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json next to it is damaged"):
         weights.read(folder)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 90, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("processor", "description"),
+    [
+        ("ViT", {"size": {"height": 64, "width": 96}, "resample": 2}),
+        ("ViT", {"size": {"height": 64, "width": 64}, "resample": 3}),
+        ("CLIP", {"size": {"height": 80, "width": 80}, "crop_size": {"height": 64, "width": 64}, "resample": 3}),
+        ("Bit", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}, "resample": 3}),
+        ("ConvNext", {"size": {"shortest_edge": 64}, "crop_pct": 0.875, "resample": 2}),
+        ("ConvNext", {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 2}),
+    ],
+)
+def test_images_are_prepared_as_transformers_does(tmp_path: Path, processor: str, description: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "theirs").mkdir()
+    theirs = getattr(transformers, f"{processor}ImageProcessor")(**HALF, **description, do_convert_rgb=True)
+    folder = published(tmp_path, "huggingface", preprocessor_config=theirs.to_dict())
+    expected = theirs(PHOTO, return_tensors="pt")["pixel_values"][0]
+    found = preprocess(PHOTO, weights.read(folder).card.preprocessing)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 2.5 / 127.5  # of 2: bytes are rounded at other places
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_images_are_squashed_as_timm_does(tmp_path: Path, size: tuple[int, int], crop_pct: float) -> None:
+    (tmp_path / "theirs").mkdir()
+    said = {"input_size": [3, *size], "crop_pct": crop_pct, "crop_mode": "squash", "interpolation": "bicubic"}
+    config = {"architecture": "x", "num_classes": 5, "pretrained_cfg": said}
+    how = weights.read(published(tmp_path, "timm", config=config)).card.preprocessing
+    theirs = timm.data.create_transform(
+        said["input_size"], crop_pct=crop_pct, crop_mode="squash", interpolation="bicubic", mean=how.mean, std=how.std
+    )
+    assert torch.equal(preprocess(PHOTO, how), theirs(PHOTO))
+    again = weights.read(weights.save(_with(how), tmp_path / "own.safetensors")).card
+    assert again.preprocessing == how
+
+
+def _with(how: Preprocessing) -> Any:
+    model = classifier(PLAIN)
+    model.card = ModelCard(name="x.y", preprocessing=how)
+    return model
 
 
 @pytest.mark.parametrize("nested", [True, False])

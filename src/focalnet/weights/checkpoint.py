@@ -421,6 +421,8 @@ def describe(config: Config, card: ModelCard) -> str:
     """Configuration and card as JSON: what our own files say of their tensors."""
     kind = BACKBONE if isinstance(config, FocalNetConfig) else registry.family_of(config).file_kind
     known = {key: value for key, value in dataclasses.asdict(card).items() if key != "category_ids" or value}
+    if card.preprocessing.fit == "crop":  # so that earlier versions read all other files
+        del known["preprocessing"]["fit"]
     return json.dumps({"kind": kind, "config": _plain(config), "card": known})
 
 
