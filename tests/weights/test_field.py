@@ -22,9 +22,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models._features import FeatureListNet
+from timm.models.focalnet import FocalNet as TimmFocalNet
 from torch import Tensor
 
-from focalnet import weights
+from focalnet import weights, zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.data.preprocess import preprocess
 from focalnet.errors import CheckpointError
@@ -73,6 +75,52 @@ def saved(path: Path, content: Any, **options: Any) -> Path:
 )
 def test_the_one_focalnet_is_found_whatever_it_is_called(tmp_path: Path, content: Any) -> None:
     assert loads(saved(tmp_path / "x.pth", content))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("blocks.0.", "blocks.0._orig_mod."),
+        ("blocks.0.", "_fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module."),
+        ("patch_embed.", "patch_embed._orig_mod."),
+    ],
+)
+def test_wrappers_may_be_at_any_depth(tmp_path: Path, before: str, after: str) -> None:
+    state = {f"module.{key.replace(before, after)}": value for key, value in STATE.items()}
+    assert loads(saved(tmp_path / "x.pth", {"model": state}))
+
+
+def test_the_backbone_of_timm_s_features_is_read(tmp_path: Path) -> None:
+    theirs = TimmFocalNet(embed_dim=8, depths=(1, 1, 1, 1), focal_levels=(1, 1, 1, 1)).eval()
+    features = FeatureListNet(theirs, out_indices=(0, 1, 2, 3), flatten_sequential=True).eval()
+    assert any(key.startswith("layers_0.") for key in features.state_dict())
+    path = saved(tmp_path / "x.pth", features.state_dict())
+    model = zoo.load(str(path), features_only=True, post_norm=False).eval()
+    image = torch.randn(1, 3, 64, 64)
+    for found, expected in zip(model(image).values(), features(image), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    state = STATE | {"head.weight": torch.ones(STATE["head.weight"].shape, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r"1 of its weights are of int8, e\.g\. head\.weight"):
+        weights.read(saved(tmp_path / "x.pth", state), post_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "way_out"),
+    [
+        (("lora_A.default.weight", "lora_B.default.weight", "base_layer.weight"), "merge_and_unload"),
+        (("parametrizations.weight.original",), "remove_parametrizations"),
+        (("weight_g", "weight_v"), "remove_weight_norm"),
+    ],
+)
+def test_weights_that_a_wrapper_computes_are_refused(tmp_path: Path, names: tuple[str, ...], way_out: str) -> None:
+    state = dict(STATE)
+    weight = state.pop("layers.0.blocks.0.mlp.fc1.weight")
+    state |= {f"layers.0.blocks.0.mlp.fc1.{name}": weight for name in names}
+    with pytest.raises(CheckpointError, match=way_out):
+        weights.read(saved(tmp_path / "x.pth", state), post_norm=False)
 
 
 @pytest.mark.parametrize(
