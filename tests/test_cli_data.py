@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from focalnet.cli.main import main
 from tests.data.coco import content, write_images, write_json
 from tests.data.conftest import folder as folder
+from tests.data.formats.test_sets import yolo
 from tests.data.voc import write_split, write_voc
 from tests.test_cli import refused, run
 
@@ -119,6 +122,40 @@ def test_check_data_knows_class_folders(folder: Path, capsys: pytest.CaptureFixt
     assert "bee/000.jpg: is empty" in capsys.readouterr().out
     assert main(["check-data", str(folder / "train")]) == 0
     assert "holds out 20 % of each class" in capsys.readouterr().err
+
+
+def test_check_data_compares_the_classes_of_splits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "val/bee")
+    assert main(["check-data", str(folder)]) == 2
+    assert "val: its classes differ from those of" in capsys.readouterr().out
+
+
+def test_check_data_reads_every_split_of_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yolo(tmp_path)
+    (tmp_path / "images/val").mkdir()
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "images/val/c.jpg")
+    (tmp_path / "labels/val").mkdir()
+    (tmp_path / "labels/val/c.txt").write_text("5 0.5 0.5 0.5 0.5\n")
+    assert main(["check-data", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "data.yaml (YOLO): train: 2 images" in shown.err
+    assert "has class 5, and there are 2" in shown.err + shown.out
+
+
+def test_check_data_names_images_and_masks_that_do_not_match(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("one/train/images/a.jpg", "one/train/masks/b.png", "two/train/img/{}.jpg", "two/train/gt/{}.png"):
+        for name in "ab":
+            path = tmp_path / place.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(path)
+    assert main(["check-data", str(tmp_path / "one")]) == 2
+    assert "train/images/a.jpg: has no mask" in capsys.readouterr().out
+    assert "--images img --label-maps gt" in refused(capsys, "check-data", str(tmp_path / "two"))
+    write_json(tmp_path / "three/train.json", {"images": [], "categories": []})
+    assert 'has no list "annotations"' in refused(capsys, "check-data", str(tmp_path / "three"))
 
 
 def test_what_is_wrong_with_the_data_is_named(capsys, voc: Path, tmp_path: Path) -> None:

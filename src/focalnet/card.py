@@ -11,6 +11,7 @@ from focalnet.errors import ConfigError
 
 LARGEST = 1 << 14  # pixels of a side that an image is resized to
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+FITS = ("crop", "squash")
 
 
 def _is_whole(value: Any) -> bool:
@@ -45,6 +46,8 @@ class Preprocessing:
         mean: for each channel, of values in [0, 1].
         std: for each channel.
         max_size: largest long side in pixels of an image that is not cropped.
+        fit: ``"crop"`` keeps the aspect ratio, and crops what is over; ``"squash"`` resizes height and width each to
+            that of the crop over ``crop_pct``, as some checkpoints of other libraries do (timm's ``squash``).
 
     Raises:
         ConfigError: a value has the wrong type or is invalid.
@@ -56,6 +59,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     max_size: int | None = None
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "max_size"):
@@ -72,6 +76,9 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ConfigError(f"preprocessing: interpolation={_short(self.interpolation)} must be one of {known}")
+        if self.fit not in FITS or (self.fit != "crop" and self.max_size is not None):
+            where = ' where there is a max_size, "crop"' if self.fit in FITS else f" one of {', '.join(FITS)}"
+            raise ConfigError(f"preprocessing: fit={_short(self.fit)} must be{where}")
         if max(self.crop) > LARGEST * self.crop_pct or (self.max_size or 0) > LARGEST:
             raise ConfigError(
                 f"preprocessing: image_size={self.image_size} with crop_pct={self.crop_pct} and max_size="

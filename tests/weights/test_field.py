@@ -18,12 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from timm.models._features import FeatureListNet
+from timm.models.focalnet import FocalNet as TimmFocalNet
 from torch import Tensor
 
-from focalnet import weights
-from focalnet.card import ModelCard
+from focalnet import weights, zoo
+from focalnet.card import ModelCard, Preprocessing
+from focalnet.data.preprocess import preprocess
 from focalnet.errors import CheckpointError
 from focalnet.weights import pickles
 from focalnet.weights.files import read_tensors
@@ -70,6 +75,52 @@ def saved(path: Path, content: Any, **options: Any) -> Path:
 )
 def test_the_one_focalnet_is_found_whatever_it_is_called(tmp_path: Path, content: Any) -> None:
     assert loads(saved(tmp_path / "x.pth", content))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("blocks.0.", "blocks.0._orig_mod."),
+        ("blocks.0.", "_fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module."),
+        ("patch_embed.", "patch_embed._orig_mod."),
+    ],
+)
+def test_wrappers_may_be_at_any_depth(tmp_path: Path, before: str, after: str) -> None:
+    state = {f"module.{key.replace(before, after)}": value for key, value in STATE.items()}
+    assert loads(saved(tmp_path / "x.pth", {"model": state}))
+
+
+def test_the_backbone_of_timm_s_features_is_read(tmp_path: Path) -> None:
+    theirs = TimmFocalNet(embed_dim=8, depths=(1, 1, 1, 1), focal_levels=(1, 1, 1, 1)).eval()
+    features = FeatureListNet(theirs, out_indices=(0, 1, 2, 3), flatten_sequential=True).eval()
+    assert any(key.startswith("layers_0.") for key in features.state_dict())
+    path = saved(tmp_path / "x.pth", features.state_dict())
+    model = zoo.load(str(path), features_only=True, post_norm=False).eval()
+    image = torch.randn(1, 3, 64, 64)
+    for found, expected in zip(model(image).values(), features(image), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    state = STATE | {"head.weight": torch.ones(STATE["head.weight"].shape, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r"1 of its weights are of int8, e\.g\. head\.weight"):
+        weights.read(saved(tmp_path / "x.pth", state), post_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "way_out"),
+    [
+        (("lora_A.default.weight", "lora_B.default.weight", "base_layer.weight"), "merge_and_unload"),
+        (("parametrizations.weight.original",), "remove_parametrizations"),
+        (("weight_g", "weight_v"), "remove_weight_norm"),
+    ],
+)
+def test_weights_that_a_wrapper_computes_are_refused(tmp_path: Path, names: tuple[str, ...], way_out: str) -> None:
+    state = dict(STATE)
+    weight = state.pop("layers.0.blocks.0.mlp.fc1.weight")
+    state |= {f"layers.0.blocks.0.mlp.fc1.{name}": weight for name in names}
+    with pytest.raises(CheckpointError, match=way_out):
+        weights.read(saved(tmp_path / "x.pth", state), post_norm=False)
 
 
 @pytest.mark.parametrize(
@@ -312,14 +363,60 @@ def test_the_processor_of_transformers_is_the_preprocessing(tmp_path: Path, desc
 
 def test_what_cannot_be_done_in_the_same_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    description = {"size": {"height": 64, "width": 64}, "resample": 1}
+    description = {"size": {"height": 64, "width": 96}, "crop_size": 32, "do_center_crop": True, "resample": 1}
     folder = published(tmp_path, "huggingface", preprocessor_config=description)
-    with pytest.warns(weights.ApproximatePreprocessing, match="64 x 64 without keeping the aspect ratio, resample 1"):
+    with pytest.warns(weights.ApproximatePreprocessing, match="size 64 x 96 before a crop of 32 x 32, resample 1"):
         how = weights.read(folder).card.preprocessing
-    assert (how.image_size, how.crop_pct) == (64, 1.0)
+    assert (how.image_size, how.crop_pct) == (32, 0.5)
     (folder / "preprocessor_config.json").write_text('{"image_mean": "x", "image_std": [1, 1, 1]}')
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json next to it is damaged"):
         weights.read(folder)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 90, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("processor", "description"),
+    [
+        ("ViT", {"size": {"height": 64, "width": 96}, "resample": 2}),
+        ("ViT", {"size": {"height": 64, "width": 64}, "resample": 3}),
+        ("CLIP", {"size": {"height": 80, "width": 80}, "crop_size": {"height": 64, "width": 64}, "resample": 3}),
+        ("Bit", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}, "resample": 3}),
+        ("ConvNext", {"size": {"shortest_edge": 64}, "crop_pct": 0.875, "resample": 2}),
+        ("ConvNext", {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 2}),
+    ],
+)
+def test_images_are_prepared_as_transformers_does(tmp_path: Path, processor: str, description: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "theirs").mkdir()
+    theirs = getattr(transformers, f"{processor}ImageProcessor")(**HALF, **description, do_convert_rgb=True)
+    folder = published(tmp_path, "huggingface", preprocessor_config=theirs.to_dict())
+    expected = theirs(PHOTO, return_tensors="pt")["pixel_values"][0]
+    found = preprocess(PHOTO, weights.read(folder).card.preprocessing)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 2.5 / 127.5  # of 2: bytes are rounded at other places
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_images_are_squashed_as_timm_does(tmp_path: Path, size: tuple[int, int], crop_pct: float) -> None:
+    (tmp_path / "theirs").mkdir()
+    said = {"input_size": [3, *size], "crop_pct": crop_pct, "crop_mode": "squash", "interpolation": "bicubic"}
+    config = {"architecture": "x", "num_classes": 5, "pretrained_cfg": said}
+    how = weights.read(published(tmp_path, "timm", config=config)).card.preprocessing
+    theirs = timm.data.create_transform(
+        said["input_size"], crop_pct=crop_pct, crop_mode="squash", interpolation="bicubic", mean=how.mean, std=how.std
+    )
+    assert torch.equal(preprocess(PHOTO, how), theirs(PHOTO))
+    again = weights.read(weights.save(_with(how), tmp_path / "own.safetensors")).card
+    assert again.preprocessing == how
+
+
+def _with(how: Preprocessing) -> Any:
+    model = classifier(PLAIN)
+    model.card = ModelCard(name="x.y", preprocessing=how)
+    return model
 
 
 @pytest.mark.parametrize("nested", [True, False])

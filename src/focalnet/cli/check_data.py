@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from focalnet.data.formats.problems import Problem
     from focalnet.data.formats.sets import Annotations
     from focalnet.data.readers.collection import Split
+    from focalnet.data.readers.source import Source
 
 
 class Report(NamedTuple):
@@ -122,7 +123,7 @@ def _annotations(root: Path) -> list[Annotations]:
     splits: tuple[Split, ...] = ("train", "val", "test")
     formats: tuple[AnnotationFormat, ...] = ("instances", "panoptic")
     each = [find_split(root, split, format=format) for format in formats for split in splits]
-    return list({one.path: one for one in each if one is not None}.values())
+    return list({(one.path, one.split): one for one in each if one is not None}.values())
 
 
 def _check_annotations(
@@ -167,6 +168,8 @@ def _check_annotations(
         if one.whole and root.is_dir():
             remarks.append("has no splits: training holds out 20 % of its images for validation (data.holdout)")
         name = str(one.path) if one.set is None else f"{one.path} ({one.set.format})"
+        if one.split and sum(other.path == one.path for other in found) > 1:  # a file for all splits
+            name += f": {one.split}"
         yield Report(name, summary, problems, remarks)
 
 
@@ -218,14 +221,17 @@ def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
     """Classes are folders, or what archives say."""
     from focalnet.data.formats.problems import Problem
     from focalnet.data.readers.collection import Collection, Split, detect
+    from focalnet.data.readers.source import other_classes
 
     format = detect(root)
     collection = Collection(root, format, wanted={})
     if format == "wds":
         raise DataError(f"{root}: WebDataset shards are checked while they are read; train with data.class_map")
     splits = [split for split in get_args(Split) if collection.has(split)] or [None]
+    first: Source | None = None
     for split in splits:
         source = collection.open(split or "train")
+        first = first or source
         counts = Counter(source.class_names[label] for label in source.labels.tolist())
         problems, sizes = [], []
         for index in range(len(source)) if decode else ():
@@ -235,6 +241,8 @@ def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
                 problems.append(Problem(source.name, "", str(error)))
         if split in ("train", None) and len(counts) < 2:
             problems.append(Problem(source.name, "", f"all images are of one class: {', '.join(counts)}"))
+        if why := other_classes(first, source):
+            problems.append(Problem(source.name, "", why))
         classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(MOST_CLASSES))
         more = f" and {len(counts) - MOST_CLASSES} more classes" if len(counts) > MOST_CLASSES else ""
         remarks = []
@@ -248,6 +256,18 @@ def _data_folder(file: Path) -> Path:
     return file.parent.parent if file.parent.name == "annotations" else file.parent
 
 
+def _unknown_json(root: Path) -> str | None:
+    """Why the first JSON file of a data set is not an annotation file; None if there is none."""
+    from focalnet.data.formats.coco import load
+
+    for file in (*sorted(root.glob("*.json")), *sorted(root.glob("annotations/*.json"))):
+        try:
+            load(file)
+        except DataError as error:
+            return f"{root}: has no annotation file of a known format; {error}"
+    return None
+
+
 def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
     from focalnet.data.formats.label_maps import check_masks, remarks
     from focalnet.data.formats.pairs import suggest
@@ -256,6 +276,8 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
     found = data.found()
     if not found:
         there = suggest(data.root) if data.root.is_dir() else ""
+        if not there and (other := _unknown_json(data.root)):
+            raise DataError(other)
         raise DataError(
             f"{data.root}: holds neither annotation files, e.g. annotations/instances_train.json, nor folders of "
             "images and label maps, e.g. images/train and masks/train"

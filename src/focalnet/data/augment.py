@@ -105,7 +105,8 @@ class Augmentation:
         if self.crop != "resized":
             padded = self.crop == "padded"
             crop_pct = 1.0 if padded else preprocessing.crop_pct
-            whole = partial(cover, crop=size, crop_pct=crop_pct, interpolation=preprocessing.interpolation)
+            how = preprocessing
+            whole = partial(cover, crop=size, crop_pct=crop_pct, interpolation=how.interpolation, fit=how.fit)
             cut = transforms.RandomCrop(size, self.padding) if padded else transforms.CenterCrop(size)
             crop.transforms = [whole, cut, *flip]
         if trivial:

@@ -4,7 +4,8 @@ Validation, prediction, tiles and explanations call ``preprocess``; training sha
 of the published models, and ``Preprocessing.max_size`` says which:
 
 * without it, a classifier's: the short side is resized to ``image_size / crop_pct`` with antialiasing, the center is
-  cropped, and values in [0, 1] are normalized; for a crop that is no square, the image is resized to cover it;
+  cropped, and values in [0, 1] are normalized; for a crop that is no square, the image is resized to cover it; with
+  ``fit="squash"``, it is resized to the shape of the crop instead;
 * with it, that of detectors and segmenters: the whole image is resized to fit ``image_size`` and ``max_size``,
   bilinearly without antialiasing, sizes are rounded as mmdet does, and values are normalized in their own range.
 """
@@ -69,7 +70,7 @@ def to_tensor(image: Image.Image | Tensor) -> Tensor:
     return pixels.float() / torch.iinfo(pixels.dtype).max
 
 
-def covering_size(size: Size, crop: Size, crop_pct: float) -> Size:
+def covering_size(size: Size, crop: Size, crop_pct: float, fit: str = "crop") -> Size:
     """Height and width of an image that is resized to cover a crop over ``crop_pct``; its center is then cropped.
 
     Args:
@@ -77,9 +78,12 @@ def covering_size(size: Size, crop: Size, crop_pct: float) -> Size:
         crop: height and width of the crop; of a square one, the short side of the image is that of torchvision's
             ``Resize`` to a number.
         crop_pct: in (0, 1].
+        fit: as in ``Preprocessing``.
     """
     least = tuple(math.floor(side / crop_pct) for side in crop)
-    if least[0] == least[1]:
+    if fit == "squash":
+        height, width = least
+    elif least[0] == least[1]:
         height, width = (int(least[0] * side / min(size)) for side in size)
     else:
         scale = max(wanted / side for wanted, side in zip(least, size, strict=True))
@@ -101,16 +105,18 @@ def middle(image: Any, thinnest: float = THINNEST) -> Any:
     return image if max(height, width) <= longest else F.center_crop(image, [min(height, longest), min(width, longest)])
 
 
-def cover(image: Any, crop: Size, crop_pct: float, interpolation: str) -> Any:
+def cover(image: Any, crop: Size, crop_pct: float, interpolation: str, fit: str = "crop") -> Any:
     """Resizes an image with antialiasing, so that it covers a crop over ``crop_pct``; see ``covering_size``."""
-    image = middle(image, THINNEST * max(crop) / min(crop))
+    if fit == "crop":
+        image = middle(image, THINNEST * max(crop) / min(crop))
     height, width = F.get_size(image)
-    size = covering_size((height, width), crop, crop_pct)
+    size = covering_size((height, width), crop, crop_pct, fit)
     return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
 
 
 def _center(image: Any, preprocessing: Preprocessing) -> Any:
-    resized = cover(image, preprocessing.crop, preprocessing.crop_pct, preprocessing.interpolation)
+    how = preprocessing
+    resized = cover(image, how.crop, how.crop_pct, how.interpolation, how.fit)
     return F.center_crop(resized, list(preprocessing.crop))
 
 

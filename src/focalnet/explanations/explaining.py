@@ -74,7 +74,8 @@ def input_region(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[f
     if preprocessing.max_size is not None:
         return 0, 0, *size
     crop_height, crop_width = preprocessing.crop
-    height, width = covering_size((size[1], size[0]), preprocessing.crop, preprocessing.crop_pct)
+    how = preprocessing
+    height, width = covering_size((size[1], size[0]), how.crop, how.crop_pct, how.fit)
     left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
     x, y = size[0] / width, size[1] / height
     return left * x, top * y, (left + crop_width) * x, (top + crop_height) * y

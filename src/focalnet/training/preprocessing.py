@@ -22,7 +22,9 @@ COLORS = ("mean", "std")
 def data_options(preprocessing: Preprocessing) -> dict[str, Any]:
     """What a network wants of its images, as options of its data: a detector's are not cropped."""
     wanted = asdict(preprocessing)
-    absent = ("max_size",) if preprocessing.max_size is None else ("crop_pct", "interpolation")
+    absent = {"max_size"} if preprocessing.max_size is None else {"crop_pct", "interpolation"}
+    if preprocessing.fit == "crop":  # the default, and all that there is for images that are not cropped
+        absent.add("fit")
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()}
     return {name: value for name, value in lists.items() if name not in absent}
 

@@ -287,22 +287,31 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
             "it is the state of a run of an earlier version, without the names of the classes; load model.safetensors "
             "beside it"
         )
+    raw = dataclasses.replace(raw, tensors=layouts.plain_names(raw.tensors))
     if network := openmmlab.unwrap(raw.tensors):
         return _read_dense(raw, network, architecture, settings)
     place = layouts.detect(raw.tensors)
     layout = place.layout
     inside, outside = layouts.unwrap(raw.tensors, place)
     state_dict, unknown = layout.to_native(inside)
+    if whole := [key for key, tensor in state_dict.items() if not tensor.is_floating_point()]:
+        kind = str(state_dict[whole[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{len(whole)} of its weights are of {kind}, e.g. {whole[0]}; save them before quantization"
+        )
     hints = _hints(raw, layout.name)
     known = {**hints.settings, **settings}
     post_norm = layout.post_norm_of(inside)
     if post_norm is not None:
         known.setdefault("post_norm", post_norm)
     config, name = shapes.infer(state_dict, architecture=architecture or hints.architecture, settings=known)
+    read_as: Config = config
+    if "norm.weight" not in state_dict and not config.num_classes:  # the feature maps of timm's features_only
+        read_as = dataclasses.replace(config.backbone, out_norms=False)
     checkpoint = Checkpoint(
         path=raw.path,
         layout=layout.name,
-        config=config,
+        config=read_as,
         state_dict=state_dict,
         card=_card(raw.path, name, config.num_classes, hints),
         architecture=name,
@@ -421,6 +430,8 @@ def describe(config: Config, card: ModelCard) -> str:
     """Configuration and card as JSON: what our own files say of their tensors."""
     kind = BACKBONE if isinstance(config, FocalNetConfig) else registry.family_of(config).file_kind
     known = {key: value for key, value in dataclasses.asdict(card).items() if key != "category_ids" or value}
+    if card.preprocessing.fit == "crop":  # so that earlier versions read all other files
+        del known["preprocessing"]["fit"]
     return json.dumps({"kind": kind, "config": _plain(config), "card": known})
 
 

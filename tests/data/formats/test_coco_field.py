@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from focalnet.cli.results import Ids
-from focalnet.data.formats.coco import check_coco, read_coco, read_listing
+from focalnet.data import DetectionData
+from focalnet.data.formats.coco import check_coco, is_coco, read_coco, read_listing
 from focalnet.data.formats.problems import Problem, by_kind, decide, list_problems
 from focalnet.errors import DataError
 from tests.data.coco import HEIGHT, WIDTH, annotation, content, write_coco, write_json
@@ -239,6 +240,36 @@ def test_names_of_other_machines_mean_the_files(tmp_path, spell):
     assert [image.file_name for image in checked.coco.images] == [f"{i:02}.png" for i in range(1, 7)]
     (remark,) = checked.coco.remarks
     assert remark.startswith("6 of 6 file names are spelled differently from the files")
+
+
+def test_two_spellings_of_one_file_are_refused(tmp_path):
+    """Each would be trained on without the objects of the other."""
+    root = write_coco(tmp_path, images=3)
+    dataset = content(3)
+    dataset["images"].append({**dataset["images"][0], "id": 99, "file_name": "./01.png"})
+    checked = check_coco(root, write_json(root / "annotations/instances_train.json", dataset), masks=False)
+    assert [problem.entry for problem in checked.problems] == ["image 10 (01.png)", "image 99 (./01.png)"]
+    assert "2 images have the file" in checked.problems[0].what
+    assert len(checked.coco.images) == 2
+
+
+def test_boxes_that_are_not_given_are_those_around_polygons(tmp_path):
+    dataset = content()
+    boxes = [one.pop("bbox") for one in dataset["annotations"]]
+    path = write_json(tmp_path / "a.json", dataset)
+    assert is_coco(path, "instances")
+    coco = read_coco(path)
+    assert [one["bbox"] for image in coco.images for one in image.annotations] == boxes
+    assert coco.remarks == ["10 objects have no box in it; the boxes around their polygons are used"]
+    del dataset["annotations"][0]["segmentation"]
+    assert "its bbox None is not four numbers" in read(tmp_path, dataset).problems[0].what
+
+
+def test_validating_on_images_of_training_is_said(tmp_path, caplog):
+    root = write_coco(tmp_path)
+    data = DetectionData(root, val_annotations="annotations/instances_train.json", batch_size=1, num_workers=0)
+    data.setup("fit")
+    assert "6 of its 6 images are those of training, too" in caplog.text
 
 
 def test_an_address_in_place_of_a_name(tmp_path):

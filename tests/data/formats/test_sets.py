@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -132,6 +133,23 @@ def via(root: Path) -> Path:
     return root
 
 
+def via_table(root: Path) -> Path:
+    entries = json.loads((via(root) / "via.json").read_text())["_via_img_metadata"].values()
+    (root / "via.json").unlink()
+    rows: list[list[Any]] = [[*"#filename file_size file_attributes region_count region_id".split(), *VIA_COLUMNS]]
+    for entry in entries:
+        regions = entry["regions"] if isinstance(entry["regions"], list) else list(entry["regions"].values())
+        for number, region in enumerate(regions):
+            texts = [json.dumps(region[column]) for column in ("shape_attributes", "region_attributes")]
+            rows.append([entry["filename"], 123, "{}", len(regions), number, *texts])
+    with (root / "via_region_data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+VIA_COLUMNS = ("region_shape_attributes", "region_attributes")
+
+
 def percent(name: str, box: tuple[float, float, float, float]) -> dict[str, float]:
     height, width = SIZES[name]
     return {
@@ -213,6 +231,7 @@ WRITERS: list[tuple[Callable[[Path], Path], str, bool]] = [
     (voc_beside, "Pascal VOC", False),
     (labelme, "labelme", True),
     (via, "VGG Image Annotator", True),
+    (via_table, "VGG Image Annotator", True),
     (label_studio, "Label Studio", True),
     (label_studio_short, "Label Studio", True),
     (cvat, "CVAT", True),
@@ -394,6 +413,38 @@ def test_attributes_of_regions_must_say_the_class(tmp_path):
     region["region_attributes"] = {}
     dump(root / "via.json", content)
     refuses(found(root), "a.jpg: region 1 has no kind")
+
+
+def test_tables_of_via_that_cannot_be_read_are_named(tmp_path):
+    root = via_table(tmp_path / "table")
+    path = root / "via_region_data.csv"
+    path.write_text(path.read_text() + "c.jpg,123,{},0,0,{},{}\n")
+    images = [*found(root).content(None).content["images"]]
+    assert [image["file_name"] for image in images] == ["a.jpg", "b.jpg", "c.jpg"]  # the last has no region
+    path.write_text(path.read_text() + 'd.jpg,123,{},1,0,"{""name"": ",{}\n')
+    with pytest.raises(DataError, match=r"via_region_data\.csv: line 6 cannot be read"):
+        found(root)
+    path.write_text("# Exported using VGG Image Annotator (http://...)\n# CSV_HEADER = metadata_id,file_list\n")
+    with pytest.raises(DataError, match="version 3"):
+        found(root)
+
+
+def test_the_folders_and_files_of_yolo_may_have_any_case(tmp_path):
+    root = yolo_of_label_studio(tmp_path)
+    (root / "labels").rename(root / "Labels")
+    (root / "images").rename(root / "Images")
+    (root / "Labels/a.txt").rename(root / "Labels/A.TXT")
+    assert len(found(root).content(None).content["annotations"]) == 3
+    images(root / "Images", "a", suffix=".png")  # now A.TXT may be for a.jpg or a.png
+    with_labels = {entry["image_id"] for entry in found(root).content(None).content["annotations"]}
+    assert len(with_labels) == 1
+
+
+def test_remarks_are_of_the_split_that_is_read(tmp_path):
+    root = yolo_of_roboflow(tmp_path)
+    (root / "train/labels/b.txt").unlink()
+    objects = found(root)
+    assert [len(objects.content(split).remarks) for split in ("train", "val", "train")] == [1, 0, 1]
 
 
 def test_tracks_and_files_of_no_format_are_refused(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from focalnet.data.formats.coco import read_coco
-from focalnet.data.formats.voc import convert_voc
+from focalnet.data.formats.voc import VocSet, convert_voc
 from focalnet.errors import ConfigError, DataError
 from tests.data.voc import write_split, write_voc
 
@@ -21,6 +23,36 @@ def test_it_means_the_same(tmp_path):
     assert (cat["bbox"], cat["iscrowd"]) == ([10, 20, 10, 20], 1)  # difficult: neither to be found nor a mistake
     assert coco.images[1].annotations == []
     assert coco.problems == []
+
+
+def test_an_xml_file_is_for_the_image_called_like_it(tmp_path):
+    """Tools leave the name in the file as it was when images are renamed; torchvision and detectron2 read likewise."""
+    write_voc(tmp_path, "a", ("dog", (1, 1, 8, 6), 0), filename="b.jpg")
+    write_voc(tmp_path, "b", ("cat", (1, 1, 8, 6), 0))
+    written = VocSet(tmp_path).content(None)
+    assert [image["file_name"] for image in written.content["images"]] == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
+    assert [one["category_id"] for one in written.content["annotations"]] == [2, 1]
+    assert len(written.remarks) == 1
+    assert "1 XML files name another image" in written.remarks[0]
+    (tmp_path / "JPEGImages/a.jpg").rename(tmp_path / "JPEGImages/c.jpg")
+    write_voc(tmp_path, "a", filename="c.jpg")
+    (tmp_path / "JPEGImages/a.jpg").unlink()
+    images = VocSet(tmp_path).content(None).content["images"]
+    assert images[0]["file_name"] == "JPEGImages/c.jpg"
+
+
+def test_lists_may_name_images_and_what_is_not_read_is_said(tmp_path):
+    for name in "abc":
+        write_voc(tmp_path, name, ("dog", (0, 1, 8, 6), 0), ("dog", (1, 1, 8, 6), 0))
+    write_split(tmp_path, "train", "a.jpg", "b.JPG")
+    written = VocSet(tmp_path).content("train")
+    assert len(written.content["images"]) == 2
+    assert "2 of 4 boxes begin at 0" in written.remarks[0]
+    shutil.rmtree(tmp_path / "ImageSets")
+    (tmp_path / "Annotations/c.xml").unlink()
+    assert VocSet(tmp_path).content(None).remarks[1:] == [
+        "1 images have no XML file, and are left out, e.g. JPEGImages/c.jpg"
+    ]
 
 
 def test_splits_and_classes(tmp_path):

@@ -26,6 +26,47 @@ def test_a_class_folder_under_several_others_is_refused(tmp_path):
         Folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("animals/train/cat", "animals/test/cat"), "give the folder they are in as data.root: .*animals$"),
+        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "or name them by data.train_split and data.val_split$"),
+        (("cat/train", "dog/train"), "the splits are to be above the classes, not below: train/<class>/$"),
+        (("x/train/cat", "y/test/cat"), "folders of splits must lie right below data.root"),
+    ],
+)
+def test_no_message_advises_to_merge_splits(tmp_path, names, expected):
+    for name in (*names, "other"):
+        save(tmp_path / name)
+    with pytest.raises(DataError, match=expected):
+        Folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "valid"), "train: has images but no class folders; put those of each class in"),
+        (("images", "masks"), "which are no classes: for label maps take a recipe of segmentation"),
+        (("img", "GT"), "which are no classes"),
+    ],
+)
+def test_splits_images_and_masks_are_no_classes(tmp_path, names, expected):
+    for name in names:
+        save(tmp_path / name)
+    with pytest.raises(DataError, match=expected):
+        Folder(tmp_path)
+    save(tmp_path / "bus")  # then they may be
+    assert len(Folder(tmp_path).class_names) == 3
+
+
+def test_what_is_read_in_an_unexpected_way_is_said(tmp_path, caplog):
+    for name in ("birds/Robin", "birds/robin", "dog", "__MACOSX/dog", "__pycache__"):
+        save(tmp_path / name)
+    assert Folder(tmp_path).class_names == ("dog", "Robin", "robin")  # always in this order
+    assert '"Robin" and "robin" are two classes' in caplog.text
+    assert "class folders within other folders, e.g. birds/Robin: the innermost folder is the class" in caplog.text
+
+
 def test_classes_that_lose_files_are_named(tmp_path, caplog):
     for name in ("cat", "cow"):
         save(tmp_path / name)

@@ -212,6 +212,7 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
     """
     images = {number: replace(image, annotations=[]) for number, image in listing.images.items()}
     spoiled: set[Id] = set()
+    measured = 0
     first_with: dict[Any, Mapping[str, Any]] = {}  # by id
     for place, entry in enumerate(listing.annotations, start=1):
         if not isinstance(entry, dict):
@@ -231,6 +232,9 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
             continue
         image = images[image_id]
         entry = {**entry, "image_id": image_id}
+        if "bbox" not in entry and (around := _around(entry.get("segmentation"))) is not None:
+            entry["bbox"] = around
+            measured += 1
         if category is not None:
             entry["category_id"] = category
         where = f"{image}, {name}"
@@ -252,6 +256,8 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
             image.annotations.append(region)
         else:
             spoiled.add(image_id)
+    if measured:
+        listing.remarks.append(f"{measured} objects have no box in it; the boxes around their polygons are used")
     kept = [image for number, image in images.items() if number not in spoiled]
     if _are_shares(kept):
         what = "all of its boxes lie within one pixel: boxes must be in pixels, not in fractions of the image size"
@@ -290,18 +296,23 @@ def _region(entry: Annotation, image: Annotated, masks: bool) -> Annotation | No
     """A crowd region for a refused object: its box, else the box around its polygons; None if neither is known."""
     box = entry.get("bbox")
     clipped = _clip(box, image)[0] if isinstance(box, list) and are_numbers(box) and len(box) == 4 else None
-    if clipped is None:
-        points = np.array([p for part in polygons(entry.get("segmentation")) for p in part]).reshape(-1, 2)
-        if not len(points):
-            return None
-        (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-        clipped = _clip([left, top, right - left, bottom - top], image)[0]
+    if clipped is None and (around := _around(entry.get("segmentation"))) is not None:
+        clipped = _clip(around, image)[0]
     if clipped is None:
         return None
     left, top, right, bottom = clipped
     region = {key: entry.get(key) for key in ("id", "image_id", "category_id")}
     region |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 1, "area": (right - left) * (bottom - top)}
     return region | ({"segmentation": [[left, top, right, top, right, bottom, left, bottom]]} if masks else {})
+
+
+def _around(segmentation: Any) -> list[float] | None:
+    """The box around the polygons of a segmentation: left, top, width, height; None if it has none."""
+    points = np.array([value for part in polygons(segmentation) for value in part]).reshape(-1, 2)
+    if not len(points):
+        return None
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    return [left, top, right - left, bottom - top]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -333,7 +344,9 @@ def is_coco(path: Path, format: AnnotationFormat) -> bool:
         return False
     entries = [entry for entry in content["annotations"] if isinstance(entry, dict)]
     panoptic = any("segments_info" in entry for entry in entries)
-    return panoptic if format == "panoptic" else not panoptic and (not entries or any("bbox" in e for e in entries))
+    if panoptic or format == "panoptic":
+        return panoptic and format == "panoptic"
+    return not entries or any(entry.keys() & {"bbox", "segmentation"} for entry in entries)
 
 
 def category_problem(entry: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,7 @@ def locate(
         read = pool.map(lambda image: _header(files, image.file_name), opened)
         headers: dict[Id, Header | str] = {i.image_id: Header(i.height, i.width, 1) for i in there}
         headers |= dict(zip([image.image_id for image in opened], read, strict=True))
+    uses = Counter(posixpath.normpath(file) for file in matches.files.values())
     found: dict[Id, Annotated] = {}
     turned = measured = 0
     for image in images.values():
@@ -208,6 +210,9 @@ def locate(
             report(str(image), header)
             continue
         name = matches.files[image.file_name]
+        if (count := uses[posixpath.normpath(name)]) > 1:  # each would be trained on without the other's objects
+            report(str(image), f"{count} images have the file {files.path(name)}; give a file one entry")
+            continue
         if image.has_size and (what := _other_size(image, header)):
             report(str(image), f"{files.path(name)}: {what}")
             continue

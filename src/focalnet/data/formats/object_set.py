@@ -143,14 +143,16 @@ class ObjectSet(ABC):
         """
         if classes is not None and len(set(classes)) < len(classes):
             raise ConfigError(f"classes names one twice: {', '.join(classes)}")
+        self.remarks.clear()
         images = self.images(split)
+        remarks = tuple(self.remarks)  # of this split alone
         names = self.class_list() if classes is None else tuple(classes)
         if names is None:
             everywhere = images if split is None else self.images(None)
             names = tuple(sorted({shape.label for image in everywhere for shape in image.shapes}))
         if not names:
             raise DataError(f"{self.root}: neither objects in its annotations nor classes given")
-        return to_coco(images, names, self.remarks)
+        return to_coco(images, names, remarks)
 
     def convert(self, target: Path, *, split: str | None = None, classes: Sequence[str] | None = None) -> Path:
         """Writes a split, or all of them, as a COCO annotation file; the images stay where they are.
@@ -192,17 +194,22 @@ class ObjectSet(ABC):
         The name in the annotation file is tried first, then the name of the annotation file, because some tools write
         a wrong name. Of several images, the one beside the annotation file or in a folder beside its folder is taken.
         """
-        given = [PurePosixPath(name.replace("\\", "/")).name] if name else []
-        for wanted in (*given, annotation_file.stem):
-            stem = PurePosixPath(wanted).stem if PurePosixPath(wanted).suffix.lower() in decoding.SUFFIXES else wanted
-            found = self._by_name.get(_key(wanted), []) or self._by_name.get(_key(stem + ".*"), [])
-            for folder in (annotation_file.parent, annotation_file.parent.parent):
-                near = [file for file in found if (self.root / file).is_relative_to(folder)]
-                if len(near) == 1:
-                    return near[0]
-            if len(found) == 1:
-                return found[0]
-        return name or f"{annotation_file.stem}.jpg"
+        stem = annotation_file.stem
+        found = self.image_called(PurePosixPath(name.replace("\\", "/")).name, annotation_file) if name else None
+        return found or self.image_called(stem, annotation_file) or name or f"{stem}.jpg"
+
+    def image_called(self, name: str, annotation_file: Path) -> str | None:
+        """The image with this file name, with or without its suffix, nearest to an annotation file.
+
+        None if there is none, or several could be meant.
+        """
+        stem = PurePosixPath(name).stem if PurePosixPath(name).suffix.lower() in decoding.SUFFIXES else name
+        found = self._by_name.get(same_name(name), []) or self._by_name.get(same_name(stem + ".*"), [])
+        for folder in (annotation_file.parent, annotation_file.parent.parent):
+            near = [file for file in found if (self.root / file).is_relative_to(folder)]
+            if len(near) == 1:
+                return near[0]
+        return found[0] if len(found) == 1 else None
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -211,7 +218,7 @@ class ObjectSet(ABC):
         for file in self.image_files:
             path = PurePosixPath(file)
             for key in (path.name, path.stem + ".*"):
-                index.setdefault(_key(key), []).append(file)
+                index.setdefault(same_name(key), []).append(file)
         return index
 
     def sizes(self, files: Iterable[str]) -> dict[str, tuple[int, int] | str]:
@@ -234,7 +241,7 @@ class ObjectSet(ABC):
         return {name: files.get(name) for name in listed}
 
 
-def _key(name: str) -> str:
+def same_name(name: str) -> str:
     """A key that is the same for names that differ in case or Unicode normalization only."""
     return unicodedata.normalize("NFC", name).casefold()
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from focalnet.data import images as decoding
 from focalnet.data.formats.masks import NPY, Palette, read_numbers, voc_palette
+from focalnet.data.formats.object_set import split_of
 from focalnet.data.formats.problems import Problem
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.file_names import match_names
@@ -393,21 +394,31 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def suggest(root: Path) -> str:
-    """Folders below a root that look like images and masks, as the options that name them; "" where none do."""
+    """Folders that look like images and masks, as the options that name them; "" where none do.
+
+    They are right below the root, or in each of its splits.
+    """
+    below = [path for path in sorted(root.glob("*")) if path.is_dir() and split_of(path.name)]
+    return next((found for folder in (root, *below) if (found := _suggest_in(folder))), "")
+
+
+def _suggest_in(root: Path) -> str:
     folders = [root, *sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith("."))]
     stems = {folder: _stems(folder) for folder in folders if folder.is_dir()}
     for folder, names in stems.items():
-        images = {_stem(name) for name in names}
+        images, place = {_stem(name) for name in names}, folder.relative_to(root).as_posix()
         for suffix in ("_mask", "_masks", "_label", "_labels", "_seg", "_gt", "_segmentation", "_annotation", "-mask"):
             if len(images) > 1 and 2 * sum(stem + suffix in images for stem in images) >= len(images):
-                place = folder.relative_to(root).as_posix()
                 return f"--images {place} --label-maps {place} --mask-suffix {suffix}"
+        _, masks = _apart(names, LAYOUTS[0])
+        if len(masks) > 1 and 2 * len(masks) == len(names) and _looks_like_labels(folder / masks[0]):
+            return f"--images {place} --label-maps {place}"
     for folder, names in stems.items():
         for other, others in stems.items():
             same = {_stem(name) for name in names} & {_stem(name) for name in others}
-            masks = [other / name for name in others if _stem(name) in same and not _is_jpeg(name)]
+            masks = [name for name in others if _stem(name) in same and not _is_jpeg(name)]
             if other != folder and len(same) > 1 and any(map(_is_jpeg, names)) and len(masks) == len(others):
-                if not _looks_like_labels(masks[0]):
+                if not _looks_like_labels(other / masks[0]):
                     continue
                 return f"--images {folder.relative_to(root)} --label-maps {other.relative_to(root)}"
     return ""

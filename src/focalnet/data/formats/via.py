@@ -1,7 +1,8 @@
-"""VGG Image Annotator JSON files, one for the data set or for each split."""
+"""Files of VGG Image Annotator, JSON or CSV, one for the data set or for each split."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,12 +11,23 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, ellipse, polygon_shape, read_json, split_of
+from focalnet.data.formats.object_set import (
+    ObjectSet,
+    Shape,
+    WrittenImage,
+    ellipse,
+    polygon_shape,
+    read_json,
+    split_of,
+    text_of,
+)
 from focalnet.errors import DataError
+from focalnet.reading import parse_json
 
 
 class ViaSet(ObjectSet):
-    """A JSON file of VGG Image Annotator, a project or exported annotations: in the root, or in each split's folder.
+    """A file of VGG Image Annotator, a project or annotations exported as JSON or CSV: in the root, or in each split's
+    folder.
 
     The class is the one attribute that regions have, or that called class, label, name, type or category; without any
     attribute all regions are of one class, "object". Rectangles, polygons, circles and ellipses are objects.
@@ -31,8 +43,9 @@ class ViaSet(ObjectSet):
     @classmethod
     def find(cls, path: Path) -> Self | None:
         if path.is_file():
-            return cls(path.parent, {None: path}) if path.suffix == ".json" and _via_images(path) is not None else None
-        files = [file for pattern in ("*.json", "*/*.json") for file in sorted(path.glob(pattern)) if _via_images(file)]
+            return cls(path.parent, {None: path}) if _via_images(path) is not None else None
+        patterns = ("*.json", "*/*.json", "*.csv", "*/*.csv")
+        files = [file for pattern in patterns for file in sorted(path.glob(pattern)) if _via_images(file)]
         by_split: dict[str | None, Path] = {file.parent.name: file for file in files if split_of(file.parent.name)}
         if by_split:
             return cls(path, by_split)
@@ -87,12 +100,41 @@ class ViaSet(ObjectSet):
 
 def _via_images(file: Path) -> list[dict[str, Any]] | None:
     """The entries of images in a file; None if the file is not from VGG Image Annotator."""
-    content = read_json(file)
+    if file.suffix == ".csv":
+        return _of_table(file)
+    content = read_json(file) if file.suffix == ".json" else None
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
     entries = list(content.values()) if isinstance(content, dict) else []
     known = entries and all(isinstance(e, dict) and "filename" in e and "regions" in e for e in entries)
     return entries if known else None
+
+
+def _of_table(file: Path) -> list[dict[str, Any]] | None:
+    """The same entries, of a CSV file: a row for each region, or one without a region for an image that has none.
+
+    Raises:
+        DataError: it cannot be read, or is from version 3, whose columns are others.
+    """
+    with file.open("rb") as opened:
+        first = opened.readline(1000).decode("utf-8-sig", "replace")
+    if "CSV_HEADER" in first or first.startswith("# Exported using VGG Image Annotator"):
+        raise DataError(f"{file}: is from version 3 of {ViaSet.format}; export it in COCO's format")
+    columns = [name.strip(' #\r\n"') for name in first.split(",")]
+    if not {"filename", "region_shape_attributes", "region_attributes"} <= set(columns):
+        return None
+    entries: dict[str, dict[str, Any]] = {}
+    number = 1
+    try:
+        for row in csv.DictReader(text_of(file).split("\n")[1:], columns):
+            number += 1
+            entry = entries.setdefault(row["filename"], {"filename": row["filename"], "regions": []})
+            shape, attributes = (parse_json(row[f"region_{kind}attributes"]) for kind in ("shape_", ""))
+            if shape:
+                entry["regions"].append({"shape_attributes": shape, "region_attributes": attributes})
+    except (csv.Error, TypeError, ValueError) as error:  # TypeError: a column is missing
+        raise DataError(f"{file}: line {number} cannot be read: {error}") from error
+    return list(entries.values())
 
 
 def _regions(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

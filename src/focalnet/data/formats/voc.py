@@ -6,11 +6,12 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from typing_extensions import Self
 
-from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, split_of
+from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, same_name, split_of
+from focalnet.data.images import SUFFIXES
 from focalnet.data.readers.image_files import hidden
 from focalnet.errors import DataError
 from focalnet.reading import read_text
@@ -21,6 +22,9 @@ class VocSet(ObjectSet):
 
     They are in ``Annotations`` with the images in ``JPEGImages`` and the splits in ``ImageSets/Main``; or in
     ``annotations`` with ``images``; or beside the images; each of these in the root or in folders of splits.
+
+    The image of an XML file is the one with the same name; if there is none, the one that the file names, which tools
+    often leave as it was when images are renamed.
 
     VOC counts pixels from 1 with both ends included: a box from ``xmin`` to ``xmax`` begins at ``xmin - 1`` and is
     ``xmax - xmin + 1`` wide. Objects marked difficult become crowd regions, which training and
@@ -45,7 +49,31 @@ class VocSet(ObjectSet):
         return {name: self.root / name for name in folders if split_of(name)}
 
     def images(self, split: str | None) -> list[WrittenImage]:
-        return [self._read(file) for file in self._listed(split)]
+        files = self._listed(split)
+        renamed: list[Path] = []
+        images = [self._read(file, renamed) for file in files]
+        if renamed:
+            self.remarks.append(
+                f"{len(renamed)} XML files name another image than the one called like them, which is read, "
+                f"e.g. {renamed[0].name}"
+            )
+        boxes = [shape.box for image in images for shape in image.shapes]
+        if from_zero := sum(min(box[:2]) < 0 for box in boxes):
+            self.remarks.append(
+                f"{from_zero} of {len(boxes)} boxes begin at 0, but Pascal VOC counts pixels from 1, and so they are "
+                "read: if the tool counts from 0, boxes lie a pixel too far left and up"
+            )
+        if not (self.root / "ImageSets").is_dir() and (without := self._without_file(images)):
+            self.remarks.append(f"{len(without)} images have no XML file, and are left out, e.g. {without[0]}")
+        return images
+
+    def _without_file(self, images: Sequence[WrittenImage]) -> list[str]:
+        """Images in the folders of these that none of all XML files is for."""
+        known = {image.file_name for image in images}
+        stems = {same_name(file.stem) for file in self._files}
+        folders = {PurePosixPath(name).parent for name in known}
+        paths = [PurePosixPath(name) for name in self.image_files if name not in known]
+        return [str(path) for path in paths if path.parent in folders and same_name(path.stem) not in stems]
 
     def _listed(self, split: str | None) -> list[Path]:
         if split is None:
@@ -59,7 +87,9 @@ class VocSet(ObjectSet):
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{listed}: cannot be read as a list of images: {error}") from error
         by_stem = {file.stem: file for file in self._files}
-        stems = [line.split()[0] for line in lines if line.strip()]
+        names = [line.split()[0] for line in lines if line.strip()]
+        # Some lists name the images, with their suffix.
+        stems = [PurePosixPath(name).stem if name.lower().endswith(SUFFIXES) else name for name in names]
         if not stems:
             raise DataError(f"{listed}: names no images")
         if missing := [stem for stem in stems if stem not in by_stem]:
@@ -73,14 +103,18 @@ class VocSet(ObjectSet):
             raise DataError(f"{self.root / 'Annotations'}: no XML files there")
         return files
 
-    def _read(self, file: Path) -> WrittenImage:
-        """Reads the image and the objects of one XML file."""
+    def _read(self, file: Path, renamed: list[Path]) -> WrittenImage:
+        """Reads the image and the objects of one XML file, which is added to ``renamed`` if it names another image."""
         try:
             tree = ElementTree.parse(file).getroot()
         except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
             raise DataError(f"{file}: cannot be read as XML: {error}") from error
         height, width = (self._side(file, tree, side) for side in ("height", "width"))
-        name = self.image_of(file, (tree.findtext("filename") or "").strip() or None)
+        written = (tree.findtext("filename") or "").strip() or None
+        own, named = self.image_called(file.stem, file), self.image_of(file, written)
+        name = own or named
+        if name != named:
+            renamed.append(file)
         shapes = [_object(file, one, place) for place, one in enumerate(tree.iterfind("object"), start=1)]
         return WrittenImage(name, (height, width) if height and width else None, shapes, source=str(file))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,15 @@ from typing import Any
 
 from typing_extensions import Self
 
-from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, polygon_shape, split_of, text_of
+from focalnet.data.formats.object_set import (
+    ObjectSet,
+    Shape,
+    WrittenImage,
+    polygon_shape,
+    same_name,
+    split_of,
+    text_of,
+)
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
 from focalnet.errors import DataError
@@ -141,13 +150,28 @@ class YoloSet(ObjectSet):
             if part.casefold() in ("images", "imgs", "jpegimages"):
                 other = PurePosixPath(*path.parts[:depth], "labels", *path.parts[depth + 1 :])
                 places.insert(0, other.with_suffix(".txt"))
-        labels = (place for place in places if place.stem.casefold() not in _NO_LABELS)
-        return next((self.root / place for place in labels if place.as_posix() in self._texts), None)
+        labels = [place.as_posix() for place in places if place.stem.casefold() not in _NO_LABELS]
+        found = next((self._texts[place] for place in labels if place in self._texts), None)
+        if found is None and self._spellings[same_name(str(path.with_suffix("")))] == 1:
+            found = next((self._folded[name] for name in map(same_name, labels) if name in self._folded), None)
+        return found
 
     @cached_property
-    def _texts(self) -> frozenset[str]:
-        """Every text file below the root."""
-        return frozenset(path.relative_to(self.root).as_posix() for path in self.root.rglob("*.txt"))
+    def _texts(self) -> dict[str, Path]:
+        """Every text file, by its path below the root."""
+        files = (path for path in self.root.rglob("*") if path.suffix.lower() == ".txt")
+        return {path.relative_to(self.root).as_posix(): path for path in files}
+
+    @cached_property
+    def _folded(self) -> dict[str, Path]:
+        """Text files by a path that is the same in any case and Unicode normalization; not where several have it."""
+        keys = Counter(map(same_name, self._texts))
+        return {same_name(name): path for name, path in self._texts.items() if keys[same_name(name)] == 1}
+
+    @cached_property
+    def _spellings(self) -> Counter[str]:
+        """How many images have a path, without suffix, that differs in case or Unicode normalization only."""
+        return Counter(same_name(str(PurePosixPath(image).with_suffix(""))) for image in self.image_files)
 
     def _read(
         self, file: str, labels: Path | None, size: tuple[int, int] | str, names: tuple[str, ...]

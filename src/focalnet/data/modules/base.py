@@ -192,6 +192,16 @@ class DensePredictionData(DataModule[D]):
                     found = f"{len(samples)} image{'s' * (len(samples) != 1)}"
                     raise DataError(f"{samples.name}: {found} do not fill one batch of batch_size={self.batch_size}")
                 self.samples[split] = samples
+                if split != "train" and "train" in self.samples:
+                    self._say_trained_on(samples)
+
+    def _say_trained_on(self, samples: D) -> None:
+        """Warns of images to measure with that are trained on, too."""
+        trained = self.samples["train"]
+        known = {os.path.normpath(trained.path(index)) for index in range(len(trained))}
+        if shared := sum(os.path.normpath(samples.path(index)) in known for index in range(len(samples))):
+            text = "%s: %d of its %d images are those of training, too: metrics will be too good"
+            logger.warning(text, samples.name, shared, len(samples))
 
     def eval_batch_size(self) -> int:
         return self.val_batch_size or self.default_val_batch_size()

@@ -21,7 +21,7 @@ from focalnet.data.modules.base import (
 from focalnet.data.preprocess import eval_transform
 from focalnet.data.readers.classes import read_class_map
 from focalnet.data.readers.collection import Collection, Format, Split, detect
-from focalnet.data.readers.source import InMemory, TooFewImages
+from focalnet.data.readers.source import InMemory, TooFewImages, other_classes
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
 
@@ -50,6 +50,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
             other labels than the sorted names.
         image_size: side in pixels of the network's input, or its height and width.
         crop_pct: of evaluation, the crop over the resized short side, in (0, 1].
+        fit: of evaluation: ``"crop"`` keeps the aspect ratio, ``"squash"`` resizes to the shape of the crop.
         interpolation: of all resizing.
         mean: per channel, of values in [0, 1], for normalization.
         std: per channel.
@@ -75,6 +76,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         class_map: str | os.PathLike[str] | None = None,
         image_size: int | tuple[int, int] = 224,
         crop_pct: float = 0.875,
+        fit: Literal["crop", "squash"] = "crop",
         interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic",
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
@@ -102,6 +104,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         self.preprocessing = Preprocessing(
             image_size=image_size if isinstance(image_size, int) else (sides[0], sides[-1]),
             crop_pct=crop_pct,
+            fit=fit,
             interpolation=interpolation,
             mean=tuple(mean),
             std=tuple(std),
@@ -168,9 +171,5 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
     def _check_classes(self) -> None:
         first, *others = self.samples.values()
         for other in others:
-            if other.class_names != first.class_names:
-                different = sorted(set(first.class_names) ^ set(other.class_names)) or other.class_names
-                raise DataError(
-                    f'{other.name}: its classes differ from those of {first.name}, e.g. "{different[0]}"; '
-                    "give every split the same class folders, or list all classes in a data.class_map"
-                )
+            if why := other_classes(first, other):
+                raise DataError(f"{other.name}: {why}")

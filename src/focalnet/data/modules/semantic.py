@@ -128,10 +128,12 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         """
         holdout = self.holdout or self._automatic_holdout()
         if holdout and (split != "test" or (self.holdout is None and self._find("test") is None)):
-            whole = self._find("train") or self._find_whole()
-            found = hold_out_pairs(whole, holdout)[split != "train"] if whole else None
+            whole = self._find("train")
+            whole = self._find_whole() if whole is None else whole
+            found = hold_out_pairs(whole, holdout)[split != "train"] if whole is not None else None
         elif split == "test" and self.splits["test"] is None:
-            found = self._find("test") or self._find("val")
+            found = self._find("test")
+            found = self._find("val") if found is None else found
         else:
             found = self._find(split)
         if found is None:
@@ -152,9 +154,9 @@ class SemanticData(DensePredictionData[SemanticDataset]):
 
     def _automatic_holdout(self) -> float | None:
         """A share to hold out where there are but training images; in evaluation only if they are called so."""
-        if any(self.splits.values()) or self._find("val") or self._find("test"):
+        if any(self.splits.values()) or self._find("val") is not None or self._find("test") is not None:
             return None
-        if self._find("train") is None and not (self._trains and self._find_whole()):
+        if self._find("train") is None and not (self._trains and self._find_whole() is not None):
             return None
         if not self._says_held_out:
             self._says_held_out = True
@@ -165,7 +167,7 @@ class SemanticData(DensePredictionData[SemanticDataset]):
         """The splits that are there; None stands for a set without any."""
         splits: tuple[Split, ...] = ("train", "val", "test")
         found: dict[Split | None, Pairs | None] = {split: self._find(split) for split in splits}
-        if not any(found.values()):
+        if all(pairs is None for pairs in found.values()):
             found = {None: self._find_whole()}
         return {split: pairs for split, pairs in found.items() if pairs is not None}
 

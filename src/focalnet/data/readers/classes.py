@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from timm.utils.misc import natural_key
 
 from focalnet.errors import DataError, did_you_mean
 from focalnet.reading import parse_json, read_text
+
+logger = logging.getLogger(__name__)
 
 
 def read_class_map(path: Path) -> dict[str, str]:
@@ -42,6 +45,41 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+_SPLITS = ("train", "training", "val", "validation", "valid", "dev", "eval", "test", "testing", "trn", "tst")
+_ROLES = (
+    *("image", "images", "img", "imgs", "jpegimages", "leftimg8bit"),
+    *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "ground_truth", "groundtruth", "gtfine"),
+    *("segmentationclass", "segmentationobject"),
+)
+
+
+def is_like_split(name: str) -> bool:
+    """Whether a folder is called as a split, or has its name within its own: ``Testing``, ``seg_train``."""
+    return any(word in _SPLITS for word in re.split(r"[^a-z]+", name.casefold()))
+
+
+def _check_are_classes(names: Sequence[str], where: str) -> None:
+    """Raises ``DataError`` where folders are called as splits, or as images and masks, and none as a class."""
+    shown = ", ".join(names)
+    if names and all(name.casefold() in _SPLITS for name in names):
+        raise DataError(
+            f"{where}/{names[0]}: has images but no class folders; put those of each class in "
+            f"{where}/{names[0]}/<class>/ (classes that a table lists are not read)"
+        )
+    if names and all(name.casefold() in _ROLES for name in names):
+        raise DataError(
+            f"{where}: has images in {shown}, which are no classes: for label maps take a recipe of segmentation, "
+            "for boxes one of detection; a classifier's images are in <class>/"
+        )
+    spelled: dict[str, str] = {}
+    for name in names:
+        other = spelled.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            logger.warning(
+                '%s: "%s" and "%s" are two classes, though they differ only in case or spaces', where, other, name
+            )
+
+
 def number_classes(
     found: Iterable[str], titles: Mapping[str, str] | None, where: str
 ) -> tuple[dict[str, int], list[str]]:
@@ -56,8 +94,9 @@ def number_classes(
         DataError: the data hold a class that the list does not.
     """
     spelled = {name: class_name(name) for name in found}
-    names = sorted(set(spelled.values()), key=natural_key)
+    names = sorted(sorted(set(spelled.values())), key=natural_key)  # which takes Cat and cat as the same
     if titles is None:
+        _check_are_classes(names, where)
         label_of, shown = {name: label for label, name in enumerate(names)}, names
     else:
         listed = {class_name(name): title for name, title in titles.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from timm.data.readers.reader_factory import create_reader
 
 from focalnet.data.images import SUFFIXES
-from focalnet.data.readers.classes import class_name, number_classes
+from focalnet.data.readers.classes import class_name, is_like_split, number_classes
 from focalnet.data.readers.source import Source
 from focalnet.errors import DataError
 
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Images that Pillow alone does not open.
 UNREAD = frozenset(".arw .cr2 .cr3 .dcm .dng .exr .heic .heif .jxl .nef .npy .psd .raw .svg".split())
+
+#: Folders that programs leave behind.
+NO_DATA = ("__macosx", "__pycache__")
 
 
 def splits(root: Path) -> list[str]:
@@ -34,7 +38,7 @@ class Folder(Source):
         except RuntimeError:
             raise DataError(f"{folder}: no images there (looked for {' '.join(SUFFIXES)})") from None
         paths = [Path(path) for path, _ in reader.samples]
-        visible = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+        visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
         self._paths = [path for path in visible if path.parent != folder]
         if visible and not self._paths:
             raise DataError(f"{folder}: has images but no class folders; put them in {folder}/<class>/")
@@ -60,9 +64,15 @@ class Folder(Source):
             if other != parent and other.parent != parent.parent:
                 places = f"{other.relative_to(folder)}, {parent.relative_to(folder)}"
                 raise DataError(
-                    f'{folder}: the class folder "{parent.name}" lies under several folders ({places}); put '
-                    f"the images of each class in one folder, {folder}/<class>/"
+                    f'{folder}: the class folder "{parent.name}" lies under several folders ({places}); '
+                    + _way_out(folder, other, parent)
                 )
+        if len({parent.parent for parent in parents}) > 1:
+            nested = next(parent for parent in parents if parent.parent != folder)
+            logger.warning(
+                "%s: has class folders within other folders, e.g. %s: the innermost folder is the class",
+                *(folder, nested.relative_to(folder)),
+            )
 
     def _tell_unread(self, folder: Path) -> None:
         """Warns of class folders that lose files, or have none."""
@@ -83,9 +93,29 @@ class Folder(Source):
         return str(self._paths[index])
 
 
+def _way_out(folder: Path, one: Path, other: Path) -> str:
+    """What to do about two class folders of one name; what may be splits is never to be merged."""
+    parts, others = one.relative_to(folder).parts, other.relative_to(folder).parts
+    if is_like_split(one.name):
+        return f"the splits are to be above the classes, not below: {one.name}/<class>/"
+    if not any(map(is_like_split, (*parts, *others))):
+        return f"put the images of each class in one folder, {folder}/<class>/"
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
+    names = " and ".join(sorted({parts[same], others[same]}))
+    if not (is_like_split(parts[same]) and is_like_split(others[same])):
+        return "folders of splits must lie right below data.root, as train/<class>/, val/<class>/"
+    if same:
+        return f"if {names} are splits, give the folder they are in as data.root: {folder.joinpath(*parts[:same])}"
+    return f"if {names} are splits, call them train, val or test, or name them by data.train_split and data.val_split"
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part.casefold() in NO_DATA for part in path.parts)
+
+
 def list_folders(folder: Path) -> list[Path]:
     """Subfolders that are not hidden."""
     try:
-        return [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+        return [child for child in folder.iterdir() if child.is_dir() and not _is_hidden(Path(child.name))]
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error

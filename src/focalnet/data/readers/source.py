@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +114,27 @@ class InMemory(Source):
         except ImageError as error:
             self._errors[index] = str(error)  # raised again when the image is asked for
             return np.zeros((0, 0, 3), np.uint8)
+
+
+class _Named(Protocol):
+    """A split with its classes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+def other_classes(first: _Named, other: _Named) -> str | None:
+    """How the classes of a split differ from those of another one, if they do."""
+    if other.class_names == first.class_names:
+        return None
+    different = sorted(set(first.class_names) ^ set(other.class_names)) or other.class_names
+    return (
+        f'its classes differ from those of {first.name}, e.g. "{different[0]}"; '
+        "give every split the same class folders, or list all classes in a data.class_map"
+    )
 
 
 def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:

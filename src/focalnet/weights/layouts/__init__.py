@@ -25,6 +25,34 @@ _CHECKS: dict[str, Callable[[FocalNetConfig], None]] = {"timm": timm.check, "hug
 _BACKBONE = re.compile(r"(?P<outer>(?:.*\.)?)backbone\.(?:\w+\.)?")  # of a detector or segmenter
 
 
+#: Parts of names that torch.compile, FSDP and activation checkpointing put before what they wrap, at any depth.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without names of wrappers; ``layers_0``, as timm's ``features_only`` calls it, becomes ``layers.0``.
+
+    Raises:
+        CheckpointError: they are not a network's own tensors, but what a wrapper computes them from.
+    """
+    for part, way_out in (
+        ("lora_A", "save the model that peft's merge_and_unload() returns"),
+        ("parametrizations", "save it after torch.nn.utils.parametrize.remove_parametrizations"),
+        ("weight_g", "save it after torch.nn.utils.remove_weight_norm"),
+    ):
+        if any(part in key.split(".") for key in tensors if isinstance(key, str)):
+            raise CheckpointError(f"it has tensors called {part}, of which the weights are computed: {way_out}")
+    found = {_plain_name(key): tensor for key, tensor in tensors.items()}
+    return found if len(found) == len(tensors) else dict(tensors)
+
+
+def _plain_name(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    plain = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    return re.sub(r"(^|\.)layers_(\d+)\.", r"\1layers.\2.", plain)
+
+
 class Place(NamedTuple):
     """Where a FocalNet is in a state dict.
 

@@ -73,6 +73,7 @@ def hints(description: Mapping[str, Any]) -> Hints:
     return Hints(settings=settings, class_names=() if generic else tuple(names[i] for i in sorted(names)))
 
 
+_LARGE = 384  # from this size on, ConvNeXt's images are not cropped, but resized to a square
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -88,17 +89,24 @@ def preprocessing(description: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
     found: dict[str, Any] = {}
     remarks = []
     resized, crop = _sides(description.get("size")), _sides(description.get("crop_size"))
+    squares = len({*crop}) == len({*resized}) == 1
     short = resized[0] if resized and (len(resized) == 1 or description.get("do_center_crop", False)) else None
-    if description.get("crop_pct") is not None and resized:  # ConvNeXt's: cropped from the size over crop_pct
+    if description.get("crop_pct") is not None and resized:
         found["image_size"], found["crop_pct"] = resized[0], float(description["crop_pct"])
+        if str(description.get("image_processor_type", "")).startswith("ConvNext") and resized[0] >= _LARGE:
+            found["crop_pct"], found["fit"] = 1.0, "squash"
     elif crop and description.get("do_center_crop", True):
         found["image_size"] = crop[0] if len(set(crop)) == 1 else (crop[0], crop[1])
         found["crop_pct"] = _crop_pct(min(crop), short) if short else 1.0
     elif resized:
         found["image_size"] = resized[0] if len(set(resized)) == 1 else (resized[0], resized[1])
         found["crop_pct"] = 1.0
-    if len(resized) == 2 and description.get("do_resize", True) and "crop_pct" not in description:
-        remarks.append(f"size {resized[0]} x {resized[1]} without keeping the aspect ratio")
+    if not description.get("do_resize", True):
+        remarks.append("no resizing")
+    elif len(resized) == 2 and "crop_pct" not in description:
+        found["fit"] = "squash"
+    if "fit" in found and crop and description.get("do_center_crop", True) and not (short and squares):
+        remarks.append(f"size {resized[0]} x {resized[1]} before a crop of {crop[0]} x {crop[-1]}")
     if (resample := description.get("resample")) in _RESAMPLE:
         found["interpolation"] = _RESAMPLE[resample]
     elif resample is not None:

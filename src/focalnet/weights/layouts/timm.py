@@ -82,6 +82,8 @@ def preprocessing(trained: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str
         found["interpolation"] = interpolation
     elif interpolation not in (None, "", "random"):
         remarks.append(f"interpolation {interpolation}")
-    if (mode := trained.get("crop_mode")) not in (None, "", "center"):
+    if (mode := trained.get("crop_mode")) == "squash":
+        found["fit"] = mode
+    elif mode not in (None, "", "center"):
         remarks.append(f"crop_mode {mode}")
     return found, tuple(remarks)
