@@ -3,8 +3,9 @@
 Every method gives one value for each pixel of the network's input. ``METHODS`` describes them, and ``attribute``
 computes one.
 
-Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` the output of the chosen block, m ``(C, h, w)``
-the modulator of a block, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
+Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m of the same
+shape
+its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
 """
 
 from __future__ import annotations
@@ -283,7 +284,7 @@ def _score_cam(request: Request) -> Tensor:
         features = _features(t).detach()
         weights = []
         for image, channels in enumerate(features):
-            masks = _upsampled(channels[None], stride_of(request.model, name), size)[0]
+            masks = F.interpolate(channels[None], size, mode="bilinear", align_corners=True)[0]
             low, high = masks.flatten(1).aminmax(dim=1)
             masks = (masks - low[:, None, None]) / (high - low).clamp(min=1e-8)[:, None, None]
             with torch.no_grad():
@@ -399,13 +400,13 @@ def _gradients(request: Request, part: Callable[[Trace], Tensor]) -> tuple[dict[
 
 
 def _features(t: Trace) -> Tensor:
-    """The output of a block, ``(B, C, h, w)``."""
-    assert t.output is not None
-    return t.features(t.output)
+    """What the network reads of a block's output, ``(B, C, h, w)``."""
+    assert t.read is not None
+    return t.features(t.read)
 
 
 def _cam(request: Request, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    traces, gradients = _gradients(request, lambda t: t.output)  # type: ignore[arg-type, return-value]
+    traces, gradients = _gradients(request, lambda t: t.read)  # type: ignore[arg-type, return-value]
     maps = {
         name: combine(_features(t).detach().float(), t.features(gradients[name]).float()) for name, t in traces.items()
     }

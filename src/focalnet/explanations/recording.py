@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from focalnet.errors import ConfigError, did_you_mean
 from focalnet.models import Model
+from focalnet.models.backbone import FocalNet
 from focalnet.nn import FocalModulation
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Trace:
         projected: the output of ``f``: query C, context C, gates L + 1 along ``channels``.
         modulator: ``(B, C, H, W)``.
         output: of the block, as the library has it; see ``features``.
+        read: what the rest of the network reads of a stage, likewise: the output of its last block, after the norm that
+            the network applies to it, if any.
     """
 
     levels: int
@@ -83,6 +86,7 @@ class Trace:
     projected: Tensor
     modulator: Tensor
     output: Tensor | None = None
+    read: Tensor | None = None
 
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, context ``(B, C, H, W)`` and gates ``(B, L + 1, H, W)`` of ``projected``, or of a derivative by it."""
@@ -244,13 +248,27 @@ def _hooks(model: nn.Module, blocks: Sequence[str] | None, keep: Any) -> Iterato
     with ExitStack() as stack:
         stack.enter_context(eager())
         for name in chosen(found, blocks):
-            for handle in _hook(modules[name], *modulations[f"{name}.modulation"], name, keep):
+            norm = modules.get(_norm_after(found, name))
+            for handle in _hook(modules[name], *modulations[f"{name}.modulation"], norm, name, keep):
                 stack.callback(handle.remove)
         yield
 
 
+def _norm_after(found: nn.Module, block: str) -> str:
+    """The name of the norm that a network applies to the output of a block before it reads it; it need not exist."""
+    known = block_names(found)
+    last = {stage_of(name): name for name in known}
+    if block not in last.values():
+        return ""
+    if isinstance(found, FocalNet):
+        return f"norm{list(last).index(stage_of(block))}"
+    if block != known[-1]:
+        return ""
+    return "norm" if hasattr(found, "norm") else f"{block.partition('.')[0]}.layernorm"  # transformers' is in focalnet
+
+
 def _hook(
-    block: nn.Module, modulation: nn.Module, anatomy: Anatomy, name: str, keep: Any
+    block: nn.Module, modulation: nn.Module, anatomy: Anatomy, norm: nn.Module | None, name: str, keep: Any
 ) -> tuple[RemovableHandle, ...]:
     """The output of ``f`` ends in the gates, that of ``h`` is the modulator; ``f`` runs before ``h``."""
     parts: Mapping[str, nn.Module] = dict(modulation.named_children())
@@ -266,10 +284,14 @@ def _hook(
         keep(name, made[0])
 
     def on_block(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        made.pop().output = output[0] if isinstance(output, tuple) else output
+        made[0].output = made[0].read = output[0] if isinstance(output, tuple) else output
 
-    return (
+    def on_norm(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        made[0].read = output
+
+    handles = (
         parts[anatomy.f].register_forward_hook(on_f),
         parts[anatomy.h].register_forward_hook(on_h),
         block.register_forward_hook(on_block),
     )
+    return handles if norm is None else (*handles, norm.register_forward_hook(on_norm))
