@@ -17,7 +17,7 @@ from focalnet.card import Preprocessing
 from focalnet.data.preprocess import eval_transform
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 from focalnet.explanations import record
-from focalnet.explanations.explaining import input_region
+from focalnet.explanations.preparing import input_region
 from tests.inference.small import CARD, backbone, classifier, noise, ramp
 
 

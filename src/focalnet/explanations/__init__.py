@@ -1,7 +1,34 @@
-"""What a FocalNet attends to: gates, modulators and kernels."""
+"""What a FocalNet attends to: gates, modulators, kernels, and where its answers come from."""
 
+from focalnet.explanations.attribution import CONTROLS, METHODS, HeatMap, attribute
 from focalnet.explanations.explaining import explain
 from focalnet.explanations.explanation import BlockMaps, Explanation
+from focalnet.explanations.fields import KernelProfile, kernel_profiles, receptive_field
+from focalnet.explanations.preparing import Prepared, prepare
 from focalnet.explanations.recording import BlockRecord, block_names, kernels, record
+from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, PixelsTarget, Target, targets_of
 
-__all__ = ["BlockMaps", "BlockRecord", "Explanation", "block_names", "explain", "kernels", "record"]
+__all__ = [
+    "CONTROLS",
+    "METHODS",
+    "BlockMaps",
+    "BlockRecord",
+    "BoxTarget",
+    "ClassTarget",
+    "Explanation",
+    "HeatMap",
+    "KernelProfile",
+    "MaskTarget",
+    "PixelsTarget",
+    "Prepared",
+    "Target",
+    "attribute",
+    "block_names",
+    "explain",
+    "kernel_profiles",
+    "kernels",
+    "prepare",
+    "receptive_field",
+    "record",
+    "targets_of",
+]

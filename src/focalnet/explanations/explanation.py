@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalnet import visualize
-from focalnet.results import Classification
+from focalnet.explanations.attribution import HeatMap
+from focalnet.results import Classification, Result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +46,15 @@ class Explanation:
         image: the original image.
         blocks: the maps of each chosen block, in network order.
         path: the file that the image was read from, if any.
-        prediction: the classes that a classifier predicts; None for a backbone.
+        prediction: what the network predicts; None for a backbone.
+        heat: where an answer comes from, if a target or method was given.
     """
 
     image: Image = field(repr=False)
     blocks: tuple[BlockMaps, ...]
     path: str | None = None
-    prediction: Classification | None = None
+    prediction: Result | None = None
+    heat: HeatMap | None = None
 
     def sheet(self) -> Image:
         """One page: a row for each block; image, gates of each level, global gate, norm of the modulator."""
@@ -61,7 +64,7 @@ class Explanation:
             for height, width in [block.modulator.shape]
         ]
         title = Path(self.path).name if self.path else "explanation"
-        if self.prediction is not None:
+        if isinstance(self.prediction, Classification):
             title += f":  {self.prediction.names[0]}, {self.prediction.scores[0]:.1%}"
         note = "gates of each focal level (raw values) and L2 norm of the modulator; each map in its own range"
         return visualize.draw_sheet(self.image, rows, title=title, subtitle=note)

@@ -73,8 +73,9 @@ def instances(queries: Queries, things: int, max_per_image: int, names: tuple[st
     masks = torch.zeros((len(query), *queries.original), dtype=torch.bool, device=scores.device)
     mask_scores = torch.zeros_like(scores)
     for i, mask in enumerate(queries.original_masks(query)):
-        torch.gt(mask, 0, out=masks[i])
-        mask_scores[i] = mask.sigmoid()[masks[i]].mean() if masks[i].any() else 0.0
+        inside = mask > 0  # not a view of masks, which changes before derivatives are taken
+        masks[i] = inside
+        mask_scores[i] = mask.sigmoid()[inside].mean() if inside.any() else 0.0
     scores, order = (scores * mask_scores).sort(descending=True, stable=True)
     masks = masks[order]
     return Detections(boxes_around(masks), scores, label[order], names, masks=masks, size=queries.original)
