@@ -3,9 +3,8 @@
 Every method gives one value for each pixel of the network's input. ``METHODS`` describes them, and ``attribute``
 computes one.
 
-Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m of the same
-shape
-its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
+Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m of the
+same shape its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
 """
 
 from __future__ import annotations
