@@ -212,27 +212,47 @@ def test_flops_are_counted_as_those_of_the_plain_operations() -> None:
     assert counted["triton"] == counted["eager"] == 2 * 2 * 4 * 5 * 20 * 9
 
 
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from compile_only import compiled, launches, resources
+import torch
+done = set()
+for side in (17, 4):  # one kernel a level; one for the whole plane
+    for forms in ((), ("rank-1", "padded")):
+        for kernel, arguments, constants in launches((1, side, side, 16), [1, 3], torch.bfloat16, forms):
+            strides = tuple(x for x in arguments if not isinstance(x, torch.Tensor))
+            if (kernel.__name__, str(constants), strides) not in done:
+                done.add((kernel.__name__, str(constants), strides))
+                binary = compiled(kernel, arguments, constants, 90).asm["cubin"]
+                print(kernel.__name__, resources(binary)["stack"])
+"""
+
+
 def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     """The interpreter forgives what the compiler does not; compiling needs no GPU."""
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu" / "compile_only.py"
+    folder = Path(__file__).parents[2] / "benchmarks" / "gpu"
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    for size in ("17", "4"):  # one kernel a level; one for the whole plane
-        command = [sys.executable, "-W", "ignore", str(script), "--kernels", "1", "3", "--map", size, size, "16"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "weight_gradient_kernel" in done.stdout
-        assert all("stack 0," in line for line in done.stdout.splitlines())  # no registers were spilled
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    stack = [line.split() for line in done.stdout.splitlines()]
+    assert len({name for name, _ in stack}) == 11  # 3 forward, 6 backward, 2 of the rank-1 form
+    assert {size for _, size in stack} == {"0"}  # no registers were spilled
 
 
-@needs_gpu
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it itself
 @pytest.mark.usefixtures("variant")
-def test_opcheck() -> None:
-    context = torch.randn(2, 6, 5, 20, device=DEVICE, requires_grad=True)
-    gates = torch.randn(2, 6, 5, 3, device=DEVICE, requires_grad=True)
-    taps = torch.randn(9 + 25, 20, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(torch.ops.focalnet.focal_context_triton.default, (context, gates, taps, [3, 5], True))
+@pytest.mark.parametrize("gates", [2, 1])
+def test_opcheck(gates: int) -> None:
+    """With the global level, and without."""
+    context = torch.randn(2, 3, 2, 5, device=DEVICE, requires_grad=True)
+    gate = torch.randn(2, 3, 2, gates, device=DEVICE, requires_grad=True)
+    taps = torch.randn(9, 5, device=DEVICE, requires_grad=True)
+    triton.load(torch.device(DEVICE), torch.float32)
+    arguments = (context, gate, taps, [3], True, True)
+    torch.library.opcheck(torch.ops.focalnet.focal_context_triton.default, arguments)
 
 
 @needs_gpu

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -35,9 +35,27 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         InputError: the shapes do not match, or a backend requested by name cannot run.
     """
     reference.check(context, gates, weights)
+    name = implementation(context, gates, weights)
+    if name == "eager":
+        return reference.focal_context(context, gates, weights)
+    if name == "triton":
+        return triton.focal_context(context, gates, weights)
+    out: torch.Tensor = by_native(context, gates, list(weights))
+    return out
+
+
+def implementation(
+    context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> Literal["eager", "native", "triton"]:
+    """The backend that ``focal_context`` runs these tensors on.
+
+    Raises:
+        InputError: a backend requested by name cannot run.
+    """
     requested = backend.current()
     if requested == "eager" or modes.exporting() or modes.transformed() or context.is_meta:
-        return reference.focal_context(context, gates, weights)
+        return "eager"
+    name: Literal["native", "triton"]
     name = requested if requested != "auto" else "triton" if context.is_cuda else "native"
     kernels = triton if name == "triton" else cpu
     reason = kernels.why_not(context, gates, weights)
@@ -46,14 +64,11 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         reason = missing_triton(context.device, context.dtype, sizes, requested == "auto")
     elif reason is None:
         reason = missing_native()
-    if reason is not None:
-        if requested == "auto":
-            return reference.focal_context(context, gates, weights)
-        raise InputError(f"backend {name} was requested but cannot run: {reason}")
-    if name == "triton":
-        return triton.focal_context(context, gates, weights)
-    out: torch.Tensor = by_native(context, gates, list(weights))
-    return out
+    if reason is None:
+        return name
+    if requested == "auto":
+        return "eager"
+    raise InputError(f"backend {name} was requested but cannot run: {reason}")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -81,7 +96,7 @@ def missing_triton(
         dtype: dtype of the feature maps.
         kernels: kernel sizes of a focal context, or the name of another operation, as in ``triton.proof.deny``.
         warn: whether to warn, once, if the kernels should run here.
-        operation: ``triton.FOCAL_CONTEXT`` or ``triton.DEFORMABLE``.
+        operation: as in ``triton.load``.
     """
     try:
         triton.load(device, dtype, operation)

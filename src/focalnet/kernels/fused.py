@@ -11,8 +11,8 @@ import torch
 
 from focalnet.kernels import direct, submodules
 from focalnet.kernels.deformable import deformable_attention
-from focalnet.kernels.dispatch import focal_context
 from focalnet.kernels.matmul import linear, linear_of_product, mlp
+from focalnet.kernels.modulator import modulated_query, modulator, project
 from focalnet.kernels.rowwise import fork_and_norm, layer_norm
 from focalnet.kernels.weights import BlockWeights, MlpWeights, ModulationWeights
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp, PatchEmbed
@@ -113,16 +113,14 @@ def modulate(
 ) -> torch.Tensor:
     """Focal modulation by fused operations; adds ``residual`` if given."""
     f, kernels, h, ln, proj, split, normalize = weights
-    query, context, gates = linear(x_BHWC, *f).split_with_sizes(split, -1)
-    aggregated = focal_context(context, gates, kernels)
-    if normalize:
-        aggregated = aggregated / (len(kernels) + 1)
-    modulator = linear(aggregated, *h)
+    query, context, gates = project(linear, x_BHWC, f, split)
+    if recompute and ln is None and torch.is_grad_enabled():
+        factor = modulator(linear, context, gates, kernels, h, normalize)
+        return linear_of_product(query, factor, *proj, residual=residual)
+    modulated = modulated_query(linear, query, context, gates, kernels, h, normalize)
     if ln is not None:
-        return linear(layer_norm(query * modulator, *ln), *proj, residual=residual)
-    if recompute and torch.is_grad_enabled():
-        return linear_of_product(query, modulator, *proj, residual=residual)
-    return linear(query * modulator, *proj, residual=residual)
+        modulated = layer_norm(modulated, *ln)
+    return linear(modulated, *proj, residual=residual)
 
 
 def modulation_weights(module: FocalModulation) -> ModulationWeights | None:

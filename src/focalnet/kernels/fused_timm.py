@@ -19,7 +19,7 @@ from timm.layers import Mlp
 from timm.models.focalnet import FocalModulation, FocalNetBlock
 
 from focalnet.kernels import matmul, submodules
-from focalnet.kernels.dispatch import focal_context
+from focalnet.kernels.modulator import modulated_query, project
 
 
 def _renamed(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -47,11 +47,8 @@ class FusedFocalModulation(FocalModulation):
         submodules.check_devices(x, [*f, *kernels, *h, *proj])
         linear = F.linear if torch.compiler.is_compiling() else matmul.linear  # compilers choose an implementation
         x_BHWC = x.permute(0, 2, 3, 1).contiguous()
-        query, context, gates = linear(x_BHWC, *f).split(self.input_split, dim=-1)
-        aggregated = focal_context(context, gates, kernels)
-        if self.normalize_modulator:
-            aggregated = aggregated / (self.focal_level + 1)
-        modulated = query * linear(aggregated, *h)
+        query, context, gates = project(linear, x_BHWC, f, self.input_split)
+        modulated = modulated_query(linear, query, context, gates, kernels, h, self.normalize_modulator)
         if not submodules.is_identity(self.norm):
             modulated = self.norm(modulated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(linear(modulated, *proj).permute(0, 3, 1, 2))

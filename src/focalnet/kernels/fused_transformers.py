@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.models.focalnet.modeling_focalnet import FocalNetLayer, FocalNetMlp, FocalNetModulation
 
 from focalnet.kernels import matmul, submodules
-from focalnet.kernels.dispatch import focal_context
+from focalnet.kernels.modulator import modulated_query, project
 
 _GELU = type(ACT2FN["gelu"])
 
@@ -33,11 +33,9 @@ class FusedFocalNetModulation(FocalNetModulation):
         f, kernels, h, proj = weights
         submodules.check_devices(hidden_state, [*f, *kernels, *h, *proj])
         linear = F.linear if torch.compiler.is_compiling() else matmul.linear  # compilers choose an implementation
-        query, context, gates = linear(hidden_state, *f).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
-        aggregated = focal_context(context, gates, kernels)
-        if self.normalize_modulator:
-            aggregated = aggregated / (self.focal_level + 1)
-        modulated = query * linear(aggregated, *h)
+        split = (self.dim, self.dim, self.focal_level + 1)
+        query, context, gates = project(linear, hidden_state, f, split)
+        modulated = modulated_query(linear, query, context, gates, kernels, h, self.normalize_modulator)
         if self.use_post_layernorm_in_modulation:
             modulated = self.layernorm(modulated)
         return self.projection_dropout(linear(modulated, *proj))

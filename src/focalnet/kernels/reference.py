@@ -32,13 +32,26 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
         InputError: the shapes or devices do not match.
     """
     check(context, gates, weights)
+    if not weights:
+        return F.gelu(context.mean((1, 2), keepdim=True)) * gates
+    gated, z = focal_levels(context, gates[..., :-1], weights)
+    return gated + F.gelu(z.mean((1, 2), keepdim=True)) * gates[..., -1:]
+
+
+def focal_levels(
+    context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The levels of ``focal_context`` without the global one; ``gates`` has L channels.
+
+    Returns:
+        The gated sum of the levels and the context of the last, both ``(B, H, W, C)``.
+    """
     z, gated = context, []
     for level, weight in enumerate(weights):
         z_BCHW = F.conv2d(z.permute(0, 3, 1, 2), weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
         z = F.gelu(z_BCHW.permute(0, 2, 3, 1))
         gated.append(z * gates[..., level : level + 1])
-    global_context = F.gelu(z.mean((1, 2), keepdim=True))
-    return functools.reduce(torch.add, [*gated, global_context * gates[..., -1:]])
+    return functools.reduce(torch.add, gated), z
 
 
 def check(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Registration of the CPU kernels with ``torch.library``."""
+"""Registration of the CPU and GPU kernels with ``torch.library``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from focalnet.errors import InputError
 from focalnet.ops import modes
 
 
-def registered(name: str, kernel: Callable[..., Any]) -> CustomOpDef:
-    """``torch.library.custom_op`` for a CPU kernel that modifies none of its arguments.
+def registered(name: str, kernel: Callable[..., Any], device_types: str | None = "cpu") -> CustomOpDef:
+    """``torch.library.custom_op`` for a kernel that modifies none of its arguments; by default one for the CPU.
 
     It raises ``InputError`` if it is called within forward-mode AD, where PyTorch would silently lose the tangents.
     """
@@ -31,7 +31,7 @@ def registered(name: str, kernel: Callable[..., Any]) -> CustomOpDef:
         return kernel(*arguments)
 
     schema = torch.library.infer_schema(kernel, mutates_args=())
-    return torch.library.custom_op(name, refusing, mutates_args=(), device_types="cpu", schema=schema)
+    return torch.library.custom_op(name, refusing, mutates_args=(), device_types=device_types, schema=schema)
 
 
 class KernelOp:

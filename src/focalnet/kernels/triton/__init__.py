@@ -1,8 +1,9 @@
 """The GPU kernels, written in Triton, which is imported on use because it may not be installed.
 
 ``kernels.py`` has the forward kernels of the focal context, ``gradients.py`` the backward kernels, ``tiling.py`` the
-tile sizes, and ``op.py`` the operation. ``deformable_kernels.py`` and ``deformable.py`` have deformable attention,
-which is experimental because it has never run on a GPU. ``proof.py`` is the self-test.
+tile sizes, and ``op.py`` the operation. ``rank_one.py`` has the global level as a rank-1 term, one of the ``forms``
+that are to be decided on a GPU. ``deformable_kernels.py`` and ``deformable.py`` have deformable attention, which is
+experimental because it has never run on a GPU. ``proof.py`` is the self-test and the fallback.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import torch
 from focalnet.errors import InputError
 from focalnet.kernels import backend, reference
 from focalnet.kernels.triton import proof
-from focalnet.ops.deformable import multi_scale_deformable_attention
 
 MAX_LEVELS = 16
 KERNELS = range(1, 16, 2)
 MAX_SCALES, MAX_HEAD_CHANNELS = 8, 256  # of deformable attention
-FOCAL_CONTEXT, DEFORMABLE = "focal context", "deformable attention"
-_MODULES = {FOCAL_CONTEXT: "focalnet.kernels.triton.op", DEFORMABLE: "focalnet.kernels.triton.deformable"}
+FOCAL_CONTEXT, RANK_ONE, DEFORMABLE = "focal context", "rank-1 global level", "deformable attention"
+_MODULES = {
+    FOCAL_CONTEXT: "focalnet.kernels.triton.op",
+    RANK_ONE: "focalnet.kernels.triton.rank_one",
+    DEFORMABLE: "focalnet.kernels.triton.deformable",
+}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # the oldest GPU that Triton supports, as a compute capability
 
@@ -37,7 +41,7 @@ def load(device: torch.device, dtype: torch.dtype = torch.bfloat16, operation: s
     Args:
         device: device of the tensors.
         dtype: dtype of the feature maps.
-        operation: ``FOCAL_CONTEXT`` or ``DEFORMABLE``.
+        operation: ``FOCAL_CONTEXT``, ``RANK_ONE`` or ``DEFORMABLE``.
 
     Returns:
         A description of Triton and the device, for users.
@@ -114,23 +118,31 @@ def focal_context(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[
     """
     if not weights:  # a mean and a product: nothing to fuse
         return reference.focal_context(context, gates, weights)
-    if torch.compiler.is_compiling() or backend.current() == "triton":
-        return run(context, gates, weights)
-    try:
-        return run(context, gates, weights)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers, drivers and caches may raise any exception
-        proof.deny(context.device, context.dtype, [weight.shape[-1] for weight in weights], error)
-        return reference.focal_context(context, gates, weights)
+    return levels(context, gates, weights)[0]
 
 
-def run(context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Runs the kernels, without a fallback."""
+def levels(
+    context: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operation for at least one level.
+
+    Returns:
+        The aggregated context, without the global level if ``gates`` has L channels; and the sum of the last level over
+        the plane (B, C), float32, which is differentiable only without the global level.
+    """
     sizes = [weight.shape[-1] for weight in weights]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (context, gates, *weights))
+    by_name = backend.current() == "triton"
     out: torch.Tensor
-    out, *_ = torch.ops.focalnet.focal_context_triton(context, gates, pack(weights), sizes, keep)
+    totals: torch.Tensor
+    out, _, totals = torch.ops.focalnet.focal_context_triton(context, gates, pack(weights), sizes, keep, by_name)
+    return out, totals
+
+
+def rank_one_product(query: torch.Tensor, modulator: torch.Tensor, gate: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """``query * (modulator + gate * v)``, see ``rank_one.product``; call ``load`` before."""
+    by_name = backend.current() == "triton"
+    out: torch.Tensor = torch.ops.focalnet.rank_one_product_triton(query, modulator, gate, v, by_name)
     return out
 
 
@@ -159,19 +171,8 @@ def deformable_attention(
 
     Kernels that do not compile or start fall back to the reference, as in ``focal_context``.
     """
-    run = torch.ops.focalnet.deformable_attention_triton
-    out: torch.Tensor
-    if torch.compiler.is_compiling() or backend.current() == "triton":
-        out = run(values, sizes, locations, weights)
-        return out
-    try:
-        out = run(values, sizes, locations, weights)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers, drivers and caches may raise any exception
-        proof.deny(values.device, values.dtype, DEFORMABLE, error)
-        shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
-        return multi_scale_deformable_attention(values, shapes, locations, weights)
+    by_name = backend.current() == "triton"
+    out: torch.Tensor = torch.ops.focalnet.deformable_attention_triton(values, sizes, locations, weights, by_name)
     return out
 
 

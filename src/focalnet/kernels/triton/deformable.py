@@ -12,22 +12,19 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.library import triton_op
 
-from focalnet.errors import InputError
-from focalnet.kernels import backend
+from focalnet.kernels.registered import registered
 from focalnet.kernels.triton import DEFORMABLE, MAX_SCALES, proof
 from focalnet.kernels.triton.deformable_kernels import backward_kernel, forward_kernel
-from focalnet.kernels.triton.op import on_device, wrap_triton
+from focalnet.kernels.triton.op import on_device
 from focalnet.ops import deformable as reference
 from focalnet.ops import derivatives
 
 _NUMBERS = 1024  # rows times channels of a program
 
 
-@triton_op("focalnet::deformable_attention_triton", mutates_args=())
-def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+@functools.partial(registered, "focalnet::deformable_attention_triton", device_types=None)
+def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor, by_name: bool) -> Tensor:
     """The operation.
 
     Args:
@@ -35,14 +32,27 @@ def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, we
         sizes: height and width of each level, one after the other.
         locations: ``(B, Q, H, L, P, 2)``, float32.
         weights: ``(B, Q, H, L, P)``, float32.
+        by_name: whether errors are raised, see ``proof.or_reference``.
 
     Returns:
         ``(B, Q, H * D)``, float32.
     """
-    if forward_ad._current_level >= 0:  # PyTorch would silently drop the tangent
-        raise InputError(
-            "deformable_attention_triton has no forward-mode derivative: call kernels.deformable_attention, which has"
-        )
+
+    def by_reference() -> Tensor:
+        shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+        return reference.multi_scale_deformable_attention(values, shapes, locations, weights).contiguous()
+
+    run = functools.partial(_forward, values, sizes, locations, weights)
+    return proof.or_reference(run, by_reference, values, DEFORMABLE, by_name)
+
+
+@deformable_attention.register_fake
+def _(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor, by_name: bool) -> Tensor:
+    batch, queries = weights.shape[:2]
+    return weights.new_empty((batch, queries, values.shape[2] * values.shape[3]))
+
+
+def _forward(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     values, locations, weights = values.contiguous(), locations.contiguous(), weights.contiguous()
     batch, queries, heads, levels, points = weights.shape
     channels = values.shape[3]
@@ -51,21 +61,41 @@ def deformable_attention(values: Tensor, sizes: list[int], locations: Tensor, we
     programs, block = _blocks(rows, channels)
     with on_device(values.device):
         _launch(
-            wrap_triton(forward_kernel), programs,
+            forward_kernel, programs,
             values, locations, weights, out, rows, values.shape[1], queries, *_padded(sizes),
             H=heads, D=channels, L=levels, P=points, **block,
         )  # fmt: skip
     return out
 
 
-@triton_op("focalnet::deformable_attention_triton_backward", mutates_args=())
+@functools.partial(registered, "focalnet::deformable_attention_triton_backward", device_types=None)
 def deformable_attention_backward(
-    grad: Tensor, values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
+    grad: Tensor, values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor, by_name: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values (in their dtype), locations and weights (float32).
 
     If ``grad`` or ``weights`` contain a value that is not finite, the whole gradient of the values is NaN.
     """
+
+    def by_reference() -> tuple[Tensor, Tensor, Tensor]:
+        function = functools.partial(reference.differentiable, sizes)
+        grad_values, grad_locations, grad_weights = proof.vector_jacobian(function, (values, locations, weights), grad)
+        return grad_values.contiguous(), grad_locations.contiguous(), grad_weights.contiguous()
+
+    run = functools.partial(_gradients, grad, values, sizes, locations, weights)
+    return proof.or_reference(run, by_reference, values, DEFORMABLE, by_name)
+
+
+@deformable_attention_backward.register_fake
+def _(
+    grad: Tensor, values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor, by_name: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return values.new_empty(values.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+def _gradients(
+    grad: Tensor, values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     grad, values, locations, weights = (x.contiguous() for x in (grad, values, locations, weights))
     batch, queries, heads, levels, points = weights.shape
     channels = values.shape[3]
@@ -79,7 +109,7 @@ def deformable_attention_backward(
     programs, block = _blocks(rows, channels)
     with on_device(values.device):
         _launch(
-            wrap_triton(backward_kernel), programs,
+            backward_kernel, programs,
             grad, values, locations, weights, units, sums, grad_locations, grad_weights,
             rows, values.shape[1], queries, *_padded(sizes),
             H=heads, D=channels, L=levels, P=points, **block,
@@ -104,26 +134,18 @@ def _padded(sizes: list[int]) -> list[int]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    values, ctx.sizes, locations, weights = inputs
-    ctx.by_name = backend.current() == "triton"  # read here because the backward pass has its own thread
+    values, ctx.sizes, locations, weights, ctx.by_name = inputs
     ctx.save_for_backward(values, locations, weights)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     values, locations, weights = ctx.saved_tensors
-    if not derivatives.needed(grad):
-        try:
-            found = deformable_attention_backward(grad, values, ctx.sizes, locations, weights)
-            return found[0], None, found[1], found[2]
-        except (torch.OutOfMemoryError, InputError):
-            raise
-        except Exception as error:  # compilers, drivers and caches may raise any exception
-            if ctx.by_name or torch.compiler.is_compiling():
-                raise
-            proof.deny(values.device, values.dtype, DEFORMABLE, error)
-    by_reference = functools.partial(reference.differentiable, ctx.sizes)
-    grads = derivatives.gradients(by_reference, (values, locations, weights), [grad])
-    return grads[0], None, grads[1], grads[2]
+    if derivatives.needed(grad):
+        by_reference = functools.partial(reference.differentiable, ctx.sizes)
+        grads = derivatives.gradients(by_reference, (values, locations, weights), [grad])
+    else:
+        grads = list(deformable_attention_backward(grad, values, ctx.sizes, locations, weights, ctx.by_name))
+    return grads[0], None, grads[1], grads[2], None
 
 
 deformable_attention.register_autograd(_differentiate, setup_context=_keep)

@@ -4,7 +4,8 @@ With ``z_l`` the input of GELU at level l, ``c_l = GELU(z_l)`` its context, ``G`
 
     dc_l = G * gate_l + transposed_conv(dz_{l+1})      dz_l = dc_l * GELU'(z_l)      dgate_l = sum over C of G * c_l
 
-where the last level receives the gradient of the mean instead of a convolution's. The kernels return partial sums over
+where the last level receives the gradient of the mean instead of a convolution's, or, if there is no gate of the global
+level, the gradient of its sum over the plane. The kernels return partial sums over
 channels and pixels, one per block, which PyTorch adds in a fixed order, so that results are deterministic.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
@@ -27,15 +28,15 @@ def gelu_slope(x, cdf):
 
 @triton.jit
 def level_gradient(
-    arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
-    LEVEL: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr,
+    arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C,
+    LEVEL: tl.constexpr, GATES: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr,
 ):  # fmt: skip
     """Computes the gradients of a level's ``z`` and gate from that of its context.
 
     Args:
         arriving: gradient from the level above, a tuple of TW, each (R, BC).
         grad: (B, H, W, C); z: (L, B, H, W, C).
-        grad_z: output, like ``z``; contexts: output if KEEP, like ``z``; gate_parts: output, (columns, B, H, W, L + 1).
+        grad_z: output, like ``z``; contexts: output if KEEP, like ``z``; gate_parts: output, (columns, B, H, W, GATES).
     """
     for t in tl.static_range(TW):
         pixel = h * W + w + t
@@ -44,19 +45,19 @@ def level_gradient(
         here = (LEVEL * B + b) * H * W * C + pixel * C + c
         g = tl.load(grad + b * H * W * C + pixel * C + c, mask=mine, other=0.0).to(tl.float32)
         x = tl.load(z + here, mask=mine, other=0.0).to(tl.float32)
-        gate = tl.load(gates + b * g_b + pixel * g_p + LEVEL, mask=exists, other=0.0).to(tl.float32)
+        gate = tl.load(gates + (b * H * W + pixel) * g_p + LEVEL, mask=exists, other=0.0).to(tl.float32)
         cdf = normal_cdf(x)
         value = tl.fma(g, gate, arriving[t]) * gelu_slope(x, cdf)
         tl.store(grad_z + here, value.to(grad_z.dtype.element_ty), mask=mine)
         if KEEP:
             tl.store(contexts + here, (x * cdf).to(contexts.dtype.element_ty), mask=mine)
-        part = gate_parts + ((column * B + b) * H * W + pixel) * (L + 1) + LEVEL
+        part = gate_parts + ((column * B + b) * H * W + pixel) * GATES + LEVEL
         tl.store(part, tl.sum(g * x * cdf, 1)[:, None], mask=exists)
 
 
 @triton.jit
 def global_gradient(
-    grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
+    grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of the global level's gate in a block.
@@ -69,7 +70,7 @@ def global_gradient(
         pixel = h * W + w + t
         exists = live & (w + t < W)
         g = tl.load(grad + b * H * W * C + pixel * C + c, mask=exists & (c < C), other=0.0).to(tl.float32)
-        total = tl.fma(g, tl.load(gates + b * g_b + pixel * g_p + L, mask=exists, other=0.0).to(tl.float32), total)
+        total = tl.fma(g, tl.load(gates + (b * H * W + pixel) * g_p + L, mask=exists, other=0.0).to(tl.float32), total)
         part = gate_parts + ((column * B + b) * H * W + pixel) * (L + 1) + L
         tl.store(part, tl.sum(g * everywhere, 1)[:, None], mask=exists)
     return total
@@ -77,7 +78,7 @@ def global_gradient(
 
 @triton.jit(do_not_specialize=SIZES)
 def global_gradient_kernel(
-    grad, gates, totals, gate_parts, parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
+    grad, gates, totals, gate_parts, parts, g_p, B, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """``global_gradient`` of one block; totals: (B, C) of the forward pass; parts: (B, blocks, C), its sums."""
@@ -90,7 +91,7 @@ def global_gradient_kernel(
     h, w, live = strips_of(block, H, W, per_row, TW, R)
     everywhere = gelu(tl.load(totals + b * C + c, mask=c < C, other=0.0) / (H * W))
     total = global_gradient(
-        grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C, L, TW, R, BC
+        grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C, L, TW, R, BC
     )
     tl.store(parts + (b * blocks + block) * C + c, tl.sum(total, 0)[None, :], mask=c < C)
 
@@ -104,29 +105,35 @@ def mean_gradient(total, everywhere_of, H, W):
 
 @triton.jit(do_not_specialize=SIZES)
 def last_gradient_kernel(
-    grad, z, gates, totals, global_totals, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
-    L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+    grad, z, gates, totals, total_gradients, grad_z, contexts, gate_parts, g_p, B, H, W, C, per_row, blocks, columns,
+    L: tl.constexpr, GATES: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """``level_gradient`` of the last level, which receives the mean's gradient; global_totals: (B, C)."""
+    """``level_gradient`` of the last level.
+
+    Args:
+        totals: (B, C) of the forward pass.
+        total_gradients: (B, C); the sum of ``G * gate`` of the global level or, without it, the gradient of ``totals``.
+    """
     program = tl.program_id(0)
     column = program % columns
     c = channels_of(column, BC)
     image = program // columns
     b = (image // blocks).to(tl.int64)
     h, w, live = strips_of(image % blocks, H, W, per_row, TW, R)
-    total = tl.load(global_totals + b * C + c, mask=c < C, other=0.0)
-    arriving = mean_gradient(total, tl.load(totals + b * C + c, mask=c < C, other=0.0), H, W)
+    arriving = tl.load(total_gradients + b * C + c, mask=c < C, other=0.0)
+    if GATES > L:
+        arriving = mean_gradient(arriving, tl.load(totals + b * C + c, mask=c < C, other=0.0), H, W)
     arriving = (tl.zeros([R, BC], tl.float32) + arriving,) * TW
     level_gradient(
-        arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
-        L - 1, L, False, TW,
+        arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C,
+        L - 1, GATES, False, TW,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def level_gradient_kernel(
-    grad, z, gates, taps, grad_z, contexts, gate_parts, g_b, g_p, B, H, W, C, per_row, blocks, columns,
-    K: tl.constexpr, LEVEL: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+    grad, z, gates, taps, grad_z, contexts, gate_parts, g_p, B, H, W, C, per_row, blocks, columns,
+    K: tl.constexpr, LEVEL: tl.constexpr, GATES: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Backward through the convolution above LEVEL (of size K, with weights ``taps``) and through LEVEL."""
     program = tl.program_id(0)
@@ -138,8 +145,8 @@ def level_gradient_kernel(
     above = grad_z + ((LEVEL + 1) * B + b) * H * W * C
     arriving = convolve(above, C, taps, h, w, c, live, H, W, C, K, TW, BC, True)
     level_gradient(
-        arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
-        LEVEL, L, True, TW,
+        arriving, grad, z, gates, grad_z, contexts, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C,
+        LEVEL, GATES, True, TW,
     )  # fmt: skip
 
 
@@ -168,27 +175,33 @@ def descend(above, taps, out, h, w, live, c, H, W, C, K: tl.constexpr, TW: tl.co
 
 @triton.jit(do_not_specialize=SIZES)
 def plane_gradient_kernel(
-    grad, x, gates, taps, z, contexts, out, gate_parts, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
-    KERNELS: tl.constexpr, L: tl.constexpr, TAPS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+    grad, x, gates, taps, total_gradients, z, contexts, out, gate_parts, x_p, g_p, B, H, W, C, per_row, blocks, columns,
+    KERNELS: tl.constexpr, L: tl.constexpr, GATES: tl.constexpr, TAPS: tl.constexpr,
+    TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """All gradients except the kernel weights', for one image and block of channels; recomputes the levels first.
 
     Afterwards ``z`` holds the gradients of all levels' convolutions and ``contexts`` the contexts, both
-    (L, B, H, W, C), as input of ``weight_gradient_kernel``. TAPS is the number of kernel weights of all levels.
+    (L, B, H, W, C), as input of ``weight_gradient_kernel``. TAPS is the number of kernel weights of all levels. Only
+    without the global level, ``total_gradients`` is read: the gradient of the forward pass's ``totals``, (B, C).
     """
     program = tl.program_id(0)
     column = program % columns
     c = channels_of(column, BC)
     b = (program // columns).to(tl.int64)
-    total = climb(x, taps, contexts, z, x_b, x_p, b, c, B, H, W, C, per_row, blocks, KERNELS, L, True, TW, R, BC)
-    everywhere = gelu(total / (H * W))
-    through_mean = tl.zeros([R, BC], tl.float32)
-    for block in range(blocks):
-        h, w, live = strips_of(block, H, W, per_row, TW, R)
-        through_mean += global_gradient(
-            grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C, L, TW, R, BC
-        )
-    arriving_mean = tl.zeros([R, BC], tl.float32) + mean_gradient(tl.sum(through_mean, 0)[None, :], total, H, W)
+    total = climb(x, taps, contexts, z, x_p, b, c, B, H, W, C, per_row, blocks, KERNELS, L, True, TW, R, BC)
+    if GATES > L:
+        everywhere = gelu(total / (H * W))
+        through_mean = tl.zeros([R, BC], tl.float32)
+        for block in range(blocks):
+            h, w, live = strips_of(block, H, W, per_row, TW, R)
+            through_mean += global_gradient(
+                grad, gates, everywhere, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C, L, TW, R, BC
+            )
+        arriving_mean = mean_gradient(tl.sum(through_mean, 0)[None, :], total, H, W)
+    else:
+        arriving_mean = tl.load(total_gradients + b * C + c, mask=c < C, other=0.0)
+    arriving_mean = tl.zeros([R, BC], tl.float32) + arriving_mean
     kernel = taps + TAPS * C
     for down in tl.static_range(L):
         if down > 0:
@@ -200,8 +213,8 @@ def plane_gradient_kernel(
                 above = z + ((L - down) * B + b) * H * W * C
                 arriving = convolve(above, C, kernel, h, w, c, live, H, W, C, size_of(KERNELS, L - down), TW, BC, True)
             level_gradient(
-                arriving, grad, z, gates, z, contexts, gate_parts, h, w, live, c, b, column, g_b, g_p, B, H, W, C,
-                L - 1 - down, L, False, TW,
+                arriving, grad, z, gates, z, contexts, gate_parts, h, w, live, c, b, column, g_p, B, H, W, C,
+                L - 1 - down, GATES, False, TW,
             )  # fmt: skip
         tl.debug_barrier()  # the level below reads values written by other threads
     for block in range(blocks):
@@ -211,13 +224,13 @@ def plane_gradient_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
-    x, grad_z, parts, x_b, x_p, B, H, W, C, per_row, steps, columns, groups, first_tap, taps_of_all,
+    x, grad_z, parts, x_p, B, H, W, C, per_row, steps, columns, groups, first_tap, taps_of_all,
     K: tl.constexpr, ROWS: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of ROWS rows of a kernel, summed over ``steps`` blocks of strips numbered through all images.
 
     Args:
-        x: the convolution's input, strides ``x_b``, ``x_p``; grad_z: (B, H, W, C).
+        x: the convolution's input, pixel stride ``x_p``; grad_z: (B, H, W, C).
         parts: (chunks, ``taps_of_all``, C), kernel weights of all levels; this level's start at ``first_tap``.
     """
     program = tl.program_id(0)
@@ -238,7 +251,7 @@ def weight_gradient_kernel(
         for ky in tl.static_range(ROWS):
             y = h + first + (ky - K // 2)
             row = inside & (y.to(tl.uint32, bitcast=True) < H)
-            below = x + b * x_b + (y * W + w - K // 2) * x_p + c
+            below = x + b * H * W * x_p + (y * W + w - K // 2) * x_p + c
             for j in tl.static_range(TW + K - 1):
                 seen = row & ((w + (j - K // 2)).to(tl.uint32, bitcast=True) < W)
                 value = tl.load(below + j * x_p, mask=seen, other=0.0).to(tl.float32)

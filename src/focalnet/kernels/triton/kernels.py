@@ -5,8 +5,9 @@ strips times ``BC`` channels. Each thread computes one strip of a few channels: 
 convolution in registers and uses each input pixel it loads for up to ``TW`` of them. Tuples are such per-thread lists,
 whose loops are unrolled at compile time. Sums are float32 for all dtypes.
 
-Tensors are addressed by image and pixel, with any pixel stride and contiguous channels. Offsets within an image have 32
-bits, those of images 64 bits.
+Tensors are addressed by pixel, with any pixel stride and contiguous channels; rows and images follow each other.
+Offsets within an image have 32 bits, those of images 64 bits. If the gates have no channel for the global level
+(``GATES`` is L, not L + 1), it is not added; it is then a rank-1 term after ``h``, see ``rank_one.py``.
 """
 # Triton interprets type annotations in these signatures itself.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment"
@@ -16,8 +17,8 @@ import triton
 import triton.language as tl
 
 # Arguments that depend on the image size: specializing kernels on their divisibility by 16 would recompile them for
-# many sizes. For the gates' strides it has no benefit, since single values are read.
-SIZES = ("B", "H", "W", "per_row", "blocks", "columns", "steps", "groups", "first_tap", "taps_of_all", "g_b", "g_p")
+# many sizes. For the gates' stride it has no benefit, since single values are read.
+SIZES = ("B", "H", "W", "per_row", "blocks", "columns", "steps", "groups", "first_tap", "taps_of_all", "g_p")
 
 # log2 of the normal distribution function at -a, a in [0, 8], lowest order first (benchmarks/gpu/fit_gelu.py).
 _R0 = tl.constexpr(-0.9999999345794706)
@@ -109,14 +110,14 @@ def convolve(
 
 @triton.jit(do_not_specialize=SIZES)
 def level_kernel(
-    x, taps, gates, contexts, z, out, totals, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
+    x, taps, gates, contexts, z, out, totals, x_p, g_p, B, H, W, C, per_row, blocks, columns,
     K: tl.constexpr, LEVEL: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr,
     TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """One level: convolution and GELU. The last level also sums the gated levels, and its own context for the mean.
 
     Args:
-        x: the operation's input, strides ``x_b``, ``x_p``, read by level 0; taps: (K * K, C); gates: (B, H, W, L + 1).
+        x: the operation's input, pixel stride ``x_p``, read by level 0; taps: (K * K, C); gates: (B, H, W, GATES).
         contexts: (L - 1, B, H, W, C), contexts of all levels but the last.
         z: (L, B, H, W, C), output of the convolutions for the backward pass if KEEP.
         out: (B, H, W, C), the gated sum, written by the last level.
@@ -128,7 +129,7 @@ def level_kernel(
     block = image % blocks
     b = (image // blocks).to(tl.int64)
     h, w, live = strips_of(block, H, W, per_row, TW, R)
-    below = x + b * x_b
+    below = x + b * H * W * x_p
     below_p = x_p
     if LEVEL > 0:
         below = contexts + ((LEVEL - 1) * B + b) * H * W * C
@@ -145,7 +146,7 @@ def level_kernel(
         value = gelu(sums[t])
         if LAST:
             total += tl.where(mine, value, 0.0)
-            gate = gates + b * g_b + pixel * g_p
+            gate = gates + (b * H * W + pixel) * g_p
             value *= tl.load(gate + LEVEL, mask=exists, other=0.0).to(tl.float32)
             value = add_gated(value, contexts, gate, b, pixel * C + c, exists, mine, B, H * W * C, LEVEL)
             tl.store(out + b * H * W * C + pixel * C + c, value.to(out.dtype.element_ty), mask=mine)
@@ -166,7 +167,7 @@ def add_gated(value, contexts, gate, b, here, exists, mine, B, image, LEVELS: tl
 
 @triton.jit(do_not_specialize=SIZES)
 def finish_kernel(
-    out, gates, totals, g_b, g_p, H, W, C, per_row, blocks, columns,
+    out, gates, totals, g_p, H, W, C, per_row, blocks, columns,
     L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Adds the global level, ``gelu(mean) * gate``, to the gated sum in place; totals: (B, C)."""
@@ -180,26 +181,26 @@ def finish_kernel(
         pixel = h * W + w + t
         exists = live & (w + t < W)
         here = out + b * H * W * C + pixel * C + c
-        gate = tl.load(gates + b * g_b + pixel * g_p + L, mask=exists, other=0.0).to(tl.float32)
+        gate = tl.load(gates + (b * H * W + pixel) * g_p + L, mask=exists, other=0.0).to(tl.float32)
         value = tl.load(here, mask=exists & (c < C), other=0.0).to(tl.float32)
         tl.store(here, tl.fma(everywhere, gate, value).to(out.dtype.element_ty), mask=exists & (c < C))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def plane_kernel(
-    x, taps, gates, contexts, out, x_b, x_p, g_b, g_p, B, H, W, C, per_row, blocks, columns,
-    KERNELS: tl.constexpr, L: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
+    x, taps, gates, contexts, out, totals, x_p, g_p, B, H, W, C, per_row, blocks, columns,
+    KERNELS: tl.constexpr, L: tl.constexpr, GATES: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The whole operation for one image and block of channels, without recomputed halos or a separate mean.
 
-    The levels communicate through ``contexts``, (L, B, H, W, C), which stays in the caches. KERNELS: see ``size_of``.
+    The levels communicate through ``contexts``, (L, B, H, W, C), which stays in the caches. ``totals`` gets the sum of
+    the last one, (B, C). KERNELS: see ``size_of``.
     """
     program = tl.program_id(0)
     c = channels_of(program % columns, BC)
     b = (program // columns).to(tl.int64)
-    total = climb(
-        x, taps, contexts, contexts, x_b, x_p, b, c, B, H, W, C, per_row, blocks, KERNELS, L, False, TW, R, BC
-    )
+    total = climb(x, taps, contexts, contexts, x_p, b, c, B, H, W, C, per_row, blocks, KERNELS, L, False, TW, R, BC)
+    tl.store(totals + b * C + c, total, mask=c < C)
     everywhere = gelu(total / (H * W))
     for block in range(blocks):
         h, w, live = strips_of(block, H, W, per_row, TW, R)
@@ -207,15 +208,17 @@ def plane_kernel(
             pixel = h * W + w + t
             exists = live & (w + t < W)
             mine = exists & (c < C)
-            gate = gates + b * g_b + pixel * g_p
-            value = everywhere * tl.load(gate + L, mask=exists, other=0.0).to(tl.float32)
+            gate = gates + (b * H * W + pixel) * g_p
+            value = tl.zeros([R, BC], tl.float32)
+            if GATES > L:
+                value = everywhere * tl.load(gate + L, mask=exists, other=0.0).to(tl.float32)
             value = add_gated(value, contexts, gate, b, pixel * C + c, exists, mine, B, H * W * C, L)
             tl.store(out + b * H * W * C + pixel * C + c, value.to(out.dtype.element_ty), mask=mine)
 
 
 @triton.jit
 def climb(
-    x, taps, contexts, z, x_b, x_p, b, c, B, H, W, C, per_row, blocks,
+    x, taps, contexts, z, x_p, b, c, B, H, W, C, per_row, blocks,
     KERNELS: tl.constexpr, L: tl.constexpr, KEEP: tl.constexpr, TW: tl.constexpr, R: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Computes all levels of one plane in order, into ``contexts`` (and the inputs of GELU into ``z`` if KEEP).
@@ -225,7 +228,7 @@ def climb(
     """
     total = tl.zeros([R, BC], tl.float32)
     for level in tl.static_range(L):
-        below = x + b * x_b
+        below = x + b * H * W * x_p
         below_p = x_p
         if level > 0:
             below = contexts + ((level - 1) * B + b) * H * W * C

@@ -18,8 +18,9 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from focalnet.errors import InputError
 from focalnet.kernels import backend, reference
 from focalnet.kernels.cpu.proof import deformable_example
 from focalnet.ops import deformable
+from focalnet.ops.precision import without_autocast
+
+Result = TypeVar("Result")
 
 SECONDS = 300  # time limit for compiling and running all cases, which usually takes some ten
 # Relative to the largest value of a result: some ten times the expected rounding error.
@@ -58,6 +62,43 @@ def deny(device: torch.device, dtype: torch.dtype, kernels: Sequence[int] | str,
 def denied(device: torch.device, dtype: torch.dtype, kernels: Sequence[int] | str) -> str | None:
     """The reason why these kernels are on the deny list; None if they are not."""
     return _denied.get((device, dtype, kernels if isinstance(kernels, str) else tuple(kernels)))
+
+
+def or_reference(
+    run: Callable[[], Result],
+    by_reference: Callable[[], Result],
+    tensor: Tensor,
+    kernels: Sequence[int] | str,
+    by_name: bool,
+) -> Result:
+    """Runs kernels, or the reference if they are on the deny list; kernels that raise an error are put there.
+
+    Operations call it within, so that it also protects compiled models, whose graphs call the operations.
+
+    Args:
+        run: runs the kernels.
+        by_reference: computes the same by PyTorch's operations.
+        tensor: the feature map, for its device and dtype.
+        kernels: see ``deny``.
+        by_name: the backend was requested by name: an error is raised instead.
+    """
+    if by_name:
+        return run()
+    if denied(tensor.device, tensor.dtype, kernels) is None:
+        try:
+            return run()
+        except (torch.OutOfMemoryError, InputError):
+            raise
+        except Exception as error:  # compilers, drivers and caches may raise any exception
+            deny(tensor.device, tensor.dtype, kernels, error)
+    return by_reference()
+
+
+def vector_jacobian(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> tuple[Tensor, ...]:
+    """Gradients of ``inputs``; within a registered operation autograd records nothing, but ``torch.func`` does."""
+    with without_autocast(inputs[0].device):
+        pull: Callable[[Any], tuple[Tensor, ...]] = torch.func.vjp(function, *inputs)[1]
+        return pull(grads)
 
 
 @functools.cache
@@ -101,6 +142,8 @@ def disagreement(device: torch.device, dtype: torch.dtype, operation: str = "foc
     cases: Iterator[tuple[str, Tensor, Tensor]]
     if operation == "focal context":
         cases = (case for shape in _SHAPES for case in _cases(shape, device, dtype))
+    elif operation == "rank-1 global level":
+        cases = (case for shape in _SHAPES for case in _rank_one_cases(shape, device, dtype))
     else:
         cases = _deformable_cases(device, dtype)
     for name, result, expected in cases:
@@ -113,7 +156,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, operation: str = "foc
 
 def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, result and expected result. Gates and context are slices of a projection with an odd pixel stride."""
-    from focalnet.kernels.triton import run
+    from focalnet.kernels.triton import focal_context
 
     importlib.import_module("focalnet.kernels.triton.op")  # registers the operation
     C, L = shape[3], len(_SIZES)
@@ -133,9 +176,43 @@ def _cases(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
         return [out.detach(), *torch.autograd.grad(out, [leaf, *weights], grad.to(computed_dtype))]
 
     with backend.use("triton"):  # by name, so that errors are raised
-        results = differentiated(run, dtype)
+        results = differentiated(focal_context, dtype)
     expected = differentiated(reference.focal_context, torch.float64)
     names = ["the output", "the gradient of context and gates", *["the gradient of a kernel"] * L]
+    yield from zip([f"{name} of a feature map {shape}" for name in names], results, expected, strict=True)
+
+
+def _rank_one_cases(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, result and expected result of a modulated query, whose global level is added after the projection ``h``."""
+    from focalnet.kernels.modulator import by_rank_one
+
+    for name in ("op", "rank_one"):  # registers the operations
+        importlib.import_module(f"focalnet.kernels.triton.{name}")
+    C, L = shape[3], len(_SIZES)
+    projection = _waves((*shape[:3], 2 * C + L + 1), dtype, 1, device)
+    kernels = [_waves((C, 1, k, k), dtype, 2 + level, device) / k for level, k in enumerate(_SIZES)]
+    h = _waves((C, C), dtype, 5, device) / C**0.5, _waves((C,), dtype, 6, device)
+    grad = _waves(shape, dtype, 7, device)
+
+    linear = torch.nn.functional.linear
+
+    def differentiated(computed_dtype: torch.dtype) -> list[Tensor]:
+        leaf, *leaves = (x.to(computed_dtype).detach().requires_grad_() for x in (projection, *h, *kernels))
+        query, context, gates = torch.split(leaf, [C, C, L + 1], -1)
+        if computed_dtype == torch.float64:
+            aggregated = reference.focal_context(context, gates, leaves[2:]) / (L + 1)
+            out = query * linear(aggregated, *leaves[:2])
+        else:
+            out = by_rank_one(linear, query, context, gates, leaves[2:], leaves[:2], True)
+        return [out.detach(), *torch.autograd.grad(out, [leaf, *leaves], grad.to(computed_dtype))]
+
+    with backend.use("triton"):  # by name, so that errors are raised
+        results = differentiated(dtype)
+    expected = differentiated(torch.float64)
+    of = "query, context and gates", "the weight of h", "the bias of h", *["a kernel"] * L
+    names = ["the output", *(f"the gradient of {name}" for name in of)]
     yield from zip([f"{name} of a feature map {shape}" for name in names], results, expected, strict=True)
 
 
@@ -151,8 +228,11 @@ def _deformable_cases(device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         out = function(leaves[0], sizes, leaves[1], leaves[2])
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-    with backend.use("triton"):  # by name: nothing falls back
-        found = differentiated(torch.ops.focalnet.deformable_attention_triton, tensors, grad)
+    def run(values: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+        out: Tensor = torch.ops.focalnet.deformable_attention_triton(values, sizes, locations, weights, True)
+        return out
+
+    found = differentiated(run, tensors, grad)
     doubles = [x.double() for x in tensors]
     truth = differentiated(lambda v, s, p, w: deformable.differentiable(s, v, p, w), doubles, grad.double())
     names = ["the output", *(f"the gradient of the {name}" for name in ("values", "locations", "weights"))]
