@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from focalnet.visualize import palettes
@@ -147,10 +148,12 @@ def draw_profiles(
         for level, line in enumerate(shares):
             color = palettes.CLASSES[level % len(palettes.CLASSES)]
             marker = "os^Dv"[level % 5]
-            axes.plot(np.arange(len(line)), 100 * line, marker=marker, color=color, label=f"level {level + 1}")
+            reach = int(np.flatnonzero(line).max(initial=0)) + 1
+            axes.plot(np.arange(reach), 100 * line[:reach], marker=marker, color=color, label=f"level {level + 1}")
         axes.set_title(printable(name), color=theme.ink, fontsize=10, parse_math=False)
         axes.set_xlabel(f"distance, cells of {stride} px", color=theme.ink)
         axes.tick_params(colors=theme.faint)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         for spine in axes.spines.values():
             spine.set_color(theme.faint)
