@@ -1,18 +1,26 @@
-"""``focalnet explain``: draws what the network attends to."""
+"""``focalnet explain``: draws what the network attends to, and measures explanations on a data set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from focalnet.cli import DEFAULT_MODEL
 from focalnet.cli.terminal import say
+from focalnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from focalnet.models import Model
 
 
 def explain(
-    paths: Annotated[list[str], typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.", show_default=False)
+    ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A name in 'focalnet models', or a weights file.")] = (
         DEFAULT_MODEL
     ),
@@ -22,23 +30,97 @@ def explain(
         typer.Option(help="Block to show, e.g. layers.2.blocks.1; repeatable; default: the last block of each stage."),
     ] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also draw the depthwise kernels of the blocks.")] = False,
+    profiles: Annotated[
+        bool, typer.Option("--profiles", help="Also draw how far the kernels of each level reach, in all.")
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Class to explain with a heat map, by name or number; default: what is predicted best."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Heat map to draw, e.g. modulator_cam, gates_cam, grad_cam, integrated_gradients; repeatable; with "
+            "--evaluate: methods to measure, by default all."
+        ),
+    ] = None,
+    levels: Annotated[
+        bool, typer.Option("--levels", help="Also draw a page with a row for each focal level, as in the paper.")
+    ] = False,
+    animation: Annotated[
+        bool, typer.Option("--animation", help="Also write the modulators of all blocks, from first to last, as a GIF.")
+    ] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="Light text on a dark background.")] = False,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of images: a labelled data set to measure methods on; writes evaluation.json, .csv and .html "
+            "to --out; continues an interrupted evaluation there."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="With --evaluate: images to look at, chosen at random.")] = 100,
+    split: Annotated[str, typer.Option(help="With --evaluate: split of the data: train, val or test.")] = "test",
 ) -> None:
     """Draws what the network attends to.
 
-    Overlays the gate of each focal level, the global gate and the norm of the modulator on each image.
+    Overlays the gate of each focal level, the global gate and the norm of the modulator on each image. With --target or
+    --method it also draws where the answer comes from, as a heat map. With --evaluate it measures how faithful such
+    heat maps are.
     """
+    if evaluate is not None:
+        if paths:
+            raise ConfigError("--evaluate takes the images of its data set: give no other images")
+        _evaluate(model, evaluate, out, method, images, split)
+        return
+    if not paths:
+        raise ConfigError("no images: give files, folders or patterns, or a data set to --evaluate")
     from focalnet.data.images import find
 
     files = find(paths)  # before importing torch, so that a mistyped path fails at once
 
     from focalnet import explanations, zoo
-    from focalnet.visualize import draw_kernels, save_image, unique_names
+    from focalnet.visualize import draw_kernels, draw_profiles, save_animation, save_image, unique_names
 
-    loaded = zoo.load(model)
-    network = loaded.backbone
+    network = zoo.load(model)
+    class_wanted = int(target) if target is not None and target.isdecimal() else target
     for file, name in zip(files, unique_names(files), strict=True):
-        sheet, *overlays = explanations.explain(network, file, block).save(out / name)
+        first, *more = method or [""]
+        explanation = explanations.explain(network, file, block, target=class_wanted, method=first or None)
+        sheet, *overlays = explanation.save(out / name, dark=dark)
         say(file, f"  {sheet} and {len(overlays)} overlays in the same folder")
+        for other in more:
+            another = explanations.explain(network, file, block, target=class_wanted, method=other)
+            say(other, f"  {save_image(another.heat_sheet(dark=dark), out / name / f'heat-{other}.png')}")
+        if levels:
+            say("levels", f"  {save_image(explanation.levels(dark=dark), out / name / 'levels.png')}")
+        if animation:
+            all_blocks = explanations.explain(network, file, explanations.block_names(network))
+            say("depth", f"  {save_animation(all_blocks.depth_frames(dark=dark), out / name / 'depth.gif')}")
     if kernels:
-        drawing = draw_kernels(explanations.kernels(network, block), title=model)
+        drawing = draw_kernels(explanations.kernels(network, block), title=model, dark=dark)
         say("kernels", f"  {save_image(drawing, out / 'kernels.png')}")
+    if profiles:
+        found = explanations.kernel_profiles(network, block)
+        shares = {name: profile.shares for name, profile in found.items()}
+        strides = [profile.stride for profile in found.values()]
+        drawing = draw_profiles(shares, strides, title=f"{model}: effective kernels", dark=dark)
+        say("profiles", f"  {save_image(drawing, out / 'kernel-profiles.png')}")
+
+
+def _evaluate(name: str, data: Path, out: Path, methods: list[str] | None, images: int, split: str) -> None:
+    from focalnet import zoo
+    from focalnet.explanations.evaluation import COLUMNS, evaluate
+    from focalnet.explanations.page import write_page
+
+    network: Model[Any, Any] = zoo.load(name)
+    evaluation = evaluate(
+        network, data, out, methods=methods, images=images, split=split, say=lambda line: say("progress", f"  {line}")
+    )
+    page = write_page(evaluation, out / "evaluation.html")
+    lines = []
+    for measure, verdict in evaluation.verdicts.items():
+        best = COLUMNS[measure].higher_is_better
+        means = {method: row[measure].mean for method, row in evaluation.cells.items() if measure in row}
+        winner = (max if best else min)(means, key=lambda method: means[method])
+        lines.append(f"  {COLUMNS[measure].title:26} {verdict:10} best: {winner} ({means[winner]:.3f})")
+    say(page, *lines)

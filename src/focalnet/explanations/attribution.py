@@ -3,8 +3,8 @@
 Every method gives one value for each pixel of the network's input. ``METHODS`` describes them, and ``attribute``
 computes one.
 
-Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m of the
-same shape its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
+Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m
+``(C, h, w)`` its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Score: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 
 CELLS = 14  # cells of a feature map across a target: ImageNet's 224 pixels at stride 16
 STEPS = 50  # of integrated gradients
-AT_ONCE = 64  # versions of an image in one forward pass
+AT_ONCE = 64  # versions of an image in one forward pass, at most
+PIXELS = 2**19  # of all these versions: their derivatives are held
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +290,7 @@ def _score_cam(request: Request) -> Tensor:
             with torch.no_grad():
                 scores = [
                     request.score(request.pixels[image] * part[:, None], torch.full((len(part),), image))
-                    for part in torch.split(masks, AT_ONCE)
+                    for part in torch.split(masks, _at_once(request))
                 ]
             weights.append(torch.cat(scores).float().softmax(0))
         maps[name] = (features.float() * torch.stack(weights)[:, :, None, None]).sum(1).relu()
@@ -304,7 +305,7 @@ def _integrated_gradients(request: Request) -> Tensor:
     """
     nodes, node_weights = np.polynomial.legendre.leggauss(STEPS)
     total = torch.zeros_like(request.pixels)
-    chunk = max(AT_ONCE // len(request.pixels), 1)
+    chunk = max(_at_once(request) // len(request.pixels), 1)
     for start in range(0, STEPS, chunk):
         share = torch.tensor((nodes[start : start + chunk] + 1) / 2).to(request.pixels)
         weight = torch.tensor(node_weights[start : start + chunk] / 2).to(request.pixels)
@@ -377,6 +378,11 @@ CONTROLS = ("random", "center", "edges")
 """Methods that know nothing of the network; a measure that one of them wins measures nothing."""
 SUMMED = ("modulator_cam", "gates_cam", "context_cam")
 """Methods whose values are parts of the score, so that those of several blocks are added."""
+
+
+def _at_once(request: Request) -> int:
+    height, width = request.pixels.shape[2:]
+    return max(min(AT_ONCE, PIXELS // (height * width)), 1)
 
 
 def _run(request: Request) -> None:

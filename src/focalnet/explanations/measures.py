@@ -25,7 +25,8 @@ of the batch each is a version of."""
 Explain: TypeAlias = "Callable[[Tensor], Tensor]"
 """Maps ``(B, H, W)`` of a batch of images ``(B, C, H, W)``."""
 
-AT_ONCE = 256  # versions in one pass through the network
+AT_ONCE = 256  # versions in one pass through the network, at most
+PIXELS = 2**22  # of all these versions
 SHARES = tuple(percent / 100 for percent in range(10, 100, 10))  # of the pixels, that ROAD removes
 IN_CACHE = 2**15  # values of images that are imputed together: five float64 tensors of them stay in the cache
 NOISE = 0.01  # standard deviation that ROAD adds to imputed values
@@ -150,7 +151,7 @@ def road(
     means = []
     for rank in (order, pixels - 1 - order):
         curves = torch.empty(len(images), len(counts), dtype=torch.float64)
-        for chunk in torch.split(torch.arange(len(images)), max(AT_ONCE // len(counts), 1)):
+        for chunk in torch.split(torch.arange(len(images)), max(_at_once(images) // len(counts), 1)):
             gone = torch.stack([rank[chunk] < count for count in counts], 1).reshape(-1, *maps.shape[1:])
             index = chunk.repeat_interleave(len(counts))
             values = impute(images[index], gone.to(images.device))
@@ -241,7 +242,7 @@ def _curve(
     replaced = order.to(start.device)
     curves = torch.empty(batch, len(counts), dtype=torch.float64)
     versions = torch.cartesian_prod(torch.arange(batch), torch.arange(len(counts)))
-    for chunk in torch.split(versions, AT_ONCE):
+    for chunk in torch.split(versions, _at_once(start)):
         image, at = chunk.unbind(1)
         new = replaced[image] < counts[at].to(start.device)[:, None, None]
         mixed = torch.where(new[:, None], finish[image], start[image])
@@ -250,8 +251,13 @@ def _curve(
 
 
 def _probabilities(probability: Probability, versions: Tensor, index: Tensor) -> Tensor:
-    chunks = zip(torch.split(versions, AT_ONCE), torch.split(index, AT_ONCE), strict=True)
+    chunks = zip(torch.split(versions, _at_once(versions)), torch.split(index, _at_once(versions)), strict=True)
     return torch.cat([probability(some, which).detach().double().cpu() for some, which in chunks])
+
+
+def _at_once(images: Tensor) -> int:
+    """Versions of images that go through the network together."""
+    return max(min(AT_ONCE, PIXELS // (images.shape[-1] * images.shape[-2])), 1)
 
 
 def _grid(height: int, width: int, patch: int) -> tuple[int, int]:

@@ -248,22 +248,22 @@ def _hooks(model: nn.Module, blocks: Sequence[str] | None, keep: Any) -> Iterato
     with ExitStack() as stack:
         stack.enter_context(eager())
         for name in chosen(found, blocks):
-            norm = modules.get(_norm_after(found, name))
+            norm = modules.get(_norm_after(found, name) or "no norm")
             for handle in _hook(modules[name], *modulations[f"{name}.modulation"], norm, name, keep):
                 stack.callback(handle.remove)
         yield
 
 
-def _norm_after(found: nn.Module, block: str) -> str:
+def _norm_after(found: nn.Module, block: str) -> str | None:
     """The name of the norm that a network applies to the output of a block before it reads it; it need not exist."""
     known = block_names(found)
     last = {stage_of(name): name for name in known}
     if block not in last.values():
-        return ""
+        return None
     if isinstance(found, FocalNet):
         return f"norm{list(last).index(stage_of(block))}"
     if block != known[-1]:
-        return ""
+        return None
     return "norm" if hasattr(found, "norm") else f"{block.partition('.')[0]}.layernorm"  # transformers' is in focalnet
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from focalnet.errors import ConfigError
+from focalnet.files import atomic
 from focalnet.visualize import palettes
-from focalnet.visualize.canvas import readable_size
+from focalnet.visualize.canvas import SMALLEST, font, printable, readable_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,36 +22,116 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the original image."""
 
 HEAT_SHARE = 0.65  # opacity of the color over the gray image
+LARGEST = 4096  # pixels of the long side of an overlay, which has the resolution of its image up to that
+BAR = 14  # height in pixels of a color bar, for an image of 320
 
 
-def draw_heatmap(image: Image.Image, values: NDArray[np.float32], region: Box | None = None) -> Image.Image:
-    """Draws a coarse heatmap over an image; its lowest and highest value get the colors at the ends of the color map.
+class Scale(NamedTuple):
+    """What the colors of a heatmap mean: the values at both ends, and the name of matplotlib's color map.
+
+    Maps with negative values have diverging colors with zero in the middle, others a sequence from their lowest to
+    their highest value. Both can be read with any color blindness, and in gray.
+    """
+
+    low: float
+    high: float
+    colors: str
+
+    @classmethod
+    def of(cls, *maps: NDArray[np.float32]) -> Scale:
+        """One scale for all values of some maps."""
+        low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+        if low < 0:
+            most = max(-low, high)
+            return cls(-most, most, palettes.SIGNED)
+        return cls(low, high, palettes.HEAT)
+
+    def rgb(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Colors ``(..., 3)``, 0 to 255; NaN has that of the low end."""
+        span = self.high - self.low
+        share = np.clip((np.asarray(values, np.float64) - self.low) / span, 0, 1) if span > 0 else values * 0 + 0.5
+        colors = matplotlib.colormaps[self.colors](np.nan_to_num(share))[..., :3] * 255
+        return colors.astype(np.float32)
+
+
+def draw_heatmap(
+    image: Image.Image,
+    values: NDArray[np.float32],
+    region: Box | None = None,
+    *,
+    scale: Scale | None = None,
+    opacity: float = HEAT_SHARE,
+) -> Image.Image:
+    """Draws a heatmap over an image, at the resolution of the image.
 
     Args:
         image: very small or large images are drawn in a readable size.
-        values: ``(h, w)``.
+        values: ``(h, w)``, interpolated bilinearly.
         region: the part of the image that the heatmap covers, in pixels of the image; may extend beyond it. The
             rest of the image is gray. Default: the whole image.
+        scale: the meaning of the colors; default: that of the heatmap's own values.
+        opacity: of the colors over the gray image, 0 to 1.
     """
-    drawn = readable_size(image)
-    scale = drawn.width / image.width, drawn.height / image.height
+    drawn = readable_size(image, largest=LARGEST)
+    factor = drawn.width / image.width, drawn.height / image.height
     left, top, right, bottom = (0, 0, *image.size) if region is None else region
-    box = left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]
+    box = left * factor[0], top * factor[1], right * factor[0], bottom * factor[1]
     heat = upsample(values, drawn.size, box)
-    low, high = float(values.min()), float(values.max())
-    unit = np.clip((heat - low) / (high - low), 0, 1) if high > low else heat * 0 + 0.5
-    color = matplotlib.colormaps[palettes.HEAT](np.nan_to_num(unit))[..., :3] * 255
+    color = (scale or Scale.of(values)).rgb(heat)
     gray = np.asarray(drawn.convert("L"), dtype=np.float32)[..., None]
     covered = ~np.isnan(heat)[..., None]
     light = 0.8 * gray + 0.2 * 255  # lightened, so that colors stay visible on dark parts
-    mixed = np.where(covered, (1 - HEAT_SHARE) * light + HEAT_SHARE * color, 0.4 * gray + 0.6 * 255)
+    mixed = np.where(covered, (1 - opacity) * light + opacity * color, 0.4 * gray + 0.6 * 255)
     return Image.fromarray(mixed.astype(np.uint8))
 
 
+def with_color_bar(image: Image.Image, scale: Scale, title: str = "", *, dark: bool = False) -> Image.Image:
+    """An image with a bar below it: the colors, the values at its ends (and zero), and a title."""
+    theme = palettes.DARK if dark else palettes.LIGHT
+    width = max(image.width, SMALLEST)
+    unit = max(width // SMALLEST, 1) * BAR
+    letters, margin = font(unit, bold=False), unit // 2
+    below = image.height + margin
+    page = Image.new("RGB", (width, below + 4 * unit + margin), theme.paper)
+    page.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(page)
+    draw.text((width / 2, below), printable(title), theme.ink, letters, anchor="ma")
+    top, ends = below + round(1.5 * unit), (margin, width - margin)
+    ramp = scale.rgb(np.linspace(scale.low, scale.high, ends[1] - ends[0], dtype=np.float32)[None])
+    page.paste(Image.fromarray(ramp.astype(np.uint8)).resize((ends[1] - ends[0], unit)), (margin, top))
+    for at, value, anchor in ((ends[0], scale.low, "la"), (ends[1], scale.high, "ra")):
+        draw.text((at, top + unit + 2), f"{value:.3g}", theme.faint, letters, anchor=anchor)
+    if scale.low < 0 < scale.high:
+        draw.text((width / 2, top + unit + 2), "0", theme.faint, letters, anchor="ma")
+    return page
+
+
+def save_animation(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 0.7) -> Path:
+    """Writes frames of one size as a GIF or WebP that repeats; an interrupted write leaves an existing file unchanged.
+
+    Args:
+        frames: at least one.
+        path: ends in ``.gif`` or ``.webp``; missing folders are created.
+        seconds: of each frame.
+
+    Raises:
+        ConfigError: another suffix.
+        FocalNetError: the file cannot be written.
+    """
+    path = Path(path)
+    format = {".gif": "GIF", ".webp": "WEBP"}.get(path.suffix.lower())
+    if format is None:
+        raise ConfigError(f'cannot save an animation as "{path}": end the name in .gif or .webp')
+    first, *others = frames
+    with atomic(path) as part:
+        first.save(part, format=format, save_all=True, append_images=others, duration=round(1000 * seconds), loop=0)
+    return path
+
+
 def upsample(values: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
-    """Bicubic interpolation of values ``(h, w)`` to ``box`` of a canvas of ``size`` (width, height); NaN around it."""
+    """Bilinear interpolation of values ``(h, w)`` to ``box`` of a canvas of ``size`` (width, height); NaN around it."""
     left, top, right, bottom = (round(edge) for edge in box)
     extent = max(right - left, 1), max(bottom - top, 1)
     canvas = Image.new("F", size, float("nan"))
-    canvas.paste(Image.fromarray(np.asarray(values, np.float32)).resize(extent, Image.Resampling.BICUBIC), (left, top))
+    canvas.paste(Image.fromarray(np.asarray(values, np.float32)).resize(extent, Image.Resampling.BILINEAR), (left, top))
     return np.asarray(canvas)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,20 @@ CLASSES: Final = (
 NOTHING: Final = "#000000"  # pixels without a class
 REGIONS: Final = 256  # colors of areas before they repeat
 
-HEAT: Final = "Spectral_r"  # matplotlib's color map for gates and modulators
-KERNEL: Final = "viridis"  # matplotlib's color map for kernels
+HEAT: Final = "viridis"  # matplotlib's color map for heatmaps and kernels without negative values
+SIGNED: Final = "RdBu_r"  # for those with: blue below zero, red above
+
+
+class Theme(NamedTuple):
+    """The colors of a sheet: background, text, secondary text."""
+
+    paper: str
+    ink: str
+    faint: str
+
+
+LIGHT: Final = Theme(PAPER, INK, FAINT)
+DARK: Final = Theme("#14171c", "#e6e9ed", "#9aa4af")
 
 
 def of_class(label: int) -> str:

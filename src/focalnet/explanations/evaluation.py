@@ -1,0 +1,524 @@
+"""Evaluates heat maps on a data set: every method, controls too, by every measure, with intervals.
+
+Values of each image are appended to ``values.jsonl`` as soon as they are known, so that an interrupted evaluation
+continues where it stopped; tables are made of that file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from focalnet import files
+from focalnet.errors import ConfigError, DataError, FocalNetError, require
+from focalnet.explanations import measures
+from focalnet.explanations.attribution import (
+    CONTROLS,
+    METHODS,
+    Request,
+    default_blocks,
+    method_named,
+    saliency,
+)
+from focalnet.explanations.preparing import Box, Prepared, evaluating, forward, prepare, stride_of
+from focalnet.explanations.recording import block_names
+from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, PixelsTarget, Target, logits_of, predict
+from focalnet.models import Model
+from focalnet.results import Detections, SemanticMap
+from focalnet.results.base import class_name
+
+BATCH = 16  # images of a classifier that are evaluated together
+SANE = 16  # images that the measures of sanity look at: they need many maps of each
+OBJECTS = 3  # of an image, that are explained at most
+MATCH = 0.5  # least intersection over union of a detection and an annotated object
+GROUPS = 4  # steps of the cascading randomization
+SHIFTS = 4  # samples of max-sensitivity
+
+
+class Column(NamedTuple):
+    """A measure in the table: its title, and whether higher is better (None: it has no better end)."""
+
+    title: str
+    higher_is_better: bool | None
+
+
+COLUMNS: Mapping[str, Column] = {
+    "deletion": Column("deletion", False),
+    "insertion": Column("insertion", True),
+    "deletion_patches": Column("deletion, patches", False),
+    "insertion_patches": Column("insertion, patches", True),
+    "road_morf": Column("ROAD MoRF", False),
+    "road_lerf": Column("ROAD LeRF", True),
+    "road": Column("ROAD, (LeRF - MoRF) / 2", True),
+    "average_drop": Column("average drop", False),
+    "increase": Column("increase", True),
+    "average_gain": Column("average gain", True),
+    "pointing_game": Column("pointing game", True),
+    "energy_inside": Column("energy inside", True),
+    "gini": Column("Gini", None),
+    "entropy": Column("entropy", None),
+    "mprt": Column("MPRT", False),
+    "random_logit": Column("random logit", False),
+    "max_sensitivity": Column("max-sensitivity", None),
+}
+"""Every measure. Those without a better end describe a map: a constant one is the most stable, a single pixel the
+simplest."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Images of one size with what is explained of each.
+
+    Args:
+        model: in evaluation mode.
+        prepared: of each image.
+        targets: of each image.
+        others: of each image, a target of another class, for the random logit; None where there is no such.
+        inside: bool ``(B, H, W)``, where the annotated objects are; None for whole images.
+    """
+
+    model: nn.Module
+    prepared: Sequence[Prepared]
+    targets: Sequence[Target]
+    others: Sequence[Target | None]
+    inside: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """``(B, C, H, W)``."""
+        return torch.cat([one.pixels for one in self.prepared])
+
+    def request(self, blocks: Sequence[str], *, others: bool = False, model: nn.Module | None = None) -> Request:
+        """What a method computes the maps of."""
+        targets = [t for t in self.others if t is not None] if others else self.targets
+        network = model or self.model
+        score = partial(self._scores, network, targets, probabilities=False)
+        return Request(network, self.pixels, self.prepared[0].size, score, tuple(blocks))
+
+    @torch.inference_mode()
+    def probability(self, pixels: Tensor, index: Tensor) -> Tensor:
+        """See ``measures.Probability``; pixels come without padding."""
+        height, width = self.prepared[0].size
+        padded = self.pixels[index]
+        padded[..., :height, :width] = pixels
+        return self._scores(self.model, self.targets, padded, index, probabilities=True)
+
+    def _scores(
+        self, model: nn.Module, targets: Sequence[Target], pixels: Tensor, index: Tensor, *, probabilities: bool
+    ) -> Tensor:
+        if all(isinstance(target, ClassTarget) for target in targets):
+            logits = logits_of(forward(model, pixels, self.prepared[0].size))
+            values = logits.float().softmax(1) if probabilities else logits
+            labels = torch.tensor([target.label for target in targets], device=pixels.device)
+            return values.gather(1, labels[index.to(pixels.device)][:, None])[:, 0]
+        (target,), (prepared,) = targets, self.prepared
+        return (target.probabilities if probabilities else target.scores)(model, pixels, prepared)
+
+
+class Example(NamedTuple):
+    """An image, what is explained of it, and the maps by method, which cover a region of the image."""
+
+    title: str
+    image: Image.Image
+    maps: Mapping[str, Tensor]
+    region: Box
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The mean of a measure over images, with its 95 % bootstrap interval and the number of images."""
+
+    mean: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The table of an evaluation.
+
+    Args:
+        model: its name.
+        data: name of the data set.
+        cells: by method, then measure.
+        verdicts: by measure with a better end: ``"valid"``; ``"undecided"``, if the best method and the best control
+            cannot be told apart; ``"invalid"``, if a control is best.
+        images: number of images or objects.
+        examples: the first few.
+    """
+
+    model: str
+    data: str
+    cells: Mapping[str, Mapping[str, Cell]]
+    verdicts: Mapping[str, str]
+    images: int
+    examples: Sequence[Example] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``evaluation.json`` has them."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "images": self.images,
+            "interval": "95 % bootstrap of the mean",
+            "verdicts": dict(self.verdicts),
+            "methods": {
+                method: {
+                    "control": method in CONTROLS,
+                    **{
+                        name: {"mean": c.mean, "low": c.low, "high": c.high, "images": c.images}
+                        for name, c in row.items()
+                    },
+                }
+                for method, row in self.cells.items()
+            },
+        }
+
+    def to_csv(self) -> str:
+        """A line for each method and measure."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["method", "control", "measure", "mean", "low", "high", "images", "verdict"])
+        for method, row in self.cells.items():
+            for name, c in row.items():
+                control, verdict = str(method in CONTROLS).lower(), self.verdicts.get(name, "")
+                table.writerow([method, control, name, c.mean, c.low, c.high, c.images, verdict])
+        return text.getvalue()
+
+
+def evaluate(
+    model: Model[Any, Any],
+    data: str | Path,
+    folder: str | Path,
+    *,
+    methods: Sequence[str] | None = None,
+    images: int = 100,
+    split: str = "test",
+    say: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluates methods on a data set, and writes ``evaluation.json``, ``evaluation.csv`` and the values of each image.
+
+    A classifier's best class is explained, of each image; a detector's detections that match annotated objects (the
+    same class, IoU of at least 0.5), and a semantic segmenter's classes that are annotated and predicted, at most three
+    of an image. The controls are always among the methods.
+
+    Args:
+        model: a network of this library with a card.
+        data: a data set as for training: class folders and the like, COCO annotations, or label maps.
+        folder: where to write; an evaluation with the same options that was interrupted there continues.
+        methods: keys of ``METHODS``; default: all.
+        images: how many images are looked at, chosen at random, the same in every run.
+        split: of the data set: ``"train"``, ``"val"`` or ``"test"``.
+        say: called with a line about progress.
+
+    Raises:
+        ConfigError: an unknown method, or a folder with an evaluation of something else.
+        DataError: the data cannot be read, or nothing in it can be explained.
+    """
+    chosen = list(METHODS) if not methods else [*dict.fromkeys([*methods, *CONTROLS])]
+    for name in chosen:
+        method_named(name)
+    folder = Path(folder)
+    card = model.card
+    header: dict[str, Any] = {
+        "model": card.name if card else type(model).__name__,
+        "data": str(data),
+        "split": split,
+        "images": images,
+        "methods": chosen,
+    }
+    with evaluating(model) as network:
+        assert isinstance(network, Model)
+        record = _Record(folder / "values.jsonl", header)
+        examples: list[Example] = []
+        count = 0
+        for batch, subjects in enumerate(_subjects(network, Path(data), images, split)):
+            count += len(subjects.targets)
+            for method in chosen:
+                if not record.has(batch, method):
+                    record.add(
+                        batch, method, _measured(subjects, method, sane=count <= max(SANE, len(subjects.targets)))
+                    )
+            say(f"{count} explained")
+            if len(examples) < 3:
+                examples.append(_example(subjects, chosen))
+    if not count:
+        raise DataError(f"{data}: the network predicts nothing there that is annotated; there is nothing to explain")
+    evaluation = Evaluation(
+        model=header["model"],
+        data=str(data),
+        cells={method: _cells(record.values(method)) for method in chosen},
+        verdicts=_verdicts({method: record.values(method) for method in chosen}),
+        images=count,
+        examples=examples,
+    )
+    files.write(folder / "evaluation.json", (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
+    files.write(folder / "evaluation.csv", evaluation.to_csv().encode())
+    return evaluation
+
+
+# ---- one method on a few images ----
+
+
+def _measured(subjects: Subjects, method: str, *, sane: bool) -> dict[str, list[float]]:
+    model, prepared = subjects.model, subjects.prepared[0]
+    height, width = prepared.size
+    blocks = default_blocks(model, method, prepared, subjects.targets[0])
+    maps = saliency(subjects.request(blocks), method)[:, :height, :width]
+    pixels, probability = subjects.pixels[..., :height, :width], subjects.probability
+    patch = stride_of(model, block_names(model)[-1])
+    morf, lerf = measures.road(probability, pixels, maps)
+    found = {
+        "deletion": measures.deletion(probability, pixels, maps),
+        "insertion": measures.insertion(probability, pixels, maps),
+        "deletion_patches": measures.deletion(probability, pixels, maps, patch=patch),
+        "insertion_patches": measures.insertion(probability, pixels, maps, patch=patch),
+        "road_morf": morf,
+        "road_lerf": lerf,
+        "road": (lerf - morf) / 2,
+        "average_drop": measures.average_drop(probability, pixels, maps),
+        "increase": measures.increase(probability, pixels, maps),
+        "average_gain": measures.average_gain(probability, pixels, maps),
+        "gini": measures.gini(maps),
+        "entropy": measures.entropy(maps),
+    }
+    if subjects.inside is not None:
+        found["pointing_game"] = measures.pointing_game(maps, subjects.inside)
+        found["energy_inside"] = measures.energy_inside(maps, subjects.inside)
+    if sane:
+        found |= _sanity(subjects, method, blocks, maps)
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def _sanity(subjects: Subjects, method: str, blocks: Sequence[str], maps: Tensor) -> dict[str, Tensor]:
+    request = subjects.request(blocks)
+    pixels = request.pixels
+
+    def explain(model: nn.Module, images: Tensor) -> Tensor:
+        asked = subjects.request(blocks, model=model)
+        return saliency(Request(model, images, asked.size, asked.score, asked.blocks), method)
+
+    cascade = measures.cascading_randomization(subjects.model, explain, pixels, groups=GROUPS)
+    found = {
+        "mprt": torch.stack(list(cascade.values())).mean(0),
+        "max_sensitivity": measures.max_sensitivity(partial(explain, subjects.model), pixels, samples=SHIFTS),
+    }
+    if all(other is not None for other in subjects.others):
+        height, width = maps.shape[1:]
+        of_others = saliency(subjects.request(blocks, others=True), method)[:, :height, :width]
+        found["random_logit"] = measures.random_logit(maps, of_others)
+    return found
+
+
+def _example(subjects: Subjects, methods: Sequence[str]) -> Example:
+    """The first of a few images with its maps."""
+    prepared, target = subjects.prepared[0], subjects.targets[0]
+    height, width = prepared.size
+    maps = {}
+    for method in methods:
+        blocks = default_blocks(subjects.model, method, prepared, target)
+        first = Subjects(subjects.model, [prepared], [target], [None])
+        maps[method] = saliency(first.request(blocks), method)[0, :height, :width]
+    return Example(target.name or class_name((), target.label), prepared.image, maps, prepared.region)
+
+
+# ---- what is explained ----
+
+
+def _subjects(model: Model[Any, Any], root: Path, images: int, split: str) -> Iterator[Subjects]:
+    require("lightning", "train")  # of the data modules
+    from focalnet.data import ClassificationData, DetectionData, SemanticData
+
+    output = model.config.output
+    if output == "panoptic":
+        raise ConfigError(
+            'evaluate: panoptic networks are not evaluated as such; load this one with segments="semantic" or '
+            '"instance"'
+        )
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f'split="{split}" must be train, val or test')
+    makers: dict[str, Callable[..., Any]] = {"classification": ClassificationData, "semantic": SemanticData}
+    data = makers.get(output, DetectionData)(root=str(root))
+    data.class_order = model.class_names
+    data.setup("fit" if split in ("train", "val") else "test")
+    samples = data.samples[split]
+    if not hasattr(samples, "read"):
+        raise DataError(f"{root}: WebDataset shards are read in order only; evaluate on folders, tar or Parquet files")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:images].tolist()
+    if output == "classification":
+        for start in range(0, len(order), BATCH):
+            prepared = [prepare(model, samples.read(i)) for i in order[start : start + BATCH]]
+            yield _classes(model, prepared)
+    else:
+        find = _segments if output == "semantic" else _objects
+        for i in order:
+            read = samples.read(i)
+            yield from find(model, prepare(model, _as_image(read.image)), read)
+
+
+def _as_image(pixels: Any) -> Image.Image:
+    if isinstance(pixels, Image.Image):
+        return pixels
+    return Image.fromarray(pixels.as_subclass(Tensor).permute(1, 2, 0).numpy())
+
+
+def _classes(model: Model[Any, Any], prepared: Sequence[Prepared]) -> Subjects:
+    with torch.inference_mode():
+        logits = forward(model, torch.cat([one.pixels for one in prepared]), prepared[0].size)
+    names, best = model.class_names, logits.argmax(1).tolist()
+    generator = torch.Generator().manual_seed(0)
+    shifts = torch.randint(1, max(logits.shape[1], 2), (len(best),), generator=generator).tolist()
+    others = [(label + shift) % logits.shape[1] for label, shift in zip(best, shifts, strict=True)]
+    return Subjects(
+        model,
+        prepared,
+        [ClassTarget(label, class_name(names, label)) for label in best],
+        [ClassTarget(label, class_name(names, label)) if len(names) != 1 else None for label in others],
+    )
+
+
+def _objects(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[Subjects]:
+    """The best detections that match annotated objects, each once."""
+    found = predict(model, prepared)
+    assert isinstance(found, Detections)
+    if not len(found) or not len(read.boxes):
+        return
+    truth = read.boxes.as_subclass(Tensor).float()
+    labels = read.labels
+    overlap = box_iou(found.boxes.float().cpu(), truth)
+    overlap[found.labels.cpu()[:, None] != labels[None]] = 0
+    taken: set[int] = set()
+    for i in range(len(found)):
+        match = int(overlap[i].argmax())
+        if overlap[i, match] < MATCH or match in taken:
+            continue
+        taken.add(match)
+        label, name = int(labels[match]), found.name(int(labels[match]))
+        left, top, right, bottom = truth[match].tolist()
+        place: Target = BoxTarget(label, name, box=(left, top, right, bottom))
+        masks = getattr(read, "masks", None)
+        target: Target = BoxTarget(label, name, box=tuple(found.boxes[i].tolist()))
+        if found.masks is not None:
+            target = MaskTarget(label, name, mask=found.masks[i].cpu())
+            if masks is not None:
+                place = MaskTarget(label, name, mask=masks[match].as_subclass(Tensor).bool())
+        inside = place.inside(prepared)
+        assert inside is not None
+        if inside.any():
+            yield Subjects(model, [prepared], [target], [None], inside[None])
+        if len(taken) == OBJECTS:
+            return
+
+
+def _segments(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[Subjects]:
+    """The largest classes that are annotated and predicted."""
+    found = predict(model, prepared)
+    assert isinstance(found, SemanticMap)
+    truth = read.labels.as_subclass(Tensor).reshape(found.labels.shape)
+    explained = 0
+    for label in found.shares():
+        annotated = truth == label
+        if not annotated.any():
+            continue
+        target = PixelsTarget(label, found.name(label), mask=(found.labels == label).cpu())
+        inside = PixelsTarget(label, mask=annotated).inside(prepared)
+        others = [other for other in found.shares() if other != label]
+        other = PixelsTarget(others[0], mask=target.mask) if others else None
+        yield Subjects(model, [prepared], [target], [other], inside[None])
+        explained += 1
+        if explained == OBJECTS:
+            return
+
+
+# ---- the file of values, and tables ----
+
+
+class _Record:
+    """The values of each batch of images and method, in a file of lines that survives an interruption."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.lines: dict[tuple[int, str], dict[str, list[float]]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and self._read(header):
+            return
+        files.write(path, (json.dumps(header) + "\n").encode())
+
+    def has(self, batch: int, method: str) -> bool:
+        return (batch, method) in self.lines
+
+    def add(self, batch: int, method: str, values: dict[str, list[float]]) -> None:
+        self.lines[batch, method] = values
+        line = json.dumps({"batch": batch, "method": method, "values": values})
+        try:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FocalNetError(f"cannot write {self.path}: {error}") from error
+
+    def values(self, method: str) -> dict[str, Tensor]:
+        """All values of a method by measure, in order of the images."""
+        batches = [values for (_, name), values in sorted(self.lines.items()) if name == method]
+        names = dict.fromkeys(name for values in batches for name in values)
+        return {name: torch.tensor([v for values in batches for v in values.get(name, [])]) for name in names}
+
+    def _read(self, header: Mapping[str, Any]) -> bool:
+        """Whether the file has whole lines of the same evaluation; a last line that was cut is removed."""
+        whole, _, _ = self.path.read_text().rpartition("\n")
+        lines = whole.splitlines()
+        if not lines:
+            return False
+        try:
+            first, *rest = map(json.loads, lines)
+            for line in rest:
+                self.lines[line["batch"], line["method"]] = line["values"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.path}: is not a file of this evaluation ({error}); choose another --out"
+            ) from error
+        if first != header:
+            raise ConfigError(f"{self.path}: is of an evaluation with other options; choose another --out")
+        files.write(self.path, (whole + "\n").encode())
+        return True
+
+
+def _cells(values: Mapping[str, Tensor]) -> dict[str, Cell]:
+    return {name: Cell(*measures.bootstrap(values[name]), len(values[name])) for name in COLUMNS if name in values}
+
+
+def _verdicts(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Whether each measure with a better end tells methods from controls."""
+    verdicts = {}
+    for name, column in COLUMNS.items():
+        found = {method: row[name].double() for method, row in values.items() if name in row}
+        if column.higher_is_better is None or not found:
+            continue
+        sign = 1 if column.higher_is_better else -1
+        means = {method: sign * float(row.mean()) for method, row in found.items()}
+        tested = [method for method in means if method not in CONTROLS]
+        if not tested or any(map(math.isnan, means.values())):
+            continue
+        best = max(tested, key=lambda method: means[method])
+        control = max(CONTROLS, key=lambda method: means[method])
+        if means[control] >= means[best]:
+            verdicts[name] = "invalid"
+        else:
+            _, low, _ = measures.bootstrap(sign * (found[best] - found[control]))
+            verdicts[name] = "valid" if low > 0 else "undecided"
+    return verdicts
