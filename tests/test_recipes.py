@@ -16,7 +16,7 @@ from focalnet.cli.recipes import HOME, find_recipe, list_recipes, read_recipe
 from focalnet.cli.train import fit
 from focalnet.errors import ConfigError, UnknownName
 from focalnet.models.variants import Variant
-from focalnet.training import engine
+from focalnet.training import finishing
 from focalnet.training.options import TASKS, Options
 from focalnet.training.run_folder import write
 from tests.data.coco import write_coco
@@ -292,7 +292,7 @@ def toy(name: str, images: Path, pretrained: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("classification/")])
 def test_it_runs(name, images, pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    monkeypatch.setattr(finishing, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     folder = fit(name, output=tmp_path / "run", **toy(name, images, pretrained))
     trained = zoo.load(folder / "model.safetensors")
     assert trained.num_classes == len(trained.card.class_names)
@@ -356,7 +356,7 @@ TOY_HEADS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("detection/")])
 def test_a_detector_runs(name, coco, tmp_path, monkeypatch):
     pytest.importorskip("pycocotools", reason="detection needs the extra dense")
-    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    monkeypatch.setattr(finishing, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     folder = fit(name, output=tmp_path / "run", **toy_detector(name, coco, tmp_path))
     trained = zoo.load(folder / "model.safetensors")
     assert trained.card.class_names == ("ant", "bee")
@@ -395,7 +395,7 @@ def toy_segmenter(name: str, masks: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if task_of(n) == "semantic" and not is_mask2former(n)])
 def test_a_semantic_segmenter_runs(name, masks, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    monkeypatch.setattr(finishing, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     folder = fit(name, output=tmp_path / "run", **toy_segmenter(name, masks, tmp_path))
     trained = zoo.load(folder / "model.safetensors")
     assert trained.card.class_names == ("red", "green", "blue")
@@ -452,7 +452,7 @@ def toy_mask2former(name: str, folder: Path) -> dict[str, Any]:
 def test_a_mask2former_runs(name, masks, segments, coco, tmp_path, monkeypatch):
     for module in ("pycocotools", "scipy"):
         pytest.importorskip(module, reason="masks and matching need the extra dense")
-    monkeypatch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+    monkeypatch.setattr(finishing, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
     options, figure = TOY_DATA[task_of(name)]
     root = {"semantic": masks, "panoptic": segments, "detection": coco}[task_of(name)]
     options = {**toy_mask2former(name, tmp_path), **options, "data.root": str(root)}

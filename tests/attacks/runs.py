@@ -12,7 +12,7 @@ from typing import Any
 
 from focalnet.cli.train import fit
 from focalnet.errors import FocalNetError
-from focalnet.training import engine
+from focalnet.training import finishing
 from focalnet.training.tasks.base import Task
 from tests.training.toy import MIXED
 
@@ -36,7 +36,7 @@ def train(root: Path, options: dict[str, Any], place: str = "", event: str = "",
         event: what happens there: the name of a signal, or of a function of this file.
         recipe: its path; default: handwritten digits.
     """
-    engine.write_report = lambda folder, *_: folder.write(folder.report, b"not drawn")
+    finishing.write_report = lambda folder, *_: folder.write(folder.report, b"not drawn")
     happened = False
 
     def at(now: str) -> None:
@@ -64,6 +64,8 @@ def train(root: Path, options: dict[str, Any], place: str = "", event: str = "",
     except FocalNetError as error:
         print(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def remove(root: Path) -> None:

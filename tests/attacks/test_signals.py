@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what follows imports the extras)
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -74,6 +75,40 @@ def test_a_run_goes_on_from_within_an_epoch(processes, whole, place, event, kept
     assert_same_weights(whole, root)
     assert rows(root) == rows(whole)
     attacks(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["1.2", "validation 1", "end"])
+def test_ctrl_c_leaves_results_and_the_run_goes_on(processes, whole, place, tmp_path, attacks):
+    root, output = tmp_path / "run", tmp_path / "output"
+    code, _ = killing.run(processes, train, root, OPTIONS, place, "SIGINT", output=output)
+    assert code == 130, output.read_text()
+    results = root / "results.json"
+    if place == "end":  # of a second one, or where all is trained: at once
+        assert not results.exists()
+    else:
+        assert "Ctrl-C: the run ends after this update" in output.read_text()
+        assert json.loads(results.read_text())["ended"] == "interrupted"
+        assert (root / "model.safetensors").is_file()
+        assert (root / "report.html").is_file()
+    code, _ = killing.run(processes, train, root, OPTIONS, output=output)
+    assert code == 0, output.read_text()
+    assert_same_weights(whole, root)
+    assert rows(root) == rows(whole)
+    assert json.loads(results.read_text())["ended"] == "complete"
+    attacks(1)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    request = StopRequest([])
+    with request.listening():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        request.name, request.waits = None, True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def in_a_group(*args: Any) -> None:

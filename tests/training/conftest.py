@@ -2,12 +2,12 @@
 
 import pytest
 
-from focalnet.training import engine
+from focalnet.training import finishing
 from focalnet.training.run_folder import write
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _no_drawing():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
+        patch.setattr(finishing, "write_report", lambda folder, *_: write(folder.report, b"not drawn"))
         yield

@@ -16,7 +16,7 @@ import torch
 from focalnet import weights
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError
-from focalnet.training import engine
+from focalnet.training import finishing
 from tests.data.coco import write_coco
 from tests.data.panoptic import write_panoptic
 from tests.data.semantic import write_semantic
@@ -88,7 +88,7 @@ def test_what_needs_whole_weights_is_not_sharded(tmp_path, option, value):
 def no_reports():
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "write_report", lambda *_: None)
+        patch.setattr(finishing, "write_report", lambda *_: None)
         yield
 
 

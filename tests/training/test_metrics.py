@@ -13,7 +13,7 @@ from focalnet.cli.main import main
 from focalnet.cli.train import fit
 from focalnet.metrics.base import Metric
 from focalnet.metrics.classification import ClassificationEvaluator
-from focalnet.training import ClassificationTask, engine, report
+from focalnet.training import ClassificationTask, finishing, report
 from tests.training.toy import TOY
 
 RECIPE = "classification/digits"
@@ -30,7 +30,7 @@ class ErrorEvaluator(ClassificationEvaluator):
 
 def test_a_new_metric_is_everywhere(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(ClassificationTask, "evaluator_class", ErrorEvaluator)
-    monkeypatch.setattr(engine, "write_report", report.write_report)
+    monkeypatch.setattr(finishing, "write_report", report.write_report)
     caplog.set_level(logging.INFO)
     run = fit(RECIPE, output=tmp_path / "run", **TOY)
     results = json.loads((run / "results.json").read_text())

@@ -21,7 +21,7 @@ from focalnet.cli.train import fit, validate
 from focalnet.models import Mask2Former
 from focalnet.models.mask2former.loss import losses as mask2former_losses
 from focalnet.samples import Batch
-from focalnet.training import engine
+from focalnet.training import finishing
 from tests.models import small
 
 # Nothing is drawn within a step, which each process would do for its own images. With so large an epsilon the updates
@@ -189,7 +189,7 @@ def shard_on_cpu() -> None:
 
 def main(folder: Path) -> None:
     shard_on_cpu()
-    engine.write_report = lambda *_: None  # drawing takes longer than all the rest
+    finishing.write_report = lambda *_: None  # drawing takes longer than all the rest
     dist.init_process_group("gloo")
     for arguments in json.loads((folder / "commands.json").read_text()):
         assert command_line(arguments) == 0

@@ -25,7 +25,14 @@ from focalnet.cli.predict import predict
 from focalnet.cli.quickstart import quickstart
 from focalnet.cli.recipes import recipes
 from focalnet.cli.terminal import say
-from focalnet.cli.train import EPILOG, PASS_THROUGH, fit_command, validate_command
+from focalnet.cli.train import (
+    EPILOG,
+    PASS_THROUGH,
+    evaluate_test_command,
+    finish_command,
+    fit_command,
+    validate_command,
+)
 from focalnet.errors import FocalNetError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -35,8 +42,9 @@ UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (quickstart, models, predict, explain, recipes):
     app.command()(command)
-for name, recipe_command in (("fit", fit_command), ("validate", validate_command)):
+for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
     app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
+app.command("finish")(finish_command)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)
 app.command()(convert)

@@ -1,4 +1,4 @@
-"""``focalnet fit`` and ``focalnet validate``, as commands and as the functions ``fit`` and ``validate``."""
+"""``focalnet fit``, ``finish``, ``validate`` and ``test``; but for the last, functions of these names, too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,8 @@ from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from focalnet.training.engine import Measurement
+    from focalnet.training.finishing import Measurement
+    from focalnet.training.run import Run
 
 Trust = Annotated[
     bool,
@@ -43,7 +44,7 @@ def fit(
     force: bool = False,
     trust_recipe: bool = False,
     **overrides: Any,
-) -> Path:
+) -> Run:
     """Trains a model by a recipe, or resumes an interrupted run.
 
     Args:
@@ -55,28 +56,56 @@ def fit(
         overrides: options of the recipe by dotted name: ``**{"trainer.max_epochs": 5}``.
 
     Returns:
-        The run folder, which holds ``model.safetensors``, ``results.json``, ``report.html``, ``metrics.csv``, ...
+        The run folder, which holds ``model.safetensors``, ``results.json``, ``report.html``, ``metrics.csv``, ...; a
+        path that also has ``metrics``, ``model``, ``report`` and ``predict(images)``.
 
     Raises:
         UnknownName: no such recipe or option.
         ConfigError: an option has an invalid value, or the folder holds another run.
         TrainingError: the run had to stop; the message gives the reason and what was kept.
         MissingDependency: the extra ``train`` is not installed.
+        KeyboardInterrupt: after Ctrl-C; weights, report and results of the run so far are written.
     """
     path = find_recipe(str(recipe))
     options = merge(read_recipe(path), nested(overrides))
     _require_engine()
     from focalnet.training import engine
     from focalnet.training.preprocessing import as_the_weights_want
+    from focalnet.training.run import Run
     from focalnet.training.run_folder import RunFolder
 
     folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
     engine.fit(as_the_weights_want(options), folder, force=force, trusted=trust_recipe)
-    return folder.root
+    return Run(folder.root)
+
+
+def finish(run: str | Path, *, trust_recipe: bool = False) -> Run:
+    """Makes weights, report and results of an interrupted run, by its last checkpoint; ``fit`` can still go on with it.
+
+    Args:
+        run: its folder.
+        trust_recipe: as for ``fit``.
+
+    Raises:
+        ConfigError: there is no run, it is finished, or another process works in the folder.
+        CheckpointError: none of its checkpoints is whole.
+    """
+    _require_engine()
+    from focalnet.training import engine
+    from focalnet.training.run import Run
+    from focalnet.training.run_folder import RunFolder
+
+    engine.finish_run(RunFolder(Path(run)), trusted=trust_recipe)
+    return Run(run)
 
 
 def validate(
-    recipe: str | Path, weights: str | Path, *, trust_recipe: bool = False, **overrides: Any
+    recipe: str | Path,
+    weights: str | Path,
+    *,
+    trust_recipe: bool = False,
+    split: Literal["val", "test"] = "val",
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Evaluates weights on the validation images of a recipe, with the preprocessing of the weights.
 
@@ -84,6 +113,7 @@ def validate(
         recipe: a name or the path of a YAML file.
         weights: a catalogue name or the path of a checkpoint.
         trust_recipe: as for ``fit``.
+        split: ``"test"`` evaluates on the test images instead.
         overrides: as for ``fit``.
 
     Returns:
@@ -93,12 +123,18 @@ def validate(
 
     Raises:
         ConfigError: the weights are of another task than the recipe, or have other classes than the data.
+        DataError: there is no test split.
     """
-    return _measure(recipe, weights, overrides, trust_recipe=trust_recipe).to_dict()
+    return _measure(recipe, weights, overrides, trust_recipe=trust_recipe, split=split).to_dict()
 
 
 def _measure(
-    recipe: str | Path, weights: str | Path, overrides: Mapping[str, Any], *, trust_recipe: bool
+    recipe: str | Path,
+    weights: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    trust_recipe: bool,
+    split: Literal["val", "test"] = "val",
 ) -> Measurement:
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
@@ -109,7 +145,8 @@ def _measure(
     model = zoo.load(str(weights))
     if model.card is not None:
         options = merge(options, {"data": data_options(model.card.preprocessing)})
-    return engine.validate(merge(options, nested(overrides)), model, trusted=trust_recipe)
+    options = merge(options, nested(overrides))
+    return engine.validate(options, model, trusted=trust_recipe, test=split == "test")
 
 
 def fit_command(
@@ -150,8 +187,57 @@ def validate_command(
 
     Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
+    _measure_and_say(context, recipe, weights, out, trust_recipe=trust_recipe, split="val")
+
+
+def evaluate_test_command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=f"{RECIPE_HELP} Or the folder of a run.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", "-w", help="A name in 'focalnet models', or a weights file; default: those of the run."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    trust_recipe: Trust = False,
+) -> None:
+    """Evaluates weights on test images.
+
+    Prints the metrics of the recipe's task, as 'focalnet validate' does for the validation images.
+    """
+    run = Path(recipe)
+    if (run / "config.yaml").is_file():
+        recipe = str(run / "config.yaml")
+        weights = weights or str(run / "model.safetensors")
+    if weights is None:
+        raise ConfigError("--weights is missing: a name in 'focalnet models', or a weights file")
+    _measure_and_say(context, recipe, weights, out, trust_recipe=trust_recipe, split="test")
+
+
+def finish_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    trust_recipe: Trust = False,
+) -> None:
+    """Makes weights, report and results of an interrupted run.
+
+    They are those of its last checkpoint. 'focalnet fit' can still go on with the run.
+    """
     show_progress()
-    measurement = _measure(recipe, weights, parse_overrides(context.args), trust_recipe=trust_recipe)
+    finish(run, trust_recipe=trust_recipe)
+
+
+def _measure_and_say(
+    context: typer.Context,
+    recipe: str,
+    weights: str,
+    out: Path | None,
+    *,
+    trust_recipe: bool,
+    split: Literal["val", "test"],
+) -> None:
+    show_progress()
+    measurement = _measure(recipe, weights, parse_overrides(context.args), trust_recipe=trust_recipe, split=split)
     for metric in measurement.metrics:
         say(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
     say(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")

@@ -157,7 +157,7 @@ def _outlive_signals(worker: int) -> None:
 
     Its SIGTERM still ends the worker, and so does its own end, which PyTorch's workers look for.
     """
-    for name in ("SIGHUP", "SIGUSR1"):
+    for name in ("SIGHUP", "SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS

@@ -47,13 +47,16 @@ class Progress(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if not self.within_epoch:
             return {"rows": self.rows}
-        now = time.monotonic()
-        seconds = {"epoch": now - self.epoch_started, "all": self.seconds_before + now - self.started}
+        seconds = {"epoch": time.monotonic() - self.epoch_started, "all": self.elapsed()}
         return {"rows": self.rows, "within": {"images": self.images, "speed": self.speed, "seconds": seconds}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self.resumed = state_dict.get("within")
+
+    def elapsed(self) -> float:
+        """Seconds of training with its validations, over all starts of the run."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
@@ -105,7 +108,7 @@ class Progress(pl.Callback):
             "updates": trainer.global_step,
             **logged,
             "images_per_s": round(self.speed, 1),
-            "seconds": round(self.seconds_before + time.monotonic() - self.started, 1),
+            "seconds": round(self.elapsed(), 1),
         }
         columns = (*self.FIRST, *(metric.name for metric in measured if metric.per_epoch), *self.LAST)
         self.rows.append({name: row[name] for name in columns if name in row})
@@ -165,7 +168,7 @@ def refuse_nan(trainer: pl.Trainer, loss: torch.Tensor, batch_idx: int) -> None:
 
 
 class Stopwatch(pl.Callback):
-    """Takes the time of a validation, with all that is computed at its end."""
+    """Takes the time of a validation or test, with all that is computed at its end."""
 
     seconds = 0.0
 
@@ -174,6 +177,8 @@ class Stopwatch(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self.started
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,22 +23,30 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
-from focalnet import registry, weights
-from focalnet.errors import ConfigError, FocalNetError, TrainingError
+from focalnet import registry
+from focalnet.errors import ConfigError, DataError, FocalNetError, TrainingError
 from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
-from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
-from focalnet.training.callbacks import Progress, StopAtNaN, Stopwatch, headline
-from focalnet.training.checkpoints import AtomicCheckpoints
+from focalnet.training.callbacks import Progress, StopAtNaN
+from focalnet.training.checkpoints import AtomicCheckpoints, choose_resume_point
 from focalnet.training.event_log import EventLog
 from focalnet.training.failures import explained
-from focalnet.training.options import Options
+from focalnet.training.finishing import Measurement, finish, measure
+from focalnet.training.keeping import Best
+from focalnet.training.options import OWN_TRAINER_OPTIONS, Options
 from focalnet.training.processes import Watch
-from focalnet.training.report import write_report
-from focalnet.training.run_folder import NEW, RunFolder, Start
-from focalnet.training.stopping import SIGNALS, StopOnSignal, StopRequest, slurm_requeue_signal
+from focalnet.training.run_folder import COMPLETE, INTERRUPTED, NEW, RunFolder, Start, seconds
+from focalnet.training.stopping import (
+    SIGNALS,
+    Ended,
+    Limits,
+    PeriodicCheckpoints,
+    StopOnSignal,
+    StopRequest,
+    slurm_requeue_signal,
+)
 from focalnet.training.tasks.base import Data, Task
 
 log = logging.getLogger(__name__)
@@ -53,19 +60,6 @@ class Run(NamedTuple):
     trainer: pl.Trainer
     processes: Watch
     stop: StopRequest
-
-
-class Measurement(NamedTuple):
-    """What a validation gives."""
-
-    metrics: list[Metric]
-    images: int
-    images_per_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values by name, with ``images`` and ``images_per_s``."""
-        values = {metric.name: round(metric.value, 6) for metric in self.metrics}
-        return {**values, "images": self.images, "images_per_s": self.images_per_s}
 
 
 def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, trusted: bool = False) -> dict[str, Any]:
@@ -92,17 +86,51 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
         if start.point is not None:
             log.info("going on from %s", start.point.path)
         with run.processes.running(), run.stop.listening(), closing(folder):
+            why = COMPLETE
             try:
                 checkpoint = start.point.path if start.point else None
                 run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+                if run.trainer.current_epoch < (run.trainer.max_epochs or 0):
+                    why = stopping_callback(run.trainer)
+            except Ended as ended:
+                why = ended.why
             except BaseException:
                 if folder.lock.in_place and not folder.has_checkpoint:
                     folder.clear()  # not one epoch done: nothing that is worth keeping, or could be gone on with
                 raise
-            epochs = options.values.trainer.max_epochs
-            if run.trainer.current_epoch < epochs:
-                raise TrainingError(f"stopped after {run.trainer.current_epoch} of {epochs} epochs")
-            return _finish(run, options, folder)
+            untrained, *_ = options.build()  # for a strategy that shards, the trained task is of no more use
+            results = finish(folder, folder.checkpoint, run.trainer, untrained, run.data, why)
+            if run.stop.name == "SIGINT":
+                raise KeyboardInterrupt
+            return results
+
+
+def finish_run(folder: RunFolder, *, trusted: bool = False) -> dict[str, Any]:
+    """Makes weights, report and results of a run that has not come to its end, by its last checkpoint.
+
+    Args:
+        folder: of the run.
+        trusted: whether its options may import any code; see ``Options``.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ConfigError: there is no run, or it is finished, or another process works in the folder.
+        CheckpointError: none of its checkpoints is whole.
+    """
+    with explained(folder):
+        folder.lock.refuse_if_taken()
+        if (point := choose_resume_point(folder.checkpoint, folder.previous)) is None:
+            raise ConfigError(f"{folder.root} holds no {folder.checkpoint.name}: there is no run to finish")
+        options = Options(folder.stored_options(point), trusted=trusted)
+        if folder.start(options).state == "finished":
+            raise ConfigError(f"{folder.root} is finished: {folder.results} has its results")
+        run = _build(options)
+        with run.processes.running(), closing(folder):
+            folder.lock.take()
+            run.data.setup("fit")  # the classes, and what is held out, are those of training
+            return finish(folder, point.path, run.trainer, run.task, run.data, INTERRUPTED)
 
 
 class _Opening(pl.Callback):
@@ -135,20 +163,44 @@ class _Opening(pl.Callback):
         if self.log:
             trainer.logger = EventLog(self.folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.start.extends:  # the rate of the next update was that of the shorter run
+            for scheduler in (entry.scheduler for entry in trainer.lr_scheduler_configs):
+                _set_rates(scheduler)
+            extends = "; ".join(self.start.extends)
+            log.info("the learning rate goes on along the schedule of the longer run (%s)", extends)
+
     def _open(self) -> None:
         self.folder.lock.take()
         if not self.force and self.folder.seen() != self.start.seen:
             raise ConfigError(f"another run has just worked in {self.folder.root}: start this one again")
-        self.folder.clear() if self.force else self.folder.tidy()
+        self.folder.clear() if self.force or self.start.replaces else self.folder.tidy()
+        self.folder.results.unlink(missing_ok=True)  # they would be those of the shorter run
         self.folder.write(self.folder.config, self.options.to_yaml().encode())
         self.folder.write(self.folder.versions, json.dumps(versions(), indent=2).encode())
 
 
-def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False) -> Measurement:
+def _set_rates(scheduler: Any) -> None:
+    """Gives an optimizer the learning rates that its scheduler has for the next update."""
+    rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, base, factor in rates:
+        group["lr"] = base * factor(scheduler.last_epoch)
+
+
+def validate(
+    recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False, test: bool = False
+) -> Measurement:
     """Measures a network on the validation images of a recipe, which may import any code if it is ``trusted``.
+
+    Args:
+        recipe: nested options.
+        model: the network.
+        trusted: see ``Options``.
+        test: measure on the test images instead.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
+        DataError: there is no test split.
     """
     with explained():
         run = _build(Options(recipe, trusted=trusted), None)
@@ -157,11 +209,15 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.class_order = model.class_names
         run.data.setup("validate")
+        if test:
+            if not run.data.has_test_split():
+                raise DataError("the data has no test split besides the images of validation: use focalnet validate")
+            run.data.setup("test")
         known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
         with run.processes.running():
-            measurement, _ = _measure(run, _for_task(run, model))
+            measurement, _ = measure(run.trainer, run.task, run.data, _for_task(run, model), test=test)
         return measurement
 
 
@@ -211,25 +267,53 @@ def _build(
     requeue = slurm_requeue_signal(plugins)
     processes, stop = Watch(), StopRequest([*SIGNALS, *([requeue] if requeue else [])])
     arguments["callbacks"] = [*_listed(arguments["callbacks"]), processes]
+    own = {name: arguments.pop(name) for name in OWN_TRAINER_OPTIONS}
+    limits = _limits(arguments, own)
+    task.max_steps = limits.max_steps
     if folder is None:
         arguments |= {"logger": False, "enable_checkpointing": False}
     else:
-        log = arguments["logger"] in (None, True)
+        log = own["logger"] in (None, True)
+        best = Best(copies=task.keep == "best")
         arguments["callbacks"] += [
             _Opening(folder, options, start, force=force, log=log),
-            *(Progress(folder), StopAtNaN(), StopOnSignal(stop, folder, requeue), _checkpoints(folder)),
+            *(Progress(folder), StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
+            PeriodicCheckpoints(folder, own["checkpoint_updates"], own["checkpoint_minutes"]),
+            _checkpoints(folder),
         ]
         from_previous = start.point is not None and start.point.path != folder.checkpoint
         plugins.append(AtomicCheckpoints(folder, options.to_yaml(), from_previous=from_previous))
         arguments["plugins"] = plugins
         arguments["default_root_dir"] = folder.root
-        arguments["logger"] = False if log else arguments["logger"]
+        arguments["logger"] = False if log else own["logger"]
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:
         return Run(task, data, pl.Trainer(**arguments), processes, stop)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _limits(arguments: dict[str, Any], own: Mapping[str, Any]) -> Limits:
+    """What ends a run early; what Lightning would do about it within an epoch could not be resumed.
+
+    A ``fast_dev_run`` becomes a run of one epoch of so many batches: unlike Lightning's, it leaves weights and report.
+    """
+    max_steps, max_time = arguments.pop("max_steps"), arguments.pop("max_time")
+    if batches := int(arguments.pop("fast_dev_run") or 0):
+        arguments |= dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), batches)
+        arguments |= {"max_epochs": 1, "check_val_every_n_epoch": 1, "val_check_interval": None}
+    return Limits(
+        max_steps=None if max_steps in (None, -1) else int(max_steps),
+        max_seconds=None if max_time is None else seconds(max_time),
+        patience=own["patience"],
+    )
+
+
+def stopping_callback(trainer: pl.Trainer) -> str:
+    """The name of the callback that has ended a run, as ``"EarlyStopping"``."""
+    stopped = [c for c in trainer.callbacks if getattr(c, "stopped_epoch", 0)]  # type: ignore[attr-defined]
+    return type(stopped[0]).__name__ if stopped else "a callback"
 
 
 def _advise(trainer: pl.Trainer) -> None:
@@ -258,42 +342,3 @@ def _checkpoints(folder: RunFolder) -> ModelCheckpoint:
     """One file, written over at the end of each epoch."""
     name = folder.checkpoint.stem
     return ModelCheckpoint(folder.root, name, save_on_train_epoch_end=True, enable_version_counter=False)
-
-
-def _measure(run: Run, network: Model[Any, Any]) -> tuple[Measurement, Evaluator]:
-    run.task.network = network
-    stopwatch = Stopwatch()
-    run.trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
-    run.trainer.validate(run.task, run.data, verbose=False)
-    evaluator = run.task.evaluator
-    speed = round(evaluator.images / stopwatch.seconds, 1)
-    return Measurement(run.task.metrics, evaluator.images, speed), evaluator
-
-
-def _kept_network(task: Task, folder: RunFolder) -> Model[Any, Any]:
-    """What ``task.trained`` is, read from the checkpoint: there it is whole, however it was trained."""
-    state = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "network." if task.average is None else "average.module."
-    network = task.blank()
-    network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    return network
-
-
-def _finish(run: Run, options: Options, folder: RunFolder) -> dict[str, Any]:
-    """Measures the final weights and writes them, the report and, last, the results."""
-    untrained, *_ = options.build()  # for a strategy that shards, the trained task is of no more use
-    untrained.examples = True
-    measurement, evaluator = _measure(run._replace(task=untrained), _kept_network(run.task, folder))
-    rows = next(c.rows for c in run.trainer.callbacks if isinstance(c, Progress))  # type: ignore[attr-defined]
-    results = {**measurement.to_dict(), "epochs": run.trainer.max_epochs, "seconds": rows[-1]["seconds"]}
-    if run.trainer.is_global_zero:
-        network = _kept_network(run.task, folder)
-        metrics = {metric.name: round(metric.value, 2) for metric in measurement.metrics if metric.headline}
-        card = replace(run.task.card(run.data, folder.root.name), metrics=metrics)
-        network.card = card
-        folder.check()
-        weights.save(network, folder.weights)
-        write_report(folder, card, results, rows, measurement.metrics, evaluator.report())
-        folder.write(folder.results, json.dumps(results, indent=2).encode())
-        log.info("%s of %d images; see %s", ", ".join(headline(measurement.metrics)), results["images"], folder.report)
-    return results

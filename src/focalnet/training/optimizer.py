@@ -97,7 +97,15 @@ class ScheduleConfig:
         if self.steps is not None and (self.kind != "step" or list(self.steps) != sorted(self.steps)):
             raise ConfigError(f'schedule.steps={self.steps} must rise, and go with schedule.kind="step"')
 
-    def learning_rate(self, update: int, peak: float, epochs: int, updates_per_epoch: int, scale: float = 1.0) -> float:
+    def learning_rate(
+        self,
+        update: int,
+        peak: float,
+        epochs: int,
+        updates_per_epoch: int,
+        scale: float = 1.0,
+        max_updates: int | None = None,
+    ) -> float:
         """The learning rate of an update.
 
         Args:
@@ -106,8 +114,10 @@ class ScheduleConfig:
             epochs: of the whole run.
             updates_per_epoch: optimizer updates in one epoch.
             scale: of ``peak``, ``warmup_lr`` and ``min_lr``; see ``OptimizerConfig.scale``.
+            max_updates: the run ends after so many at the latest.
         """
         warmup, total = int(self.warmup_epochs * updates_per_epoch), epochs * updates_per_epoch
+        total = total if max_updates is None else min(total, max_updates)
         if self.kind == "poly":
             peak = self.min_lr + (peak - self.min_lr) * max(1 - update / total, 0.0) ** self.power
         if update < warmup:
@@ -185,6 +195,7 @@ def build_scheduler(
     epochs: int,
     updates_per_epoch: int,
     global_batch: int,
+    max_updates: int | None = None,
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """A scheduler to be stepped after every update.
 
@@ -195,10 +206,12 @@ def build_scheduler(
         epochs: of the whole run.
         updates_per_epoch: optimizer updates in one epoch.
         global_batch: images an update sees: of all processes, and of all accumulated batches.
+        max_updates: the run ends after so many at the latest.
     """
     scale = config.scale(global_batch)
 
     def factor(update: int) -> float:
-        return schedule.learning_rate(update, config.lr, epochs, updates_per_epoch, scale) / config.lr
+        rate = schedule.learning_rate(update, config.lr, epochs, updates_per_epoch, scale, max_updates)
+        return rate / config.lr
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

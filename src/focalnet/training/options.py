@@ -10,12 +10,13 @@ import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, _common, set_parsing_settings
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 from focalnet.errors import ConfigError, FocalNetError, UnknownName, did_you_mean
@@ -42,6 +43,22 @@ TRAINER_DEFAULTS = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "log_every_n_steps": 10,
+}
+#: Options of the trainer that Lightning does not have: type, default, help.
+OWN_TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {
+    "patience": (
+        PositiveInt | None,
+        None,
+        "End after so many validations in a row without a better headline metric.",
+    ),
+    "checkpoint_updates": (PositiveInt | None, None, "Write last.ckpt within epochs, too, every so many updates."),
+    "checkpoint_minutes": (PositiveFloat | None, None, "Write last.ckpt within epochs, too, every so many minutes."),
+    "probe": (bool, False, "Try a training step at the largest image size before the first epoch."),
+    "logger": (
+        Literal["tensorboard", "csv", "wandb", "mlflow", "none"] | bool | Logger | list[Logger] | None,
+        None,
+        "Where metrics are logged, by name; TensorBoard unless it says otherwise.",
+    ),
 }
 # Lightning's and jsonargparse's own, and what follows from seed_everything.
 NOT_OPTIONS = ("config", "print_config", "model.seed", "data.seed")
@@ -97,8 +114,10 @@ class Options:
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(_one_line(str(error))) from error
         trainer = self.values.trainer
-        if trainer.max_steps != -1 or (trainer.max_epochs or 0) < 1:
-            raise ConfigError("a run is measured in epochs: trainer.max_epochs must be at least 1, max_steps left out")
+        if (trainer.max_epochs or 0) < 1:
+            raise ConfigError("a run is measured in epochs: trainer.max_epochs must be at least 1")
+        if trainer.max_steps is not None and trainer.max_steps != -1 and trainer.max_steps < 1:
+            raise ConfigError(f"trainer.max_steps={trainer.max_steps} must be at least 1, or -1 for no limit")
 
     def to_yaml(self) -> str:
         """Every option with its value, in the form of a recipe."""
@@ -145,7 +164,10 @@ def _parser(
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of everything random.")
     for cls, name in ((pl.Trainer, "trainer"), (task, "model"), (data, "data")):
         build = cls is not pl.Trainer
-        parser.add_class_arguments(cls, name, fail_untyped=False, instantiate=build, sub_configs=sub_configs)
+        ours = set() if build else {"logger"}
+        parser.add_class_arguments(cls, name, fail_untyped=False, instantiate=build, sub_configs=sub_configs, skip=ours)
+    for option, (kind, default, text) in OWN_TRAINER_OPTIONS.items():
+        parser.add_argument(f"--trainer.{option}", type=kind, default=default, help=text)
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     for room in ("model", "data"):
         parser.link_arguments("seed_everything", f"{room}.seed")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 write = partial(files.write, error=TrainingError)
 
 
+#: Why a run has ended, as ``results.json`` has it; the others are names of options and callbacks.
+COMPLETE, INTERRUPTED = "complete", "interrupted"
+
+
 class Stopped(TrainingError):
     """A run that had to stop, whose message already says what was kept."""
 
@@ -45,14 +51,33 @@ class Start(NamedTuple):
         state: starts there, goes on, or has nothing left to do.
         point: the checkpoint that it goes on from.
         seen: of the files that decided this, as they were.
+        replaces: what is there is the trial of a ``trainer.fast_dev_run``, and is removed.
+        extends: options that let the run go on longer than before, ``["trainer.max_epochs: 4, now 6"]``.
     """
 
     state: Literal["new", "unfinished", "finished"]
     point: ResumePoint | None = None
     seen: object = None
+    replaces: bool = False
+    extends: tuple[str, ...] = ()
 
 
 NEW = Start("new")
+
+#: Options that may be raised, or be left out, so that a run goes on.
+LIMITS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.patience")
+#: Options that may change from one start of a run to the next, since they change nothing of what is trained.
+FREE = (
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.logger",
+    "trainer.probe",
+    "trainer.checkpoint_updates",
+    "trainer.checkpoint_minutes",
+    "trainer.enable_progress_bar",
+    "data.num_workers",
+)
 
 #: What Lightning writes of its own accord at SIGUSR1 under SLURM; here it does not, but runs of earlier versions did.
 FOR_SLURM = "hpc_ckpt_*.ckpt"
@@ -122,13 +147,22 @@ class RunFolder:
             if force:
                 return NEW
             seen = self.seen()
+            if self._is_trial() and not options.values.trainer.fast_dev_run:
+                return Start("new", seen=seen, replaces=True)
             finished = self._is_finished()
             point = None if finished else choose_resume_point(self.checkpoint, self.previous)
             if point is None and not finished:
                 self._refuse_without_checkpoint()
                 return Start("new", seen=seen)
-            self._compare(point, options)
-            return Start("finished" if finished else "unfinished", point, seen)
+            extends = self._compare(point, options)
+            if finished and extends:
+                point = choose_resume_point(self.checkpoint, self.previous)
+                if point is None:
+                    raise ConfigError(
+                        f"{self.checkpoint} is missing, and the run there cannot go on without it ({extends[0]}): put "
+                        f"a copy of it back, or start another run with --model.weights {self.weights}"
+                    )
+            return Start("finished" if finished and not extends else "unfinished", point, seen, extends=tuple(extends))
         except OSError as error:
             raise TrainingError(f"cannot read {self.root}: {error.strerror}; choose another --output") from error
 
@@ -167,12 +201,34 @@ class RunFolder:
         self.check()
         write(path, content)
 
+    def stored_options(self, point: ResumePoint) -> dict[str, Any]:
+        """The options of the run that is there, as a recipe.
+
+        Raises:
+            ConfigError: they are not known.
+        """
+        stored = _mapping(point.options) if point.options is not None else None
+        if stored is None and self.config.is_file():
+            stored = _mapping(self.config.read_bytes())
+        if stored is None:
+            raise ConfigError(
+                f"{self.config} is missing or damaged, and the options of the run are not known without it"
+            )
+        return stored
+
+    def _is_trial(self) -> bool:
+        """Whether what is there is of a ``trainer.fast_dev_run``."""
+        stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None
+        trainer = (stored or {}).get("trainer")
+        return isinstance(trainer, Mapping) and bool(trainer.get("fast_dev_run"))
+
     def _is_finished(self) -> bool:
+        """Whether there are results, and not those of an interrupted run."""
         if not self.results.exists():
             return False
         try:
-            if isinstance(json.loads(self.results.read_bytes()), dict):
-                return True
+            if isinstance(results := json.loads(self.results.read_bytes()), dict):
+                return results.get("ended") != INTERRUPTED
         except ValueError:
             pass
         log.warning("%s is damaged: it is made anew", self.results)
@@ -195,8 +251,8 @@ class RunFolder:
                 "copy of it back, or --force to start afresh"
             )
 
-    def _compare(self, point: ResumePoint | None, options: Options) -> None:
-        """Raises ConfigError if the run in this folder has other options, or unknown ones."""
+    def _compare(self, point: ResumePoint | None, options: Options) -> list[str]:
+        """What lets the run in this folder go on longer; ConfigError if it has other options, or unknown ones."""
         stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None
         fault = f"{self.config} is {'damaged' if self.config.is_file() else 'missing'}"
         if point is not None and point.options is not None:  # its content is checked
@@ -208,7 +264,10 @@ class RunFolder:
                 f"{fault}, and the options of the run there are not known without it: write it anew (the same command "
                 f"with --print_config shows it), or --force to start afresh"
             )
-        different, absent = _differences(stored, _mapping(options.to_yaml()) or {}, _mapping(options.defaults()) or {})
+        every, absent = _differences(stored, _mapping(options.to_yaml()) or {}, _mapping(options.defaults()) or {})
+        free = [change for change in every if _is_free(change)]
+        extends = [change for change in every if _is_raised(change)]
+        different = [str(change) for change in every if change not in free + extends]
         if different:
             raise ConfigError(
                 f"{self.root} holds a run with other options ({'; '.join(different[:3])}"
@@ -216,6 +275,9 @@ class RunFolder:
             )
         if absent:
             log.warning("the run in %s was begun without %s: going on with the default", self.root, ", ".join(absent))
+        if free:
+            log.info("going on with other options that do not change the run: %s", "; ".join(map(str, free)))
+        return list(map(str, extends))
 
     def tidy(self) -> None:
         """Removes what was being written when a run was killed."""
@@ -247,11 +309,58 @@ def _mapping(content: str | bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found else None
 
 
+class Change(NamedTuple):
+    """An option that has another value than in the run that is there."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before}, now {self.now}"
+
+
+def _is_free(change: Change) -> bool:
+    sharded = change.name == "trainer.strategy" and "fsdp" in f"{change.before} {change.now}".lower()
+    return change.name in FREE and not sharded
+
+
+def _is_raised(change: Change) -> bool:
+    if change.name not in LIMITS:
+        return False
+    before, now = (_limit(change.name, value) for value in (change.before, change.now))
+    return now > before
+
+
+def _limit(name: str, value: Any) -> float:
+    if value in (None, -1):
+        return math.inf
+    return seconds(value) if name == "trainer.max_time" else float(value)
+
+
+def seconds(time: Any) -> float:
+    """The seconds of a ``trainer.max_time``: ``"DD:HH:MM:SS"``, a timedelta, or its arguments.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    try:
+        if isinstance(time, str):
+            days, hours, minutes, rest = (int(part) for part in time.strip().split(":"))
+            time = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest)
+        length: timedelta = timedelta(**time) if isinstance(time, Mapping) else time
+        return length.total_seconds()
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        raise ConfigError(
+            f'trainer.max_time={time} must be like "00:12:30:00", days, hours, minutes, seconds'
+        ) from None
+
+
 def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
-) -> tuple[list[str], list[str]]:
-    """Options with other values, ``["trainer.max_epochs: 5, now 10"]``, and new ones that have their default."""
-    different: list[str] = []
+) -> tuple[list[Change], list[str]]:
+    """Options with other values, and new ones that have their default."""
+    different: list[Change] = []
     absent: list[str] = []
     for key in sorted(old.keys() | new.keys(), key=str):
         before, now, default = old.get(key), new.get(key), defaults.get(key)
@@ -262,5 +371,5 @@ def _differences(
         elif key not in old and key in defaults and now == default:
             absent.append(f"{prefix}{key}")
         elif before != now:
-            different.append(f"{prefix}{key}: {before}, now {now}")
+            different.append(Change(f"{prefix}{key}", before, now))
     return different, absent

@@ -1,7 +1,9 @@
-"""What becomes of a signal by which a scheduler or a terminal asks a run to end.
+"""What ends a run before its last epoch: a signal, Ctrl-C, a limit of its options.
 
 In training and validation the run ends at the next batch, with a checkpoint from which it goes on to the same weights;
-before and after, where nothing would be lost, it ends at once. A signal that is ignored, as by ``nohup``, stays so.
+before and after, where nothing would be lost, it ends at once. After a limit or Ctrl-C, weights, report and results are
+made of that checkpoint; a scheduler's signal leaves no time for that. A signal that is ignored, as by ``nohup``, stays
+so.
 """
 
 from __future__ import annotations
@@ -11,18 +13,21 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
 from focalnet.samples import Batch
-from focalnet.training.callbacks import refuse_nan
-from focalnet.training.run_folder import RunFolder, Stopped
+from focalnet.training.callbacks import Progress, refuse_nan
+from focalnet.training.keeping import Best
+from focalnet.training.run_folder import INTERRUPTED, RunFolder, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +35,25 @@ log = logging.getLogger(__name__)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
+class Ended(Exception):
+    """A run ends before its last epoch, and its checkpoint is written: weights, report and results follow.
+
+    Args:
+        why: what ``results.json`` says of it: the name of an option, or ``INTERRUPTED``.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class StopNow(SystemExit):
     """A signal came where there is nothing to wait for. No ``except Exception`` may swallow it."""
+
+
+ENDS_SOON = (
+    "Ctrl-C: the run ends after this update, with a checkpoint, weights and report; press it again to end at once"
+)
 
 
 class StopRequest:
@@ -46,7 +68,7 @@ class StopRequest:
         self.name: str | None = None
         self.waits = False
         self._process = os.getpid()
-        self._signals = signals
+        self._signals = [*signals, signal.SIGINT]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -72,22 +94,50 @@ class StopRequest:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loader worker that was forked from us: it ends with us
+        again = self.name == "SIGINT"
         self.name = signal.Signals(number).name
-        if not self.waits:
+        if number == signal.SIGINT:
+            if again or not self.waits:
+                raise KeyboardInterrupt
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # in a thread: the handler may interrupt another message
+                threading.Thread(target=log.warning, args=(ENDS_SOON,)).start()
+        elif not self.waits:
             raise StopNow(self.name)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What ends a run before its last epoch.
+
+    Args:
+        max_steps: optimizer updates; None for no limit.
+        max_seconds: of training with its validations, over all starts of the run; None for no limit.
+        patience: validations in a row without a better headline metric; None for no limit.
+    """
+
+    max_steps: int | None = None
+    max_seconds: float | None = None
+    patience: int | None = None
+
+
 class StopOnSignal(pl.Callback):
-    """Ends a run at the next batch once any of its processes has been asked to end, and writes a checkpoint first.
+    """Ends a run at the next batch once any of its processes has a reason to, and writes a checkpoint first.
 
     Args:
         request: of this process.
         folder: of the run.
         requeue: of SLURM: the signal at which the job is queued again; None for never.
+        limits: what else ends the run.
     """
 
-    def __init__(self, request: StopRequest, folder: RunFolder, requeue: signal.Signals | None) -> None:
-        self.request, self.folder, self.requeue = request, folder, requeue
+    def __init__(
+        self,
+        request: StopRequest,
+        folder: RunFolder,
+        requeue: signal.Signals | None,
+        limits: Limits = Limits(),
+    ) -> None:
+        self.request, self.folder, self.requeue, self.limits = request, folder, requeue, limits
         self.in_validation = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,7 +146,7 @@ class StopOnSignal(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.request.waits = False
-        if self._asked(trainer):
+        if self._signalled(trainer):
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,7 +169,7 @@ class StopOnSignal(pl.Callback):
             self._stop(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and self._asked(trainer):
+        if trainer.state.fn == TrainerFn.FITTING and self._any(trainer, self.request.name is not None):
             self.in_validation = True
             self._save(trainer)
             self._stop(trainer)
@@ -135,18 +185,83 @@ class StopOnSignal(pl.Callback):
             progress["total"] |= nothing | {"ready": 1, "started": 1}  # what Lightning takes for "within a validation"
             progress["is_last_batch"] = False
 
+    def _limit(self, trainer: pl.Trainer) -> str | None:
+        """The option by which this process ends the run now; None while it goes on."""
+        if self.limits.max_steps is not None and trainer.global_step >= self.limits.max_steps:
+            return "trainer.max_steps"
+        if self.limits.max_seconds is not None and _callback(trainer, Progress).elapsed() >= self.limits.max_seconds:
+            return "trainer.max_time"
+        if self.limits.patience is not None and _callback(trainer, Best).since >= self.limits.patience:
+            return "trainer.patience"
+        return None
+
+    def _any(self, trainer: pl.Trainer, condition: bool) -> bool:
+        """Whether it holds in any process of the run; all processes take part in the question."""
+        return trainer.strategy.reduce_boolean_decision(condition, all=False)
+
     def _asked(self, trainer: pl.Trainer) -> bool:
-        """Whether any process of the run has been asked to end; all processes take part in the question."""
-        return trainer.strategy.reduce_boolean_decision(self.request.name is not None, all=False)
+        """Whether any process of the run has a reason to end."""
+        return self._any(trainer, self.request.name is not None or self._limit(trainer) is not None)
+
+    def _signalled(self, trainer: pl.Trainer) -> bool:
+        """Whether a scheduler or a closed terminal has asked any process to end."""
+        return self._any(trainer, self.request.name not in (None, "SIGINT"))
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder.checkpoint, weights_only=False)
 
     def _stop(self, trainer: pl.Trainer) -> None:
+        if not self._signalled(trainer):
+            interrupted = self._any(trainer, self.request.name == "SIGINT")
+            why = trainer.strategy.broadcast(self._limit(trainer)) or "trainer.max_time"  # of another process' clock
+            raise Ended(INTERRUPTED if interrupted else why)
         name = self.request.name or "a signal to another of its processes"
         if trainer.is_global_zero and self.requeue is not None and self.request.name == self.requeue.name:
             _requeue()
         raise Stopped(f"stopped by {name}; {self.folder.kept()}")
+
+
+C = TypeVar("C", bound=pl.Callback)
+
+
+def _callback(trainer: pl.Trainer, kind: type[C]) -> C:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+
+
+class PeriodicCheckpoints(pl.Callback):
+    """Writes ``last.ckpt`` within an epoch, too, at a batch after which no gradients are pending.
+
+    Args:
+        folder: of the run.
+        updates: optimizer updates between two checkpoints; None for no such limit.
+        minutes: between two checkpoints; None for no such limit.
+    """
+
+    def __init__(self, folder: RunFolder, updates: int | None, minutes: float | None) -> None:
+        self.folder, self.updates, self.minutes = folder, updates, minutes
+        self.written = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.written = time.monotonic()  # the epoch before has its checkpoint
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch[Any],
+        batch_idx: int,
+    ) -> None:
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        due = self.updates is not None and trainer.global_step % self.updates == 0
+        if self.minutes is not None:
+            late = time.monotonic() - self.written >= 60 * self.minutes
+            due = trainer.strategy.reduce_boolean_decision(due or late, all=False)
+        if due:
+            refuse_nan(trainer, outputs["loss"], batch_idx)
+            trainer.save_checkpoint(self.folder.checkpoint, weights_only=False)
+            self.written = time.monotonic()
 
 
 def slurm_requeue_signal(plugins: list[Any]) -> signal.Signals | None:

@@ -390,6 +390,16 @@ def _read_native(raw: RawFile, header: str, architecture: str | None, settings: 
         raise CheckpointError(f"its header is damaged ({_reason(error)}); copy it again") from error
 
 
+def read_header(header: str) -> tuple[Config, ModelCard]:
+    """Configuration and card of one of our own files, the inverse of ``describe``.
+
+    Raises:
+        CheckpointError: it describes no network that this version has.
+    """
+    described = parse_json(header)
+    return _config_class(described["kind"]).from_dict(described["config"]), _card_from(described["card"])
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

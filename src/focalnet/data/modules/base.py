@@ -100,6 +100,10 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict["train"])
 
+    @abstractmethod
+    def has_test_split(self) -> bool:
+        """Whether there are images for a test that are neither trained nor validated on."""
+
     def eval_batch_size(self) -> int:
         """Images at once in evaluation, over all processes."""
         return self.batch_size
@@ -266,6 +270,11 @@ class AnnotatedData(DensePredictionData[D]):
         for other in others:
             if self._categories(other) != self._categories(first):
                 raise DataError(f"{other.name}: its categories differ from those of {first.name}; give both the same")
+
+    def has_test_split(self) -> bool:
+        test, val = self._own("test"), self._own("val")
+        held_out = self._held_out() is not None
+        return test is not None and (held_out or val is None or (test.path, test.split) != (val.path, val.split))
 
     @property
     def category_ids(self) -> tuple[Id, ...]:

@@ -124,9 +124,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         missing = [split for split in SPLITS.get(stage, ()) if split not in self.samples]
         if not missing:
             return
-        format = detect(self.root) if self.format == "auto" else self.format
-        titles = read_class_map(Path(self.class_map)) if self.class_map else None
-        collection = Collection(self.root, format, wanted=self.splits, holdout=self.holdout, titles=titles)
+        collection = self._collection()
+        format = collection.format
         self._trains |= stage == "fit"
         if not (collection.has_splits or self.holdout or self._trains):
             logger.warning("%s: %s", self.root, HOLDS_TRAINING_IMAGES)
@@ -138,6 +137,19 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         for split in missing:
             self.samples[split] = self._open(collection, split)
         self._check_classes()
+
+    def has_test_split(self) -> bool:
+        collection = self._collection()
+        if not collection.has("test"):
+            return False
+        return (
+            bool(self.holdout) or not collection.has("val") or collection.name_of("test") != collection.name_of("val")
+        )
+
+    def _collection(self) -> Collection:
+        format = detect(self.root) if self.format == "auto" else self.format
+        titles = read_class_map(Path(self.class_map)) if self.class_map else None
+        return Collection(self.root, format, wanted=self.splits, holdout=self.holdout, titles=titles)
 
     def _open(self, collection: Collection, split: Split) -> ImageDataset | ShardDataset:
         training = split == "train"

@@ -148,6 +148,10 @@ class SemanticData(DensePredictionData[SemanticDataset]):
             )
         return found
 
+    def has_test_split(self) -> bool:
+        test = self._find("test")
+        return test is not None and test.name != self.find("val").name
+
     def setup(self, stage: str) -> None:
         self._trains |= stage == "fit"
         super().setup(stage)

@@ -8,7 +8,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -53,6 +53,8 @@ class Data(Protocol):
 
     def setup(self, stage: str) -> None: ...
 
+    def has_test_split(self) -> bool: ...
+
 
 class Task(pl.LightningModule, ABC):
     """Trains a network whose classes come from the data: it is built when the data is known.
@@ -70,6 +72,8 @@ class Task(pl.LightningModule, ABC):
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
         freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
         grad_checkpointing: trade time for memory.
+        keep: whether ``model.safetensors`` gets the weights of the best validation, by the headline metric of the task,
+            or those of the last update; without any validation, always the last.
         compile: train through ``torch.compile``: a classifier whole, of other networks the backbone, which is most of
             their work; the sizes of what neck and heads see change with every batch. State-dict names stay.
         seed: of everything random; linked to ``seed_everything``.
@@ -91,6 +95,7 @@ class Task(pl.LightningModule, ABC):
         ema_decay: float | None = None,
         freeze_stages: int | None = None,
         grad_checkpointing: bool = False,
+        keep: Literal["best", "last"] = "best",
         compile: bool = False,
         seed: int = 0,
     ) -> None:
@@ -102,6 +107,8 @@ class Task(pl.LightningModule, ABC):
         self.architecture, self.weights, self.options = architecture, weights, options or {}
         self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
+        self.keep: Literal["best", "last"] = keep
+        self.max_steps: int | None = None  # of the run, which may end before its last epoch
         self.average: ModelEmaV3 | None = None
         self.examples = False  # whether validation keeps what a report shows
         self.metrics: list[Metric] = []  # of the last validation
@@ -135,6 +142,11 @@ class Task(pl.LightningModule, ABC):
     def trained(self) -> Any:
         """The network to validate and to keep: the moving average, where there is one."""
         return self.network if self.average is None else self.average.module
+
+    @property
+    def trained_prefix(self) -> str:
+        """What the names of ``trained``'s tensors start with in the state dict of the task."""
+        return "network." if self.average is None else "average.module."
 
     def card(self, data: Data, training: str) -> ModelCard:
         """What travels with the trained weights; ``training`` is the second half of their name."""
@@ -182,6 +194,7 @@ class Task(pl.LightningModule, ABC):
             epochs=epochs,
             updates_per_epoch=max(int(self.trainer.estimated_stepping_batches) // epochs, 1),
             global_batch=self.data.batch_size * self.trainer.accumulate_grad_batches,
+            max_updates=self.max_steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -212,6 +225,15 @@ class Task(pl.LightningModule, ABC):
     def validation_step(self, batch: Batch[Any], batch_idx: int) -> None:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         self.evaluator.update(self.trained.predict(images, batch.sizes, batch.original_sizes), batch)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch[Any], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.world_size > 1:
