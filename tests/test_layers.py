@@ -25,9 +25,11 @@ ORDER = [
     {"registry"},
     {"weights"},
     {"zoo"},
+    {"runtime"},
     {"inference"},
     {"explanations"},
     {"training"},
+    {"exporting"},
     {"integrations"},
     {"cli"},
 ]

@@ -22,6 +22,7 @@ _WHERE = {
     "accelerate": "integrations",
     "create_model": "zoo",
     "explain": "explanations",
+    "export": "exporting",
     "fit": "cli.train",
     "list_models": "zoo",
     "load": "zoo",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from focalnet.cli.train import fit as fit
     from focalnet.errors import FocalNetError as FocalNetError
     from focalnet.explanations import explain as explain
+    from focalnet.exporting import export as export
     from focalnet.inference import Predictor as Predictor
     from focalnet.integrations import accelerate as accelerate
     from focalnet.kernels.optimize import optimize as optimize

@@ -10,6 +10,7 @@ from typing import Any
 from focalnet.errors import ConfigError
 
 LARGEST = 1 << 14  # pixels of a side that an image is resized to
+IGNORED = 255  # label of pixels that belong to no class; they are neither trained on nor evaluated
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 FITS = ("crop", "squash")
 

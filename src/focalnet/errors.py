@@ -57,6 +57,10 @@ class TrainingError(FocalNetError):
     """A training run had to stop (NaN loss, full disk, dead worker); the message says what was kept."""
 
 
+class ExportError(FocalNetError):
+    """A model cannot be exported, or its exported file disagrees with it; the message says why."""
+
+
 class MissingDependency(FocalNetError):
     """An optional package is not installed; the message has the command that installs it."""
 

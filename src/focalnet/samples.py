@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from focalnet.card import IGNORED as IGNORED
 from focalnet.errors import DataError, InputError
 
 Size = tuple[int, int]  # height and width in pixels
 T = TypeVar("T")
-
-IGNORED = 255
-"""Label of pixels that belong to no class; they are neither trained on nor evaluated."""
 
 
 @dataclass

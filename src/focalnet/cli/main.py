@@ -20,6 +20,7 @@ from focalnet.cli.convert import convert
 from focalnet.cli.convert_data import convert_data
 from focalnet.cli.doctor import doctor
 from focalnet.cli.explain import explain
+from focalnet.cli.export import export
 from focalnet.cli.models import models
 from focalnet.cli.predict import predict
 from focalnet.cli.quickstart import quickstart
@@ -48,6 +49,7 @@ app.command("finish")(finish_command)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)
 app.command()(convert)
+app.command()(export)
 app.command()(benchmark)
 app.command()(doctor)
 

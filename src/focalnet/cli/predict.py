@@ -34,9 +34,9 @@ def predict(
         list[str],
         typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; a detector or segmenter also takes videos."),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name in 'focalnet models', or a weights file.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name in 'focalnet models', a weights file, or an exported file.")
+    ] = DEFAULT_MODEL,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -79,12 +79,12 @@ def predict(
 
     files = find(paths)  # before importing torch, so that a mistyped path fails at once
 
-    from focalnet import zoo
     from focalnet.inference import Predictor, Views
+    from focalnet.inference.exported import load_network
     from focalnet.inference.video import is_video
     from focalnet.visualize import unique_names
 
-    network = zoo.load(model)
+    network = load_network(model)
     views = Views(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
     predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, views=views)
     videos = [file for file in files if is_video(file)]

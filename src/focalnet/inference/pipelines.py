@@ -231,14 +231,27 @@ class SegmentationPipeline(Pipeline):
 
 
 class SemanticPipeline(SegmentationPipeline):
-    """The class of each pixel, by the mean score of all views of its tile."""
+    """The class of each pixel, by the mean score of all views of its tile; an exported file only has whole label maps.
+
+    Raises:
+        ConfigError: several views, and a network that gives no scores of pixels.
+    """
 
     def __init__(self, network: Model[Any, Any], options: Options) -> None:
         super().__init__(network, options)
-        assert isinstance(network, ScoresPixels)
-        self.scorer: ScoresPixels[Any, Any] = network
+        self.scorer: ScoresPixels[Any, Any] | None = network if isinstance(network, ScoresPixels) else None
+        views = options.views
+        if self.scorer is None and (views.tile or views.flip or len(views.short_sides) > 1):
+            raise ConfigError(
+                "an exported file gives label maps, which cannot be averaged: leave out tile, flip and several "
+                "short_sides, or predict with the model that it was exported from"
+            )
 
     def predict(self, images: Sequence[Image], prepared: Sequence[list[Tile]]) -> Iterator[SemanticMap]:
+        if self.scorer is None:
+            for result in self._results(prepared):
+                yield replace(result, names=self.class_names)
+            return
         scores = self._scores(prepared)
         for image, of_image in zip(images, prepared, strict=True):
             yield self._map(image, of_image, scores)
@@ -259,10 +272,12 @@ class SemanticPipeline(SegmentationPipeline):
         if len(tile.views) == 1:
             return next(scores)
         size = meeting_size(tile.size, [view.size for view in tile.views])
+        assert self.scorer is not None
         return mean_scores(islice(scores, len(tile.views)), size, logits=self.scorer.scores_are_logits)
 
     def _scores(self, prepared: Sequence[list[Tile]]) -> Iterator[Tensor]:
         """Yields the class scores of each view, ``(N, h, w)``, with mirroring undone."""
+        assert self.scorer is not None
         for views, images in self._batches(prepared):
             with torch.inference_mode():
                 scores = self.scorer.class_scores(images)

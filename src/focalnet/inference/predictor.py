@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import torch
 from torch import nn
 
-from focalnet import zoo
 from focalnet.errors import ConfigError, ImageError
+from focalnet.inference.exported import load_network
 from focalnet.inference.pipelines import PIPELINES, Options
 from focalnet.inference.sources import Source, is_one, read, several
 from focalnet.inference.tta import Views
@@ -42,8 +42,8 @@ class Predictor:
     says, and go through the network in batches.
 
     Args:
-        model: a classifier, detector or segmenter with a card; or a name or file of ``focalnet.load``. It is moved
-            to ``device`` and set to evaluation mode.
+        model: a classifier, detector or segmenter with a card; or a name or file of ``focalnet.load``, or a file of
+            ``focalnet.export``, which stays on the CPU. It is moved to ``device`` and set to evaluation mode.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; default: a GPU if there is one.
         batch_size: images (or views of them) that go through the network at once; default: 32 for a classifier,
             2 for the others, whose images are large.
@@ -75,7 +75,7 @@ class Predictor:
                 raise ConfigError(f"{name}={value} must be at least 1")
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
-        network: nn.Module = zoo.load(model) if isinstance(model, (str, Path)) else model
+        network: nn.Module = load_network(model) if isinstance(model, (str, Path)) else model
         if not isinstance(network, Model) or network.config.num_classes == 0:
             raise ConfigError(
                 f"this {type(network).__name__} has no classes to name: "

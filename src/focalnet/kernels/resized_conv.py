@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.kernels.matmul import linear
+from focalnet.ops import modes
 
 
 def resized_conv(features: Sequence[Tensor], weight: Tensor) -> Tensor:
@@ -31,6 +32,9 @@ def resized_conv(features: Sequence[Tensor], weight: Tensor) -> Tensor:
         ``(B, O, H, W)`` with H and W of the first feature map, channels-last in memory.
     """
     finest, *coarse = features
+    if modes.exporting():
+        resized = [F.interpolate(x, size=finest.shape[2:], mode="bilinear", align_corners=False) for x in coarse]
+        return F.conv2d(torch.cat([finest, *resized], 1), weight, padding=1)
     (batch, _, height, width), channels = finest.shape, len(weight)
     finest_weight, *weights = torch.split(weight, [x.shape[1] for x in features], 1)
     out = F.conv2d(finest, finest_weight, padding=1)
@@ -45,8 +49,8 @@ def resized_conv(features: Sequence[Tensor], weight: Tensor) -> Tensor:
             rows.append((horizontal @ products).view(batch, h, width * channels))
         vertical.append(_resize_matrices(h, height, like=out).movedim(1, 0).flatten(1))
     if rows:
-        resized = torch.cat(vertical, 1) @ torch.cat(rows, 1)
-        out = out + resized.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        summed = torch.cat(vertical, 1) @ torch.cat(rows, 1)
+        out = out + summed.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return out
 
 

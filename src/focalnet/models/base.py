@@ -6,12 +6,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+import focalnet
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig
@@ -213,6 +215,37 @@ class Model(nn.Module, ABC, Generic[C, O]):
             check_finite(outputs)
         return self.postprocess(outputs, sizes, sizes if original_sizes is None else original_sizes)
 
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        """What ``predict`` computes, as tensors by name: the function that ``focalnet.export`` writes to a file.
+
+        It consists of PyTorch's and torchvision's operations alone, and no decision in Python depends on the values of
+        tensors, so that it can be traced once for images of any number and size. Names depend on ``config.output``:
+
+        * ``"classification"``: ``logits`` ``(B, N)``
+        * ``"detection"`` and ``"instance"``: ``boxes`` ``(B, K, 4)``, ``scores`` and ``labels`` ``(B, K)``, best first;
+          rows after the last object have score 0 and label -1. With masks either ``box_masks`` ``(B, K, m, m)``,
+          probabilities on a grid over each box, or ``masks`` ``(B, K, H, W)``, bool
+        * ``"semantic"``: ``labels`` ``(B, H, W)``
+        * ``"panoptic"``: ``ids`` ``(B, H, W)``, 0 for none; of the segments 1 to S: ``segment_labels`` and
+          ``segment_scores`` ``(B, S)``, with label -1 after the last
+
+        Boxes are in pixels of the original image. H and W are the largest height and width of the original images;
+        each label map is valid within its own image.
+
+        Args:
+            images_BCHW: normalized, padded right and below.
+            sizes_B2: height and width of each image before padding, int64.
+            original_sizes_B2: height and width of each image before it was resized, int64.
+
+        Raises:
+            ConfigError: networks of this family have no such function.
+        """
+        raise ConfigError(f"a {type(self).__name__} cannot be exported: its family does not define predict_tensors")
+
+    def export(self, path: str | Path, format: str | None = None, **options: Any) -> Any:
+        """Writes the network to one file for other runtimes; see ``focalnet.export``."""
+        return focalnet.export(self, path, format, **options)  # type: ignore[arg-type]
+
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
@@ -389,8 +422,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size]) -> None:
-    """Raises InputError unless there is one size per image and none exceeds the size of the batch."""
+def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size] | Tensor) -> None:
+    """Raises InputError unless there is one size per image and none exceeds the size of the batch.
+
+    Sizes in a tensor are those of an exported network, whose values are not known.
+    """
+    if isinstance(sizes, Tensor):
+        return
     height, width = images_BCHW.shape[2:]
     if len(sizes) != len(images_BCHW) or any(h > height or w > width for h, w in sizes):
         raise InputError(f"sizes {list(sizes)} do not fit a batch of images {tuple(images_BCHW.shape)}")

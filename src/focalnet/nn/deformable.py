@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from focalnet.ops.deformable import Shapes, multi_scale_deformable_attention
+from focalnet.ops.deformable import Shapes, extents, multi_scale_deformable_attention
 
 
 class DeformableAttention(nn.Module):
@@ -70,7 +70,7 @@ class DeformableAttention(nn.Module):
         if size:
             locations = center + offsets / self.points * size[0] * 0.5
         else:
-            locations = center + offsets / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]
+            locations = center + offsets / extents(shapes, offsets)[:, None]
         weights = self.attention_weights(queries_BQC).view(*grid[:3], -1).softmax(-1).view(grid)
         values: Tensor = self.value_proj(values_BSC)
         if padding_BS is not None:

@@ -42,7 +42,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x = x_BCHW
         if self.pad_to_stride:
-            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+            x = F.pad(x, (0, _missing(x.shape[3], self.stride), 0, _missing(x.shape[2], self.stride)))
         elif (self.kernel, self.stride, self.padding) == (3, 2, 1):
             x = no_single_cells(x)
         # With channels-last input the output is channels-last, and the permutation below is a view. (vmap does not
@@ -71,3 +71,8 @@ class PatchEmbed(nn.Module):
             return (n + 2 * padding - kernel) // stride + 1
 
         return steps(height), steps(width)
+
+
+def _missing(side: int, stride: int) -> int:
+    """Cells that a side lacks to a multiple of the stride; written so that exporters can simplify it."""
+    return stride * ((side - 1) // stride + 1) - side

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from focalnet.nn.conv import ConvNorm
+from focalnet.ops import modes
 
 
 class PyramidPooling(nn.ModuleList):
@@ -27,4 +28,20 @@ class PyramidPooling(nn.ModuleList):
 
     def forward(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Returns ``(B, channels, scale, scale)`` for each scale."""
-        return [branch(x_BCHW) for branch in self]
+        if not modes.exporting():
+            return [branch(x_BCHW) for branch in self]
+        return [conv(_averages(x_BCHW, pool.output_size)) for pool, conv in self]
+
+
+def _averages(x_BCHW: torch.Tensor, scale: int) -> torch.Tensor:
+    """``AdaptiveAvgPool2d`` by matrix products, for feature maps whose size is not known when they are exported."""
+    rows, columns = (_shares(side, scale, x_BCHW) for side in x_BCHW.shape[2:])
+    return rows @ x_BCHW @ columns.T
+
+
+def _shares(cells: int, scale: int, like: torch.Tensor) -> torch.Tensor:
+    """Matrix ``(scale, cells)`` that averages a row of cells over ``scale`` bins, which may overlap."""
+    bin_ = torch.arange(scale, device=like.device)[:, None]
+    start, end = bin_ * cells // scale, -(-(bin_ + 1) * cells // scale)
+    cell = torch.arange(cells, device=like.device)
+    return ((cell >= start) & (cell < end)).to(like.dtype) / (end - start)

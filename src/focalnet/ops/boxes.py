@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # sizes change at most by 62.5, the usual limit in R-CNN implementations
 
@@ -57,6 +57,80 @@ def resize(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> T
     """Converts boxes of an image of ``size`` (height, width) to pixels of the image resized to ``new_size``."""
     x, y = size[1] / new_size[1], size[0] / new_size[0]  # the published code divides by the forward factors
     return boxes / boxes.new_tensor([x, y, x, y])
+
+
+def objects(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Objects of each image as tensors of an exported network; rows that are not kept have score 0 and label -1.
+
+    Args:
+        boxes: ``(B, K, 4)``.
+        scores: ``(B, K)``, best first.
+        labels: ``(B, K)``.
+        kept: ``(B, K)``, bool; those that are not follow those that are.
+    """
+    empty = ~kept
+    return {
+        "boxes": boxes.masked_fill(empty[..., None], 0.0),
+        "scores": scores.masked_fill(empty, 0.0),
+        "labels": labels.masked_fill(empty, -1),
+    }
+
+
+def best_objects(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor, limit: int) -> dict[str, Tensor]:
+    """The best objects of each image as ``objects``; arguments in any order, ``limit`` the maximum number of them."""
+    ranked, index = scores.masked_fill(~kept, -1.0).topk(torch.sym_min(limit, scores.shape[1]))
+    of_best = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    return objects(of_best, ranked, labels.gather(1, index), ranked >= 0)
+
+
+def nms_mask(
+    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, *, iou_threshold: float, groups: int
+) -> Tensor:
+    """Non-maximum suppression within each class of each image, for exported networks: which boxes stay, ``(B, K)``.
+
+    All boxes go through one call: each class of each image is moved to a place of its own.
+
+    Args:
+        boxes: ``(B, K, 4)``, none negative.
+        scores: ``(B, K)``, none negative.
+        labels: ``(B, K)``, below ``groups``.
+        valid: ``(B, K)``, bool; others neither stay nor suppress any.
+        iou_threshold: a box is removed if its IoU with a better one is above this.
+        groups: number of classes.
+    """
+    columns = math.ceil(math.sqrt(groups))  # a square of places for the classes of an image, images below each other
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    place = torch.stack([labels % columns, labels // columns + image * columns], -1).to(boxes)
+    moved = boxes + (place * (boxes.amax() + 1)).repeat(1, 1, 2)
+    ranked = scores.masked_fill(~valid, -1.0)
+    kept = nms(moved.flatten(0, 1), ranked.flatten(), iou_threshold)
+    stays = torch.zeros_like(ranked, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
+    return (stays.view(ranked.shape) > 0) & valid
+
+
+def nms_of_some(boxes: Tensor, scores: Tensor, candidate: Tensor, iou_threshold: float) -> Tensor:
+    """As ``nms_mask`` for a box of each class, of which only a few are candidates: which stay, ``(B, P, N)``.
+
+    Args:
+        boxes: ``(B, P, N, 4)``, none negative.
+        scores: ``(B, P, N)``.
+        candidate: ``(B, P, N)``, bool.
+        iou_threshold: a box is removed if its IoU with a better one is above this.
+    """
+    index = candidate.flatten().nonzero()[:, 0]
+    regions, classes = scores.shape[1:]
+    columns = math.ceil(math.sqrt(classes))
+    label, image = index % classes, index // (regions * classes)
+    place = torch.stack([label % columns, label // columns + image * columns], -1).to(boxes)
+    moved = boxes.flatten(0, 2)[index] + (place * (boxes.amax() + 1)).repeat(1, 2)
+    kept = index[nms(moved, scores.flatten()[index], iou_threshold)]
+    stays = torch.zeros_like(scores, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
+    return stays.view(scores.shape) > 0
+
+
+def resize_batch(boxes: Tensor, sizes_B2: Tensor, new_sizes_B2: Tensor) -> Tensor:
+    """``resize`` of boxes ``(B, K, 4)`` for sizes ``(B, 2)`` of each image."""
+    return boxes / (sizes_B2 / new_sizes_B2).to(boxes).flip(-1).repeat(1, 2)[:, None]
 
 
 def cover(boxes: Tensor, regions: Tensor) -> Tensor:

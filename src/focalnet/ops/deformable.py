@@ -26,8 +26,8 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
     """For each query and head, the weighted sum of values sampled bilinearly at points of every level.
 
     On the CPU, and under ``torch.func`` and forward-mode AD, it uses ``by_gathering``; elsewhere and for export
-    ``by_sampling``. Both give the same results. It computes in float32 or higher, also within autocast. The output of a
-    location that is NaN is NaN.
+    ``by_sampling``, or ``by_indexing`` without ``modes.grid_sample``. All give the same results. It computes in float32
+    or higher, also within autocast. The output of a location that is NaN is NaN.
 
     Args:
         values: ``(B, S, H, D)``, the levels concatenated, each row by row.
@@ -45,6 +45,8 @@ def multi_scale_deformable_attention(values: Tensor, shapes: Shapes, locations: 
     check(values, shapes, locations, weights)
     gather = (values.device.type == "cpu" or modes.transformed()) and not modes.exporting()
     compute = by_gathering if gather else by_sampling
+    if modes.exporting() and not modes.grid_sample_allowed():
+        compute = by_indexing
     with without_autocast(values.device):
         dtype = torch.promote_types(torch.promote_types(values.dtype, locations.dtype), torch.float32)
         return compute(values.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
@@ -64,6 +66,13 @@ def differentiable(sizes: Sequence[int], values: Tensor, locations: Tensor, weig
     return by_gathering(values.to(dtype), shapes, locations, weights)
 
 
+def extents(shapes: Shapes, like: Tensor) -> Tensor:
+    """Width and height of each level, ``(L, 2)``, in the dtype of ``like``."""
+    if not modes.exporting():
+        return like.new_tensor([(w, h) for h, w in shapes])
+    return torch.stack([like.new_full((), side) for h, w in shapes for side in (w, h)]).view(-1, 2)
+
+
 def by_sampling(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """By ``grid_sample``, level by level; the reference for tests."""
     batch, _, heads, channels = values.shape
@@ -80,6 +89,30 @@ def by_sampling(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
         )  # (B H, D, Q, P)
         out = out + (sampled * point_weights[..., level, :]).sum(-1)
     return out.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def by_indexing(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """By four gathers for each level, for exported graphs without ``grid_sample``."""
+    batch, _, heads, channels = values.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    flat = values.transpose(1, 2).flatten(0, 1)  # (B H, S, D)
+    places = locations.transpose(1, 2).flatten(0, 1)  # (B H, Q, L, P, 2)
+    point_weights = weights.transpose(1, 2).flatten(0, 1)  # (B H, Q, L, P)
+    out = values.new_zeros(batch * heads, queries, channels)
+    for level, (level_values, (height, width)) in enumerate(
+        zip(torch.split(flat, [h * w for h, w in shapes], 1), shapes, strict=True)
+    ):
+        x, y = places[:, :, level, :, 0] * width - 0.5, places[:, :, level, :, 1] * height - 0.5
+        left, top = x.floor(), y.floor()
+        for row, row_weight in ((top, 1 - (y - top)), (top + 1, y - top)):
+            for column, column_weight in ((left, 1 - (x - left)), (left + 1, x - left)):
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                cell = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten(1)
+                corner = level_values.gather(1, cell[..., None].expand(-1, -1, channels))
+                weight = (row_weight * column_weight * point_weights[:, :, level]).where(inside, 0.0)
+                weighted = corner.view(batch * heads, queries, points, channels) * weight[..., None]
+                out = out + weighted.sum(2)
+    return out.view(batch, heads, queries, channels).transpose(1, 2).flatten(2)
 
 
 def by_gathering(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -135,8 +168,8 @@ def check(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
             "(B, Q, H, L, P, 2)"
         )
     heads, levels = values.shape[2], len(shapes)
-    if len(values) != len(locations):
-        raise InputError(f"values have a batch of {len(values)}, locations of {len(locations)}")
+    if values.shape[0] != locations.shape[0]:
+        raise InputError(f"values have a batch of {values.shape[0]}, locations of {locations.shape[0]}")
     if not shapes or any(h < 1 or w < 1 for h, w in shapes):
         raise InputError(f"levels {list(shapes)} must have at least one level, of a height and width of at least 1")
     if values.shape[1] != sum(h * w for h, w in shapes):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch.autograd import forward_ad
 
+_grid_sample: ContextVar[bool] = ContextVar("grid_sample", default=True)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -40,3 +45,18 @@ def ordinary(*tensors: torch.Tensor) -> bool:
 def on_cpu(*tensors: torch.Tensor) -> bool:
     """Whether these are strided CPU tensors of no subclass."""
     return all(type(t) in _ORDINARY and t.is_cpu and t.layout is torch.strided for t in tensors)
+
+
+@contextmanager
+def grid_sample(allowed: bool) -> Iterator[None]:
+    """Context that says whether graphs exported within may contain ``grid_sample``, which some runtimes get wrong."""
+    token = _grid_sample.set(allowed)
+    try:
+        yield
+    finally:
+        _grid_sample.reset(token)
+
+
+def grid_sample_allowed() -> bool:
+    """Whether exported graphs may contain ``grid_sample``; see ``grid_sample``."""
+    return _grid_sample.get()

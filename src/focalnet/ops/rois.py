@@ -8,6 +8,7 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
+from focalnet.ops import modes
 from focalnet.ops.roi_align import roi_align
 
 _FINEST = 14  # regions below 2 * 14 cells of the finest level, 112 pixels at stride 4, are pooled from it
@@ -17,6 +18,12 @@ _CHUNK = 1 << 22  # mask pixels held in float32 at once; fastest if they fit a c
 def boxes_to_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Converts boxes ``(n_i, 4)`` of each image to RoIs ``(K, 5)``: index in the batch, then the box."""
     return torch.cat([torch.cat([b.new_full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)])
+
+
+def batch_to_rois(boxes: Tensor) -> Tensor:
+    """``boxes_to_rois`` of as many boxes for each image, ``(B, n, 4)``."""
+    image = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)[:, None, None]
+    return torch.cat([image.expand(-1, boxes.shape[1], -1), boxes], 2).flatten(0, 1)
 
 
 def levels(boxes: Tensor, finest_stride: int, count: int) -> Tensor:
@@ -40,11 +47,26 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size:
         ``(K, C, size, size)``.
     """
     level = levels(rois[:, 1:], strides[0], len(features))
+    if modes.exporting():
+        return _pool_all(features, strides, rois, level, size, samples)
     pooled = [
         roi_align(x.float(), rois[level == i], size, 1 / stride, samples)
         for i, (x, stride) in enumerate(zip(features, strides, strict=True))
     ]
     return torch.cat(pooled)[level.argsort(stable=True).argsort()]
+
+
+def _pool_all(
+    features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, level: Tensor, size: int, samples: int
+) -> Tensor:
+    """``pool`` without a selection of regions by level: on other levels, regions are empty and cost nothing."""
+    pooled = features[0].new_zeros(())
+    for i, (x, stride) in enumerate(zip(features, strides, strict=True)):
+        here = (level == i)[:, None]
+        boxes = torch.cat([rois[:, :1], rois[:, 1:].where(here, 0.0)], 1)
+        on_level = torchvision.ops.roi_align(x.float(), boxes, size, 1 / stride, samples, aligned=True)
+        pooled = torch.where(here[..., None, None], on_level, pooled)
+    return pooled
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:

@@ -8,11 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from focalnet import visualize
 from focalnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 class Result(ABC):
@@ -92,6 +96,11 @@ class Result(ABC):
                 "take results from a Predictor, which keeps images, or set dataclasses.replace(result, image=...)"
             )
         return self.image
+
+
+def as_array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A field of a result as an array: of PyTorch's models it is a tensor, of exported networks an array."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
 def class_name(names: Sequence[str], label: int) -> str:

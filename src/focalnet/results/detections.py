@@ -11,7 +11,7 @@ import numpy as np
 
 from focalnet import visualize
 from focalnet.errors import require
-from focalnet.results.base import Result, class_name
+from focalnet.results.base import Result, as_array, class_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,9 +81,8 @@ class Detections(Result):
         """
         names = [self.name(label) for label in self.labels.tolist()]
         written = self.scores if scores else None
-        return visualize.draw_boxes(
-            self._canvas(), self.boxes, self.labels, names, written, self.masks, as_frame=as_frame
-        )
+        masks = None if self.masks is None else as_array(self.masks)
+        return visualize.draw_boxes(self._canvas(), self.boxes, self.labels, names, written, masks, as_frame=as_frame)
 
     def to_coco(self, image_id: Any, category_ids: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the objects in COCO's result form, which its server and pycocotools take.
@@ -98,13 +97,11 @@ class Detections(Result):
         segmentations: list[dict[str, Any]] = []
         if self.masks is not None:
             coder = require("pycocotools.mask", "dense")
-            bitmaps_HWN = self.masks.cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
+            bitmaps_HWN = as_array(self.masks).astype(np.uint8).transpose(1, 2, 0)
             encoded = coder.encode(np.asfortranarray(bitmaps_HWN)) if len(self) else []
             segmentations = [{"segmentation": {**code, "counts": code["counts"].decode()}} for code in encoded]
-        corners = self.boxes.double()
-        boxes = corners.clone()
-        boxes[:, 2:] -= corners[:, :2]
-        rows = zip(self.labels.tolist(), boxes.tolist(), self.scores.double().tolist(), strict=True)
+        boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in self.boxes.tolist()]
+        rows = zip(self.labels.tolist(), boxes, self.scores.tolist(), strict=True)
         return [
             {
                 "image_id": image_id,

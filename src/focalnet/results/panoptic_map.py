@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from focalnet import visualize
-from focalnet.results.base import Result, class_name, percent, share_lines
+from focalnet.results.base import Result, as_array, class_name, percent, share_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,14 +84,14 @@ class PanopticMap(Result):
         Raises:
             ConfigError: the result has no image.
         """
-        pixels = self.ids.numel()
+        pixels = math.prod(self.ids.shape)
         entries = [
             (label, f"{self.name(label)}  {f'({things})' if things else percent(share)}")
             for label, share, things in self._classes()
         ]
         return visualize.draw_label_map(
             self._canvas(),
-            self.ids,
+            as_array(self.ids),
             [visualize.Area(s.id, s.label, self.name(s.label), s.area / pixels) for s in self.segments],
             legend=entries if legend else None,
             as_frame=as_frame,
@@ -105,7 +106,7 @@ class PanopticMap(Result):
         Raises:
             FocalNetError: the file cannot be written.
         """
-        bytes_HW4 = self.ids.cpu().numpy()[..., None].astype("<u4").view(np.uint8)
+        bytes_HW4 = as_array(self.ids)[..., None].astype("<u4").view(np.uint8)
         return visualize.save_image(Pillow.fromarray(np.ascontiguousarray(bytes_HW4[..., :3])), path)
 
     def to_coco(self, image_id: Any, file_name: str, category_ids: Sequence[Any]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class PanopticMap(Result):
             file_name: of the PNG.
             category_ids: by label.
         """
-        ids = self.ids.cpu().numpy()
+        ids = as_array(self.ids)
         segments = []
         for segment in self.segments:
             rows, columns = np.nonzero(ids == segment.id)
@@ -147,7 +148,7 @@ class PanopticMap(Result):
         for segment in self.segments:
             areas[segment.label] += segment.area
         things = Counter(segment.label for segment in self.segments if segment.is_thing)
-        return [(label, area / self.ids.numel(), things[label]) for label, area in areas.most_common()]
+        return [(label, area / math.prod(self.ids.shape), things[label]) for label, area in areas.most_common()]
 
 
 def _ids_file(name: str) -> str:

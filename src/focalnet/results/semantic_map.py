@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image as Pillow
 
 from focalnet import visualize
-from focalnet.results.base import Result, class_name, percent, share_lines
-from focalnet.samples import IGNORED
+from focalnet.card import IGNORED
+from focalnet.results.base import Result, as_array, class_name, percent, share_lines
 from focalnet.visualize import palettes
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ class SemanticMap(Result):
 
     def shares(self) -> dict[int, float]:
         """Returns the classes that are there, and their share of all pixels, 0 to 1; the largest first."""
-        counts = self.labels.flatten().bincount()
+        labels = as_array(self.labels)
+        counts = np.bincount(labels.ravel())
         if len(self.names) <= IGNORED:
             counts[IGNORED : IGNORED + 1] = 0
-        largest = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
-        return {int(label): int(counts[label]) / self.labels.numel() for label in largest}
+        largest = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        return {int(label): int(counts[label]) / labels.size for label in largest}
 
     def name(self, label: int) -> str:
         """The name of a class, ``"class 3"`` where it is unknown."""
@@ -74,7 +75,7 @@ class SemanticMap(Result):
         entries = [(label, f"{self.name(label)}  {percent(share)}") for label, share in shares.items()]
         return visualize.draw_label_map(
             self._canvas(),
-            self.labels,
+            as_array(self.labels),
             [visualize.Area(label, label, self.name(label), share) for label, share in shares.items()],
             legend=entries if legend else None,
             smallest_named=SMALLEST_NAMED,
@@ -92,7 +93,7 @@ class SemanticMap(Result):
         Raises:
             FocalNetError: the file cannot be written.
         """
-        labels = self.labels.cpu().numpy()
+        labels = as_array(self.labels)
         if max(len(self.names), int(labels.max()) + 1) > IGNORED + 1:
             return visualize.save_image(Pillow.fromarray(labels.astype(np.uint16)), path)
         png = Pillow.fromarray(labels.astype(np.uint8))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from focalnet.visualize import palettes
 from focalnet.visualize.canvas import original_size, printable, readable_size, with_legend, write_label
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values: TypeAlias = "NDArray[Any] | Tensor"
 MASK_SHARE = 0.45  # opacity of the color within a mask
 LARGEST = 1600  # pixels of the long side; larger than elsewhere, because objects are small
 CROWD = 20  # with this many objects, names wider than their object would hide others
@@ -20,11 +24,11 @@ CROWD = 20  # with this many objects, names wider than their object would hide o
 
 def draw_boxes(
     image: Image.Image,
-    boxes: torch.Tensor,
-    labels: torch.Tensor,
+    boxes: Values,
+    labels: Values,
     names: Sequence[str],
-    scores: torch.Tensor | None = None,
-    masks: torch.Tensor | None = None,
+    scores: Values | None = None,
+    masks: Values | None = None,
     *,
     as_frame: bool = False,
 ) -> Image.Image:
@@ -38,18 +42,19 @@ def draw_boxes(
         labels: ``(N,)``, class indices, which choose the colors.
         names: of each object's class.
         scores: ``(N,)``, 0 to 1, written after the names; None for targets.
-        masks: ``(N, height, width)``, bool.
+        masks: ``(N, height, width)``, bool, an array or a tensor on the CPU.
         as_frame: keep the image size and draw no legend, because all frames of a video have the same size.
     """
     drawn = original_size(image) if as_frame else readable_size(image, largest=LARGEST)
     if masks is not None and len(masks):
-        drawn = _with_masks(drawn, masks, labels)
+        drawn = _with_masks(drawn, np.asarray(masks), labels.tolist())
     draw = ImageDraw.Draw(drawn)
     line = max(max(drawn.size) // 400, 2)
-    scale = torch.tensor([drawn.width / image.width, drawn.height / image.height] * 2)
+    scale = np.array([drawn.width / image.width, drawn.height / image.height] * 2, np.float32)
+    scaled = np.array(boxes.tolist(), np.float32).reshape(-1, 4) * scale
     colors = [palettes.rgb(palettes.of_class(label)) for label in labels.tolist()]
     percents = [""] * len(colors) if scores is None else [f" {score:.0%}" for score in scores.tolist()]
-    objects = list(zip((boxes.cpu() * scale).tolist(), colors, names, percents, strict=True))
+    objects = list(zip(scaled.tolist(), colors, names, percents, strict=True))
     for box, color, _, _ in reversed(objects):
         draw.rectangle(_ordered(box), outline=color, width=line)
     crowd = len(objects) >= CROWD
@@ -62,11 +67,10 @@ def draw_boxes(
     return with_legend(drawn, [(palettes.rgb(palettes.of_class(i)), f"{name_of[i]}  {count}") for i, count in counts])
 
 
-def _with_masks(image: Image.Image, masks: torch.Tensor, labels: torch.Tensor) -> Image.Image:
+def _with_masks(image: Image.Image, masks: NDArray[Any], labels: list[int]) -> Image.Image:
     """Tints each pixel with the color of the first object that covers it; outlines are opaque."""
-    first = masks.int().argmax(0)
-    colors = np.array([palettes.rgb(palettes.of_class(int(label))) for label in labels], dtype=np.uint8)
-    owner: NDArray[np.int64] = torch.where(masks.any(0), first, -1).cpu().numpy()
+    colors = np.array([palettes.rgb(palettes.of_class(label)) for label in labels], dtype=np.uint8)
+    owner = np.where(masks.any(0), masks.argmax(0), -1)
     large = np.asarray(Image.fromarray(owner.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
     covered = large >= 0
     pixels = np.asarray(image).copy()

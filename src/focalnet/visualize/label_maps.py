@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw
 
 from focalnet.visualize import palettes
 from focalnet.visualize.canvas import label_font, original_size, printable, readable_size, with_legend
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
+Ids: TypeAlias = "npt.NDArray[Any] | Tensor"
 
 SMALLEST, LARGEST = 640, 1600  # pixels of the long side
 COLOR_SHARE = 0.55  # opacity of the color within an area
@@ -48,7 +51,7 @@ class _Colored(NamedTuple):
 
 def draw_label_map(
     image: Image.Image,
-    ids_HW: torch.Tensor,
+    ids_HW: Ids,
     areas: Sequence[Area],
     *,
     legend: Sequence[tuple[int, str]] | None = None,
@@ -59,7 +62,7 @@ def draw_label_map(
 
     Args:
         image: not modified.
-        ids_HW: integers, the area id of each pixel.
+        ids_HW: integers, the area id of each pixel, an array or a tensor on the CPU.
         areas: the areas; other ids belong to no area.
         legend: class indices and their text in the legend below the image; None for no legend, which keeps equal
             sizes equal.
@@ -80,12 +83,13 @@ def draw_label_map(
     return with_legend(drawn, [(palettes.of_region(label), text) for label, text in legend])
 
 
-def sampled(ids_HW: torch.Tensor, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+def sampled(ids_HW: Ids, size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Resizes a label map to a width and height by nearest neighbor, without a full-size copy."""
     width, height = size
-    rows = ((torch.arange(height) + 0.5) * ids_HW.shape[0] / height).long()
-    columns = ((torch.arange(width) + 0.5) * ids_HW.shape[1] / width).long()
-    ids: npt.NDArray[np.int64] = ids_HW.cpu()[rows[:, None], columns].long().numpy()
+    half = np.float32(0.5)
+    rows = ((np.arange(height, dtype=np.float32) + half) * ids_HW.shape[0] / height).astype(np.int64)
+    columns = ((np.arange(width, dtype=np.float32) + half) * ids_HW.shape[1] / width).astype(np.int64)
+    ids: npt.NDArray[np.int64] = np.asarray(ids_HW)[rows[:, None], columns].astype(np.int64)
     return ids
 
 
@@ -121,7 +125,7 @@ def _write_names(image: Image.Image, ids: npt.NDArray[np.int64], areas: Sequence
     draw, letters = ImageDraw.Draw(image), label_font(image.size)
     scale = max(max(image.size) / COARSE, 1.0)
     width, height = (max(round(side / scale), 1) for side in image.size)
-    coarse = sampled(torch.from_numpy(ids), (width, height))
+    coarse = sampled(ids, (width, height))
     pixel = image.width / width, image.height / height  # of the coarse map, in the image
     taken: list[tuple[float, float, float, float]] = []
     for area in areas:

@@ -135,6 +135,33 @@ class ATSS(Model[ATSSConfig, ATSSOutputs]):
             results.append(Detections(box, score, label, self.class_names, size=original))
         return results
 
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        features = list(self.neck(self.backbone(images_BCHW)).values())
+        levels = zip(*self.bbox_head(features), self.grid(features), strict=True)
+        picked = [self._candidate_tensors(*level) for level in levels]
+        priors, deltas, scores, labels, valid = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
+        decoded = boxes.decode(priors, deltas, self.config.stds, sizes_B2[:, None])
+        valid = valid & (decoded[..., 2:] > decoded[..., :2]).all(-1)
+        kept = boxes.nms_mask(
+            decoded, scores, labels, valid, iou_threshold=self.config.nms_threshold, groups=self.config.num_classes
+        )
+        decoded = boxes.resize_batch(decoded, sizes_B2, original_sizes_B2)
+        return boxes.best_objects(decoded, scores, labels, kept, self.config.max_per_image)
+
+    def _candidate_tensors(
+        self, scores: Tensor, deltas: Tensor, centerness: Tensor, anchor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``_candidates`` of all images in a level, and which of them are above the threshold."""
+        classes = scores.shape[1]
+        probability = anchors.flatten(scores, classes).sigmoid().flatten(1)
+        count = torch.sym_min(self.config.candidates, probability.shape[1])
+        above = torch.where(probability > self.config.score_threshold, probability, -1.0)
+        probability, index = above.topk(count)
+        cell = index // classes
+        near = anchors.flatten(centerness, 1)[..., 0].gather(1, cell).sigmoid()
+        delta = anchors.flatten(deltas, 4).gather(1, cell[..., None].expand(-1, -1, 4))
+        return anchor[cell], delta, probability * near, index % classes, probability >= 0
+
     def _candidates(self, outputs: ATSSOutputs, level: int, image: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors, deltas, scores and labels of the best-scoring pairs of anchor and class in a level."""
         scores, deltas, centerness = (

@@ -54,6 +54,11 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         """The five best classes of each image."""
         return best_classes(outputs, self.class_names)
 
+    def predict_tensors(
+        self, images_BCHW: torch.Tensor, sizes_B2: torch.Tensor, original_sizes_B2: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return {"logits": self(images_BCHW)}
+
     def loss(self, batch: Batch[int]) -> dict[str, torch.Tensor]:
         """Cross entropy with class indices ``(B,)`` or class probabilities ``(B, num_classes)`` as targets."""
         targets = torch.as_tensor(batch.targets, device=batch.images.device)

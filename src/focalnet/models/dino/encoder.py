@@ -46,7 +46,7 @@ class Levels:
         return torch.cat([padding.flatten(1) for padding in self.paddings], 1)
 
     @classmethod
-    def of(cls, sizes: Sequence[Size], batch: Size, shapes: Shapes, device: torch.device) -> Levels:
+    def of(cls, sizes: Sequence[Size] | Tensor, batch: Size, shapes: Shapes, device: torch.device) -> Levels:
         """Marks the padding of each level.
 
         Args:
@@ -55,7 +55,7 @@ class Levels:
             shapes: height and width of each level.
             device: of the tensors.
         """
-        heights, widths = torch.tensor(sizes, device=device).T[..., None]
+        heights, widths = torch.as_tensor(sizes, device=device).T[..., None]
         below = torch.arange(batch[0], device=device) >= heights
         right = torch.arange(batch[1], device=device) >= widths
         padding = (below[:, :, None] | right[:, None]).float()[:, None]

@@ -82,11 +82,11 @@ class DINO(Model[DINOConfig, DINOOutputs]):
         super().set_grad_checkpointing(enable)
         self.encoder.grad_checkpointing = enable
 
-    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> DINOOutputs:
+    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size] | Tensor) -> DINOOutputs:
         return self.training_outputs(images_BCHW, sizes).layers[-1]
 
     def training_outputs(
-        self, images_BCHW: Tensor, sizes: Sequence[Size], denoising: DenoisingQueries | None = None
+        self, images_BCHW: Tensor, sizes: Sequence[Size] | Tensor, denoising: DenoisingQueries | None = None
     ) -> TrainingOutputs:
         """What every layer says of the queries, and of denoising queries if there are any."""
         memory, levels = self.encode(images_BCHW, sizes)
@@ -108,7 +108,7 @@ class DINO(Model[DINOConfig, DINOOutputs]):
             denoising=[DINOOutputs(layer.logits[:, :first], layer.boxes[:, :first]) for layer in layers],
         )
 
-    def encode(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Levels]:
+    def encode(self, images_BCHW: Tensor, sizes: Sequence[Size] | Tensor) -> tuple[Tensor, Levels]:
         """The memory ``(B, S, C)``, and its levels."""
         check_sizes(images_BCHW, sizes)
         features = self.neck(list(self.backbone(images_BCHW).values()))
@@ -138,7 +138,7 @@ class DINO(Model[DINOConfig, DINOOutputs]):
         encoder = DINOOutputs(gather(logits, chosen), refined.sigmoid())
         if self.query_embedding is None:
             return features.detach(), refined.detach(), encoder
-        content = self.query_embedding.weight[: chosen.shape[1]].expand(len(chosen), -1, -1)
+        content = self.query_embedding.weight[: chosen.shape[1]].expand(chosen.shape[0], -1, -1)
         return content, refined.detach(), encoder
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
@@ -163,6 +163,17 @@ class DINO(Model[DINOConfig, DINOOutputs]):
             names = self.class_names
             results.append(Detections(box, score, index % logits.shape[1], names, size=(height, width)))
         return results
+
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        outputs = self(images_BCHW, sizes_B2)
+        flat = outputs.logits.sigmoid().flatten(1)
+        scores, index = flat.topk(torch.sym_min(self.config.max_per_image, flat.shape[1]))
+        classes = outputs.logits.shape[2]
+        corners = box_convert(gather(outputs.boxes, index // classes), "cxcywh", "xyxy")
+        height_width = original_sizes_B2[:, None].to(corners)
+        extent = height_width.flip(-1).repeat(1, 1, 2)
+        box = boxes.clip(corners * extent, height_width)
+        return boxes.objects(box, scores, index % classes, scores >= self.config.score_threshold)
 
 
 def _initialize(part: nn.Module) -> None:

@@ -107,7 +107,7 @@ class Mask2FormerHead(nn.Module):
         ]
         # Resizing and products over channels commute: resize the features once per level, not the masks of each layer.
         coarse = [F.interpolate(mask_features, x.shape[2:], mode="bilinear").flatten(2) for x in levels]
-        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         predictions = []
         for i, layer in enumerate(self.transformer_decoder.layers):
             normalized = self.transformer_decoder.post_norm(queries)

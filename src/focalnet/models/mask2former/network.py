@@ -15,9 +15,11 @@ from torch import Tensor
 from focalnet.models.backbone import FocalNet
 from focalnet.models.base import ScoresPixels
 from focalnet.models.mask2former import postprocess as results
+from focalnet.models.mask2former import tensors
 from focalnet.models.mask2former.config import Mask2FormerConfig
 from focalnet.models.mask2former.head import Mask2FormerHead
 from focalnet.models.mask2former.loss import losses
+from focalnet.ops.resizing import OriginalSize
 from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.samples import Batch, LabelMapTarget, ObjectTarget, PanopticTarget, Size
 
@@ -65,6 +67,16 @@ class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
         outputs: Mask2FormerOutputs = self(images_BCHW)
         masks = F.interpolate(outputs.masks, outputs.size, mode="bilinear")
         return results.class_scores(outputs.logits, masks)
+
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        outputs: Mask2FormerOutputs = self(images_BCHW)
+        config, original = self.config, OriginalSize(sizes_B2, original_sizes_B2, outputs.size)
+        queries = outputs.logits, outputs.masks, original
+        if config.segments == "semantic":
+            return tensors.semantic(*queries)
+        if config.segments == "instance":
+            return tensors.instances(*queries, config.things, config.max_per_image)
+        return tensors.panoptic(*queries, config.things, config.object_threshold, config.overlap_threshold)
 
     def postprocess(
         self, outputs: Mask2FormerOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

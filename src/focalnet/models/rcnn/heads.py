@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
 def own_class(values: Tensor, labels: Tensor) -> Tensor:
     """Selects the entry of each row's class from ``(K, classes, ...)``, or the only one from ``(K, 1, ...)``."""
     index = labels if values.shape[1] > 1 else torch.zeros_like(labels)
-    return values[torch.arange(len(values), device=values.device), index]
+    return values[torch.arange(values.shape[0], device=values.device), index]
 
 
 def _init_convs(module: nn.Module) -> None:

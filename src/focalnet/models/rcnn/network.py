@@ -116,7 +116,15 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
     def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> RCNNOutputs:
         pyramid, rpn = self._pyramid_and_rpn(images_BCHW, sizes)
         proposals = self.rpn_head.propose(rpn, sizes, training=False)
-        regions, logits, deltas = rois.boxes_to_rois([p.boxes for p in proposals]), [], None
+        regions, scores, box = self._classify(pyramid, rois.boxes_to_rois([p.boxes for p in proposals]), sizes)
+        return RCNNOutputs(pyramid, rpn, proposals, regions, scores, box)
+
+    def _classify(
+        self, pyramid: Sequence[Tensor], regions: Tensor, sizes: Sequence[Size] | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Input of the last stage, scores and boxes of regions ``(K, 5)``, as in ``RCNNOutputs``."""
+        logits: list[Tensor] = []
+        deltas = None
         for stage in range(len(self.config.stages)):
             if deltas is not None:
                 labels = logits[-1][:, :-1].argmax(1)
@@ -124,14 +132,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
             logit, deltas = self.roi_head.classify(pyramid, regions, stage)
             logits.append(logit)
         assert deltas is not None
-        return RCNNOutputs(
-            pyramid=pyramid,
-            rpn=rpn,
-            proposals=proposals,
-            regions=regions,
-            scores=torch.stack(logits).mean(0).softmax(1),
-            boxes=self._decode(regions, deltas, sizes, stage=-1),
-        )
+        return regions, torch.stack(logits).mean(0).softmax(1), self._decode(regions, deltas, sizes, stage=-1)
 
     def training_outputs(
         self, images_BCHW: Tensor, sizes: Sequence[Size], targets: Sequence[ObjectTarget]
@@ -168,18 +169,44 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
             results.append(Detections(box, score, label, self.class_names, pasted, original))
         return results
 
-    def refine(self, regions: Tensor, deltas: Tensor, labels: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        config, (pyramid, rpn) = self.config, self._pyramid_and_rpn(images_BCHW, sizes_B2)
+        proposed, valid = self.rpn_head.propose_tensors(rpn, sizes_B2)
+        _, scores, box = self._classify(pyramid, rois.batch_to_rois(proposed), sizes_B2)
+        classes = config.num_classes
+        score = scores[:, :classes].unflatten(0, valid.shape)  # (B, P, N)
+        box = box.expand(-1, classes, -1).unflatten(0, valid.shape)
+        candidate = (score > config.score_threshold) & valid[..., None]
+        kept = boxes.nms_of_some(box, score, candidate, config.nms_threshold)
+        label = torch.arange(classes, device=box.device).expand(score.shape)
+        flat = (values.flatten(1, 2) for values in (box, score, label, kept))
+        detections = boxes.best_objects(*flat, config.max_per_image)
+        masks = {"box_masks": self._mask_tensors(pyramid, detections)} if config.masks else {}
+        resized = boxes.resize_batch(detections["boxes"], sizes_B2, original_sizes_B2)
+        return {**detections, "boxes": resized, **masks}
+
+    def _mask_tensors(self, pyramid: Sequence[Tensor], detections: dict[str, Tensor]) -> Tensor:
+        """``_masks`` of all images, ``(B, K, 28, 28)``."""
+        labels = detections["labels"]
+        regions, of_class = rois.batch_to_rois(detections["boxes"]), labels.clamp(min=0).flatten()
+        stages = range(len(self.config.stages))
+        probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), of_class).sigmoid() for i in stages]
+        return torch.stack(probabilities).mean(0).unflatten(0, labels.shape)
+
+    def refine(
+        self, regions: Tensor, deltas: Tensor, labels: Tensor, sizes: Sequence[Size] | Tensor, stage: int
+    ) -> Tensor:
         """Replaces the boxes of regions ``(K, 5)`` by those that a stage predicts for the given classes."""
         refined = own_class(self._decode(regions, deltas, sizes, stage), labels)
         return torch.cat([regions[:, :1], refined], 1)
 
-    def _pyramid_and_rpn(self, images: Tensor, sizes: Sequence[Size]) -> tuple[list[Tensor], RPNOutputs]:
+    def _pyramid_and_rpn(self, images: Tensor, sizes: Sequence[Size] | Tensor) -> tuple[list[Tensor], RPNOutputs]:
         check_sizes(images, sizes)
         pyramid = list(self.neck(self.backbone(images)).values())
         return pyramid[: self.config.roi_levels], self.rpn_head(pyramid)
 
-    def _decode(self, regions: Tensor, deltas: Tensor, sizes: Sequence[Size], stage: int) -> Tensor:
-        own_size = torch.tensor(sizes, device=regions.device)[regions[:, 0].long()]
+    def _decode(self, regions: Tensor, deltas: Tensor, sizes: Sequence[Size] | Tensor, stage: int) -> Tensor:
+        own_size = torch.as_tensor(sizes, device=regions.device)[regions[:, 0].long()]
         stds = self.config.stages[stage].stds
         return boxes.decode(regions[:, None, 1:].expand_as(deltas), deltas, stds, own_size[:, None])
 

@@ -80,6 +80,23 @@ class RPN(nn.Module):
         scores, deltas, priors, levels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
         return [self._pick(scores[i], deltas[i], priors[i], levels[i], size, limit) for i, size in enumerate(sizes)]
 
+    def propose_tensors(self, outputs: RPNOutputs, sizes_B2: Tensor) -> tuple[Tensor, Tensor]:
+        """``propose`` for exported networks: boxes ``(B, P, 4)``, best first, and which are proposals ``(B, P)``."""
+        picked: list[tuple[Tensor, ...]] = []
+        for i, anchor in enumerate(outputs.anchors):
+            score = anchors.flatten(outputs.scores[i], 1)[..., 0].sigmoid()
+            score, best = score.topk(torch.sym_min(self.config.candidates, score.shape[1]))
+            delta = anchors.flatten(outputs.deltas[i], 4).gather(1, best[..., None].expand(-1, -1, 4))
+            picked.append((score, boxes.decode(anchor[best], delta, STDS, sizes_B2[:, None]), torch.full_like(best, i)))
+        scores, candidates, levels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
+        valid = (candidates[..., 2:] > candidates[..., :2]).all(-1)
+        groups = len(outputs.anchors)
+        kept = boxes.nms_mask(
+            candidates, scores, levels, valid, iou_threshold=self.config.nms_threshold, groups=groups
+        )
+        best_of = boxes.best_objects(candidates, scores, levels, kept, self.config.proposals)
+        return best_of["boxes"], best_of["labels"] >= 0
+
     def inside(self, outputs: RPNOutputs, sizes: Sequence[Size], divisor: int) -> Tensor:
         """Which anchors to train on in each image: ``(B, N)``, bool."""
         inside = self.grid.on_image(outputs.scores, sizes, divisor)

@@ -66,7 +66,7 @@ class Proposals(nn.Module):
         center, size = self.init_proposal_bboxes.weight.float().chunk(2, -1)
         relative = torch.cat([center - size / 2, center + size / 2], -1)
         scale = sizes.flip(-1).repeat(1, 2)[:, None]
-        return relative * scale, self.init_proposal_features.weight.expand(len(sizes), -1, -1)
+        return relative * scale, self.init_proposal_features.weight.expand(sizes.shape[0], -1, -1)
 
 
 class Attention(nn.Module):
@@ -167,14 +167,14 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
         self.rpn_head = Proposals(config.proposals, config.neck.channels)
         self.roi_head = Stages(config)
 
-    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size]) -> SparseRCNNOutputs:
+    def forward(self, images_BCHW: Tensor, sizes: Sequence[Size] | Tensor) -> SparseRCNNOutputs:
         check_sizes(images_BCHW, sizes)
         pyramid = list(self.neck(self.backbone(images_BCHW)).values())
-        extents = torch.tensor(sizes, device=images_BCHW.device, dtype=torch.float32)
+        extents = torch.as_tensor(sizes, device=images_BCHW.device, dtype=torch.float32)
         box, objects = self.rpn_head(extents)
         stages = []
         for stage in self.roi_head.bbox_head:
-            regions = rois.pool(pyramid, self.strides, rois.boxes_to_rois(list(box)), GRID, SAMPLES)
+            regions = rois.pool(pyramid, self.strides, rois.batch_to_rois(box), GRID, SAMPLES)
             logits, deltas, objects = stage(objects, regions)
             box = boxes.decode(box, deltas, self.config.stds)
             stages.append(SparseStage(logits, box, objects))
@@ -196,6 +196,15 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
                 Detections(kept, scores[: len(best)], best % logits.shape[1], self.class_names, size=original)
             )
         return results
+
+
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        last = self(images_BCHW, sizes_B2).stages[-1]
+        flat, classes = last.logits.sigmoid().flatten(1), last.logits.shape[2]
+        scores, best = flat.topk(min(self.config.max_per_image, flat.shape[1]))
+        box = last.boxes.gather(1, (best // classes)[..., None].expand(-1, -1, 4))
+        box = boxes.resize_batch(box, sizes_B2, original_sizes_B2)
+        return boxes.objects(box, scores, best % classes, scores > self.config.score_threshold)
 
 
 def _layers(channels: int, count: int) -> nn.ModuleList:

@@ -21,7 +21,9 @@ from focalnet.models.upernet.loss import losses
 from focalnet.nn.conv import ConvNorm
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.nn.pyramid_pooling import PyramidPooling
+from focalnet.ops import modes
 from focalnet.ops.label_maps import label_map
+from focalnet.ops.resizing import OriginalSize
 from focalnet.results import SemanticMap
 from focalnet.samples import Batch, LabelMapTarget, Size
 
@@ -143,6 +145,10 @@ class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
             self.decode_head(features), self.auxiliary_head(features[self.config.auxiliary_index])
         )
 
+    def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
+        outputs: UPerNetOutputs = self(images_BCHW)
+        return {"labels": OriginalSize(sizes_B2, original_sizes_B2, outputs.size).label_maps(outputs.logits)}
+
     def postprocess(
         self, outputs: UPerNetOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[SemanticMap]:
@@ -163,7 +169,7 @@ def _joined(layer: ConvNorm, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _resized(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
-    if x_BChw.shape[2:] == tuple(size):
+    if not modes.exporting() and x_BChw.shape[2:] == tuple(size):
         return x_BChw
     return F.interpolate(x_BChw, size=tuple(size), mode="bilinear", align_corners=False)
 

@@ -1,0 +1,196 @@
+"""``focalnet.export``: writes a network to one file, after checking that the file computes what the network does."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import focalnet
+from focalnet import registry
+from focalnet.card import ModelCard
+from focalnet.errors import ConfigError, ExportError, require
+from focalnet.exporting.agreement import check_agreement
+from focalnet.exporting.tracing import Trace, check_exportable, trace
+from focalnet.files import atomic
+from focalnet.inference.exported import ExportedNetwork
+from focalnet.models import Model
+from focalnet.runtime.header import EXTRA_FILE, KEY, Header
+
+Format = Literal["onnx", "torch"]
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
+OPSETS = (18, 19, 20)  # GridSample came with 16; the exporter writes 18 and converts to later ones
+_LARGEST = 2**31 - 2**24  # bytes: an ONNX file is one protobuf message of less than 2 GiB
+_THRESHOLDS = ("score_threshold", "nms_threshold", "max_per_image", "object_threshold", "overlap_threshold", "things")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Args:
+        path: of the file.
+        header: its metadata.
+        differences: largest difference from PyTorch of each quantity that was compared, such as ``"boxes (px)"``.
+    """
+
+    path: Path
+    header: Header
+    differences: dict[str, float]
+
+
+def export(
+    model: Model[Any, Any],
+    path: str | Path,
+    format: Format | None = None,
+    *,
+    opset: int | None = None,
+    grid_sample: bool = True,
+) -> Exported:
+    """Writes a network to one file, for any batch size, height and width, with its postprocessing and metadata.
+
+    The file is first compared with the network, at several sizes and batch sizes; one that disagrees is not written.
+
+    Args:
+        model: a classifier, detector or segmenter, float32, on the CPU, with a card or without.
+        path: the file; missing folders are created.
+        format: ``"onnx"``, or ``"torch"`` for a program of ``torch.export``; default: as the suffix says, ``.onnx`` or
+            ``.pt2``.
+        opset: of ONNX, 18 to 20; default: 18.
+        grid_sample: whether the graph may contain ``GridSample``; without it, points are sampled by gathers, which
+            needs more memory.
+
+    Returns:
+        The path, the metadata, and how much the file differs from the network.
+
+    Raises:
+        ConfigError: an option has an invalid value, or the network cannot be exported.
+        ExportError: the file disagrees with the network, or it cannot be written as one file.
+        MissingDependency: ONNX files need the extra ``export``.
+    """
+    path = Path(path)
+    format = format or _format_of(path)
+    if format not in SUFFIX:
+        raise ConfigError(f'format="{format}" must be "onnx" or "torch"')
+    if path.suffix != SUFFIX[format]:
+        raise ConfigError(f"{path}: a file of the format {format} must end in {SUFFIX[format]}")
+    if opset is not None and (format != "onnx" or opset not in OPSETS):
+        raise ConfigError(
+            f"opset={opset} must be one of {', '.join(map(str, OPSETS))}"
+            if format == "onnx"
+            else f"opset={opset} is an option of the format onnx only"
+        )
+    check_exportable(model)
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, "export")
+        if sum(tensor.nbytes for tensor in model.state_dict().values()) > _LARGEST:
+            raise ExportError(f"{path}: these weights exceed the 2 GiB of an ONNX file; choose the format torch")
+    with _evaluating(model):
+        traced = trace(model, grid_sample=grid_sample)
+        header = _header(model, traced)
+        with atomic(path, ExportError) as part:
+            if format == "onnx":
+                _write_onnx(traced, header, part, opset or OPSETS[0])
+            else:
+                _write_program(traced, header, part)
+            differences = check_agreement(model, ExportedNetwork(part, format), path)
+    return Exported(path, header, differences)
+
+
+def _format_of(path: Path) -> Format:
+    for format, suffix in SUFFIX.items():
+        if path.suffix == suffix:
+            return format  # type: ignore[return-value]
+    raise ConfigError(f'{path}: must end in .onnx or .pt2, or give format="onnx" or "torch"')
+
+
+def _header(model: Model[Any, Any], traced: Trace) -> Header:
+    config = model.config
+    family = registry.family_of(model)
+    card = model.card or ModelCard(name=f"{family.name}.untitled", preprocessing=family.preprocessing)
+    thresholds = {name: getattr(config, name) for name in _THRESHOLDS if hasattr(config, name)}
+    return Header(
+        output=config.output,
+        family=family.name,
+        num_classes=config.num_classes,
+        card=dataclasses.replace(card, metrics={name: float(value) for name, value in card.metrics.items()}),
+        inputs=traced.inputs,
+        outputs=traced.outputs,
+        size_divisor=config.size_divisor,
+        least_side=traced.least_side,
+        thresholds=thresholds,
+        sha256=weights_hash(model),
+        version=focalnet.__version__,
+    )
+
+
+def weights_hash(model: Model[Any, Any]) -> str:
+    """SHA-256 of the names and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    with _quiet():
+        program = torch.onnx.export(
+            traced.program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=traced.inputs,
+            output_names=traced.outputs,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        # The exporter's optimizer without its rewriting, which takes minutes and which runtimes do themselves.
+        graph = program.model
+        optimizer.fold_constants(graph)
+        for cleanup in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
+            cleanup(graph)
+        graph.metadata_props[KEY] = header.to_json()
+        program.save(str(path), external_data=False)
+
+
+def _write_program(traced: Trace, header: Header, path: Path) -> None:
+    with _quiet(), path.open("wb") as file:
+        torch.export.save(traced.program, file, extra_files={EXTRA_FILE: header.to_json()})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what the exporters tell of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _evaluating(model: Model[Any, Any]) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode of each module before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,99 @@
+"""An exported network as a function from images to results."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from focalnet.data import images as decoding
+from focalnet.errors import ConfigError
+from focalnet.results import Detections, Result
+from focalnet.runtime.header import Header, open_session
+from focalnet.runtime.preprocess import pad, preprocess
+from focalnet.runtime.results import results
+
+
+class Session:
+    """The network of an ``.onnx`` file, run by ONNX Runtime on the CPU."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.runtime, self.header = open_session(Path(path))
+
+    def __call__(self, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The outputs by name."""
+        self.header.check_size(*inputs["images"].shape[2:])
+        given = {name: inputs[name] for name in self.header.inputs}
+        return dict(zip(self.header.outputs, self.runtime.run(list(self.header.outputs), given), strict=True))
+
+
+class Predictor:
+    """Predicts what images show with an ``.onnx`` file of ``focalnet export``, without PyTorch.
+
+    ``Predictor("detector.onnx")("street.jpg")`` returns the result that ``focalnet.Predictor`` returns, with NumPy
+    arrays in the place of tensors. Its ``to_dict()``, ``summary()`` and fields need nothing else; drawing needs
+    matplotlib.
+
+    Args:
+        path: the file.
+        batch_size: images that go through the network at once.
+        top_k: of a classifier: classes in each result, best first.
+        min_score: objects below are left out.
+
+    Raises:
+        CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
+        ConfigError: an option has an invalid value.
+        MissingDependency: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, batch_size: int = 1, top_k: int = 5, min_score: float = 0.3) -> None:
+        for name, value in (("batch_size", batch_size), ("top_k", top_k)):
+            if value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score={min_score} must be between 0 and 1")
+        self.session = Session(path)
+        self.header: Header = self.session.header
+        self.class_names = self.header.class_names
+        self.batch_size, self.top_k, self.min_score = batch_size, top_k, min_score
+
+    def __call__(self, images: Any) -> Any:
+        """Returns the result of one image, or the list of those of several, in order.
+
+        Args:
+            images: a path, the bytes of a file or a PIL image; or a list of them.
+
+        Raises:
+            ImageError: an image that cannot be read.
+        """
+        if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
+            return next(self.stream([images]))
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Result]:
+        """Yields the results one after another, holding no more than one batch of images."""
+        pending = iter(images)
+        while sources := list(islice(pending, self.batch_size)):
+            read = [decoding.read(source) for source in sources]
+            for source, image, result in zip(sources, read, self._predict(read), strict=True):
+                path = str(source) if isinstance(source, (str, os.PathLike)) else None
+                yield dataclasses.replace(result, path=path, image=image)
+
+    def _predict(self, images: list[Image.Image]) -> list[Result]:
+        inputs = [preprocess(image, self.header.preprocessing) for image in images]
+        sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in inputs]
+        original_sizes = [(image.height, image.width) for image in images]
+        outputs = self.session({
+            "images": pad(inputs, self.header.size_divisor),
+            "sizes": np.array(sizes, np.int64),
+            "original_sizes": np.array(original_sizes, np.int64),
+        })  # fmt: skip
+        predicted = results(self.header, outputs, original_sizes, self.top_k)
+        return [one.above(self.min_score) if isinstance(one, Detections) else one for one in predicted]
