@@ -13,6 +13,7 @@ import typer
 from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
 from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
+from focalnet.results.tables import check_table, write_table
 
 if TYPE_CHECKING:
     from focalnet.training.engine import Measurement
@@ -98,7 +99,12 @@ def validate(
 
 
 def _measure(
-    recipe: str | Path, weights: str | Path, overrides: Mapping[str, Any], *, trust_recipe: bool
+    recipe: str | Path,
+    weights: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    trust_recipe: bool,
+    records: bool = False,
 ) -> Measurement:
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
@@ -109,7 +115,7 @@ def _measure(
     model = zoo.load(str(weights))
     if model.card is not None:
         options = merge(options, {"data": data_options(model.card.preprocessing)})
-    return engine.validate(merge(options, nested(overrides)), model, trusted=trust_recipe)
+    return engine.validate(merge(options, nested(overrides)), model, trusted=trust_recipe, records=records)
 
 
 def fit_command(
@@ -144,22 +150,33 @@ def validate_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name in 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write the predictions of every image to this table: .csv or .parquet.")
+    ] = None,
     trust_recipe: Trust = False,
 ) -> None:
     """Evaluates weights on validation images.
 
     Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
+    if table is not None:
+        check_table(table)
     show_progress()
-    measurement = _measure(recipe, weights, parse_overrides(context.args), trust_recipe=trust_recipe)
+    overrides = parse_overrides(context.args)
+    measurement = _measure(recipe, weights, overrides, trust_recipe=trust_recipe, records=table is not None)
     for metric in measurement.metrics:
         say(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
+    for name, value in measurement.details.items():
+        if isinstance(value, float):
+            say(f"{name:<14} {value:8.2f} %")
     say(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
     say(f"{'images':<14} {measurement.images:8d}")
     if out is not None:
         from focalnet.training.run_folder import write
 
         write(out, json.dumps({"recipe": recipe, "weights": weights, **measurement.to_dict()}, indent=2).encode())
+    if table is not None:
+        write_table(measurement.rows or [], table)
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -61,11 +62,13 @@ class Measurement(NamedTuple):
     metrics: list[Metric]
     images: int
     images_per_s: float
+    details: Mapping[str, Any] = MappingProxyType({})
+    rows: list[dict[str, Any]] | None = None  # of a table of all predictions, where they were to be kept
 
     def to_dict(self) -> dict[str, Any]:
-        """The values by name, with ``images`` and ``images_per_s``."""
+        """The values by name, with ``images`` and ``images_per_s``, and what the evaluator's ``details`` give."""
         values = {metric.name: round(metric.value, 6) for metric in self.metrics}
-        return {**values, "images": self.images, "images_per_s": self.images_per_s}
+        return {**values, "images": self.images, "images_per_s": self.images_per_s, **self.details}
 
 
 def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, trusted: bool = False) -> dict[str, Any]:
@@ -144,8 +147,12 @@ class _Opening(pl.Callback):
         self.folder.write(self.folder.versions, json.dumps(versions(), indent=2).encode())
 
 
-def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False) -> Measurement:
+def validate(
+    recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False, records: bool = False
+) -> Measurement:
     """Measures a network on the validation images of a recipe, which may import any code if it is ``trusted``.
+
+    With ``records``, the measurement has the rows of a table of all predictions.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
@@ -156,6 +163,7 @@ def validate(recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool
         if run.task.name not in family.tasks:
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.class_order = model.class_names
+        run.task.records = records
         run.data.setup("validate")
         known = model.config.num_classes
         if run.data.num_classes != known:
@@ -267,7 +275,8 @@ def _measure(run: Run, network: Model[Any, Any]) -> tuple[Measurement, Evaluator
     run.trainer.validate(run.task, run.data, verbose=False)
     evaluator = run.task.evaluator
     speed = round(evaluator.images / stopwatch.seconds, 1)
-    return Measurement(run.task.metrics, evaluator.images, speed), evaluator
+    measurement = Measurement(run.task.metrics, evaluator.images, speed, evaluator.details(), evaluator.rows)
+    return measurement, evaluator
 
 
 def _kept_network(task: Task, folder: RunFolder) -> Model[Any, Any]:
