@@ -13,7 +13,6 @@ import typer
 from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
 from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
-from focalnet.results.tables import check_table, write_table
 
 if TYPE_CHECKING:
     from focalnet.training.engine import Measurement
@@ -159,6 +158,8 @@ def validate_command(
 
     Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
+    from focalnet.results.tables import check_table, write_table
+
     if table is not None:
         check_table(table)
     show_progress()

@@ -192,7 +192,9 @@ class PanopticMap(Result):
     def coco_entries(self, image_id: Any, category_ids: Sequence[Any], name: str) -> dict[str, list[dict[str, Any]]]:
         """Returns the lists of ``panoptic.json``."""
         height, width = self.ids.shape
-        image = {"id": image_id, "file_name": Path(str(self.path)).name, "height": height, "width": width}
+        path = Path(str(self.path))
+        file_name = f"{name}{path.suffix}" if Path(name).name == path.stem else str(path)
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         return {"images": [image], "annotations": [self.to_coco(image_id, _ids_file(name), category_ids)]}
 
     def _classes(self) -> list[tuple[int, float, int]]:
