@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.data.formats.coco_panoptic import read_ids, read_panoptic
 from focalnet.data.readers.image_files import FolderOfImages
-from focalnet.results import PanopticMap, SemanticMap
+from focalnet.results import Classification, PanopticMap, SemanticMap
 from tests.inference.segmenters import NAMES, Colours, blocks, colours
 
 TRUNK = {"embed_dim": 8, "depths": (1, 1, 1, 1), "focal_levels": (1, 1, 1, 1), "focal_windows": (3, 3, 3, 3)}
@@ -115,6 +116,51 @@ def test_an_instance_model_writes_cocos_results(network, pictures, tmp_path):
     found = json.loads((out / "detections.json").read_text())
     assert {one["image_id"] for one in found} == {1, 2}
     assert all(one["segmentation"]["size"] == [64, 96] for one in found)
+
+
+@of_kind("panoptic")
+def test_folders_are_kept_and_no_two_files_are_mixed(network, tmp_path, capsys):
+    places = ["one/a.png", "one/more/a.png", "one/more/a.jpg", "two/a.png"]
+    for i, place in enumerate(places):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        blocks(96, 64, seed=i, block=32)[0].save(tmp_path / place)
+    out = tmp_path / "out"
+    given = [str(tmp_path / "one"), f"{tmp_path}/two/*.png"]
+    assert main(["predict", *given, "--model", "colours", "--out", str(out), "--table", str(out / "a.csv")]) == 0
+    written = json.loads((out / "predictions.json").read_text())
+    names = {Path(one["path"]).relative_to(tmp_path).as_posix(): one for one in written["predictions"]}
+    drawn = {place: str(Path(one["picture"]).relative_to(out)) for place, one in names.items()}
+    assert drawn == {
+        "one/a.png": "a-prediction.png", "one/more/a.jpg": "more/a-prediction.png",
+        "one/more/a.png": "more/a-2-prediction.png", "two/a.png": "a-2-prediction.png",
+    }  # fmt: skip
+    panoptic = json.loads((out / "panoptic.json").read_text())
+    files = [entry["file_name"] for entry in panoptic["images"]]
+    assert files == ["a.png", "more/a.jpg", str(tmp_path / "one/more/a.png"), str(tmp_path / "two/a.png")]
+    maps = [entry["file_name"] for entry in panoptic["annotations"]]
+    assert len(set(maps)) == 4
+    assert all((out / name).is_file() for name in maps)
+    rows = list(csv.DictReader((out / "a.csv").read_text().splitlines()))
+    assert len(rows) == sum(len(one["segments"]) for one in written["predictions"])
+    assert {row["path"] for row in rows} == {one["path"] for one in written["predictions"]}
+
+
+def test_lists_are_written_as_in_one_piece(tmp_path):
+    from focalnet.cli.results import Results
+
+    results = Results(tmp_path, "mine", None)
+    results.header["categories"] = [{"name": "\0"}, {"name": "é"}]
+    found = [
+        Classification((i,), (0.5,), (f"é{i}",), path=f"{i}.png", image=Image.new("RGB", (8, 8))) for i in range(3)
+    ]
+    with results.kept():
+        for i, one in enumerate(found):
+            results.add(one, str(i))
+        results.write()
+    text = (tmp_path / "predictions.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    assert [one["path"] for one in json.loads(text)["predictions"]] == ["0.png", "1.png", "2.png"]
+    assert list(json.loads(text)) == ["model", "predictions", "categories"]
 
 
 @of_kind("semantic", "instance", "panoptic")

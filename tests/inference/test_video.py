@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,62 @@ def test_as_many_frames_as_before_when_objects_become_a_crowd(size, masks, tmp_p
     assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path / "out")]) == 0
     assert sizes(tmp_path / "out/clip-prediction.mp4") == [size] * len(COUNTS)
     assert next(counts, None) is None
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_frames_with_any_number_of_objects_are_listed(masks, tmp_path, monkeypatch):
+    counts = (0, 19, 20, 21, 200)
+    network, left = colours("instance"), iter(counts)
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+    monkeypatch.setattr(Colours, "_result", lambda self, scores, given: objects(next(left), given[::-1], masks=masks))
+    video = write_video(images((320, 240), len(counts)), tmp_path / "in/more/clip.mp4", 10.0)
+    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "clip-prediction.json").read_text())
+    assert (written["video"], written["frame_rate"], written["model"]) == (str(video), 10.0, "colours")
+    assert [(one["frame"], one["time"], len(one["objects"])) for one in written["frames"]] == [
+        (number, number / 10, count) for number, count in enumerate(counts)
+    ]
+    assert written["frames"][1]["objects"][0].keys() == {"label", "name", "score", "box"}
+    assert len(written["categories"]) == 4
+    assert sizes(tmp_path / "clip-prediction.mp4") == [(320, 240)] * len(counts)
+
+
+def fake_ffmpeg(folder: Path, script: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ffmpeg").write_text(f'#!/bin/sh\necho "$@" >> {folder}/called\n{script}\n')
+    (folder / "ffmpeg").chmod(0o755)
+
+
+COPY = 'while [ "$1" != -i ]; do shift; done; cp "${2#file:}" "$(eval echo \\"\\${$#}\\" | sed s/^file://)"'
+
+
+def test_the_sound_is_copied_by_ffmpeg_where_it_is_installed(tmp_path, monkeypatch, caplog):
+    video = write_video(images((96, 64), 3), tmp_path / "clip.mp4", 10.0)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    fake_ffmpeg(tmp_path / "bin", COPY)
+    again = write_video(images((96, 64), 3), tmp_path / "a.mp4", 10.0, sound_of=video)
+    (called,) = (tmp_path / "bin/called").read_text().splitlines()
+    assert f"-i file:{video} -map 0:v:0 -map 1:a? -c:v copy -c:a copy" in called
+    assert len(sizes(again)) == 3
+    fake_ffmpeg(tmp_path / "bin", "echo no such codec >&2; exit 1")
+    assert len(sizes(write_video(images((96, 64), 3), tmp_path / "b.mp4", 10.0, sound_of=video))) == 3
+    assert "its sound could not be copied: no such codec" in caplog.text
+    assert len((tmp_path / "bin/called").read_text().splitlines()) == 3  # copied, then encoded, in vain
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert len(sizes(write_video(images((96, 64), 3), tmp_path / "c.mp4", 10.0, sound_of=video))) == 3
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_real_sound_is_kept(tmp_path):
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=1", "-c:a", "pcm_s16le"]
+    silent = write_video(images((96, 64), 10), tmp_path / "silent.mp4", 10.0)
+    source = tmp_path / "loud.mkv"
+    ffmpeg = ["ffmpeg", "-v", "error", "-i", str(silent), *tone, "-c:v", "copy", str(source)]
+    subprocess.run(ffmpeg, check=True)
+    written = write_video(images((96, 64), 10), tmp_path / "out.mp4", 10.0, sound_of=source)
+    said = subprocess.run(["ffmpeg", "-i", str(written)], capture_output=True, text=True, check=False).stderr
+    assert "Audio: " in said
+    assert len(sizes(written)) == 10
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])

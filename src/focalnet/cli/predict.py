@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from focalnet.cli import DEFAULT_MODEL
-from focalnet.cli.results import Ids, Results, refuse_to_overwrite
+from focalnet.cli.results import FrameList, Ids, Results, frame_list, refuse_to_overwrite
 from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, FocalNetError, ImageError
 
@@ -63,6 +63,7 @@ def predict(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write all results to this table: .csv or .parquet.")] = None,
     max_megapixels: Annotated[
         int, typer.Option(min=1, help="Refuse larger images: a small corrupt file may claim any size.")
     ] = 200,
@@ -76,7 +77,10 @@ def predict(
     A classifier gives classes and scores, a detector objects, a segmenter the class or segment of each pixel.
     """
     from focalnet.data.images import find
+    from focalnet.results.tables import check_table
 
+    if table is not None:
+        check_table(table)
     files = find(paths)  # before importing torch, so that a mistyped path fails at once
 
     from focalnet.inference import Predictor, Views
@@ -94,8 +98,8 @@ def predict(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"
         )
     images = [file for file in files if file not in videos]
-    results = Results(out, model, None if classifies else Ids(network, annotations, images))
-    names = dict(zip(map(str, files), unique_names(files), strict=True))
+    results = Results(out, model, None if classifies else Ids(network, annotations, images), table)
+    names = dict(zip(map(str, files), unique_names(files, below=paths), strict=True))
     skip = _report_skipped if on_error is OnError.SKIP else None
     if out is not None:
         refuse_to_overwrite(files, names.values(), out)
@@ -104,15 +108,17 @@ def predict(
             with _skipping(skip):
                 results.add(result, names[str(result.path)])
                 say(result.path, *(f"  {line}" for line in result.summary()))
-        if out is not None and results.predictions:
+        if out is not None and results.count:
             say(results.write())
+        if table is not None:
+            say(results.write_table())
     followed = 0
     for video in videos:
         assert out is not None
         with _skipping(skip):
-            say(video, f"  {_predict_video(predictor, video, out / f'{names[str(video)]}-prediction.mp4')}")
+            say(video, f"  {_predict_video(predictor, video, out, names[str(video)], results.header)}")
             followed += 1
-    if not results.predictions and not followed:
+    if not results.count and not followed:
         raise ImageError(f"none of the {len(files)} images could be read")
 
 
@@ -141,15 +147,19 @@ def _image_size_limit(megapixels: int) -> Iterator[None]:
         Pillow.MAX_IMAGE_PIXELS = before
 
 
-def _predict_video(predictor: Predictor, video: Path, target: Path) -> Path:
-    """Writes a video with the predictions of each of its frames drawn on it, as many frames as it has.
+def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, header: Mapping[str, Any]) -> str:
+    """Writes a video with the predictions drawn on its frames, as many as it has, and a JSON file of all frames.
+
+    Returns:
+        What was written.
 
     Raises:
-        FocalNetError: a frame has no prediction.
+        FocalNetError: a frame has no prediction, or something cannot be written.
     """
     from focalnet.inference.video import frame_rate, frames, write_video
 
-    read = drawn = 0
+    rate = frame_rate(video)
+    read = 0
 
     def counted_frames() -> Iterator[Image]:
         nonlocal read
@@ -157,15 +167,17 @@ def _predict_video(predictor: Predictor, video: Path, target: Path) -> Path:
             read += 1
             yield image
 
-    def with_predictions() -> Iterator[Image]:
-        nonlocal drawn
+    def with_predictions(lists: FrameList) -> Iterator[Image]:
         for result in predictor.stream(counted_frames()):
-            drawn += 1
+            lists.add(result)
             yield result.draw(as_frame=True)
-        if drawn != read:
-            raise FocalNetError(f"{video}: {read} frames were read, and {drawn} have predictions")
+        if lists.count != read:
+            raise FocalNetError(f"{video}: {read} frames were read, and {lists.count} have predictions")
 
-    return write_video(with_predictions(), target, frame_rate(video))
+    target, listed = folder / f"{name}-prediction.mp4", folder / f"{name}-prediction.json"
+    with frame_list(listed, {**header, "video": str(video), "frame_rate": rate}) as lists:
+        write_video(with_predictions(lists), target, rate, sound_of=video)
+    return f"{target} and {listed}"
 
 
 def _report_skipped(error: FocalNetError) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from focalnet.errors import ConfigError, DataError, FocalNetError
-from focalnet.files import write
+from focalnet.files import atomic
 
 if TYPE_CHECKING:
     from focalnet.models import Model
@@ -20,26 +22,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What the names of files that belong to an image end in.
-ENDINGS = ("-prediction.png", "-prediction.mp4", ".labels.png", ".panoptic.png")
+ENDINGS = ("-prediction.png", "-prediction.mp4", "-prediction.json", ".labels.png", ".panoptic.png")
 
 
 class Results:
-    """Collects results and writes them: drawings and label maps at once, the lists of all results at the end.
+    """Writes results: drawings and label maps at once, the lists of all results at the end.
 
     Until then ``predictions.jsonl`` keeps what is finished, whatever happens: the first line is a header, each other
-    line the entries of one image in the lists.
+    line the entries of one image in the lists. The lists are made of it, line by line, so that the number of images
+    does not matter.
 
     Args:
         folder: output folder; None to write nothing.
         model: its name in the lists.
         ids: COCO ids of images and categories; None for a classifier.
+        table: file to write a table of all results to, if any.
     """
 
-    def __init__(self, folder: Path | None, model: str, ids: Ids | None) -> None:
-        self.folder, self.ids = folder, ids
+    def __init__(self, folder: Path | None, model: str, ids: Ids | None, table: Path | None = None) -> None:
+        self.folder, self.ids, self.table = folder, ids, table
         self.header: dict[str, Any] = {"model": model} | ({"categories": ids.categories()} if ids else {})
-        self.predictions: list[dict[str, Any]] = []
-        self.coco: dict[str, list[dict[str, Any]]] = {}
+        self.count = 0
+        self._rows: list[dict[str, Any]] = []
+        self._coco: dict[str, None] = {}  # names of lists, in order
         self._lines: TextIO | None = None
 
     @property
@@ -56,7 +61,7 @@ class Results:
         except FocalNetError as error:
             if self._lines is None:
                 raise
-            done = f"{len(self.predictions)} image{'s' * (len(self.predictions) != 1)}"
+            done = f"{self.count} image{'s' * (self.count != 1)}"
             raise type(error)(f"{error}; {self.lines} keeps the results of the {done} before it") from error
         finally:
             if self._lines is not None:
@@ -71,31 +76,64 @@ class Results:
         entry = result.to_dict()
         coco: dict[str, list[dict[str, Any]]] = {}
         if self.ids is not None:
-            entry["image_id"] = self.ids.image(Path(str(result.path)), len(self.predictions) + 1)
+            entry["image_id"] = self.ids.image(Path(str(result.path)), self.count + 1)
         if self.folder is not None:
             entry["picture"] = str(result.save(self.folder / f"{name}-prediction.png"))
             entry |= result.write_maps(self.folder, name)
             if self.ids is not None:
                 coco = result.coco_entries(entry["image_id"], self.ids.category_ids, name)
             self._write_line({"prediction": entry, "coco": coco})
-        self.predictions.append(entry)
-        for key, entries in coco.items():
-            self.coco.setdefault(key, []).extend(entries)
+        if self.table is not None:
+            self._rows += [{"path": result.path, **row} for row in result.table_rows()]
+        self.count += 1
+        self._coco |= dict.fromkeys(coco)
+
+    def write_table(self) -> str:
+        """Writes the table; returns a message with its name."""
+        from focalnet.results.tables import write_table
+
+        assert self.table is not None
+        return f"wrote {len(self._rows)} rows to {write_table(self._rows, self.table)}"
 
     def write(self) -> str:
         """Writes the lists; returns a message with the names of the files."""
         assert self.folder is not None
+        assert self._lines is not None
+        self._lines.close()
         header = dict(self.header)
-        written: dict[str, Any] = {"model": header.pop("model"), "predictions": self.predictions, **header}
-        files: dict[str, Any] = {"predictions.json": written}
-        if "detections" in self.coco:
-            files["detections.json"] = self.coco["detections"]
-        if "annotations" in self.coco:
-            files["panoptic.json"] = {**self.coco, **header}
+        files: dict[str, Any] = {"predictions.json": {"model": header.pop("model"), "predictions": _LIST, **header}}
+        if "detections" in self._coco:
+            files["detections.json"] = _LIST
+        if "annotations" in self._coco:
+            files["panoptic.json"] = {**dict.fromkeys(self._coco, _LIST), **header}
         for name, content in files.items():
-            write(self.folder / name, _json(content, indent=2))
+            with atomic(self.folder / name) as part, part.open("wb") as file:
+                for piece in self._pieces(name, content):
+                    file.write(piece.encode(errors="backslashreplace"))
         self.lines.unlink(missing_ok=True)
-        return f"wrote {len(self.predictions)} images and {' and '.join(files)} to {self.folder}"
+        return f"wrote {self.count} images and {' and '.join(files)} to {self.folder}"
+
+    def _pieces(self, name: str, content: Any) -> Iterator[str]:
+        """The text of a file whose lists come from the lines."""
+        lists = ["detections"] if content == _LIST else [key for key, value in content.items() if value == _LIST]
+        text = _json(content).split(_json(_LIST))
+        for before, key in zip(text, lists, strict=False):
+            yield before
+            yield from self._entries(key, depth=0 if content == _LIST else 1)
+        yield text[-1]
+
+    def _entries(self, key: str, depth: int) -> Iterator[str]:
+        """A list in JSON, entry by entry, as it would be written in one piece."""
+        first = True
+        with self.lines.open(encoding="ascii") as file:
+            next(file)  # the header
+            for line in file:
+                kept = json.loads(line)
+                for entry in [kept["prediction"]] if key == "predictions" else kept["coco"].get(key, []):
+                    yield "[\n" if first else ",\n"
+                    yield textwrap.indent(_json(entry), "  " * (depth + 1))
+                    first = False
+        yield "[]" if first else f"\n{'  ' * depth}]"
 
     def _write_line(self, content: dict[str, Any]) -> None:
         try:
@@ -107,6 +145,38 @@ class Results:
             self._lines.flush()
         except OSError as error:
             raise FocalNetError(f"cannot write {self.lines}: {error.strerror}; make room") from error
+
+
+class FrameList:
+    """A list of the results of a video's frames, in a JSON file that is being written."""
+
+    def __init__(self, file: TextIO, rate: float) -> None:
+        self._file, self._rate, self.count = file, rate, 0
+
+    def add(self, result: Result) -> None:
+        """Adds the result of the next frame, with its number from 0 and its time in seconds."""
+        entry = {"frame": self.count, "time": round(self.count / self._rate, 6), **result.to_dict()}
+        entry.pop("path")
+        self._file.write((",\n" if self.count else "\n") + "    " + json.dumps(entry, ensure_ascii=False))
+        self.count += 1
+
+
+@contextmanager
+def frame_list(path: Path, header: Mapping[str, Any]) -> Iterator[FrameList]:
+    """Writes the results of a video's frames, one a line, as ``frames`` of a JSON file behind a header.
+
+    The file appears when the video is complete.
+
+    Args:
+        path: the file.
+        header: other values; ``frame_rate`` is in frames a second.
+    """
+    before = json.dumps(header, ensure_ascii=False, indent=2).removesuffix("\n}")
+    with atomic(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f'{before},\n  "frames": [')
+        frames = FrameList(file, header["frame_rate"])
+        yield frames
+        file.write(("\n  " if frames.count else "") + "]\n}\n")
 
 
 def keep_earlier(path: Path) -> None:
@@ -129,9 +199,12 @@ def refuse_to_overwrite(files: Iterable[Path], names: Iterable[str], folder: Pat
                 raise ConfigError(f"{overwritten} is an image to predict, and would be written over: another --out")
 
 
-def _json(content: Any, **options: Any) -> bytes:
-    """JSON in UTF-8. Bytes of a file name that are not UTF-8 are escaped; Python reads the same name from them."""
-    return json.dumps(content, ensure_ascii=False, **options).encode(errors="backslashreplace")
+_LIST = uuid.uuid4().hex  # stands for a list that is written entry by entry
+
+
+def _json(content: Any) -> str:
+    """JSON, indented. Bytes of a file name that are not UTF-8 are to be escaped: Python reads the name from them."""
+    return json.dumps(content, ensure_ascii=False, indent=2)
 
 
 class Ids:

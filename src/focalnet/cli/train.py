@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from focalnet.training.finishing import Measurement
     from focalnet.training.run import Run
 
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--table", help="Write the predictions of every image to this table: .csv or .parquet."),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust-recipe", help="Let the recipe import any class by its class_path, and so run its code."),
@@ -135,6 +139,7 @@ def _measure(
     *,
     trust_recipe: bool,
     split: Literal["val", "test"] = "val",
+    records: bool = False,
 ) -> Measurement:
     options = read_recipe(find_recipe(str(recipe)))
     _require_engine()
@@ -146,7 +151,7 @@ def _measure(
     if model.card is not None:
         options = merge(options, {"data": data_options(model.card.preprocessing)})
     options = merge(options, nested(overrides))
-    return engine.validate(options, model, trusted=trust_recipe, test=split == "test")
+    return engine.validate(options, model, trusted=trust_recipe, test=split == "test", records=records)
 
 
 def fit_command(
@@ -181,13 +186,14 @@ def validate_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     weights: Annotated[str, typer.Option("--weights", "-w", help="A name in 'focalnet models', or a weights file.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    table: TableOption = None,
     trust_recipe: Trust = False,
 ) -> None:
     """Evaluates weights on validation images.
 
     Prints the metrics of the recipe's task (accuracy, average precision, mIoU or panoptic quality) and images/s.
     """
-    _measure_and_say(context, recipe, weights, out, trust_recipe=trust_recipe, split="val")
+    _measure_and_say(context, recipe, weights, out, table, trust_recipe=trust_recipe, split="val")
 
 
 def evaluate_test_command(
@@ -200,6 +206,7 @@ def evaluate_test_command(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    table: TableOption = None,
     trust_recipe: Trust = False,
 ) -> None:
     """Evaluates weights on test images.
@@ -212,7 +219,7 @@ def evaluate_test_command(
         weights = weights or str(run / "model.safetensors")
     if weights is None:
         raise ConfigError("--weights is missing: a name in 'focalnet models', or a weights file")
-    _measure_and_say(context, recipe, weights, out, trust_recipe=trust_recipe, split="test")
+    _measure_and_say(context, recipe, weights, out, table, trust_recipe=trust_recipe, split="test")
 
 
 def finish_command(
@@ -232,20 +239,32 @@ def _measure_and_say(
     recipe: str,
     weights: str,
     out: Path | None,
+    table: Path | None,
     *,
     trust_recipe: bool,
     split: Literal["val", "test"],
 ) -> None:
+    from focalnet.results.tables import check_table, write_table
+
+    if table is not None:
+        check_table(table)
     show_progress()
-    measurement = _measure(recipe, weights, parse_overrides(context.args), trust_recipe=trust_recipe, split=split)
+    overrides = parse_overrides(context.args)
+    records = table is not None
+    measurement = _measure(recipe, weights, overrides, trust_recipe=trust_recipe, split=split, records=records)
     for metric in measurement.metrics:
         say(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
+    for name, value in measurement.details.items():
+        if isinstance(value, float):
+            say(f"{name:<14} {value:8.2f} %")
     say(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
     say(f"{'images':<14} {measurement.images:8d}")
     if out is not None:
         from focalnet.training.run_folder import write
 
         write(out, json.dumps({"recipe": recipe, "weights": weights, **measurement.to_dict()}, indent=2).encode())
+    if table is not None:
+        write_table(measurement.rows or [], table)
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

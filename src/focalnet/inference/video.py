@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -66,20 +68,26 @@ def frame_rate(path: str | Path) -> float:
         video.release()
 
 
-def write_video(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
+def write_video(images: Iterable[Image.Image], path: Path, rate: float, *, sound_of: str | Path | None = None) -> Path:
     """Writes images of one size as an MP4 video of that size and as many frames; the file appears when it is complete.
+
+    Args:
+        images: the frames.
+        path: the target.
+        rate: frames a second.
+        sound_of: a video whose sound is copied, if it has any and ffmpeg is installed.
 
     Raises:
         FocalNetError: it cannot be written, images differ in size, or a frame is missing from what was written.
         MissingDependency: OpenCV is not installed.
     """
     try:
-        return _written(images, path, rate)
+        return _written(images, path, rate, sound_of)
     except OSError as error:
         raise FocalNetError(f"cannot write {path}: {error.strerror}; choose another place or make room") from error
 
 
-def _written(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
+def _written(images: Iterable[Image.Image], path: Path, rate: float, sound_of: str | Path | None) -> Path:
     cv2 = require("cv2", "video")
     _in_utf8(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +122,30 @@ def _written(images: Iterable[Image.Image], path: Path, rate: float) -> Path:
                 f"cannot write {path}: of {count} frames of {_pixels(size)} pixels, OpenCV wrote {written} of "
                 f"{_pixels(written_size)}; is the disk full?"
             )
-        os.replace(part, path)
+        os.replace(_with_sound(part, sound_of, count) if sound_of is not None else part, path)
     return path
+
+
+def _with_sound(silent: Path, source: str | Path, count: int) -> Path:
+    """A copy of a video with the sound of another one, or the video itself where ffmpeg is missing or fails.
+
+    The frames are copied as they are; sound that MP4 cannot hold is encoded anew.
+    """
+    if (ffmpeg := shutil.which("ffmpeg")) is None:
+        return silent
+    target = silent.with_name(f"sound{silent.suffix}")
+    for codec in ("copy", "aac"):
+        # With "file:", so that no name is taken for an option or another protocol.
+        inputs = [part for file in (silent, source) for part in ("-i", f"file:{os.path.abspath(file)}")]
+        maps = ["-map", "0:v:0", "-map", "1:a?", "-c:v", "copy", "-c:a", codec]
+        command = [ffmpeg, "-nostdin", "-v", "error", "-y", *inputs, *maps, f"file:{target}"]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode == 0 and target.is_file() and _frames_and_size(target, count)[0] == count:
+            return target
+    logger.warning(
+        "%s: its sound could not be copied: %s", source, " ".join(done.stderr.decode(errors="replace").split())
+    )
+    return silent
 
 
 def _writer(part: Path, rate: float, size: tuple[int, int]) -> tuple[Any, Callable[[Any], Any]]:

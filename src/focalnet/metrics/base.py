@@ -147,6 +147,7 @@ class Evaluator(ABC):
         examples: keep the best and the worst images, which only ``report`` needs.
 
     Attributes:
+        rows: a row of a table for each image, or for each object, if it is a list; None keeps none.
         images: number of images compared so far.
         best: the best examples of this process, best first.
         worst: likewise, worst first.
@@ -158,20 +159,38 @@ class Evaluator(ABC):
         self.class_names, self.preprocessing = tuple(data.class_names), data.preprocessing
         self.examples = examples
         self.images = 0
+        self.rows: list[dict[str, Any]] | None = None
         self._best: list[tuple[float, Example]] = []
         self._worst: list[tuple[float, Example]] = []
 
     def update(self, results: Sequence[Any], batch: Batch[Any]) -> None:
         """Adds the predictions for the images of a batch; subclasses compare them."""
         self.images += len(results)
+        if self.rows is not None:
+            for i, (result, info) in enumerate(zip(results, batch.infos, strict=True)):
+                self.rows += [{"path": info.path, **row} for row in self.table_rows(result, batch, i)]
 
     def gather(self) -> None:
         """Combines the counts of all processes, so that each computes the same metrics. Examples are not exchanged."""
         self.images = sum(gather_objects(self.images))
+        if self.rows is not None:
+            self.rows = [row for rows in gather_objects(self.rows) for row in rows]
 
     @abstractmethod
     def compute(self) -> list[Metric]:
         """The metrics of everything added so far, except undefined ones."""
+
+    def details(self) -> dict[str, Any]:
+        """More than ``compute`` gives: plain values for ``results.json``, in percent where they are shares.
+
+        ``per_class`` has a mapping for each class, in label order, with its name; undefined values are None.
+        ``confusion_matrix`` has the names of its ``rows`` (targets) and ``columns`` (predictions), and ``counts``.
+        """
+        return {}
+
+    def table_rows(self, result: Any, batch: Batch[Any], i: int) -> list[dict[str, Any]]:
+        """The rows of a table for the result of image ``i`` of a batch: plain values by column."""
+        return []
 
     @abstractmethod
     def report(self) -> list[Section]:
@@ -213,6 +232,11 @@ class Evaluator(ABC):
             Section(title, text="" if examples else "None.", results=examples)
             for title, examples in ((best, self.best), (worst, self.worst))
         ]
+
+
+def rounded(value: float) -> float | None:
+    """A number for JSON, with six decimals; None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 def gather_objects(value: T) -> list[T]:

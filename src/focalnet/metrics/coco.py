@@ -29,6 +29,7 @@ from focalnet.metrics.base import (
     Table,
     format_value,
     gather_objects,
+    rounded,
 )
 from focalnet.metrics.confusion import DetectionConfusion
 from focalnet.metrics.instances import predicted_map, target_map
@@ -251,18 +252,21 @@ class CocoEvaluator(Evaluator):
         if self.quality is not None:
             annotated = (self.samples.annotated_masks(number) for number in ids)
             self.quality.update(map(predicted_map, results), (target_map(*objects) for objects in annotated))
-        if self.examples:
-            for i, result in enumerate(results):
-                self._keep(result, batch, i)
+        for i, result in enumerate(results):
+            self._compare(result, batch, i)
 
-    def _keep(self, result: Detections, batch: Batch[ObjectTarget], i: int) -> None:
+    def _compare(self, result: Detections, batch: Batch[ObjectTarget], i: int) -> None:
+        """Counts the boxes of an image in the confusion matrix, and keeps the image if it is an example."""
         size = batch.sizes[i]
-        predictions = _resized(_on_cpu(result), size).above(MIN_SCORE)
+        masks = result.masks if self.examples else None  # which only examples show
+        predictions = _resized(_on_cpu(replace(result, masks=masks)), size).above(MIN_SCORE)
         target = _target_on_cpu(batch.targets[i])
         previous = self.confusion.matrix.clone()
         self.confusion.update(predictions, target)
         counts = self.confusion.matrix - previous
         mistakes = int(counts.sum() - counts.diagonal().sum())
+        if not self.examples:
+            return
 
         def make() -> Example:
             image, boxes, masks = self.image(batch, i), target.boxes, batch.targets[i].masks
@@ -313,6 +317,30 @@ class CocoEvaluator(Evaluator):
                 if metric.name.endswith("_things")
             ]
         return metrics
+
+    def details(self) -> dict[str, Any]:
+        """``per_class``, and ``confusion_matrix`` of boxes with a score of at least ``MIN_SCORE``."""
+        targets = self.confusion.matrix.sum(1).tolist()
+        per_class = [
+            {
+                "name": name,
+                "objects": targets[label],
+                **{
+                    f"{kind}_{key}": rounded(value)
+                    for kind, result in self.results.items()
+                    for key, value in result.by_class[name].items()
+                },
+            }
+            for label, name in enumerate(self.class_names)
+        ]
+        names = [*self.class_names]
+        matrix = {"rows": [*names, "background"], "columns": [*names, "missed"], "min_score": MIN_SCORE}
+        return {"per_class": per_class, "confusion_matrix": {**matrix, "counts": self.confusion.matrix.tolist()}}
+
+    def table_rows(self, result: Detections, batch: Batch[ObjectTarget], i: int) -> list[dict[str, Any]]:
+        """A row for each object that is predicted, with the image's id in the annotation file."""
+        rows = replace(result, names=self.class_names).table_rows()
+        return [{"image_id": batch.infos[i].image_id, **row} for row in rows]
 
     def report(self) -> list[Section]:
         """Averages, precision-recall curves, AP by class, confusions, images with no and with the most mistakes."""

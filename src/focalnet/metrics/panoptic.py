@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import InputError
-from focalnet.metrics.base import Bar, Evaluator, Example, Metric, Section, Table, format_value, gather_objects
+from focalnet.metrics.base import (
+    Bar,
+    Evaluator,
+    Example,
+    Metric,
+    Section,
+    Table,
+    format_value,
+    gather_objects,
+    rounded,
+)
 from focalnet.results import PanopticMap, Segment
 from focalnet.samples import Batch, PanopticTarget
 
@@ -204,6 +214,33 @@ class PanopticEvaluator(Evaluator):
     def compute(self) -> list[Metric]:
         """``pq``, ``sq``, ``rq``, ``pq_things``, ... in percent."""
         return panoptic_metrics(self.metric.compute())
+
+    def details(self) -> dict[str, Any]:
+        """``per_class``: PQ, SQ and RQ, with the numbers of segments that match, are wrong and are missed."""
+        result, counts = self.metric.compute(), self.metric.counts[:, 1:].long().tolist()
+        per_class = [
+            {
+                "name": name,
+                "is_thing": label < self.metric.num_things,
+                **dict(zip(("matched", "false_positives", "missed"), counts[label], strict=True)),
+                **{key: rounded(value) for key, value in result.by_class[name].items()},
+            }
+            for label, name in enumerate(self.class_names)
+        ]
+        return {"per_class": per_class}
+
+    def table_rows(self, result: PanopticMap, batch: Batch[PanopticTarget], i: int) -> list[dict[str, Any]]:
+        """One row: PQ of the image alone over all classes, percent, and the numbers of segments."""
+        ious, matches, false_positives, missed = self.metric.count(result, batch.targets[i]).sum(0).tolist()
+        whole = matches + 0.5 * false_positives + 0.5 * missed
+        return [
+            {
+                "pq": rounded(100 * ious / whole) if whole else None,
+                "matched": int(matches),
+                "false_positives": int(false_positives),
+                "missed": int(missed),
+            }
+        ]
 
     def report(self) -> list[Section]:
         """PQ, SQ and RQ, also by class, and the images with the highest and the lowest PQ."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from focalnet.metrics.base import (
     Table,
     format_value,
     gather_objects,
+    rounded,
 )
 from focalnet.metrics.confusion import count_pairs
 from focalnet.results import SemanticMap
@@ -171,6 +173,30 @@ class SemanticEvaluator(Evaluator):
             Metric("pixel_accuracy", "pixel accuracy", result.accuracy),
             Metric("mean_accuracy", "mean class accuracy", result.mean_accuracy, curve=True),
         ]
+
+    def details(self) -> dict[str, Any]:
+        """``per_class``, and ``confusion_matrix`` in pixels."""
+        result = self.metric.compute()
+        pixels = result.matrix.sum(1).tolist()
+        per_class = [
+            {
+                "name": name,
+                "pixels": pixels[label],
+                "iou": rounded(result.iou[label]),
+                "accuracy": rounded(result.class_accuracy[label]),
+            }
+            for label, name in enumerate(self.class_names)
+        ]
+        names = [*self.class_names]
+        matrix = {"rows": names, "columns": [*names, "no class"], "counts": result.matrix.tolist()}
+        return {"per_class": per_class, "confusion_matrix": matrix}
+
+    def table_rows(self, result: SemanticMap, batch: Batch[LabelMapTarget], i: int) -> list[dict[str, Any]]:
+        """One row: IoU and accuracy of the image alone, percent."""
+        counts = self.metric.count(result.labels, batch.targets[i].labels)
+        found = evaluate(counts.numpy())
+        row = {"labeled_pixels": int(counts.sum())} | {k: rounded(v) for k, v in found.summary().items()}
+        return [row]
 
     def report(self) -> list[Section]:
         """Metrics, IoU by class, confusions, and the images with the highest and the lowest mean IoU."""

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import io
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 from focalnet import visualize
-from focalnet.errors import ConfigError
+from focalnet.errors import ConfigError, escaped, require
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from PIL.Image import Image
     from torch import Tensor
+
+MOST_SHOWN = 3  # classes in a short form
 
 
 class Result(ABC):
     """What a model predicts of one image, in pixels of the original image.
+
+    Results are equal if all they say is equal: tensors by value, whatever their device. Subclasses are dataclasses.
 
     Attributes:
         path: the file that the image was read from, if any.
@@ -29,6 +37,40 @@ class Result(ABC):
 
     path: str | None
     image: Image | None
+    table_columns: ClassVar[tuple[str, ...]]
+    """Keys of ``table_rows``."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        compared = [one.name for one in fields(self) if one.compare]  # type: ignore[arg-type]  # of a dataclass
+        return all(_same(getattr(self, name), getattr(other, name)) for name in compared)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.path))
+
+    def __repr__(self) -> str:
+        """A short form: what is there, and of which image; ``to_dict`` has all of it."""
+        parts = [self._brief(), *([self.path] if self.path else [])]
+        return f"{type(self).__name__}({escaped('; '.join(parts))})"
+
+    @abstractmethod
+    def _brief(self) -> str:
+        """What is there, in a few words."""
+
+    @abstractmethod
+    def table_rows(self) -> list[dict[str, Any]]:
+        """The rows of a table, with one for each thing that the result says: plain values by column."""
+
+    def to_pandas(self) -> DataFrame:
+        """Returns ``table_rows`` with the path as a data frame; it has all columns without any row.
+
+        Raises:
+            MissingDependency: pandas is not installed.
+        """
+        rows = [{"path": self.path, **row} for row in self.table_rows()]
+        table: DataFrame = require("pandas", "train").DataFrame(rows, columns=["path", *self.table_columns])
+        return table
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -48,6 +90,23 @@ class Result(ABC):
         Raises:
             ConfigError: the result has no image.
         """
+
+    def show(self, **options: Any) -> None:
+        """Draws the result and shows the drawing: in a notebook below the cell, else in a window.
+
+        Args:
+            options: those of ``draw``.
+
+        Raises:
+            ConfigError: the result has no image.
+        """
+        drawing = self.draw(**options)
+        interactive = sys.modules.get("IPython")  # a notebook has imported it
+        shell = interactive.get_ipython() if interactive else None
+        if shell is not None and hasattr(shell, "kernel"):
+            require("IPython.display", "demo").display(drawing)
+        else:
+            drawing.show()
 
     def save(self, path: str | Path) -> Path:
         """Draws the result and writes the drawing; the suffix chooses the format, missing folders are made.
@@ -103,6 +162,20 @@ def as_array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
+def _same(one: Any, other: Any) -> bool:
+    if not hasattr(one, "dtype") or not hasattr(other, "dtype"):
+        return bool(one == other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool((one.cpu() == other.cpu()).all())
+
+
+def briefly(parts: Sequence[str]) -> str:
+    """The first parts of a list, and how many follow."""
+    more = len(parts) - MOST_SHOWN
+    return ", ".join([*parts[:MOST_SHOWN], *([f"{more} more"] if more > 0 else [])])
+
+
 def class_name(names: Sequence[str], label: int) -> str:
     """The name of a class, ``"class 3"`` where it is unknown."""
     return names[label] if label < len(names) else f"class {label}"
@@ -119,3 +192,29 @@ def share_lines(shares: Iterable[tuple[float, str]]) -> list[str]:
     lines = [f"{100 * share:5.1f} %  {name}" for share, name in shares if share >= 0.0005]
     rest = ", ".join(name for share, name in shares if share < 0.0005)
     return [*lines, *([f"< 0.1 %  {rest}"] if rest else [])]
+
+
+def masks_to_supervision(masks: Sequence[tuple[int, str, Tensor, float | None]], size: Sequence[int]) -> Any:
+    """``supervision.Detections`` of masks, each with its class, the name of that, and its score if it has one.
+
+    Args:
+        masks: those without a pixel are left out.
+        size: height and width of all.
+    """
+    supervision = require("supervision", "supervision")
+    masks = [one for one in masks if one[2].any()]
+    bitmaps = np.array([mask.cpu().numpy() for _, _, mask, _ in masks], dtype=bool).reshape(-1, *size)
+    scores = [score for *_, score in masks]
+    return supervision.Detections(
+        xyxy=np.array([_box_around(bitmap) for bitmap in bitmaps], dtype=np.float32).reshape(-1, 4),
+        mask=bitmaps,
+        confidence=None if None in scores else np.array(scores, dtype=np.float32),
+        class_id=np.array([label for label, *_ in masks], dtype=int),
+        data={"class_name": np.array([name for _, name, _, _ in masks], dtype=str)},
+    )
+
+
+def _box_around(bitmap_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """x1 y1 x2 y2 of the pixels that are set, of which there must be one."""
+    rows, columns = np.flatnonzero(bitmap_HW.any(1)), np.flatnonzero(bitmap_HW.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

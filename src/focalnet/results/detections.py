@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from focalnet import visualize
 from focalnet.errors import require
-from focalnet.results.base import Result, as_array, class_name
+from focalnet.results.base import Result, as_array, briefly, class_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+class DetectedObject(NamedTuple):
+    """One object: its class, score, box x1 y1 x2 y2 in pixels, and mask ``(height, width)``, bool, if it has one."""
+
+    label: int
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections(Result):
     """The objects in an image, best first, in pixels of the original image.
+
+    It is a sequence of its objects: ``result[0].name``; ``result[:3]`` and ``result[result.labels == 1]`` are the
+    ``Detections`` of some.
 
     Args:
         boxes: ``(N, 4)``, x1 y1 x2 y2.
@@ -42,14 +55,128 @@ class Detections(Result):
     image: Image | None = field(default=None, repr=False, compare=False)
     path: str | None = None
 
+    table_columns = ("label", "name", "score", "x1", "y1", "x2", "y2")
+
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[DetectedObject]:
+        return (self[index] for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> DetectedObject: ...
+    @overload
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Detections: ...
+
+    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> DetectedObject | Detections:
+        """One object; or those of a slice, of indices, or of a mask ``(N,)``, bool."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"object {index} of {len(self)}")
+            label = int(self.labels[index])
+            x1, y1, x2, y2 = self.boxes[index].tolist()
+            mask = None if self.masks is None else self.masks[index]
+            return DetectedObject(label, self.name(label), float(self.scores[index]), (x1, y1, x2, y2), mask)
+        masks = None if self.masks is None else self.masks[index]
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=masks)
+
     def above(self, min_score: float) -> Detections:
         """Returns only the objects with at least that score."""
-        kept = self.scores >= min_score
-        masks = None if self.masks is None else self.masks[kept]
-        return replace(self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept], masks=masks)
+        return self[self.scores >= min_score]
+
+    def _brief(self) -> str:
+        counts = Counter(self.name(label) for label in self.labels.tolist())
+        found = briefly([f"{count} {name}" for name, count in counts.most_common()]) or "no objects"
+        return f"{found}; {self.size[1]} x {self.size[0]}"
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row for each object: its class, score and box."""
+        rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        sides = self.table_columns[3:]
+        return [
+            {"label": label, "name": self.name(label), "score": score, **dict(zip(sides, box, strict=True))}
+            for label, score, box in rows
+        ]
+
+    def to_supervision(self) -> Any:
+        """Returns ``supervision.Detections``, with the names as ``data["class_name"]``.
+
+        Raises:
+            MissingDependency: supervision is not installed.
+        """
+        return require("supervision", "supervision").Detections(
+            xyxy=self.boxes.float().cpu().numpy().reshape(-1, 4),
+            mask=None if self.masks is None else self.masks.cpu().numpy(),
+            confidence=self.scores.float().cpu().numpy(),
+            class_id=self.labels.cpu().numpy().astype(int),
+            data={"class_name": np.array([self.name(label) for label in self.labels.tolist()], dtype=str)},
+        )
+
+    def to_torchvision(self) -> dict[str, Any]:
+        """Returns boxes, labels, scores and masks as torchvision's transforms and torchmetrics take them.
+
+        Boxes and masks are ``tv_tensors``. Labels count from 0; those of torchvision's own detectors count from 1,
+        because 0 is their background.
+        """
+        tensors = require("torchvision.tv_tensors", "train")
+        boxes = tensors.BoundingBoxes(self.boxes, format="XYXY", canvas_size=self.size)
+        found = {"boxes": boxes, "labels": self.labels, "scores": self.scores}
+        return found if self.masks is None else {**found, "masks": tensors.Mask(self.masks)}
+
+    def to_fiftyone(self) -> Any:
+        """Returns ``fiftyone.Detections``; boxes are fractions of the image size, masks are cropped to their box.
+
+        Raises:
+            MissingDependency: FiftyOne is not installed.
+        """
+        fiftyone = require("fiftyone", "fiftyone")
+        height, width = self.size
+        found = []
+        for one in self:
+            x1, y1, x2, y2 = one.box
+            box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
+            mask = None
+            if one.mask is not None:
+                top, left = round(y1), round(x1)
+                mask = one.mask[top : max(round(y2), top + 1), left : max(round(x2), left + 1)].cpu().numpy()
+            found.append(fiftyone.Detection(label=one.name, bounding_box=box, confidence=one.score, mask=mask))
+        return fiftyone.Detections(detections=found)
+
+    def to_label_studio(
+        self, model: str = "focalnet", *, from_name: str = "label", to_name: str = "image"
+    ) -> dict[str, Any]:
+        """Returns a prediction for Label Studio: the boxes as rectangles, without masks.
+
+        Args:
+            model: its version, as Label Studio shows it.
+            from_name: the name of ``<RectangleLabels>`` in the labeling configuration.
+            to_name: the name of ``<Image>`` there.
+        """
+        height, width = self.size
+        regions = []
+        for number, one in enumerate(self, start=1):
+            x1, y1, x2, y2 = one.box
+            place = {
+                "x": 100 * x1 / width,
+                "y": 100 * y1 / height,
+                "width": 100 * (x2 - x1) / width,
+                "height": 100 * (y2 - y1) / height,
+                "rotation": 0,
+            }
+            regions.append(
+                {
+                    "id": str(number),
+                    "from_name": from_name,
+                    "to_name": to_name,
+                    "type": "rectanglelabels",
+                    "original_width": width,
+                    "original_height": height,
+                    "score": one.score,
+                    "value": {**place, "rectanglelabels": [one.name]},
+                }
+            )
+        score = float(self.scores.mean()) if len(self) else 0.0
+        return {"model_version": model, "score": score, "result": regions}
 
     def name(self, label: int) -> str:
         """The name of a class, ``"class 3"`` where it is unknown."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,16 @@ import numpy as np
 from PIL import Image as Pillow
 
 from focalnet import visualize
-from focalnet.results.base import Result, as_array, class_name, percent, share_lines
+from focalnet.errors import require
+from focalnet.results.base import (
+    Result,
+    as_array,
+    briefly,
+    class_name,
+    masks_to_supervision,
+    percent,
+    share_lines,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,9 +48,11 @@ class Segment:
     area: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PanopticMap(Result):
     """Every pixel of the original image belongs to one segment, or to none.
+
+    It is a sequence of its segments; ``mask(segment)`` are the pixels of one.
 
     Args:
         ids: ``(height, width)``, int32, numbers of segments; 0 where there is none.
@@ -56,6 +67,57 @@ class PanopticMap(Result):
     names: tuple[str, ...] = ()
     image: Image | None = field(default=None, repr=False, compare=False)
     path: str | None = None
+
+    table_columns = ("id", "label", "name", "is_thing", "score", "area")
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    def __getitem__(self, index: int) -> Segment:
+        return self.segments[index]
+
+    def mask(self, segment: Segment) -> Tensor:
+        """The pixels of a segment, ``(height, width)``, bool."""
+        return self.ids == segment.id
+
+    def _brief(self) -> str:
+        height, width = self.ids.shape
+        counts = Counter(self.name(segment.label) for segment in self.segments)
+        segments = briefly([f"{count} {name}" for name, count in counts.most_common()]) or "no segments"
+        return f"{segments}; {width} x {height}"
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row for each segment."""
+        rows = [{**asdict(segment), "name": self.name(segment.label)} for segment in self.segments]
+        return [{column: row[column] for column in self.table_columns} for row in rows]
+
+    def to_torchvision(self) -> Any:
+        """Returns the numbers of segments as ``tv_tensors.Mask``, ``(height, width)``, int32."""
+        return require("torchvision.tv_tensors", "train").Mask(self.ids)
+
+    def to_supervision(self) -> Any:
+        """Returns ``supervision.Detections`` with a mask for each segment, and the box around it.
+
+        Raises:
+            MissingDependency: supervision is not installed.
+        """
+        masks = [(one.label, self.name(one.label), self.mask(one), one.score) for one in self.segments]
+        return masks_to_supervision(masks, self.ids.shape)
+
+    def to_fiftyone(self) -> Any:
+        """Returns ``fiftyone.Segmentation`` of the class of each pixel plus 1; 0 is none.
+
+        Raises:
+            MissingDependency: FiftyOne is not installed.
+        """
+        labels = np.zeros((int(self.ids.max()) if self.ids.numel() else 0) + 1, dtype=np.uint16)
+        for segment in self.segments:
+            if segment.id < len(labels):
+                labels[segment.id] = segment.label + 1
+        return require("fiftyone", "fiftyone").Segmentation(mask=labels[self.ids.cpu().numpy()])
 
     def name(self, label: int) -> str:
         """The name of a class, ``"class 3"`` where it is unknown."""
@@ -139,7 +201,9 @@ class PanopticMap(Result):
     def coco_entries(self, image_id: Any, category_ids: Sequence[Any], name: str) -> dict[str, list[dict[str, Any]]]:
         """Returns the lists of ``panoptic.json``."""
         height, width = self.ids.shape
-        image = {"id": image_id, "file_name": Path(str(self.path)).name, "height": height, "width": width}
+        path = Path(str(self.path))
+        file_name = f"{name}{path.suffix}" if Path(name).name == path.stem else str(path)
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         return {"images": [image], "annotations": [self.to_coco(image_id, _ids_file(name), category_ids)]}
 
     def _classes(self) -> list[tuple[int, float, int]]:

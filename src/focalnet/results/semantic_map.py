@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
 
 from focalnet import visualize
 from focalnet.card import IGNORED
-from focalnet.results.base import Result, as_array, class_name, percent, share_lines
+from focalnet.errors import InputError, did_you_mean, require
+from focalnet.results.base import (
+    Result,
+    as_array,
+    briefly,
+    class_name,
+    masks_to_supervision,
+    percent,
+    share_lines,
+)
 from focalnet.visualize import palettes
 
 if TYPE_CHECKING:
@@ -21,9 +31,20 @@ if TYPE_CHECKING:
 SMALLEST_NAMED = 0.005  # of the pixels: classes with a smaller share are in the legend only
 
 
-@dataclass(frozen=True)
+class ClassShare(NamedTuple):
+    """A class that is there, and its share of all pixels, 0 to 1."""
+
+    label: int
+    name: str
+    share: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SemanticMap(Result):
     """The class of each pixel of the original image.
+
+    It iterates over the classes that are there, the largest share first; ``result["road"]`` and ``result[0]`` are the
+    mask of a class.
 
     Args:
         labels: ``(height, width)``, int64, class indices from 0; ``IGNORED`` where there is none, except with more
@@ -37,6 +58,57 @@ class SemanticMap(Result):
     names: tuple[str, ...] = ()
     image: Image | None = field(default=None, repr=False, compare=False)
     path: str | None = None
+
+    table_columns = ("label", "name", "share")
+
+    def __len__(self) -> int:
+        return len(self.shares())
+
+    def __iter__(self) -> Iterator[ClassShare]:
+        return (ClassShare(label, self.name(label), share) for label, share in self.shares().items())
+
+    def __getitem__(self, class_: int | str) -> Tensor:
+        """The pixels of a class, by its label or name, ``(height, width)``, bool.
+
+        Raises:
+            InputError: there is no class of this name.
+        """
+        if isinstance(class_, str) and class_ not in self.names:
+            raise InputError(f'no class "{class_}"{did_you_mean(class_, self.names)}')
+        return self.labels == (self.names.index(class_) if isinstance(class_, str) else class_)
+
+    def _brief(self) -> str:
+        height, width = self.labels.shape
+        classes = briefly([f"{name} {percent(share)}" for _, name, share in self]) or "no class"
+        return f"{classes}; {width} x {height}"
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row for each class that is there: label, name, and share of the pixels."""
+        return [found._asdict() for found in self]
+
+    def to_torchvision(self) -> Any:
+        """Returns the labels as ``tv_tensors.Mask``, ``(height, width)``, int64."""
+        return require("torchvision.tv_tensors", "train").Mask(self.labels)
+
+    def to_supervision(self) -> Any:
+        """Returns ``supervision.Detections`` with a mask for each class that is there, and the box around it.
+
+        Raises:
+            MissingDependency: supervision is not installed.
+        """
+        return masks_to_supervision([(label, name, self[label], None) for label, name, _ in self], self.labels.shape)
+
+    def to_fiftyone(self) -> Any:
+        """Returns ``fiftyone.Segmentation`` of the labels plus 1, because 0 is its background.
+
+        Raises:
+            MissingDependency: FiftyOne is not installed.
+        """
+        known = (len(self.names) or int(self.labels.max()) + 1) <= IGNORED
+        labels = self.labels.cpu().numpy() + 1
+        if known:
+            labels[self.labels.cpu().numpy() == IGNORED] = 0
+        return require("fiftyone", "fiftyone").Segmentation(mask=labels.astype(np.uint16))
 
     def shares(self) -> dict[int, float]:
         """Returns the classes that are there, and their share of all pixels, 0 to 1; the largest first."""

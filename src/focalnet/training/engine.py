@@ -188,7 +188,12 @@ def _set_rates(scheduler: Any) -> None:
 
 
 def validate(
-    recipe: Mapping[str, Any], model: Model[Any, Any], *, trusted: bool = False, test: bool = False
+    recipe: Mapping[str, Any],
+    model: Model[Any, Any],
+    *,
+    trusted: bool = False,
+    test: bool = False,
+    records: bool = False,
 ) -> Measurement:
     """Measures a network on the validation images of a recipe, which may import any code if it is ``trusted``.
 
@@ -197,6 +202,7 @@ def validate(
         model: the network.
         trusted: see ``Options``.
         test: measure on the test images instead.
+        records: whether the measurement has the rows of a table of all predictions.
 
     Raises:
         ConfigError: the network is of another task, or has other classes than the data.
@@ -208,6 +214,7 @@ def validate(
         if run.task.name not in family.tasks:
             raise ConfigError(f"the recipe is not for a {type(model).__name__}: choose one of its task")
         run.data.class_order = model.class_names
+        run.task.records = records
         run.data.setup("validate")
         if test:
             if not run.data.has_test_split():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -39,11 +41,13 @@ class Measurement(NamedTuple):
     metrics: list[Metric]
     images: int
     images_per_s: float
+    details: Mapping[str, Any] = MappingProxyType({})
+    rows: list[dict[str, Any]] | None = None  # of a table of all predictions, where they were to be kept
 
     def to_dict(self) -> dict[str, Any]:
-        """The values by name, with ``images`` and ``images_per_s``."""
+        """The values by name, with ``images`` and ``images_per_s``, and what the evaluator's ``details`` give."""
         values = {metric.name: round(metric.value, 6) for metric in self.metrics}
-        return {**values, "images": self.images, "images_per_s": self.images_per_s}
+        return {**values, "images": self.images, "images_per_s": self.images_per_s, **self.details}
 
 
 class State:
@@ -101,7 +105,8 @@ def measure(
     finally:
         trainer.callbacks.remove(stopwatch)  # type: ignore[attr-defined]
     evaluator = task.evaluator
-    return Measurement(task.metrics, evaluator.images, round(evaluator.images / stopwatch.seconds, 1)), evaluator
+    speed = round(evaluator.images / stopwatch.seconds, 1)
+    return Measurement(task.metrics, evaluator.images, speed, evaluator.details(), evaluator.rows), evaluator
 
 
 def finish(folder: RunFolder, path: Path, trainer: pl.Trainer, task: Task, data: Data, why: str) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class Task(pl.LightningModule, ABC):
         self.max_steps: int | None = None  # of the run, which may end before its last epoch
         self.average: ModelEmaV3 | None = None
         self.examples = False  # whether validation keeps what a report shows
+        self.records = False  # whether it keeps a row of a table for each prediction
         self.metrics: list[Metric] = []  # of the last validation
         self.loss_sum, self.images_trained = torch.zeros(()), 0  # of this epoch and process so far
         self.learning_rate = 0.0  # of the last update
@@ -221,6 +222,7 @@ class Task(pl.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         self.evaluator = self.build_evaluator()
+        self.evaluator.rows = [] if self.records else None
 
     def validation_step(self, batch: Batch[Any], batch_idx: int) -> None:
         images = batch.images.contiguous(memory_format=torch.channels_last)
