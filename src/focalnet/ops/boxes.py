@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # sizes change at most by 62.5, the usual limit in R-CNN implementations
 
@@ -79,8 +78,16 @@ def best_per_class(
         iou_threshold: a box is removed if its IoU with a better one is above this.
         limit: maximum number of boxes kept.
     """
-    keep = batched_nms(boxes, scores, labels, iou_threshold)[:limit]
+    keep = suppress(boxes, scores, labels, iou_threshold)[:limit]
     return boxes[keep], scores[keep], labels[keep]
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes that non-maximum suppression within each class keeps, best first; see ``best_per_class``."""
+    from torchvision.ops import batched_nms  # takes two seconds, which a classifier need not wait for
+
+    keep: Tensor = batched_nms(boxes, scores, labels, iou_threshold)
+    return keep
 
 
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
