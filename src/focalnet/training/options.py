@@ -144,7 +144,7 @@ class Options:
         single = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
         values = _flattened(parse_yaml(self.to_yaml()), single)
         options = [
-            Described(action.dest, json.dumps(values[action.dest]), " ".join((action.help or "").split()))
+            Described(action.dest, json.dumps(values[action.dest]), " ".join((action.help or "").replace("``", "").split()))
             for action in self._parser._actions
             if action.dest in values and action.dest not in NOT_OPTIONS
         ]
