@@ -268,7 +268,9 @@ def test_models_prints_every_architecture_and_checkpoint(capsys: pytest.CaptureF
     from focalnet import list_models
 
     assert main(["models"]) == 0
-    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    header, below, *lines = capsys.readouterr().out.splitlines()
+    assert (header.split()[0], below.split()[0]) == ("architecture", "weights")
+    printed = [line.split()[0] for line in lines]
     assert sorted(printed) == sorted([*list_models(), *weights.list_weights()])
 
 

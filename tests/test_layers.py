@@ -15,7 +15,7 @@ import focalnet
 
 PACKAGE = Path(focalnet.__file__).parent
 ORDER = [
-    {"errors", "files", "reading", "samples", "card"},
+    {"errors", "files", "lazy", "reading", "samples", "card"},
     {"visualize"},
     {"results", "structures"},  # structures: the old name of results, samples and card
     {"ops"},
@@ -37,7 +37,7 @@ LEVEL = {package: level for level, packages in enumerate(ORDER) for package in p
 # These see what comes before ``nn``, and not each other; what comes after ``zoo`` sees them.
 SIDE_BRANCHES = {"data", "metrics"}
 # ``focalnet.fit`` and others are in the lazy table of the package itself.
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
 
 
 def package_of(path: Path) -> str:

@@ -6,8 +6,9 @@ neither a GPU nor an optional package.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from focalnet import lazy
 
 __version__ = "0.1.0.dev0"
 
@@ -47,11 +48,7 @@ if TYPE_CHECKING:
     from focalnet.zoo import list_models as list_models
     from focalnet.zoo import load as load
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f'module "focalnet" has no attribute "{name}"')
-    return getattr(importlib.import_module(f"focalnet.{_WHERE[name]}"), name)
+__getattr__ = lazy.attributes(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

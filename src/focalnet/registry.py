@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from focalnet import models
@@ -47,9 +48,17 @@ def unregister(name: str) -> None:
     raise UnknownName(f'no family "{name}" was registered{did_you_mean(name, [f.name for f in _registered])}')
 
 
+def each() -> Iterator[ModelFamily]:
+    """Yields all families, the classifier first; the packages of ours are imported one after another."""
+    for package in _packages():
+        yield from importlib.import_module(f"focalnet.models.{package}").FAMILIES
+    yield from _installed()
+    yield from _registered
+
+
 def families() -> tuple[ModelFamily, ...]:
     """All families, the classifier first."""
-    return (*_ours(), *_installed(), *_registered)
+    return tuple(each())
 
 
 @functools.cache
@@ -65,15 +74,14 @@ def _installed() -> tuple[ModelFamily, ...]:
     return tuple(installed)
 
 
+#: The order in which packages are listed and imported; others follow.
+_ORDER = ("classifier", "rcnn", "atss", "sparse_rcnn", "upernet", "mask2former")
+
+
 @functools.cache
-def _ours() -> tuple[ModelFamily, ...]:
-    packages = [info.name for info in pkgutil.iter_modules(models.__path__) if info.ispkg]
-    ours = [family for name in packages for family in importlib.import_module(f"focalnet.models.{name}").FAMILIES]
-    return tuple(sorted(ours, key=lambda family: _ORDER.index(family.name) if family.name in _ORDER else len(_ORDER)))
-
-
-#: The order of families in listings.
-_ORDER = ("classifier", "mask_rcnn", "cascade_mask_rcnn", "atss", "sparse_rcnn", "upernet", "mask2former")
+def _packages() -> tuple[str, ...]:
+    names = [info.name for info in pkgutil.iter_modules(models.__path__) if info.ispkg]
+    return tuple(sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)))
 
 
 def names() -> list[str]:
@@ -88,12 +96,12 @@ def family_of(network: str | Model[Any, Any] | ModelConfig) -> ModelFamily:
         UnknownName: no family has it.
     """
     if isinstance(network, str):
-        for family in families():
+        for family in each():
             if network in family.variants:
                 return family
         raise UnknownName(f'no model "{network}"{did_you_mean(network, names())}; "focalnet models" lists all')
     config = network if isinstance(network, ModelConfig) else network.config
-    for family in families():
+    for family in each():
         if type(config) is family.config:
             return family
     raise UnknownName(f"no family of networks has a {type(config).__name__}: focalnet.registry.register adds one")

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 import focalnet
 from focalnet.errors import ConfigError
-from focalnet.kernels import fused_timm, fused_transformers
+from focalnet.kernels import fused_timm, modulator
 from tests.integrations.foreign import (
     TIMM,
     TRANSFORMERS,
@@ -54,13 +54,13 @@ def classes(model: nn.Module) -> list[type]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that our operation was called with."""
     shapes: list[tuple[int, ...]] = []
-    for module in (fused_timm, fused_transformers):
+    original = modulator.focal_context
 
-        def counted(context, gates, weights, original=module.focal_context):
-            shapes.append(tuple(context.shape))
-            return original(context, gates, weights)
+    def counted(context, gates, weights):
+        shapes.append(tuple(context.shape))
+        return original(context, gates, weights)
 
-        monkeypatch.setattr(module, "focal_context", counted)
+    monkeypatch.setattr(modulator, "focal_context", counted)
     return shapes
 
 

@@ -29,6 +29,7 @@ from focalnet.cli.terminal import say
 from focalnet.cli.train import (
     EPILOG,
     PASS_THROUGH,
+    RecipeCommand,
     evaluate_test_command,
     finish_command,
     fit_command,
@@ -40,11 +41,13 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 # The class of click, or of the copy of click inside newer versions of typer.
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 for command in (quickstart, models, predict, explain, recipes):
     app.command()(command)
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
-    app.command(name, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
+    app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
 app.command("finish")(finish_command)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)

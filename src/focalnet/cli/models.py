@@ -1,23 +1,45 @@
-"""``focalnet models``: lists every architecture and checkpoint."""
+"""``focalnet models``: lists every architecture and checkpoint, without PyTorch.
+
+``python -m focalnet.cli.models`` writes the file of the architectures and their costs, ``models/published.json``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import importlib.metadata
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from focalnet.cli.terminal import say
 from focalnet.errors import UnknownName, did_you_mean
+from focalnet.models import published
 
 if TYPE_CHECKING:
     from focalnet.weights.catalogue import Entry
 
 
+class Task(str, Enum):
+    """Tasks that networks are trained for."""
+
+    CLASSIFICATION = "classification"
+    DETECTION = "detection"
+    SEMANTIC = "semantic"
+    PANOPTIC = "panoptic"
+
+
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as '*_lrf*'.")] = "*",
+    task: Annotated[Task | None, typer.Option(help="List only networks for this task.")] = None,
+    with_weights: Annotated[
+        bool, typer.Option("--with-weights", help="List only networks with weights that can be loaded.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="List only weights that are on this machine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON.")] = False,
 ) -> None:
     """Lists architectures and checkpoints.
@@ -25,6 +47,14 @@ def models(
     Shows parameters, MACs, published metrics, license, and whether the weights are on this machine.
     """
     listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    if task is not None:
+        listing = [model for model in listing if task.value in model["tasks"]]
+    if local:
+        listing = _of_weights(listing, {"in this package", "cached"})
+    elif with_weights:
+        listing = _of_weights(listing, {"in this package", "cached", "to download"})
+    if not listing:
+        raise UnknownName('no model is left by these options; "focalnet models" lists all')
     if as_json:
         say(*json.dumps(listing, indent=2, ensure_ascii=False).split("\n"))
         return
@@ -32,36 +62,64 @@ def models(
         say(line)
 
 
+def names_of_weights() -> list[str]:
+    """Names of all published weights, for the completion of a shell."""
+    from focalnet.weights.catalogue import list_weights
+
+    return list_weights()
+
+
+def _of_weights(listing: list[dict[str, Any]], files: set[str]) -> list[dict[str, Any]]:
+    """Models with weights whose file is in one of these places, and only those weights."""
+    kept = [{**model, "weights": [one for one in model["weights"] if one["file"] in files]} for model in listing]
+    return [model for model in kept if model["weights"]]
+
+
 def _matching(pattern: str) -> list[dict[str, Any]]:
     """Matching architectures with all their checkpoints, and matching checkpoints under their architecture."""
-    from focalnet import registry
     from focalnet.weights import catalogue
-    from focalnet.zoo import cost, list_models
 
-    listing = []
-    for name in list_models():
+    listing, networks = [], {**published.networks(), **_of_other_packages()}
+    for name, network in networks.items():
         matches = fnmatch.fnmatch(name, pattern)
         entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
         chosen = [e for e in entries if matches or fnmatch.fnmatch(e.name, pattern)]
         if matches or chosen:
-            model_cost, variant = cost(name), registry.family_of(name).variants[name]
-            listing.append(
-                {
-                    "name": name,
-                    "params": model_cost.params,
-                    "macs": model_cost.macs,
-                    "image_size": variant.image_size,
-                    "num_classes": registry.configure(name).num_classes,
-                    "source": variant.source,
-                    "weights": [_describe(entry) for entry in chosen],
-                }
-            )
+            weights = [_describe(entry) for entry in chosen]
+            listing.append({"name": name, **dataclasses.asdict(network), "weights": weights})
     if not listing:
-        names = [*list_models(), *catalogue.entries()]
+        names = [*networks, *catalogue.entries()]
         raise UnknownName(
             f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
         )
     return listing
+
+
+def _of_other_packages() -> Mapping[str, published.Network]:
+    """The networks of installed packages, and those that were registered in this process."""
+    if "focalnet.registry" not in sys.modules and not importlib.metadata.entry_points(group="focalnet.models"):
+        return {}
+    return measured(published.networks())
+
+
+def measured(known: Collection[str] = ()) -> dict[str, published.Network]:
+    """All networks of the registry but those that are known, with costs that are counted."""
+    from focalnet import registry, zoo
+
+    networks = {}
+    for family in registry.each():
+        for name, variant in family.variants.items():
+            if name not in known:
+                cost = zoo.cost(name)
+                networks[name] = published.Network(
+                    tasks=family.tasks,
+                    params=cost.params,
+                    macs=cost.macs,
+                    image_size=variant.image_size,
+                    num_classes=registry.configure(name).num_classes,
+                    source=variant.source,
+                )
+    return networks
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
@@ -78,7 +136,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
 
 
 def _availability(entry: Entry) -> str:
-    from focalnet.weights.download import cached
+    from focalnet.weights.cache import cached
 
     if not entry.loadable:
         return f"not yet ({entry.task.partition(' (')[0]})"
@@ -88,17 +146,28 @@ def _availability(entry: Entry) -> str:
 
 
 def _table(listing: list[dict[str, Any]]) -> Iterator[str]:
-    """One line per architecture, followed by one line per checkpoint, in columns."""
-    models = [[m["name"], _format_count(m["params"]), _format_count(m["macs"])] for m in listing]
+    """A header, then one line per architecture, followed by one line per checkpoint, in columns."""
     weights = [[[w["name"], _metrics(w), w["licence"], w["file"]] for w in m["weights"]] for m in listing]
-    model_widths = _widths(models)
-    weights_widths = _widths([row for rows in weights for row in rows])
-    for model, (name, *figures), rows in zip(listing, models, weights, strict=True):
-        params, macs = (f.rjust(width) for f, width in zip(figures, model_widths[1:], strict=True))
-        cost = f"  {macs} MACs at {model['image_size']} px" if model["macs"] else ""
-        yield f"{name:<{model_widths[0]}}  {params} parameters{cost}"
-        for row in rows:
-            yield "    " + "  ".join(f.ljust(width) for f, width in zip(row, weights_widths, strict=True)).rstrip()
+    models = [
+        [m["name"], _format_count(m["params"]), _format_count(m["macs"]), f"{m['image_size']} px" if m["macs"] else ""]
+        for m in listing
+    ]
+    header = ["architecture", "parameters", "MACs", "image"]
+    widths = _widths([header, *models])
+    below = ["    weights", "metrics", "license", "file"]
+    weights_widths = _widths([below, *([f"    {row[0]}", *row[1:]] for rows in weights for row in rows)])
+    yield _line(header, widths, right=(1, 2, 3))
+    if any(weights):
+        yield _line(below, weights_widths)
+    for model, rows in zip(models, weights, strict=True):
+        yield _line(model, widths, right=(1, 2, 3))
+        for name, *others in rows:
+            yield _line([f"    {name}", *others], weights_widths)
+
+
+def _line(cells: list[str], widths: list[int], right: tuple[int, ...] = ()) -> str:
+    pairs = enumerate(zip(cells, widths, strict=True))
+    return "  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in pairs).rstrip()
 
 
 def _widths(rows: list[list[str]]) -> list[int]:
@@ -113,3 +182,8 @@ def _format_count(number: int | None) -> str:
 
 def _metrics(weights: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in weights["metrics"].items())
+
+
+if __name__ == "__main__":
+    rows = (f"{json.dumps(name)}: {json.dumps(dataclasses.asdict(network))}" for name, network in measured().items())
+    published.FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

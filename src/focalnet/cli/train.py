@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-from focalnet.cli.recipes import find_recipe, merge, nested, read_recipe
+from focalnet.cli.models import names_of_weights
+from focalnet.cli.recipes import find_recipe, list_recipes, merge, nested, read_recipe
 from focalnet.cli.terminal import ToStderr, say
 from focalnet.errors import ConfigError, require
 
@@ -33,12 +35,45 @@ RECIPE_HELP = (
     "A YAML file, or a recipe's name: classification/finetune for your own images, detection/finetune for your own "
     'COCO-format data, segmentation/finetune for your own label maps; "focalnet recipes" lists all.'
 )
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP, autocompletion=list_recipes)]
 EPILOG = (
     "Options of the recipe follow it, for example --data.root FOLDER, --data.batch_size 256, "
     "--model.optimizer.lr 1e-3, --trainer.max_epochs 100, --trainer.precision bf16-mixed, --trainer.devices 2, "
-    "--seed_everything 1. --print_config shows every option with its value. "
+    "--seed_everything 1. RECIPE --help lists every option; --print_config prints them as a recipe. "
     "Running the same command again resumes an interrupted run."
 )
+
+
+class RecipeCommand(TyperCommand):
+    """A command whose help lists the options of the recipe that is named before ``--help``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["recipe"] = next((argument for argument in args if not argument.startswith("-")), None)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        recipe = ctx.meta["recipe"]
+        rows = [] if recipe is None or Path(recipe).is_dir() else recipe_options(recipe)  # a folder is that of a run
+        super().format_help(ctx, formatter)
+        if rows:
+            with formatter.section(f"Options of {recipe}, with their values"):
+                formatter.write_dl(rows)
+
+
+def recipe_options(recipe: str) -> list[tuple[str, str]]:
+    """Every option of a recipe: its name and value, and what it does.
+
+    Raises:
+        UnknownName: no such recipe.
+        MissingDependency: the extra ``train`` is not installed.
+    """
+    path = find_recipe(recipe)
+    _require_engine()
+    from focalnet.training.options import Options
+    from focalnet.training.preprocessing import as_the_weights_want
+
+    options = Options(as_the_weights_want(read_recipe(path)))
+    return [(f"--{option.name} {option.value}", option.text) for option in options.described()]
 
 
 def fit(
@@ -156,7 +191,7 @@ def _measure(
 
 def fit_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
+    recipe: Recipe,
     output: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Start over in a folder that holds another run.")] = False,
     print_config: Annotated[
@@ -183,8 +218,13 @@ def fit_command(
 
 def validate_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
-    weights: Annotated[str, typer.Option("--weights", "-w", help="A name in 'focalnet models', or a weights file.")],
+    recipe: Recipe,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", "-w", help="A name in 'focalnet models', or a weights file.", autocompletion=names_of_weights
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     table: TableOption = None,
     trust_recipe: Trust = False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from focalnet import lazy
 
 _WHERE = {
     "Augmentation": "augment",
@@ -33,8 +34,4 @@ if TYPE_CHECKING:
     from focalnet.data.modules.semantic import SemanticData as SemanticData
     from focalnet.data.preprocess import eval_transform as eval_transform
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f'module "focalnet.data" has no attribute "{name}"')
-    return getattr(importlib.import_module(f"focalnet.data.{_WHERE[name]}"), name)
+__getattr__ = lazy.attributes(__name__, _WHERE)

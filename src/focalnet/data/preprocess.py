@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from focalnet.card import Preprocessing
 from focalnet.errors import InputError
@@ -31,6 +30,13 @@ from focalnet.samples import Size
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 T = TypeVar("T", bound=Tensor)
 THINNEST = 32  # long side over short side of an image that is enlarged whole
+
+
+def _torchvision() -> Any:
+    """Functions for tensors; importing them takes two seconds, and opened images do not need them."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def preprocess(image: Image.Image | Tensor, preprocessing: Preprocessing, size: Size | None = None) -> Tensor:
@@ -64,7 +70,10 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 def to_tensor(image: Image.Image | Tensor) -> Tensor:
     """``(C, H, W)``: uint8, or floating point where 1 is white."""
-    pixels: Tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+    if isinstance(image, Tensor):
+        pixels = image
+    else:
+        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
     if pixels.dtype == torch.uint8 or pixels.is_floating_point():
         return pixels
     return pixels.float() / torch.iinfo(pixels.dtype).max
@@ -100,24 +109,47 @@ def middle(image: Any, thinnest: float = THINNEST) -> Any:
         image: of Pillow, or ``(C, H, W)``.
         thinnest: long side over short side.
     """
-    height, width = F.get_size(image)
+    height, width = _size(image)
     longest = math.ceil(thinnest * min(height, width))
-    return image if max(height, width) <= longest else F.center_crop(image, [min(height, longest), min(width, longest)])
+    if max(height, width) <= longest:
+        return image
+    return _center_crop(image, (min(height, longest), min(width, longest)))
 
 
 def cover(image: Any, crop: Size, crop_pct: float, interpolation: str, fit: str = "crop") -> Any:
     """Resizes an image with antialiasing, so that it covers a crop over ``crop_pct``; see ``covering_size``."""
     if fit == "crop":
         image = middle(image, THINNEST * max(crop) / min(crop))
-    height, width = F.get_size(image)
-    size = covering_size((height, width), crop, crop_pct, fit)
-    return F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+    height, width = covering_size(_size(image), crop, crop_pct, fit)
+    if isinstance(image, Image.Image):
+        same = image.size == (width, height)
+        return image if same else image.resize((width, height), Image.Resampling[interpolation.upper()])
+    from torchvision.transforms.v2 import InterpolationMode
+
+    mode = InterpolationMode(interpolation)
+    return _torchvision().resize(image, [height, width], interpolation=mode, antialias=True)
 
 
 def _center(image: Any, preprocessing: Preprocessing) -> Any:
     how = preprocessing
     resized = cover(image, how.crop, how.crop_pct, how.interpolation, how.fit)
-    return F.center_crop(resized, list(preprocessing.crop))
+    return _center_crop(resized, preprocessing.crop)
+
+
+def _size(image: Any) -> Size:
+    """Height and width."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    height, width = _torchvision().get_size(image)
+    return height, width
+
+
+def _center_crop(image: Any, size: Size) -> Any:
+    """The center of an image that is at least as large."""
+    if not isinstance(image, Image.Image):
+        return _torchvision().center_crop(image, list(size))
+    top, left = (round((side - crop) / 2) for side, crop in zip(_size(image), size, strict=True))
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def fitted_size(size: Size, short: int, longest: int) -> Size:
@@ -140,7 +172,7 @@ def resize(image: T, size: Size) -> T:
         image: ``(C, H, W)``; or masks or boxes of ``torchvision.tv_tensors``, resized as becomes them.
         size: height and width.
     """
-    resized: T = F.resize(image, list(size), antialias=False)
+    resized: T = _torchvision().resize(image, list(size), antialias=False)
     return resized
 
 
@@ -162,8 +194,7 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
             pixels = pixels / 255
         else:  # which is the same but for rounding
             mean, std = (tuple(255 * value for value in values) for values in (mean, std))
-    normalized: Tensor = F.normalize(pixels, list(mean), list(std))
-    return normalized
+    return (pixels - pixels.new_tensor(mean).view(-1, 1, 1)) / pixels.new_tensor(std).view(-1, 1, 1)
 
 
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:

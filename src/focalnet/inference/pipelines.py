@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
-from focalnet.data.preprocess import eval_transform, fitted_size, pad, preprocess
+from focalnet.data.preprocess import eval_transform, fitted_size, pad, preprocess, to_tensor
 from focalnet.errors import ConfigError
 from focalnet.inference.tta import View, Views, Window, mean_scores, meeting_size, merge, tiles
 from focalnet.models import Model, ScoresPixels
@@ -106,7 +105,7 @@ class DetectionPipeline(Pipeline):
 
         That of a few views is made here, in the threads; of thousands of tiles it is made batch by batch.
         """
-        whole, views = F.pil_to_tensor(image), self.options.views
+        whole, views = to_tensor(image), self.options.views
         sides = views.short_sides or (self.preprocessing.short_side,)
         windows = [window for window, _ in tiles(image.height, image.width, views.tile, views.overlap)]
         prepared: list[tuple[Window, Callable[[], Tensor]]] = []

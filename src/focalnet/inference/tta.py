@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from focalnet.errors import ConfigError
 from focalnet.models import ScoresPixels
@@ -124,7 +123,7 @@ def merge(predictions: Sequence[tuple[Window, Detections]], size: Size, limit: i
     corners, scores = torch.cat([one.boxes for one in placed]), torch.cat([one.scores for one in placed])
     labels = torch.cat([one.labels for one in placed])
     cut = torch.cat([_cut(window, one.boxes, size) for (window, _), one in zip(predictions, placed, strict=True)])
-    keep = batched_nms(corners, scores, labels, SAME_OBJECT)
+    keep = boxes.suppress(corners, scores, labels, SAME_OBJECT)
     keep = keep[~_pieces(corners[keep], labels[keep], cut[keep])][:limit]
     masks = None
     if placed[0].masks is not None:

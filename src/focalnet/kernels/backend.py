@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 
 from focalnet.errors import ConfigError, InputError, did_you_mean
+from focalnet.ops import modes
 
 Backend = Literal["auto", "eager", "native", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -22,7 +23,7 @@ _ENVIRONMENT = os.environ.get("FOCALNET_BACKEND", "auto")
 _chosen: ContextVar[str] = ContextVar("focalnet_backend", default=_ENVIRONMENT)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def current() -> Backend:
     """The backend set by ``use``, by the environment variable ``FOCALNET_BACKEND`` or, without either, ``auto``.
 

@@ -71,7 +71,7 @@ def implementation(
     raise InputError(f"backend {name} was requested but cannot run: {reason}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def missing_native() -> str | None:
     """Why the CPU kernels are not available, or None; constant within a process."""
     try:
@@ -81,7 +81,7 @@ def missing_native() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def missing_triton(
     device: torch.device,
     dtype: torch.dtype,

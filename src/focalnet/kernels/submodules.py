@@ -33,7 +33,7 @@ def observed(x: torch.Tensor) -> bool:
     return type(x) not in _ORDINARY or modes.transformed() or modes.exporting() or _watched()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def _watched() -> bool:
     """Whether a global hook, a patched PyTorch class or a mode intercepts every call.
 
@@ -49,7 +49,7 @@ def _watched() -> bool:
     return bool(hooks) or _intercepted()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def changed_from_outside() -> bool:
     """Whether something may change the output of every module: as in ``observed``, except for PyTorch's own tracker.
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
 _MAX_LOG_RATIO = math.log(1000 / 16)  # sizes change at most by 62.5, the usual limit in R-CNN implementations
 
@@ -103,6 +102,8 @@ def nms_mask(
     place = torch.stack([labels % columns, labels // columns + image * columns], -1).to(boxes)
     moved = boxes + (place * (boxes.amax() + 1)).repeat(1, 1, 2)
     ranked = scores.masked_fill(~valid, -1.0)
+    from torchvision.ops import nms  # see batched_nms below
+
     kept = nms(moved.flatten(0, 1), ranked.flatten(), iou_threshold)
     stays = torch.zeros_like(ranked, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
     return (stays.view(ranked.shape) > 0) & valid
@@ -123,6 +124,8 @@ def nms_of_some(boxes: Tensor, scores: Tensor, candidate: Tensor, iou_threshold:
     label, image = index % classes, index // (regions * classes)
     place = torch.stack([label % columns, label // columns + image * columns], -1).to(boxes)
     moved = boxes.flatten(0, 2)[index] + (place * (boxes.amax() + 1)).repeat(1, 2)
+    from torchvision.ops import nms  # see batched_nms below
+
     kept = index[nms(moved, scores.flatten()[index], iou_threshold)]
     stays = torch.zeros_like(scores, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
     return stays.view(scores.shape) > 0
@@ -153,8 +156,16 @@ def best_per_class(
         iou_threshold: a box is removed if its IoU with a better one is above this.
         limit: maximum number of boxes kept.
     """
-    keep = batched_nms(boxes, scores, labels, iou_threshold)[:limit]
+    keep = suppress(boxes, scores, labels, iou_threshold)[:limit]
     return boxes[keep], scores[keep], labels[keep]
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes that non-maximum suppression within each class keeps, best first; see ``best_per_class``."""
+    from torchvision.ops import batched_nms  # takes two seconds, which a classifier need not wait for
+
+    keep: Tensor = batched_nms(boxes, scores, labels, iou_threshold)
+    return keep
 
 
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _grid_sample: ContextVar[bool] = ContextVar("grid_sample", default=True)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant(function: Function) -> Function:
+    """Marks a function that compilers call once and take the result of as constant.
+
+    It is ``torch.compiler.assume_constant_result``, which imports the compiler and so takes two seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def exporting() -> bool:
     """Whether ``torch.export`` or ``torch.jit.trace`` is active, whose graphs must run without this library.
 
@@ -22,7 +34,7 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def transformed() -> bool:
     """Whether ``torch.func`` (vmap, jvp, grad, ...) or forward-mode AD is active.
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, _common, set_parsing_settings
@@ -80,6 +81,14 @@ IMPORTABLE = (
 )
 
 
+class Described(NamedTuple):
+    """An option: its dotted name, its value as JSON, and what it does."""
+
+    name: str
+    value: str
+    text: str
+
+
 class Options:
     """Every option of a run, checked.
 
@@ -129,6 +138,20 @@ class Options:
         text: str = self._parser.dump(self._parser.get_defaults(), skip_unset=False, skip_validation=True)
         return text
 
+    def described(self) -> list[Described]:
+        """Every option, with its value as in a recipe and what it does; those of the trainer last."""
+        names = [action.dest for action in self._parser._actions]
+        single = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+        values = _flattened(parse_yaml(self.to_yaml()), single)
+        options = [
+            Described(
+                action.dest, json.dumps(values[action.dest]), " ".join((action.help or "").replace("``", "").split())
+            )
+            for action in self._parser._actions
+            if action.dest in values and action.dest not in NOT_OPTIONS
+        ]
+        return sorted(options, key=lambda option: option.name.startswith("trainer."))
+
     def build(self) -> tuple[Task, Any, dict[str, Any]]:
         """Returns the task, the data, and the arguments of the trainer."""
         try:
@@ -172,6 +195,17 @@ def _parser(
     for room in ("model", "data"):
         parser.link_arguments("seed_everything", f"{room}.seed")
     return parser
+
+
+def _flattened(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name, down to the names that are known."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        if prefix + key in known:
+            found[prefix + key] = value
+        elif isinstance(value, Mapping):
+            found |= _flattened(value, known, f"{prefix}{key}.")
+    return found
 
 
 def _names(options: Mapping[str, Any], known: list[str], prefix: str = "") -> Iterator[str]:

@@ -5,8 +5,9 @@ The names below are imported when first used, because importing matplotlib is sl
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from focalnet import lazy
 
 _WHERE = {
     "Area": "label_maps",
@@ -48,8 +49,4 @@ if TYPE_CHECKING:
     from focalnet.visualize.sheets import draw_profiles as draw_profiles
     from focalnet.visualize.sheets import draw_sheet as draw_sheet
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f'module "focalnet.visualize" has no attribute "{name}"')
-    return getattr(importlib.import_module(f"focalnet.visualize.{_WHERE[name]}"), name)
+__getattr__ = lazy.attributes(__name__, _WHERE)

@@ -1,35 +1,50 @@
-"""Reads and writes weights: published names and files of any layout to a config and a state dict, and back."""
+"""Reads and writes weights: published names and files of any layout to a config and a state dict, and back.
 
-from focalnet.weights.catalogue import Entry, entries, list_weights
-from focalnet.weights.checkpoint import (
-    ApproximatePreprocessing,
-    Checkpoint,
-    NonFiniteWeights,
-    UnsettledSetting,
-    export,
-    read,
-    save,
-    untold,
-    with_channels,
-)
-from focalnet.weights.download import cached, fetch
-from focalnet.weights.labels import class_names, cut_to_imagenet1k
+The names below are imported when first used: listing the published weights must not need PyTorch.
+"""
 
-__all__ = [
-    "ApproximatePreprocessing",
-    "Checkpoint",
-    "Entry",
-    "NonFiniteWeights",
-    "UnsettledSetting",
-    "cached",
-    "class_names",
-    "cut_to_imagenet1k",
-    "entries",
-    "export",
-    "fetch",
-    "list_weights",
-    "read",
-    "save",
-    "untold",
-    "with_channels",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from focalnet import lazy
+
+_WHERE = {
+    "ApproximatePreprocessing": "checkpoint",
+    "Checkpoint": "checkpoint",
+    "Entry": "catalogue",
+    "NonFiniteWeights": "checkpoint",
+    "UnsettledSetting": "checkpoint",
+    "cached": "cache",
+    "class_names": "labels",
+    "cut_to_imagenet1k": "labels",
+    "entries": "catalogue",
+    "export": "checkpoint",
+    "fetch": "download",
+    "list_weights": "catalogue",
+    "read": "checkpoint",
+    "save": "checkpoint",
+    "untold": "checkpoint",
+    "with_channels": "checkpoint",
+}
+__all__ = list(_WHERE)
+
+if TYPE_CHECKING:
+    from focalnet.weights.cache import cached as cached
+    from focalnet.weights.catalogue import Entry as Entry
+    from focalnet.weights.catalogue import entries as entries
+    from focalnet.weights.catalogue import list_weights as list_weights
+    from focalnet.weights.checkpoint import ApproximatePreprocessing as ApproximatePreprocessing
+    from focalnet.weights.checkpoint import Checkpoint as Checkpoint
+    from focalnet.weights.checkpoint import NonFiniteWeights as NonFiniteWeights
+    from focalnet.weights.checkpoint import UnsettledSetting as UnsettledSetting
+    from focalnet.weights.checkpoint import export as export
+    from focalnet.weights.checkpoint import read as read
+    from focalnet.weights.checkpoint import save as save
+    from focalnet.weights.checkpoint import untold as untold
+    from focalnet.weights.checkpoint import with_channels as with_channels
+    from focalnet.weights.download import fetch as fetch
+    from focalnet.weights.labels import class_names as class_names
+    from focalnet.weights.labels import cut_to_imagenet1k as cut_to_imagenet1k
+
+__getattr__ = lazy.attributes(__name__, _WHERE)

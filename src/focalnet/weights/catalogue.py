@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from focalnet import registry
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import UnknownName, did_you_mean
+from focalnet.models import published
 from focalnet.weights.labels import category_ids, class_names
 
 _FOLDER = Path(str(files("focalnet.weights")))
@@ -95,10 +95,8 @@ class Entry:
     def network(self) -> str | None:
         """The detector's or segmenter's name in ``focalnet.list_models()``; None for other tasks."""
         name = self.name.partition(".")[0]
-        if not self.readable:
-            return None
-        dense = (family for family in registry.families() if family.tasks[0] != "classification")
-        return name if any(name in family.variants for family in dense) else None
+        network = published.networks().get(name)
+        return name if self.readable and network and network.tasks[0] != "classification" else None
 
     @property
     def available(self) -> bool:

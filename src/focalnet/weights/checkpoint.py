@@ -180,11 +180,11 @@ def with_channels(checkpoint: Checkpoint, in_chans: int) -> Checkpoint:
         checkpoint: of any network.
         in_chans: channels of the images.
     """
-    from timm.models import adapt_input_conv  # which takes a second
-
     has = checkpoint.backbone
     if in_chans == has.in_chans or has.in_chans != 3 or in_chans < 1:
         return checkpoint
+    from timm.models import adapt_input_conv  # which takes a second
+
     key = next(key for key in checkpoint.state_dict if key.endswith("patch_embed.proj.weight"))
     config = _changed(checkpoint.config, {"in_chans": in_chans})
     stem = adapt_input_conv(in_chans, checkpoint.state_dict[key])
@@ -453,14 +453,16 @@ def _config_class(kind: str) -> type[FocalNetConfig] | type[ModelConfig]:
     """The configuration class for the kind in a file's header."""
     if kind == BACKBONE:
         return FocalNetConfig
-    known = {family.file_kind: family.config for family in registry.families()}
-    if kind not in known:
-        name = str(kind)[:80]
-        raise CheckpointError(
-            f'it holds a "{name}", for which this version has no network{did_you_mean(name, known)}: update focalnet, '
-            "or import the module that registers it"
-        )
-    return known[kind]
+    known = []
+    for family in registry.each():
+        if family.file_kind == kind:
+            return family.config
+        known.append(family.file_kind)
+    name = str(kind)[:80]
+    raise CheckpointError(
+        f'it holds a "{name}", for which this version has no network{did_you_mean(name, known)}: update focalnet, '
+        "or import the module that registers it"
+    )
 
 
 def _title(config: ModelConfig) -> str:

@@ -39,6 +39,7 @@ from huggingface_hub import constants
 
 from focalnet.errors import CheckpointError, DownloadError, UnknownName
 from focalnet.files import write
+from focalnet.weights.cache import folder, of_source
 from focalnet.weights.catalogue import Entry, Source, find
 from focalnet.weights.checkpoint import Checkpoint, read
 from focalnet.weights.files import sha256_of
@@ -105,9 +106,9 @@ def local_file(entry: Entry) -> Path:
             raise DownloadError(f"{entry.name}: this installation lacks {entry.embedded}; install focalnet again")
         return entry.embedded
     failures = []
-    for source in sorted(entry.sources, key=lambda source: _in_cache(source) is None):  # cached files first
+    for source in sorted(entry.sources, key=lambda source: of_source(source) is None):  # cached files first
         try:
-            cached = _in_cache(source)
+            cached = of_source(source)
             if cached is None:
                 return _get(entry, source)
             _verify(entry, source, cached)
@@ -116,26 +117,6 @@ def local_file(entry: Entry) -> Path:
             logger.info("%s: %s", source.address, failed)
             failures.append(f"{source.address}: {failed}")
     raise DownloadError(_by_hand(entry, failures))
-
-
-def cached(entry: Entry) -> Path | None:
-    """The entry's local file, or None; never accesses the network."""
-    if entry.embedded is not None:
-        return entry.embedded if entry.embedded.is_file() else None
-    return next(filter(None, map(_in_cache, entry.sources)), None)
-
-
-def folder() -> Path:
-    """The cache folder for files of hosts other than the Hub."""
-    return Path(constants.HF_HUB_CACHE) / "focalnet"
-
-
-def _in_cache(source: Source) -> Path | None:
-    if source.url:
-        path = folder() / source.file
-        return path if path.is_file() else None
-    found = huggingface_hub.try_to_load_from_cache(str(source.hub), source.file, repo_type=source.repo_type)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _get(entry: Entry, source: Source) -> Path:
@@ -174,7 +155,7 @@ def _from_host(entry: Entry, source: Source) -> Path:
         raise _SourceFailed("offline (HF_HUB_OFFLINE is set)")
     folder().mkdir(parents=True, exist_ok=True)
     with FileLock(folder() / f"{source.file}.lock"):  # a second process waits here, and then finds the file
-        return _in_cache(source) or _download(entry, source)
+        return of_source(source) or _download(entry, source)
 
 
 def _download(entry: Entry, source: Source) -> Path:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import torch
 import yaml
 
 from focalnet.errors import CheckpointError
-from focalnet.models import Classifier
+
+if TYPE_CHECKING:
+    from focalnet.models import Classifier
 
 UNUSED = "(unused)"
 UNUSED_INDEX = 850
@@ -96,6 +98,8 @@ def cut_to_imagenet1k(model: Classifier) -> Classifier:
             f"only a head with {IMAGENET22K_CLASSES} ImageNet-22K classes can be cut to ImageNet-1K; "
             f"this one has {model.num_classes}"
         )
+    import torch  # the other functions need only names
+
     with torch.device("meta"):
         cut = dataclasses.replace(model.config, num_classes=1000).build()
     weights = model.state_dict()

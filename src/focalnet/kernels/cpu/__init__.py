@@ -24,6 +24,7 @@ from focalnet.errors import InputError
 from focalnet.kernels.cpu import arguments, library_file, proof
 from focalnet.kernels.cpu.arguments import DTYPES
 from focalnet.kernels.cpu.jobs import MAX_LEVELS, MAX_SCALES, DeformableJob, FocalContextJob, RowsJob
+from focalnet.ops import modes
 
 KERNELS = range(1, 16, 2)
 _ABI = 3  # FOCALNET_ABI of dispatch.cpp
@@ -285,7 +286,7 @@ def _share_openmp() -> None:
             ctypes.CDLL(str(name), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def built() -> bool:
     """Whether ``load`` succeeds."""
     try:

@@ -110,4 +110,5 @@ def _differentiated(function: object, inputs: Sequence[Tensor], grad: Tensor) ->
     assert callable(function)
     leaves = [x.double().requires_grad_() for x in inputs]
     out = function(*leaves)
-    return out.detach(), torch.autograd.grad(out, leaves, grad.double())
+    # Of a number: for the gradient of anything else, PyTorch imports its compiler's symbols, which takes a second.
+    return out.detach(), torch.autograd.grad((out * grad.double()).sum(), leaves)

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-
 from focalnet.errors import ConfigError, did_you_mean
+from focalnet.ops import modes
 
 RANK_ONE, PADDED = "rank-1", "padded"
 FORMS = (RANK_ONE, PADDED)
@@ -24,7 +23,7 @@ _ENVIRONMENT = tuple(filter(None, os.environ.get("FOCALNET_TRITON_FORMS", "").sp
 _chosen: ContextVar[tuple[str, ...]] = ContextVar("focalnet_triton_forms", default=_ENVIRONMENT)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@modes.constant
 def chosen(form: str) -> bool:
     """Whether this form was set by ``use`` or by the environment variable; a compiled model keeps its forms.
 
