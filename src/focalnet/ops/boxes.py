@@ -101,7 +101,7 @@ def nms_mask(
     columns = math.ceil(math.sqrt(groups))  # a square of places for the classes of an image, images below each other
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     place = torch.stack([labels % columns, labels // columns + image * columns], -1).to(boxes)
-    moved = boxes + (place * (boxes.amax() + 1)).repeat(1, 1, 2)
+    moved = boxes + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 1, 2)
     ranked = scores.masked_fill(~valid, -1.0)
     kept = nms(moved.flatten(0, 1), ranked.flatten(), iou_threshold)
     stays = torch.zeros_like(ranked, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
@@ -122,7 +122,7 @@ def nms_of_some(boxes: Tensor, scores: Tensor, candidate: Tensor, iou_threshold:
     columns = math.ceil(math.sqrt(classes))
     label, image = index % classes, index // (regions * classes)
     place = torch.stack([label % columns, label // columns + image * columns], -1).to(boxes)
-    moved = boxes.flatten(0, 2)[index] + (place * (boxes.amax() + 1)).repeat(1, 2)
+    moved = boxes.flatten(0, 2)[index] + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 2)
     kept = index[nms(moved, scores.flatten()[index], iou_threshold)]
     stays = torch.zeros_like(scores, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
     return stays.view(scores.shape) > 0

@@ -40,7 +40,7 @@ class OriginalSize:
     """
 
     def __init__(self, sizes_B2: Tensor, original_sizes_B2: Tensor, padded: tuple[int, int]) -> None:
-        height, width = (int(side) for side in original_sizes_B2.amax(0).unbind())
+        height, width = (side.item() for side in original_sizes_B2.amax(0).unbind())  # int() could not be traced
         for side in (height, width):
             torch._check(side >= 1)
         self.sizes, self.originals = sizes_B2, original_sizes_B2
