@@ -139,7 +139,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Classifier, "predict_tensors", wrong)
     model = network("classifier").train()
-    with pytest.raises(ExportError, match="not written, because it disagrees with PyTorch: logits differ by 0.001"):
+    with pytest.raises(ExportError, match=r"not written, because it disagrees with PyTorch: logits differ by 0\.001"):
         model.export(tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
     assert model.training

@@ -91,9 +91,7 @@ class RPN(nn.Module):
         scores, candidates, levels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
         valid = (candidates[..., 2:] > candidates[..., :2]).all(-1)
         groups = len(outputs.anchors)
-        kept = boxes.nms_mask(
-            candidates, scores, levels, valid, iou_threshold=self.config.nms_threshold, groups=groups
-        )
+        kept = boxes.nms_mask(candidates, scores, levels, valid, iou_threshold=self.config.nms_threshold, groups=groups)
         best_of = boxes.best_objects(candidates, scores, levels, kept, self.config.proposals)
         return best_of["boxes"], best_of["labels"] >= 0
 

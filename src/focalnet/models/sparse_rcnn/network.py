@@ -197,7 +197,6 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
             )
         return results
 
-
     def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
         last = self(images_BCHW, sizes_B2).stages[-1]
         flat, classes = last.logits.sigmoid().flatten(1), last.logits.shape[2]
