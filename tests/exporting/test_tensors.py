@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from focalnet.errors import ConfigError
+from focalnet.errors import ConfigError, ExportError
 from focalnet.exporting import agreement
 from focalnet.exporting.exporting import _header
 from focalnet.exporting.tracing import Trace
+from focalnet.inference.exported import _with_tensors
 from focalnet.models import Model
 from focalnet.runtime.results import results
 from tests.exporting.networks import FAMILIES, network
@@ -30,8 +31,6 @@ class Eager:
     def predict(self, images: torch.Tensor, sizes: Any, originals: Any) -> list[Any]:
         tensors = self.model.predict_tensors(images, torch.tensor(sizes), torch.tensor(originals))
         found = results(self.header, {name: x.numpy() for name, x in tensors.items()}, originals)
-        from focalnet.inference.exported import _with_tensors
-
         return [_with_tensors(one) for one in found]
 
 
@@ -51,7 +50,7 @@ def test_a_file_that_disagrees() -> None:
     model, other = network("atss"), network("atss")
     with torch.no_grad():
         other.bbox_head.scales[0].scale.mul_(1.01)
-    with pytest.raises(Exception, match="eager: not written, because it disagrees with PyTorch: .* differ"):
+    with pytest.raises(ExportError, match=r"eager: not written, because it disagrees with PyTorch: .* differ"):
         agreement.check_agreement(model, Eager(other), "eager")  # type: ignore[arg-type]
 
 

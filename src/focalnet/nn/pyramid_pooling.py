@@ -30,7 +30,7 @@ class PyramidPooling(nn.ModuleList):
         """Returns ``(B, channels, scale, scale)`` for each scale."""
         if not modes.exporting():
             return [branch(x_BCHW) for branch in self]
-        return [conv(_averages(x_BCHW, pool.output_size)) for pool, conv in self]
+        return [branch[1](_averages(x_BCHW, branch[0].output_size)) for branch in self]  # type: ignore[index]
 
 
 def _averages(x_BCHW: torch.Tensor, scale: int) -> torch.Tensor:

@@ -100,7 +100,7 @@ def nms_mask(
     columns = math.ceil(math.sqrt(groups))  # a square of places for the classes of an image, images below each other
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     place = torch.stack([labels % columns, labels // columns + image * columns], -1).to(boxes)
-    moved = boxes + (place * (boxes.amax() + 1)).repeat(1, 1, 2)
+    moved = boxes + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 1, 2)
     ranked = scores.masked_fill(~valid, -1.0)
     from torchvision.ops import nms  # see batched_nms below
 

@@ -1,10 +1,12 @@
 """Bilinear resizing as matrix products, whose sizes may differ between the images of a batch and be known only later.
 
-Exported networks use it, where ``F.interpolate`` needs one size for the whole batch. Shapes: B batch, N channels, h and w
-of the input, H and W of the output.
+Exported networks use it, where ``F.interpolate`` needs one size for the whole batch. Shapes: B batch, N channels, h and
+w of the input, H and W of the output.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +42,8 @@ class OriginalSize:
     """
 
     def __init__(self, sizes_B2: Tensor, original_sizes_B2: Tensor, padded: tuple[int, int]) -> None:
-        height, width = (int(side) for side in original_sizes_B2.amax(0).unbind())
+        sides: tuple[Any, ...] = original_sizes_B2.amax(0).unbind()
+        height, width = (side.item() for side in sides)  # int() could not be traced
         for side in (height, width):
             torch._check(side >= 1)
         self.sizes, self.originals = sizes_B2, original_sizes_B2

@@ -84,7 +84,7 @@ class Predictor:
             read = [decoding.read(source) for source in sources]
             for source, image, result in zip(sources, read, self._predict(read), strict=True):
                 path = str(source) if isinstance(source, (str, os.PathLike)) else None
-                yield dataclasses.replace(result, path=path, image=image)
+                yield dataclasses.replace(result, path=path, image=image)  # type: ignore[type-var]
 
     def _predict(self, images: list[Image.Image]) -> list[Result]:
         inputs = [preprocess(image, self.header.preprocessing) for image in images]

@@ -174,13 +174,13 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         proposed, valid = self.rpn_head.propose_tensors(rpn, sizes_B2)
         _, scores, box = self._classify(pyramid, rois.batch_to_rois(proposed), sizes_B2)
         classes = config.num_classes
-        score = scores[:, :classes].unflatten(0, valid.shape)  # (B, P, N)
-        box = box.expand(-1, classes, -1).unflatten(0, valid.shape)
+        score = torch.unflatten(scores[:, :classes], 0, valid.shape)  # (B, P, N)
+        box = torch.unflatten(box.expand(-1, classes, -1), 0, valid.shape)
         candidate = (score > config.score_threshold) & valid[..., None]
         kept = boxes.nms_of_some(box, score, candidate, config.nms_threshold)
         label = torch.arange(classes, device=box.device).expand(score.shape)
-        flat = (values.flatten(1, 2) for values in (box, score, label, kept))
-        detections = boxes.best_objects(*flat, config.max_per_image)
+        box, score, label, kept = (values.flatten(1, 2) for values in (box, score, label, kept))
+        detections = boxes.best_objects(box, score, label, kept, config.max_per_image)
         masks = {"box_masks": self._mask_tensors(pyramid, detections)} if config.masks else {}
         resized = boxes.resize_batch(detections["boxes"], sizes_B2, original_sizes_B2)
         return {**detections, "boxes": resized, **masks}
@@ -191,7 +191,7 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         regions, of_class = rois.batch_to_rois(detections["boxes"]), labels.clamp(min=0).flatten()
         stages = range(len(self.config.stages))
         probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), of_class).sigmoid() for i in stages]
-        return torch.stack(probabilities).mean(0).unflatten(0, labels.shape)
+        return torch.unflatten(torch.stack(probabilities).mean(0), 0, labels.shape)
 
     def refine(
         self, regions: Tensor, deltas: Tensor, labels: Tensor, sizes: Sequence[Size] | Tensor, stage: int

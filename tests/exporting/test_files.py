@@ -1,0 +1,201 @@
+"""Exported files: prediction with them, with and without PyTorch, the command line, and bad input."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import focalnet
+from focalnet.cli.main import main
+from focalnet.data.preprocess import preprocess as by_torch
+from focalnet.errors import CheckpointError, ConfigError, ExportError, FrozenError, MissingDependency
+from focalnet.models.classifier import Classifier
+from focalnet.runtime import read_header
+from focalnet.runtime.header import EXTRA_FILE, Header
+from focalnet.runtime.preprocess import preprocess
+from tests.exporting.conftest import Case
+from tests.exporting.networks import network
+
+PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """An image of 90 x 70 pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    Image.fromarray(pixels).resize((90, 70)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_the_predictor_takes_files(classifier: Case, photo: Path, format: str) -> None:
+    exported = getattr(classifier, format)
+    expected = focalnet.Predictor(classifier.model)(photo)
+    actual = focalnet.Predictor(exported.path)(photo)
+    assert actual.names == expected.names
+    assert actual.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert exported.differences["logits"] < 1e-4
+    assert actual.draw().size == expected.draw().size
+
+
+RUN = """
+import sys
+class Others:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[3].split(","):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Others())
+from focalnet.runtime import Predictor
+result = Predictor(sys.argv[1])(sys.argv[2])
+print(result.labels, max(result.scores), result.summary()[0])
+assert "torch" not in sys.modules
+"""
+
+
+def test_without_torch(classifier: Case, photo: Path) -> None:
+    blocked = "torch,torchvision,timm,safetensors,matplotlib,huggingface_hub,typer,yaml,onnx,onnxscript,scipy,lightning"
+    command = [sys.executable, "-c", RUN, str(classifier.onnx.path), str(photo), blocked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = focalnet.Predictor(classifier.model)(photo)
+    assert done.stdout.startswith(f"{expected.labels} {expected.scores[0]:.4f}"[:-2])
+    assert expected.summary()[0] in done.stdout
+
+
+@pytest.mark.parametrize("size", [(70, 90), (33, 200), (3, 120), (64, 64)])
+@pytest.mark.parametrize("max_size", [None, 160])
+def test_preprocessing_without_torch(size: tuple[int, int], max_size: int | None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    card = focalnet.load("focalnet_nano.cifar10").card.preprocessing
+    preprocessing = type(card)(image_size=64, max_size=max_size)
+    expected, actual = by_torch(image, preprocessing).numpy(), preprocess(image, preprocessing)
+    assert actual.shape == expected.shape
+    levels = np.abs(actual - expected) * 255 * 0.225
+    assert levels.max() < (1e-3 if max_size is None else 1.2)
+
+
+def test_metadata_of_both_formats(classifier: Case) -> None:
+    for exported in (classifier.onnx, classifier.torch):
+        assert read_header(exported.path) == exported.header
+        assert exported.header.card == classifier.model.card
+    assert classifier.onnx.header.sha256 == classifier.torch.header.sha256
+    other = network("classifier")
+    with torch.no_grad():
+        other.head.bias.add_(1)
+    assert focalnet.exporting.exporting.weights_hash(other) != classifier.onnx.header.sha256
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "says"),
+    [
+        ("model.bin", {}, "model.bin: must end in .onnx or .pt2, or give format"),
+        ("model.pt2", {"format": "onnx"}, "a file of the format onnx must end in .onnx"),
+        ("model.onnx", {"format": "tensorrt"}, 'format="tensorrt" must be "onnx" or "torch"'),
+        ("model.onnx", {"opset": 11}, "opset=11 must be one of 18, 19, 20"),
+        ("model.pt2", {"opset": 18}, "opset=18 is an option of the format onnx only"),
+    ],
+)
+def test_options_that_cannot_work(path: str, options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        network("classifier").export(tmp_path / path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    for model, says in (
+        (network("classifier", num_classes=0), "this Classifier has no classes to predict"),
+        (torch.nn.Linear(1, 1), "this Linear has no classes to predict"),
+        (network("classifier").bfloat16(), "export model.float"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            focalnet.export(model, path)
+    optimized = network("classifier")
+    focalnet.optimize(optimized)
+    with pytest.raises(FrozenError, match="undo"):
+        optimized.export(path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependency, match=r"onnxscript.*focalnet\[export\]"):
+        network("classifier").export(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict_tensors = Classifier.predict_tensors
+
+    def wrong(self: Classifier, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: value + 1e-3 for name, value in predict_tensors(self, *inputs).items()}
+
+    monkeypatch.setattr(Classifier, "predict_tensors", wrong)
+    model = network("classifier").train()
+    with pytest.raises(ExportError, match=r"not written, because it disagrees with PyTorch: logits differ by 0\.001"):
+        model.export(tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+    assert model.training
+    assert model.head.training
+
+
+def test_files_that_cannot_be_read(classifier: Case, tmp_path: Path) -> None:
+    for name, content, says in (
+        ("empty.onnx", b"", "ONNX Runtime cannot read it"),
+        ("cut.onnx", classifier.onnx.path.read_bytes()[:1000], "ONNX Runtime cannot read it"),
+        ("empty.pt2", b"", "cannot be read as an exported program"),
+        ("cut.pt2", classifier.torch.path.read_bytes()[:1000], "cannot be read as an exported program"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=says):
+            focalnet.Predictor(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such file"):
+        focalnet.Predictor(tmp_path / "missing.onnx")
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.writestr("archive/extra/other.json", "{}")
+    with pytest.raises(CheckpointError, match="no metadata of ours"):
+        focalnet.Predictor(tmp_path / "other.pt2")
+    with zipfile.ZipFile(tmp_path / "header.pt2", "w") as archive:
+        archive.writestr(f"archive/extra/{EXTRA_FILE}", classifier.torch.header.to_json())
+    with pytest.raises(CheckpointError, match="PyTorch cannot read it"):
+        focalnet.Predictor(tmp_path / "header.pt2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"format": 1', '"format": 2', "was exported in another format than 1"),
+        ('"num_classes": 3', '"num_classes": 0', "its metadata are damaged"),
+        ('"output": "classification"', '"output": "x"', "its metadata are damaged"),
+        ('"crop_pct"', '"other"', "its metadata are damaged"),
+        ("{", "", "its metadata are damaged"),
+    ],
+)
+def test_metadata_that_cannot_be_read(classifier: Case, old: str, new: str, says: str) -> None:
+    text = classifier.onnx.header.to_json()
+    assert old in text
+    with pytest.raises(CheckpointError, match=says):
+        Header.from_json(text.replace(old, new, 1), Path("x.onnx"))
+
+
+def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    photo.rename(tmp_path / "images/photo.png")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^focalnet .*$", PAGE, re.MULTILINE)]
+    assert len(commands) == 3
+    for command in commands:
+        assert main(command) == 0, command
+    said = capsys.readouterr().out
+    assert "wrote nano.onnx" in said
+    assert "largest difference from PyTorch: logits" in said
+    assert (tmp_path / "out/predictions.json").exists()
+    assert main(commands[0]) == 2
+    assert "nano.onnx: already exists; overwrite it with --force" in capsys.readouterr().err
