@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from focalnet.visualize import SheetRow, draw_heatmap, draw_kernels, draw_sheet
+from focalnet.errors import ConfigError
+from focalnet.visualize import (
+    Scale,
+    SheetRow,
+    draw_grid,
+    draw_heatmap,
+    draw_kernels,
+    draw_profiles,
+    draw_sheet,
+    save_animation,
+    with_color_bar,
+)
 from focalnet.visualize.heatmaps import upsample
 
 
@@ -77,3 +90,76 @@ def test_any_title_is_drawn(title: str) -> None:
 def test_kernels_of_different_levels_are_drawn() -> None:
     drawn = draw_kernels({"a": [grid(3, 3), grid(5, 5)], "b": [grid(3, 3)]}, title="t")
     assert min(drawn.size) > 300
+
+
+def test_zero_is_in_the_middle_of_signed_colors_and_the_sign_is_seen_in_them() -> None:
+    scale = Scale.of(np.array([[-1.0, 3.0]], np.float32))
+    assert (scale.low, scale.high) == (-3, 3)
+    below, zero, above = scale.rgb(np.array([-3.0, 0.0, 3.0], np.float32))
+    assert np.ptp(zero) < 10  # neither red nor blue
+    assert below[2] > below[0] + 50
+    assert above[0] > above[2] + 50
+    positive = Scale.of(np.array([[1.0, 3.0]], np.float32))
+    assert (positive.low, positive.high) == (1, 3)
+    assert positive.colors != scale.colors
+
+
+@pytest.mark.parametrize("values", [[[0.0, 1.0]], [[-1.0, 1.0]]])
+def test_colors_differ_for_those_who_see_no_red_and_green_apart(values: list[list[float]]) -> None:
+    from focalnet.visualize import palettes
+
+    scale = Scale.of(np.array(values, np.float32))
+    ramp = scale.rgb(np.linspace(scale.low, scale.high, 9, dtype=np.float32)).astype(np.float64)
+    for matrix in (palettes._PROTAN, palettes._DEUTAN):
+        seen = palettes._oklab((palettes._linear(ramp) @ matrix.T).clip(0, 1))
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(9)
+        assert apart.min() > 0.05
+
+
+def test_one_scale_for_several_maps_holds_all_of_their_values() -> None:
+    scale = Scale.of(grid(), grid() - 2)
+    assert (scale.low, scale.high) == (-11, 11)
+    one, other = (draw_heatmap(Image.new("RGB", (400, 300)), values, scale=scale) for values in (grid(), grid() - 2))
+    assert one.tobytes() != other.tobytes()
+
+
+def test_an_overlay_has_the_resolution_of_its_image() -> None:
+    assert draw_heatmap(Image.new("RGB", (2000, 1500)), grid()).size == (2000, 1500)
+    clear = draw_heatmap(Image.new("RGB", (400, 300), "gray"), grid(), opacity=0)
+    assert len(clear.getcolors() or []) == 1
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_color_bar_is_below_the_image(dark: bool) -> None:
+    image = Image.new("RGB", (400, 300), "gray")
+    with_bar = with_color_bar(image, Scale.of(grid()), "a title", dark=dark)
+    assert with_bar.width == 400
+    assert 320 < with_bar.height < 420
+    corner = with_bar.getpixel((0, with_bar.height - 1))
+    assert isinstance(corner, tuple)
+    assert (max(corner) < 60) == dark
+
+
+def test_a_grid_has_a_panel_for_each_map() -> None:
+    image = Image.new("RGB", (400, 300), "navy")
+    few = draw_grid(image, {"a": grid()}, title="t")
+    many = draw_grid(image, {str(i): grid() - i for i in range(7)}, (50, 0, 350, 300), title="t", columns=4, dark=True)
+    assert many.width > 1.5 * few.width
+    assert many.height > 1.4 * few.height
+
+
+def test_profiles_are_drawn() -> None:
+    shares = np.array([[0.2, 0.8, 0.0], [0.1, 0.3, 0.6]], np.float32)
+    drawn = draw_profiles({"a": shares, "b": shares[:1]}, [4, 8], title="t")
+    assert min(drawn.size) > 300
+    assert min(draw_profiles({"a": shares[:0]}, [4], title="no levels", dark=True).size) > 300
+
+
+def test_an_animation_has_all_frames(tmp_path: Path) -> None:
+    frames = [draw_heatmap(Image.new("RGB", (330, 300)), grid() * sign) for sign in (1, -1, 0)]
+    for name in ("a.gif", "b/c.webp"):
+        with Image.open(save_animation(frames, tmp_path / name)) as written:
+            assert written.n_frames == 3
+            assert written.size == (330, 300)
+    with pytest.raises(ConfigError, match=r"\.gif or \.webp"):
+        save_animation(frames, tmp_path / "a.png")

@@ -10,7 +10,8 @@ Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -182,8 +183,9 @@ def default_blocks(model: nn.Module, method: str, prepared: Prepared, target: Ta
     For an answer about the whole image it is the last block of the last stage, where the features are closest to the
     answer. For an object or segment it is the last block of the coarsest stage that has at least 14 cells across it
     (the square root of its area), as an ImageNet classifier's third stage has across the image; the finest if none has.
-    The methods in ``SUMMED`` add the last blocks of that stage and of all later ones, since their values are parts of
-    the same score. The control methods need no block.
+    The methods in ``SUMMED`` add several blocks, since their values are parts of the same score: the last ones of the
+    last two stages for the whole image, otherwise those of that stage and all later ones. The control methods need no
+    block.
     """
     if not method_named(method).needs_blocks:
         return []
@@ -194,7 +196,9 @@ def default_blocks(model: nn.Module, method: str, prepared: Prepared, target: Ta
     if area is not None:
         fine = [i for i, name in enumerate(ordered) if CELLS * stride_of(model, name) <= math.sqrt(area)]
         index = max(fine, default=0)
-    return ordered[index:] if method in SUMMED else [ordered[index]]
+    if method not in SUMMED:
+        return [ordered[index]]
+    return ordered[max(index - 1, 0) :] if area is None else ordered[index:]
 
 
 # ---- the modulator and the gates ----
@@ -217,10 +221,13 @@ def _gates(request: Request) -> Tensor:
 def _modulator_cam(request: Request) -> Tensor:
     """The share of the score that passes through the modulator at each position: ``sum_c m dS/dm``.
 
-    To first order it is what S loses if the modulator is set to zero there, so the values of several blocks have one
-    unit and are added. Signed.
+    To first order it is what S loses if the modulator is set to zero there, while the scale of each layer norm stays.
+    With derivatives through that scale, too, the shares of all branches at a position add up to zero, since a layer
+    norm does not see the length of its input; then an object that the residual branch tells from the rest has negative
+    shares in the modulation. Signed.
     """
-    traces, gradients = _gradients(request, lambda t: t.modulator)
+    with _constant_scales(request.model):
+        traces, gradients = _gradients(request, lambda t: t.modulator)
     return _summed(request, traces, {n: (t.modulator * gradients[n]).float().sum(1) for n, t in traces.items()})
 
 
@@ -230,7 +237,8 @@ def _gates_cam(request: Request) -> Tensor:
     Since the aggregated context is ``sum_l g_l z_l`` and the modulator is linear in it, this is ``modulator_cam``
     without the part of the bias of the projection ``h``. Signed.
     """
-    traces, gradients = _gradients(request, lambda t: t.projected)
+    with _constant_scales(request.model):
+        traces, gradients = _gradients(request, lambda t: t.projected)
     maps = {}
     for name, t in traces.items():
         gates, by_gates = t.split(t.projected)[2], t.split(gradients[name])[2]
@@ -244,7 +252,8 @@ def _context_cam(request: Request) -> Tensor:
     While ``modulator_cam`` shows where context is used, this shows where it is gathered from: the derivative goes back
     through the gates and the depthwise kernels of all levels to the positions that they look at. Signed.
     """
-    traces, gradients = _gradients(request, lambda t: t.projected)
+    with _constant_scales(request.model):
+        traces, gradients = _gradients(request, lambda t: t.projected)
     maps = {}
     for name, t in traces.items():
         context, by_context = t.split(t.projected)[1], t.split(gradients[name])[1]
@@ -402,6 +411,33 @@ def _gradients(request: Request, part: Callable[[Trace], Tensor]) -> tuple[dict[
     return traces, {
         name: zero if gradient is None else gradient for name, gradient, zero in zip(parts, found, zeros, strict=True)
     }
+
+
+@contextmanager
+def _constant_scales(model: nn.Module) -> Iterator[None]:
+    """Takes the scale of each layer norm as a constant for derivatives; values stay the same.
+
+    As the LN rule of Ali et al., ICML 2022, arXiv 2202.07304, for layer-wise relevance propagation in transformers.
+    """
+    from timm.layers import LayerNorm2d  # whose import takes long
+
+    def hook(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(norm, nn.LayerNorm)
+        dims = (1,) if isinstance(norm, LayerNorm2d) else tuple(range(-len(norm.normalized_shape), 0))
+        x = inputs[0]
+        with torch.no_grad():
+            scale = (x.float().var(dims, unbiased=False, keepdim=True) + norm.eps).rsqrt().to(x)
+        change = x - x.detach()  # zero, with the derivative of x
+        change = (change - change.mean(dims, keepdim=True)) * scale
+        if norm.weight is not None:
+            change = change * (norm.weight[:, None, None] if isinstance(norm, LayerNorm2d) else norm.weight)
+        return output.detach() + change
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def _features(t: Trace) -> Tensor:

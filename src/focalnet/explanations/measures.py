@@ -25,8 +25,8 @@ of the batch each is a version of."""
 Explain: TypeAlias = "Callable[[Tensor], Tensor]"
 """Maps ``(B, H, W)`` of a batch of images ``(B, C, H, W)``."""
 
-AT_ONCE = 256  # versions in one pass through the network, at most
-PIXELS = 2**22  # of all these versions
+AT_ONCE = 64  # versions of small images in one pass through the network: larger batches leave the processor's cache
+PIXELS = 2**22  # of all versions in one pass, at most
 SHARES = tuple(percent / 100 for percent in range(10, 100, 10))  # of the pixels, that ROAD removes
 IN_CACHE = 2**15  # values of images that are imputed together: five float64 tensors of them stay in the cache
 NOISE = 0.01  # standard deviation that ROAD adds to imputed values

@@ -1,0 +1,181 @@
+"""Evaluations of heat maps: the table, its verdicts, what is written, and going on after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from focalnet import explain
+from focalnet.cli.main import main
+from focalnet.errors import ConfigError, DataError
+from focalnet.explanations import evaluation as evaluating
+from focalnet.explanations import measures
+from focalnet.explanations.evaluation import COLUMNS, evaluate
+from focalnet.explanations.page import write_page
+from focalnet.weights import save
+from tests.explanations import cases
+from tests.explanations.test_attribution import dense
+from tests.inference.small import CARD, noise
+
+METHODS = ["modulator_cam", "grad_cam"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for i, name in enumerate(("ant", "bee", "cat")):
+        for j in range(3):
+            path = root / "test" / name / f"{j}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(20, 18, seed=3 * i + j).save(path)
+    return root
+
+
+def network() -> Any:
+    model = cases.network()
+    model.card = CARD
+    return model
+
+
+def test_every_method_and_control_is_measured(folders: Path, tmp_path: Path) -> None:
+    found = evaluate(network(), folders, tmp_path, methods=METHODS, images=3)
+    assert list(found.cells) == [*METHODS, "random", "center", "edges"]
+    for row in found.cells.values():
+        assert set(COLUMNS) - set(row) == {"pointing_game", "energy_inside"}  # which need objects
+        for cell in row.values():
+            assert cell.images == 3
+            assert cell.low <= cell.mean <= cell.high
+    assert found.cells["center"]["mprt"].mean == pytest.approx(1)  # it does not look at the network
+    assert found.cells["edges"]["random_logit"].mean == pytest.approx(1)
+    assert found.cells["modulator_cam"]["random_logit"].mean < 0.99
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written == found.to_dict()
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").read_text().splitlines()))
+    assert len(rows) == sum(map(len, found.cells.values()))
+    assert {row["verdict"] for row in rows} <= {"", "valid", "undecided", "invalid"}
+    page = write_page(found, tmp_path / "evaluation.html").read_text()
+    assert page.count("data:image/png") == len(found.examples) == 1
+    assert "modulator_cam" in page
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "BATCH", 1)
+    whole = evaluate(network(), folders, tmp_path / "whole", methods=["grad_cam"], images=3)
+    lines = (tmp_path / "whole" / "values.jsonl").read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut" / "values.jsonl"
+    cut.parent.mkdir()
+    cut.write_text("".join(lines[:6]) + lines[6][:40])  # killed while it wrote
+    measured: list[str] = []
+    original = evaluating._measured
+
+    def counted(subjects: Any, method: str, **options: Any) -> Any:
+        measured.append(method)
+        return original(subjects, method, **options)
+
+    monkeypatch.setattr(evaluating, "_measured", counted)
+    again = evaluate(network(), folders, tmp_path / "cut", methods=["grad_cam"], images=3)
+    assert len(measured) == len(lines) - 6
+    assert again.to_dict() == whole.to_dict()
+    assert cut.read_text().splitlines() == [line.rstrip("\n") for line in lines]
+    with pytest.raises(ConfigError, match="other options"):
+        evaluate(network(), folders, tmp_path / "cut", methods=["grad_cam"], images=2)
+
+
+def test_a_measure_that_a_control_wins_is_invalid() -> None:
+    good, bad = torch.linspace(0.8, 0.9, 20), torch.linspace(0.1, 0.2, 20)
+    control = {"random": {"insertion": bad}, "edges": {"insertion": bad}}
+    verdicts = evaluating._verdicts
+    assert verdicts({"grad_cam": {"insertion": good}, "center": {"insertion": bad}, **control}) == {
+        "insertion": "valid"
+    }
+    assert verdicts({"grad_cam": {"insertion": bad}, "center": {"insertion": good}, **control}) == {
+        "insertion": "invalid"
+    }
+    near = bad + torch.tensor([0.5, -0.4] * 10)
+    assert verdicts({"grad_cam": {"insertion": near}, "center": {"insertion": bad}, **control}) == {
+        "insertion": "undecided"
+    }
+    lower = {"grad_cam": {"deletion": bad}, **{name: {"deletion": good} for name in ("random", "center", "edges")}}
+    assert verdicts(lower) == {"deletion": "valid"}
+
+
+def test_detections_are_compared_with_annotated_objects(tmp_path: Path) -> None:
+    model = dense("mask_rcnn")
+    image = noise(90, 70)
+    found = explain(model, image).prediction
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images" / "a.png")
+    left, top, right, bottom = found.boxes[0].tolist()
+    box = [left, top, right - left, bottom - top]
+    entry = {"id": 1, "image_id": 1, "category_id": int(found.labels[0]) + 1, "bbox": box, "iscrowd": 0, "area": 9}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 90, "height": 70}],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(("ant", "bee", "cat"))],
+        "annotations": [entry],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_test.json").write_text(json.dumps(content))
+    (subjects,) = evaluating._subjects(model, tmp_path, 1, "test")
+    assert subjects.inside is not None
+    share = (box[2] * box[3]) / (90 * 70)
+    assert float(subjects.inside.float().mean()) == pytest.approx(share, abs=0.05)
+    score = subjects.probability(subjects.pixels[..., :64, :82], torch.zeros(1, dtype=torch.int64))
+    torch.testing.assert_close(score, found.scores[:1])  # of the detection, times an IoU of 1
+
+
+def test_segments_are_compared_with_label_maps(tmp_path: Path) -> None:
+    for folder in ("images/test", "annotations/test"):
+        (tmp_path / folder).mkdir(parents=True)
+    noise(90, 70).save(tmp_path / "images/test/a.png")
+    labels = torch.arange(3, dtype=torch.uint8).repeat_interleave(30).expand(70, 90)
+    Image.fromarray(labels.numpy()).save(tmp_path / "annotations/test/a.png")
+    (tmp_path / "classes.json").write_text(json.dumps(["ant", "bee", "cat"]))
+    found = list(evaluating._subjects(dense("upernet"), tmp_path, 1, "test"))
+    assert 1 <= len(found) <= 3
+    for subjects in found:
+        assert subjects.inside is not None
+        (label,) = {target.label for target in subjects.targets}
+        columns = subjects.inside[0].float().mean(0).nonzero().flatten()
+        assert columns.min() == pytest.approx(label * 82 / 3, abs=1)
+        assert 0 < float(subjects.probability(subjects.pixels[..., :64, :82], torch.zeros(1, dtype=torch.int64))) < 1
+
+
+def test_what_cannot_be_evaluated_is_refused(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="panoptic"):
+        evaluate(dense("panoptic"), folders, tmp_path / "a", images=1)
+    with pytest.raises(ConfigError, match="split"):
+        evaluate(network(), folders, tmp_path / "b", images=1, split="tests")
+    with pytest.raises(ConfigError, match="unknown"):
+        evaluate(network(), folders, tmp_path / "c", methods=["cam"])
+    with pytest.raises(DataError):
+        evaluate(network(), tmp_path / "absent", tmp_path / "d")
+    (tmp_path / "values.jsonl").write_text("no json\n{\n")
+    with pytest.raises(ConfigError, match="not a file of this evaluation"):
+        evaluate(network(), folders, tmp_path)
+
+
+def test_the_command_line_evaluates(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "small.safetensors", tmp_path / "out"
+    save(network(), weights)
+    command = ["explain", "--model", str(weights), "--out", str(out), "--evaluate", str(folders), "--images", "2"]
+    assert main([*command, "--method", "gates"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "evaluation.json", "evaluation.csv", "evaluation.html", "values.jsonl"
+    }  # fmt: skip
+    assert "insertion" in capsys.readouterr().out
+    assert main([*command, "some.png"]) == 2
+    assert main(["explain"]) == 2
+
+
+def test_flat_maps_have_an_order_that_is_not_that_of_reading() -> None:
+    order = measures.ranks(torch.zeros(2, 8, 8))
+    assert torch.equal(order[0].sort().values, torch.arange(64))
+    assert abs(float(order[0, :32].float().mean()) - 31.5) < 8
