@@ -20,7 +20,8 @@ from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
 from focalnet.models.base import TaskName, split_options
 from focalnet.models.plain import with_options
-from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense
+from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, catalogue, dense
+from focalnet.weights.download import cached
 from focalnet.weights.report import compare
 
 Network = Model[Any, Any]
@@ -303,6 +304,66 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
     with torch.device("meta"):
         model = config.build()
     return Cost(_params(model), model.macs(size, size))
+
+
+def describe_models(pattern: str = "*") -> list[dict[str, Any]]:
+    """Lists matching architectures with all their checkpoints, and matching checkpoints under their architecture.
+
+    Args:
+        pattern: a shell pattern of the name of an architecture or checkpoint.
+
+    Returns:
+        for each architecture ``name``, ``params``, ``macs``, ``image_size``, ``num_classes``, ``source`` and
+        ``weights``, as ``focalnet models --json`` prints them.
+
+    Raises:
+        UnknownName: nothing matches; the message suggests similar names.
+    """
+    listing = []
+    for name in list_models():
+        matches = fnmatch.fnmatch(name, pattern)
+        entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
+        chosen = [e for e in entries if matches or fnmatch.fnmatch(e.name, pattern)]
+        if matches or chosen:
+            model_cost, variant = cost(name), registry.family_of(name).variants[name]
+            listing.append(
+                {
+                    "name": name,
+                    "params": model_cost.params,
+                    "macs": model_cost.macs,
+                    "image_size": variant.image_size,
+                    "num_classes": registry.configure(name).num_classes,
+                    "source": variant.source,
+                    "weights": [_describe(entry) for entry in chosen],
+                }
+            )
+    if not listing:
+        names = [*list_models(), *catalogue.entries()]
+        raise UnknownName(
+            f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
+        )
+    return listing
+
+
+def _describe(entry: catalogue.Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "task": entry.task,
+        "labels": entry.labels,
+        "metrics": entry.metrics,
+        "metrics_source": entry.published,
+        "licence": entry.licence,
+        "file": _availability(entry),
+        "note": entry.note,
+    }
+
+
+def _availability(entry: catalogue.Entry) -> str:
+    if not entry.loadable:
+        return f"not yet ({entry.task.partition(' (')[0]})"
+    if cached(entry):
+        return "in this package" if entry.embedded else "cached"
+    return "to download" if entry.available else "no longer served"
 
 
 def _dense_params(config: ModelConfig) -> int:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from focalnet.cli.terminal import say
-from focalnet.errors import UnknownName, did_you_mean
-
-if TYPE_CHECKING:
-    from focalnet.weights.catalogue import Entry
-
 
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as '*_lrf*'.")] = "*",
@@ -24,67 +18,14 @@ def models(
 
     Shows parameters, MACs, published metrics, license, and whether the weights are on this machine.
     """
-    listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    from focalnet.zoo import describe_models
+
+    listing = describe_models(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
     if as_json:
         say(*json.dumps(listing, indent=2, ensure_ascii=False).split("\n"))
         return
     for line in _table(listing):
         say(line)
-
-
-def _matching(pattern: str) -> list[dict[str, Any]]:
-    """Matching architectures with all their checkpoints, and matching checkpoints under their architecture."""
-    from focalnet import registry
-    from focalnet.weights import catalogue
-    from focalnet.zoo import cost, list_models
-
-    listing = []
-    for name in list_models():
-        matches = fnmatch.fnmatch(name, pattern)
-        entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
-        chosen = [e for e in entries if matches or fnmatch.fnmatch(e.name, pattern)]
-        if matches or chosen:
-            model_cost, variant = cost(name), registry.family_of(name).variants[name]
-            listing.append(
-                {
-                    "name": name,
-                    "params": model_cost.params,
-                    "macs": model_cost.macs,
-                    "image_size": variant.image_size,
-                    "num_classes": registry.configure(name).num_classes,
-                    "source": variant.source,
-                    "weights": [_describe(entry) for entry in chosen],
-                }
-            )
-    if not listing:
-        names = [*list_models(), *catalogue.entries()]
-        raise UnknownName(
-            f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
-        )
-    return listing
-
-
-def _describe(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "task": entry.task,
-        "labels": entry.labels,
-        "metrics": entry.metrics,
-        "metrics_source": entry.published,
-        "licence": entry.licence,
-        "file": _availability(entry),
-        "note": entry.note,
-    }
-
-
-def _availability(entry: Entry) -> str:
-    from focalnet.weights.download import cached
-
-    if not entry.loadable:
-        return f"not yet ({entry.task.partition(' (')[0]})"
-    if cached(entry):
-        return "in this package" if entry.embedded else "cached"
-    return "to download" if entry.available else "no longer served"
 
 
 def _table(listing: list[dict[str, Any]]) -> Iterator[str]:
