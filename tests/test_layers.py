@@ -29,6 +29,7 @@ ORDER = [
     {"explanations"},
     {"training"},
     {"integrations"},
+    {"demo"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}

@@ -155,6 +155,5 @@ def test_networks_of_every_task_are_explained(name, task, cat_and_horse):
         shown = explorer.map(View("m", method="grad_cam"), small)
         assert shown.target == study.targets[0][0].name
     else:
-        with pytest.raises(ConfigError, match="nothing is predicted.*choose modulator, gates"):
+        with pytest.raises(ConfigError, match=r"nothing is predicted.*choose modulator, gates"):
             explorer.map(View("m", method="grad_cam"), small)
-

@@ -124,7 +124,9 @@ def test_too_many_bytes_are_refused(client):
     connection.close()
 
 
-@pytest.mark.parametrize("name", ["x" * 3000 + ".png", "../../../../tmp/evil.png", "..%2f..%2fevil.png", "a\\..\\b.png", "é✓.png"])
+@pytest.mark.parametrize(
+    "name", ["x" * 3000 + ".png", "../../../../tmp/evil.png", "..%2f..%2fevil.png", "a\\..\\b.png", "é✓.png"]
+)
 def test_names_of_uploads_stay_in_the_folder(name, client, served):
     status, path = client.upload(png(), quote(name, safe="./\\%"))
     assert status in (200, 400, 500)
@@ -135,17 +137,18 @@ def test_names_of_uploads_stay_in_the_folder(name, client, served):
 
 def spellings(path: str, upload: Path) -> list[str]:
     """Ways to ask for a file that the page does not serve, given the folder of its uploads."""
-    up = "../" * 12
-    return [
-        *(f"/gradio_api/file={p}" for p in (
-            path, f"/{path}", quote(path, safe=""), quote(quote(path, safe=""), safe=""), f"{upload}/{up}{path}",
-            f"{upload}/..%2f..%2f..%2f..{quote(path, safe='')}", f"file://{path}", f"{path}%00.png", f"{path}/", f".{path}",
-            f"{up}{path}", f"//{path}", f"/./{path}", f"{path}?a=b", path.upper(), f"~root/..{path}", f"/proc/self/root{path}",
-        )),
-        f"/file={path}", f"/gradio_api/file/{path}", f"/gradio_api/proxy=file://{path}", f"/static/{up}{path}",
-        f"/assets/{up}{path}", f"/static/..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2f..{quote(path, safe='')}",
-        f"/gradio_api/custom_component/0/client/component/{up}{path}", f"/theme.css/{up}{path}", f"/gradio_api/stream/{path}",
+    up, escaped = "../" * 12, quote(path, safe="")
+    files = [
+        path, f"/{path}", escaped, quote(escaped, safe=""), f"{upload}/{up}{path}",
+        f"{upload}/..%2f..%2f..%2f..{escaped}", f"file://{path}", f"{path}%00.png", f"{path}/", f".{path}",
+        f"{up}{path}", f"//{path}", f"/./{path}", f"{path}?a=b", path.upper(), f"~root/..{path}", f"/proc/self/root{path}",
     ]  # fmt: skip
+    others = [
+        "/file=", "/gradio_api/file/", "/gradio_api/proxy=file://", f"/static/{up}", f"/assets/{up}",
+        f"/theme.css/{up}", f"/gradio_api/custom_component/0/client/component/{up}",
+        "/gradio_api/stream/", "/static/" + "..%2f" * 9,
+    ]  # fmt: skip
+    return [*(f"/gradio_api/file={each}" for each in files), *(f"{route}{path}" for route in others)]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", str(WEIGHTS), "/proc/self/environ", str(Path(__file__).resolve())])
@@ -158,7 +161,9 @@ def test_no_file_outside_the_folder_is_served(path, client, served):
         assert status >= 400, spelling
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", str(WEIGHTS), "http://127.0.0.1:1/a.png", "file:///etc/passwd", "/dev/zero", "."])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", str(WEIGHTS), "http://127.0.0.1:1/a.png", "file:///etc/passwd", "/dev/zero", "."]
+)
 def test_no_file_outside_the_folder_is_taken_as_an_upload(path, client):
     assert client.join(path) == 403
     assert client.join(None, at_1={"deep": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}) == 403
@@ -168,14 +173,25 @@ def test_no_file_outside_the_folder_is_taken_as_an_upload(path, client):
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/gradio_api/proxy=http://127.0.0.1:1/"), ("GET", "/gradio_api/file=http://127.0.0.1:1/a"), ("GET", "/docs"),
-        ("GET", "/monitoring"), ("GET", "/gradio_api/vibe-code"), ("POST", "/gradio_api/vibe-edit"), ("GET", "/login"),
-        ("POST", "/gradio_api/call/start"), ("POST", "/gradio_api/run/start"), ("POST", "/gradio_api/process_recording"),
-        ("PUT", "/"), ("DELETE", "/config"), ("GET", "/gradio_api/deep_link"), ("GET", "/openapi.json"), ("GET", "/gradio_api/runs"),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1:1/"), ("GET", "/docs"), ("GET", "/monitoring"), ("GET", "/login"),
+        ("GET", "/gradio_api/vibe-code"), ("POST", "/gradio_api/vibe-edit"), ("POST", "/gradio_api/call/start"),
+        ("POST", "/gradio_api/run/start"), ("POST", "/gradio_api/process_recording"), ("PUT", "/"),
+        ("DELETE", "/config"), ("GET", "/gradio_api/deep_link"), ("GET", "/openapi.json"),
+        ("GET", "/gradio_api/runs"), ("OPTIONS", "/"),
     ],
 )  # fmt: skip
 def test_routes_that_the_page_does_not_use_are_closed(method, path, client):
-    assert client.request(method, path, b"{}" if method == "POST" else None)[0] == 404 if "file=" not in path else 403
+    assert client.request(method, path, b"{}" if method == "POST" else None)[0] == 404
+
+
+def test_no_address_is_fetched_for_a_client(client):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.2)
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
+        assert client.request("GET", f"/gradio_api/file={address}")[0] == 403
+        assert client.join(address) == 403
+        with pytest.raises(TimeoutError):
+            other.accept()
 
 
 def test_other_sites_and_names_are_refused(client):

@@ -29,9 +29,9 @@ def demo(
 
     Drop an image to see predictions, heat maps by several methods, and gates. Works offline; Ctrl-C ends it.
     """
-    from focalnet.errors import require
+    from focalnet.errors import require_installed
 
-    require("gradio", "demo")  # before models are loaded
+    require_installed("gradio", "demo")  # before models are loaded
 
     from focalnet.demo import load_models, serve
     from focalnet.demo.serving import free_port

@@ -10,6 +10,7 @@ import typer
 
 from focalnet.cli.terminal import say
 
+
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as '*_lrf*'.")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON.")] = False,

@@ -305,7 +305,7 @@ class Explorer:
         height, width = study.prepared.pixels.shape[-2:]
         if view.method in REPEATED and height * width > REPEATED_PIXELS:
             raise ConfigError(
-                f"{view.method} runs the network tens to hundreds of times, too often for its input of {width} × "
+                f"{view.method} runs the network tens to hundreds of times, too often for its input of {width} x "
                 f"{height} pixels on a page for many: use focalnet.explanations.attribute"
             )
 

@@ -35,29 +35,6 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "A
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 SIDES = ("left", "right")
 
-READ_ME = """
-### What the colors mean
-
-A FocalNet block summarizes the surroundings of each position at several **focal levels**, from a few pixels to the whole
-image. A learned **gate** decides for each position how much of each level enters the **modulator**, which multiplies the
-position's own features. There is no attention.
-
-* **Methods that end in `cam`** and **integrated gradients** explain one class, object or segment. In the maps with two
-  colors, orange speaks for it and blue against it; where the image stays visible, little depends on it.
-* **modulator**, **gates** and **gate** show raw values, which are the same for every class. Gates are not
-  probabilities: they may be negative, and dark does not mean zero.
-* **random**, **center** and **edges** know nothing of the network. A map that looks no better than these explains little.
-* Each map has its own colors from its lowest to its highest value, which are written below it: compare the numbers, not
-  the brightness, between two maps.
-* A map has as many cells as the feature map of its block, often few. It is enlarged smoothly; its edges are not sharper
-  than a cell.
-* A heat map shows what the score depends on. It does not show that the network is right.
-
-### Keys
-
-All settings can be reached by *Tab* and changed by the arrow keys. To read a pixel without a pointer, type its x and y.
-"""
-
 
 class Panel(NamedTuple):
     """One of the two overlays, with its settings."""
@@ -95,8 +72,8 @@ class Page:
         with gr.Blocks(title="focalnet: see what the model sees", analytics_enabled=False) as blocks:
             with gr.Row(elem_id="head"):
                 gr.HTML(
-                    '<header class="fn-header"><h1>focalnet</h1><p>See what the model sees: where its answers come from, '
-                    "and how far its focal levels look.</p></header>"
+                    '<header class="fn-header"><h1>focalnet</h1><p>See what the model sees: where its answers come '
+                    "from, and how far its focal levels look.</p></header>"
                 )
                 self.theme = gr.Button("Light / dark", size="sm", scale=0, min_width=110, elem_id="theme")
             with gr.Tabs():
@@ -105,7 +82,7 @@ class Page:
                 with gr.Tab("Models"):
                     self._models_tab()
                 with gr.Tab("How to read it"):
-                    gr.Markdown(READ_ME, elem_classes="fn-prose")
+                    gr.Markdown((HERE / "how_to_read.md").read_text(encoding="utf-8"), elem_classes="fn-prose")
             self._connect(blocks)
         return blocks
 
@@ -124,13 +101,11 @@ class Page:
                     placeholder="Drop an image here, paste one, or click to choose a file",
                     elem_id="upload",
                 )
-                gr.Examples(
-                    [[str(HERE / "examples" / name)] for name in EXAMPLES],
-                    [self.upload],
-                    label="Examples",
-                    example_labels=[Path(name).stem.replace("-", " ") for name in EXAMPLES],
-                    elem_id="examples",
-                )
+                gr.HTML('<p class="fn-title">Examples</p>')
+                with gr.Row(elem_id="examples"):
+                    self.examples = [
+                        gr.Button(Path(name).stem.replace("-", " "), size="sm", min_width=60) for name in EXAMPLES
+                    ]
                 self.note = gr.HTML(elem_id="message")
                 self.predictions = [gr.HTML(elem_id=f"prediction-{side}") for side in SIDES]
             with gr.Column(scale=8, min_width=320):
@@ -142,8 +117,8 @@ class Page:
                     self.download_json = gr.DownloadButton("Download JSON", elem_id="download-json", size="md")
         self.strips = [gr.HTML(elem_id=f"levels-{side}") for side in SIDES]
         gr.HTML(
-            '<h3 class="fn-heading">One pixel</h3><p class="fn-hint">Click into a map, or type a position: what the gates '
-            "are there, and which pixels the block sees from there.</p>"
+            '<h3 class="fn-heading">One pixel</h3><p class="fn-hint">Click into a map, or type a position: what the '
+            "gates are there, and which pixels the block sees from there.</p>"
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=280):
@@ -180,7 +155,9 @@ class Page:
             model = gr.Dropdown(names, value=name, label="Model", visible=len(names) > 1, elem_id=f"model-{side}")
             with gr.Row():
                 target = gr.Dropdown([], label="Class or object", min_width=170, elem_id=f"class-{side}")
-                method = gr.Dropdown(_method_choices(), value=View(name).method, label="Method", min_width=170, elem_id=f"method-{side}")
+                method = gr.Dropdown(
+                    _method_choices(), value=View(name).method, label="Method", min_width=170, elem_id=f"method-{side}"
+                )
             with gr.Row():
                 block = gr.Dropdown(
                     self._block_choices(name), value=AUTOMATIC, label="Block", min_width=170, elem_id=f"block-{side}"
@@ -213,6 +190,8 @@ class Page:
         start = self._answers(self.start)
         blocks.load(start, settings, fresh, **common)
         self.upload.change(start, settings, fresh, **common)
+        for button, name in zip(self.examples, EXAMPLES, strict=True):
+            button.click(_example(name), None, [self.upload], **{**common, "concurrency_id": "example"})
         for panel in self.panels:
             panel.model.input(start, settings, fresh, **common)
             for setting in panel.settings[1:]:
@@ -245,7 +224,9 @@ class Page:
                 return {self.note: rendering.message(str(error), kind="error")}
             except Exception:  # a bug: the terminal has its traceback, the visitor a line
                 logger.exception("the page could not answer")
-                return {self.note: rendering.message("something went wrong here; the server's log says what", kind="error")}
+                return {
+                    self.note: rendering.message("something went wrong here; the server's log says what", kind="error")
+                }
 
         return answer
 
@@ -303,7 +284,7 @@ class Page:
         upload = read_upload(value, self.folder)
         if not (0 <= x < upload.image.width and 0 <= y < upload.image.height):
             width, height = upload.image.size
-            raise ConfigError(f"pixel ({x}, {y}) is outside the image of {width} × {height} pixels")
+            raise ConfigError(f"pixel ({x}, {y}) is outside the image of {width} x {height} pixels")
         views, opacity = self._views(settings)
         view = views[index]
         reading = self.explorer.reading(view, upload, x, y)
@@ -367,7 +348,9 @@ class Page:
     def _texts(self, view: View, values: Map) -> tuple[str, str]:
         """The heading of a panel, and the line below it."""
         what = view.method.replace("_", " ")
-        heading = f"{values.target} · {what}" if values.target else f"{view.level} · gate" if view.method == GATE else what
+        heading = (
+            f"{values.target} · {what}" if values.target else f"{view.level} · gate" if view.method == GATE else what
+        )
         if len(self.explorer.models) > 1:
             heading = f"{view.model}: {heading}"
         where = ", ".join(values.blocks)
@@ -420,6 +403,11 @@ class Page:
             "values": [[float(f"{v:.6g}") for v in row] for row in values.values.tolist()] if kept else None,
             "values_note": "" if kept else "too many for a page: focalnet.explanations.attribute computes them",
         }
+
+
+def _example(name: str) -> Callable[[], str]:
+    path = str(HERE / "examples" / name)
+    return lambda: path
 
 
 def theme() -> Any:

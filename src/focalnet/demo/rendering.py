@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -57,10 +58,10 @@ def overlay(image: Image.Image, values: Map, opacity: float, *, size: tuple[int,
     under = (1 - faded) * color + faded * gray
     unit = _unit(np.nan_to_num(heat), values)
     if values.signed:
-        ink = np.where(unit[..., None] < 0, np.float32(BELOW_ZERO), np.float32(ABOVE_ZERO))
+        ink = np.where(unit[..., None] < 0, _ink(BELOW_ZERO), _ink(ABOVE_ZERO))
         share = opacity * np.abs(unit)[..., None]
     else:
-        ink = (matplotlib.colormaps[COLORS](unit)[..., :3] * 255).astype(np.float32)
+        ink = np.asarray(matplotlib.colormaps[COLORS](unit)[..., :3] * 255, dtype=np.float32)
         share = np.full_like(gray, opacity)
     mixed = np.where(covered, (1 - share) * under + share * ink, 0.4 * gray + 0.6 * 255)
     return Image.fromarray(mixed.round().astype(np.uint8))
@@ -162,7 +163,7 @@ def strip(image: Image.Image, title: str, maps: Iterable[Map], opacity: float) -
             f"</strong><span>{low} … {high}</span></figcaption></figure>"
         )
     heading = f'<h3 class="fn-heading">{escape(printable(title))}</h3>'
-    return f'{heading}<div class="fn-strip" style="max-width:{180 * len(figures)}px">{"".join(figures)}</div>'
+    return f'{heading}<div class="fn-strip">{"".join(figures)}</div>'
 
 
 def reading_table(reading: Reading, value: str) -> str:
@@ -173,7 +174,7 @@ def reading_table(reading: Reading, value: str) -> str:
     facts = [
         ("pixel", f"x {reading.x}, y {reading.y}"),
         ("block", reading.block),
-        ("cell", f"row {reading.row}, column {reading.column} of {height} × {width}"),
+        ("cell", f"row {reading.row}, column {reading.column} of {height} x {width}"),
         ("modulator", f"{_number(reading.modulator)} (L2 norm)"),
     ]
     if reading.value is not None:
@@ -189,7 +190,8 @@ def zoo_table(listing: Sequence[dict[str, Any]]) -> str:
         cost = f"{model['params'] / 1e6:.1f} M"
         macs = f"{model['macs'] / 1e9:.2f} G at {model['image_size']} px" if model["macs"] else ""
         rows.append(
-            f'<tr class="fn-model"><th scope="row">{escape(model["name"])}</th><td>{cost}</td><td>{macs}</td><td></td></tr>'
+            f'<tr class="fn-model"><th scope="row">{escape(model["name"])}</th><td>{cost}</td>'
+            f"<td>{macs}</td><td></td></tr>"
         )
         for weights in model["weights"]:
             metrics = ", ".join(f"{name} {value:g}" for name, value in weights["metrics"].items())
@@ -210,9 +212,12 @@ def _unit(heat: NDArray[np.float32], values: Map) -> NDArray[np.float32]:
     low, high = low_and_high(values)
     if high <= low:
         return np.zeros_like(heat) if values.signed else np.full_like(heat, 0.5)
-    if values.signed:
-        return np.clip(heat / high, -1, 1)
-    return np.clip((heat - low) / (high - low), 0, 1)
+    unit = heat / high if values.signed else (heat - low) / (high - low)
+    return np.asarray(unit.clip(-1, 1), dtype=np.float32)
+
+
+def _ink(color: palettes.RGB) -> NDArray[np.float32]:
+    return np.array(color, dtype=np.float32)
 
 
 def _stops(values: Map, count: int) -> list[str]:
@@ -230,7 +235,8 @@ def _stops(values: Map, count: int) -> list[str]:
 def _bar(name: str, share: float, text: str) -> str:
     return (
         f'<div class="fn-bar"><span class="fn-name">{escape(printable(name))}</span>'
-        f'<span class="fn-track"><i style="width:{100 * share:.1f}%"></i></span><span class="fn-value">{text}</span></div>'
+        f'<span class="fn-track"><i style="width:{100 * share:.1f}%"></i></span>'
+        f'<span class="fn-value">{text}</span></div>'
     )
 
 
@@ -240,7 +246,8 @@ def _signed_bar(name: str, value: float, most: float) -> str:
     side, kind = (f"left:{50 - share:.1f}%", "fn-below") if value < 0 else ("left:50%", "fn-above")
     return (
         f'<div class="fn-bar"><span class="fn-name">{escape(name)}</span><span class="fn-track fn-signed">'
-        f'<i class="{kind}" style="{side};width:{share:.1f}%"></i></span><span class="fn-value">{_number(value)}</span></div>'
+        f'<i class="{kind}" style="{side};width:{share:.1f}%"></i></span>'
+        f'<span class="fn-value">{_number(value)}</span></div>'
     )
 
 

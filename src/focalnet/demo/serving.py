@@ -86,7 +86,9 @@ def running(models: Mapping[str, Model[Any, Any]], host: str = "127.0.0.1", port
     port = free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="focalnet-demo-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with _environment({**SETTINGS, "GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "examples")}):
+        with _environment(
+            {**SETTINGS, "GRADIO_TEMP_DIR": str(folder), "GRADIO_EXAMPLES_CACHE": str(folder / "examples")}
+        ):
             require("gradio", "demo")
             from starlette.middleware import Middleware
 
@@ -120,7 +122,9 @@ def running(models: Mapping[str, Model[Any, Any]], host: str = "127.0.0.1", port
                     css_paths=[HERE / "page.css"],
                 )
             except OSError as error:
-                raise ConfigError(f"the page cannot be served at {host}:{port} ({error}): choose another --port") from error
+                raise ConfigError(
+                    f"the page cannot be served at {host}:{port} ({error}): choose another --port"
+                ) from error
             try:
                 yield address
             finally:

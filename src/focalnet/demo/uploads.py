@@ -46,7 +46,7 @@ class Upload:
         if self.image.size == self.original:
             return ""
         width, height = self.original
-        return f"reduced from {width} × {height} to {self.image.width} × {self.image.height} pixels"
+        return f"reduced from {width} x {height} to {self.image.width} x {self.image.height} pixels"
 
 
 def read_upload(value: Any, folder: Path) -> Upload:
@@ -75,11 +75,14 @@ def read_upload(value: Any, folder: Path) -> Upload:
         raise ImageError(f"{name}: is a drawing (SVG), not an image of pixels: export it as PNG")
     try:
         with pixel_limit(MOST_MEGAPIXELS):
-            image, original = images.decode(content, name, _small)
+            image = images.read(content, name)
     except ImageError as error:
         if isinstance(error.__context__, Image.DecompressionBombError):
             raise ImageError(f"{name}: has more than {MOST_MEGAPIXELS} megapixels: send a smaller image") from None
         raise
+    original = image.size
+    if max(original) > LONGEST_SIDE:
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return Upload(hashlib.sha256(content).hexdigest(), name, image, original)
 
 
@@ -157,15 +160,6 @@ class Sweeper:
         with suppress(OSError):  # other files are in its folder
             if file.parent != self.folder:
                 file.parent.rmdir()
-
-
-def _small(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-    """The image for the network, and its width and height as it was sent."""
-    small = images.read(image)
-    original = small.size
-    if max(original) > LONGEST_SIDE:
-        small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return small, original
 
 
 def _is_svg(content: bytes) -> bool:
