@@ -25,12 +25,14 @@ ORDER = [
     {"registry"},
     {"weights"},
     {"zoo"},
+    {"listing"},
     {"runtime"},
     {"inference"},
     {"explanations"},
     {"training"},
     {"exporting"},
     {"integrations"},
+    {"demo"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}

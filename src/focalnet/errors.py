@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import unicodedata
 from collections.abc import Iterable
 from types import ModuleType
@@ -107,6 +108,20 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingDependency(
-            f'this needs the package "{module}", which is not installed: pip install "focalnet[{extra}]"'
-        ) from error
+        raise _missing(module, extra) from error
+
+
+def require_installed(module: str, extra: str) -> None:
+    """Like ``require``, without the import, which may be slow.
+
+    Raises:
+        MissingDependency: as ``require``.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str, extra: str) -> MissingDependency:
+    return MissingDependency(
+        f'this needs the package "{module}", which is not installed: pip install "focalnet[{extra}]"'
+    )

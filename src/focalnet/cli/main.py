@@ -18,6 +18,7 @@ from focalnet.cli.benchmark import benchmark
 from focalnet.cli.check_data import check_data
 from focalnet.cli.convert import convert
 from focalnet.cli.convert_data import convert_data
+from focalnet.cli.demo import demo
 from focalnet.cli.doctor import doctor
 from focalnet.cli.explain import explain
 from focalnet.cli.export import export
@@ -44,7 +45,7 @@ UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-for command in (quickstart, models, predict, explain, recipes):
+for command in (quickstart, models, predict, explain, demo, recipes):
     app.command()(command)
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
     app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)

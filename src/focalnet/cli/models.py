@@ -6,22 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import importlib.metadata
 import json
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from focalnet.cli.terminal import say
-from focalnet.errors import UnknownName, did_you_mean
+from focalnet.errors import UnknownName
+from focalnet.listing import describe_models, measured
 from focalnet.models import published
-
-if TYPE_CHECKING:
-    from focalnet.weights.catalogue import Entry
 
 
 class Task(str, Enum):
@@ -46,7 +41,7 @@ def models(
 
     Shows parameters, MACs, published metrics, license, and whether the weights are on this machine.
     """
-    listing = _matching(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    listing = describe_models(pattern)
     if task is not None:
         listing = [model for model in listing if task.value in model["tasks"]]
     if local:
@@ -73,76 +68,6 @@ def _of_weights(listing: list[dict[str, Any]], files: set[str]) -> list[dict[str
     """Models with weights whose file is in one of these places, and only those weights."""
     kept = [{**model, "weights": [one for one in model["weights"] if one["file"] in files]} for model in listing]
     return [model for model in kept if model["weights"]]
-
-
-def _matching(pattern: str) -> list[dict[str, Any]]:
-    """Matching architectures with all their checkpoints, and matching checkpoints under their architecture."""
-    from focalnet.weights import catalogue
-
-    listing, networks = [], {**published.networks(), **_of_other_packages()}
-    for name, network in networks.items():
-        matches = fnmatch.fnmatch(name, pattern)
-        entries = [e for e in catalogue.entries().values() if (e.network or e.architecture) == name]
-        chosen = [e for e in entries if matches or fnmatch.fnmatch(e.name, pattern)]
-        if matches or chosen:
-            weights = [_describe(entry) for entry in chosen]
-            listing.append({"name": name, **dataclasses.asdict(network), "weights": weights})
-    if not listing:
-        names = [*networks, *catalogue.entries()]
-        raise UnknownName(
-            f'no model matches "{pattern}"{did_you_mean(pattern.strip("*"), names)}; "focalnet models" lists all'
-        )
-    return listing
-
-
-def _of_other_packages() -> Mapping[str, published.Network]:
-    """The networks of installed packages, and those that were registered in this process."""
-    if "focalnet.registry" not in sys.modules and not importlib.metadata.entry_points(group="focalnet.models"):
-        return {}
-    return measured(published.networks())
-
-
-def measured(known: Collection[str] = ()) -> dict[str, published.Network]:
-    """All networks of the registry but those that are known, with costs that are counted."""
-    from focalnet import registry, zoo
-
-    networks = {}
-    for family in registry.each():
-        for name, variant in family.variants.items():
-            if name not in known:
-                cost = zoo.cost(name)
-                networks[name] = published.Network(
-                    tasks=family.tasks,
-                    params=cost.params,
-                    macs=cost.macs,
-                    image_size=variant.image_size,
-                    num_classes=registry.configure(name).num_classes,
-                    source=variant.source,
-                )
-    return networks
-
-
-def _describe(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "task": entry.task,
-        "labels": entry.labels,
-        "metrics": entry.metrics,
-        "metrics_source": entry.published,
-        "licence": entry.licence,
-        "file": _availability(entry),
-        "note": entry.note,
-    }
-
-
-def _availability(entry: Entry) -> str:
-    from focalnet.weights.cache import cached
-
-    if not entry.loadable:
-        return f"not yet ({entry.task.partition(' (')[0]})"
-    if cached(entry):
-        return "in this package" if entry.embedded else "cached"
-    return "to download" if entry.available else "no longer served"
 
 
 def _table(listing: list[dict[str, Any]]) -> Iterator[str]:

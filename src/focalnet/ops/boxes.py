@@ -123,7 +123,7 @@ def nms_of_some(boxes: Tensor, scores: Tensor, candidate: Tensor, iou_threshold:
     columns = math.ceil(math.sqrt(classes))
     label, image = index % classes, index // (regions * classes)
     place = torch.stack([label % columns, label // columns + image * columns], -1).to(boxes)
-    moved = boxes.flatten(0, 2)[index] + (place * (boxes.amax() + 1)).repeat(1, 2)
+    moved = boxes.flatten(0, 2)[index] + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 2)
     from torchvision.ops import nms  # see batched_nms below
 
     kept = index[nms(moved, scores.flatten()[index], iou_threshold)]
