@@ -104,6 +104,7 @@ class Loader(DataLoader[Any]):
             self._order = order
         self._samples = samples
         self._given = 0
+        self._told = ""
         self._resume: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -148,7 +149,9 @@ class Loader(DataLoader[Any]):
         return lost_in_transfer or "DataLoader worker" in str(error)
 
     def _report(self) -> None:
-        if broken := self._samples.broken():
+        broken = self._samples.broken()
+        if broken and broken != self._told:
+            self._told = broken
             logger.warning("skipped %s so far", broken)
 
 

@@ -31,12 +31,13 @@ from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
 from focalnet.training.callbacks import Progress, StopAtNaN
 from focalnet.training.checkpoints import AtomicCheckpoints, choose_resume_point
-from focalnet.training.event_log import EventLog
 from focalnet.training.failures import explained
 from focalnet.training.finishing import Measurement, finish, measure
 from focalnet.training.keeping import Best
+from focalnet.training.loggers import build_logger, check_installed
 from focalnet.training.options import OWN_TRAINER_OPTIONS, Options
 from focalnet.training.processes import Watch
+from focalnet.training.progress import Bar, is_watched
 from focalnet.training.run_folder import COMPLETE, INTERRUPTED, NEW, RunFolder, Start, seconds
 from focalnet.training.stopping import (
     SIGNALS,
@@ -139,8 +140,8 @@ class _Opening(pl.Callback):
     That goes for the logger, too, which writes at once.
     """
 
-    def __init__(self, folder: RunFolder, options: Options, start: Start, *, force: bool, log: bool) -> None:
-        self.folder, self.options, self.start, self.force, self.log = folder, options, start, force, log
+    def __init__(self, folder: RunFolder, options: Options, start: Start, *, force: bool, logger: str | None) -> None:
+        self.folder, self.options, self.start, self.force, self.logger = folder, options, start, force, logger
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         error: FocalNetError | None = None
@@ -160,8 +161,8 @@ class _Opening(pl.Callback):
                 f"the processes of this run see different files in {self.folder.root}, which must be on a file system "
                 "that all of them share; what was written last may take a minute to appear: start the run again"
             )
-        if self.log:
-            trainer.logger = EventLog(self.folder)
+        if self.logger:
+            trainer.logger = build_logger(self.logger, self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.start.extends:  # the rate of the next update was that of the shorter run
@@ -273,11 +274,14 @@ def _build(
     if folder is None:
         arguments |= {"logger": False, "enable_checkpointing": False}
     else:
-        log = own["logger"] in (None, True)
+        named = own["logger"] in (None, True) or isinstance(own["logger"], str)
+        check_installed(own["logger"])
+        progress = Progress(folder)
         best = Best(copies=task.keep == "best")
         arguments["callbacks"] += [
-            _Opening(folder, options, start, force=force, log=log),
-            *(Progress(folder), StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
+            _Opening(folder, options, start, force=force, logger=(own["logger"] or "tensorboard") if named else None),
+            *([Bar(progress)] if is_watched() else []),
+            *(progress, StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
             PeriodicCheckpoints(folder, own["checkpoint_updates"], own["checkpoint_minutes"]),
             _checkpoints(folder),
         ]
@@ -285,7 +289,7 @@ def _build(
         plugins.append(AtomicCheckpoints(folder, options.to_yaml(), from_previous=from_previous))
         arguments["plugins"] = plugins
         arguments["default_root_dir"] = folder.root
-        arguments["logger"] = False if log else own["logger"]
+        arguments["logger"] = False if named else own["logger"]
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:
