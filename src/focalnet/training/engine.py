@@ -36,6 +36,7 @@ from focalnet.training.finishing import Measurement, finish, measure
 from focalnet.training.keeping import Best
 from focalnet.training.loggers import build_logger, check_installed
 from focalnet.training.options import OWN_TRAINER_OPTIONS, Options
+from focalnet.training.probe import Probe, automatic_batch_size
 from focalnet.training.processes import Watch
 from focalnet.training.progress import Bar, is_watched
 from focalnet.training.run_folder import COMPLETE, INTERRUPTED, NEW, RunFolder, Start, seconds
@@ -76,8 +77,8 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
         The content of ``results.json``: ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ...
         (percent), ``images``, ``images_per_s``, ``seconds``, ...
     """
-    options = Options(recipe, trusted=trusted)
     with explained(folder):
+        options = Options(_with_batch_size(recipe, folder, trusted=trusted), trusted=trusted)
         start = folder.start(options, force=force)
         if start.state == "finished":
             log.info("%s is finished; --force trains it again", folder.root)
@@ -104,6 +105,23 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
             if run.stop.name == "SIGINT":
                 raise KeyboardInterrupt
             return results
+
+
+def _with_batch_size(recipe: Mapping[str, Any], folder: RunFolder, *, trusted: bool) -> Mapping[str, Any]:
+    """The recipe with a number in place of ``data.batch_size=auto``; an interrupted run keeps the one it has."""
+    data = recipe.get("data")
+    if not isinstance(data, Mapping) or data.get("batch_size") != "auto":
+        return recipe
+    if (stored := folder.stored_batch_size()) is not None:
+        return {**recipe, "data": {**data, "batch_size": stored}}
+    task, opened, arguments = Options({**recipe, "data": {**data, "batch_size": 1}}, trusted=trusted).build()
+    gpu = torch.cuda.is_available() and arguments["accelerator"] != "cpu"
+    opened.setup("fit")
+    size = automatic_batch_size(task, opened, torch.device("cuda" if gpu else "cpu"))
+    devices = arguments["devices"] if isinstance(arguments["devices"], int) else 1
+    size *= max(devices, 1) if gpu else 1
+    log.info("data.batch_size is %d, which should fit into memory", size)
+    return {**recipe, "data": {**data, "batch_size": size}}
 
 
 def finish_run(folder: RunFolder, *, trusted: bool = False) -> dict[str, Any]:
@@ -281,7 +299,7 @@ def _build(
         arguments["callbacks"] += [
             _Opening(folder, options, start, force=force, logger=(own["logger"] or "tensorboard") if named else None),
             *([Bar(progress)] if is_watched() else []),
-            *(progress, StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
+            *(progress, Probe(tries=own["probe"]), StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
             PeriodicCheckpoints(folder, own["checkpoint_updates"], own["checkpoint_minutes"]),
             _checkpoints(folder),
         ]
