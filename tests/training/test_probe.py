@@ -8,6 +8,7 @@ from torch import nn
 
 from focalnet.cli.train import fit
 from focalnet.data import DetectionData
+from focalnet.data.augment import DetectionAugmentation
 from focalnet.errors import ConfigError, DataError, TrainingError
 from focalnet.samples import Batch
 from focalnet.training import probe
@@ -42,7 +43,7 @@ def test_a_step_is_tried_and_the_run_stays_the_same(tmp_path, caplog):
     with caplog.at_level("INFO", "focalnet"):
         tried = fit(DIGITS, output=tmp_path / "tried", **MIXED, **{"trainer.probe": True})
     assert "a training step of 32 images of 8 x 8 pixels fits" in caplog.text
-    assert "a training step needs about" in caplog.text
+    assert "a training step needs at least" in caplog.text
     assert_same_weights(whole, tried)
 
 
@@ -75,9 +76,10 @@ def test_an_automatic_batch_fills_the_memory_and_is_kept(tmp_path, monkeypatch, 
 
 
 def test_the_largest_batch_has_the_largest_size_and_most_objects(tmp_path):
-    data = DetectionData(write_coco(tmp_path, images=5), batch_size=2, image_size=60, max_size=96, num_workers=0)
+    augmentation = DetectionAugmentation(short_sides=(40, 60), crop_prob=0.0)
+    options = {"batch_size": 2, "image_size": 60, "max_size": 96, "num_workers": 0}
+    data = DetectionData(write_coco(tmp_path, images=5), augmentation=augmentation, **options)
     data.setup("fit")
-    data.augmentation = type(data.augmentation)(short_sides=(40, 60))
     images = data.samples["train"].images
     first = max(images, key=lambda image: len(image.annotations))
     batch = data.largest_batch(1)

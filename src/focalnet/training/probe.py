@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 WAY_OUT = "lower --data.batch_size or the image size, or add --model.grad_checkpointing true"
-#: Of the memory that is free, what an automatic batch may take: estimates do not count temporary results.
+#: Of the memory that is free, what an estimate may take: it does not count temporary results, which took 70 % more in a
+#: Mask R-CNN of 512 x 800 pixels on a CPU.
 SAFE_SHARE = 0.6
 LARGEST_AUTOMATIC_BATCH = 256
 
@@ -58,11 +59,11 @@ class Probe(pl.Callback):
             )
         free = free_bytes(pl_module.device)
         if trainer.is_global_zero:
-            log.info("a training step needs about %s of memory", _gib(needed))
-        if free is not None and needed > free:
-            most = max(1, int(share * free / needed) * trainer.world_size)
-            message = f"a training step needs about {_gib(needed)} of memory, and {_gib(free)} are free"
-            if self.tries:
+            log.info("a training step needs at least %s of memory", _gib(needed))
+        if free is not None and needed > SAFE_SHARE * free:
+            most = max(1, int(share * SAFE_SHARE * free / needed) * trainer.world_size)
+            message = f"a training step needs at least {_gib(needed)} of memory, and {_gib(free)} are free"
+            if self.tries and needed > free:
                 raise TrainingError(f"{message}: {WAY_OUT}, a batch of about {most}")
             log.warning("%s: if the system ends the run, %s", message, WAY_OUT)
         if self.tries:
