@@ -159,7 +159,7 @@ def facts(run: str, groups: Groups) -> dict[str, Any]:
         "config.yaml": list(yaml.safe_load((folder / "config.yaml").read_text())),
         "results.json": keys(json.loads((folder / "results.json").read_text())),
         "versions.json": keys(json.loads((folder / "versions.json").read_text())),
-        "report.html": re.findall(r"<h2>(.*?)</h2>", (folder / "report.html").read_text()),
+        "report.html": re.findall(r"<h2[^>]*>(.*?)</h2>", (folder / "report.html").read_text()),
         "last.ckpt: callbacks": sorted(name.partition("{")[0] for name in checkpoint["callbacks"]),
         "last.ckpt: state_dict": list(checkpoint["state_dict"]),
         "tensorboard": _tags(folder / "tensorboard"),

@@ -241,7 +241,9 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
     rows = [{"epoch": e, "train_loss": 1.0 / e, "box_ap": 10.0 * e, "learning_rate": 1e-3} for e in (1, 2)]
     report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', page)) == 5
+    examples, charts = evaluator.best + evaluator.worst, [c for s in evaluator.report() for c in s.charts]
+    assert len(re.findall(r'src="data:image/', page)) == 2 * len(examples) > 0  # targets beside predictions
+    assert page.count("<svg ") == 3 + len(charts)  # after loss, metrics and learning rate
     for text in (
         "Precision-recall curves, box",
         "By class, box",

@@ -155,7 +155,9 @@ def test_the_report_shows_figures_classes_best_and_worst(tmp_path, root):
         folder, ModelCard(name="toy", class_names=data.class_names), results, rows, metrics, evaluator.report()
     )
     page = folder.report.read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', page)) == 3
+    examples, charts = evaluator.best + evaluator.worst, [c for s in evaluator.report() for c in s.charts]
+    assert len(re.findall(r'src="data:image/', page)) == 2 * len(examples) > 0  # targets beside predictions
+    assert page.count("<svg ") == 3 + len(charts)  # after loss, metrics and learning rate
     for text in (
         "Panoptic quality",
         "By class",

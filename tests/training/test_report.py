@@ -21,7 +21,17 @@ ROWS = [
     {"epoch": e, "train_loss": 2.0 / e, "val_loss": 1.5 / e, "top1": 50.0 + e, "learning_rate": 1e-3 / e}
     for e in (1, 2, 3)
 ]
-RESULTS = {"top1": 75.0, "images": 4, "images_per_s": 1234.5, "epochs": 3, "seconds": 3723.0}
+RESULTS = {
+    "top1": 75.0,
+    "images": 4,
+    "images_per_s": 1234.5,
+    "epochs": 3,
+    "seconds": 3723.0,
+    "ended": "trainer.patience",
+    "kept": {"weights": "best", "epoch": 2, "updates": 20},
+    "last": {"top1": 53.0},
+    "test": {"top1": 61.5, "images": 9},
+}
 
 
 @pytest.fixture
@@ -53,8 +63,14 @@ def report(folder, evaluator):
 
 def test_it_is_one_file_with_everything_in_it(folder):
     page = report(folder, evaluated())
-    assert len(re.findall(r'src="data:image/png;base64,', page)) == 4
-    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing outside the file
+    assert len(re.findall(r'src="data:image/png;base64,', page)) == 4  # three right, one wrong
+    assert page.count("<svg ") == 4  # loss, top-1, learning rate, confusion matrix
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing outside the file
+    links, places = re.findall(r'<a href="#([^"]+)"', page), re.findall(r'<h2 id="([^"]+)"', page)
+    assert links == places
+    assert len(set(places)) == len(places) == 9
+    assert not re.search(r'<img(?![^>]*alt="[^"]+)', page)
+    assert not re.search(r"<svg(?![^>]*aria-label=)", page)
     for text in ("75.00 %", "1 h 02 min", "Confusion matrix", "Worst mistakes", "&lt;nano&gt;", "abc"):
         assert text in page
 
@@ -89,3 +105,34 @@ def test_top1_and_top5_are_measured():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_it_says_which_weights_are_kept_and_why_the_run_ended(folder):
+    page = report(folder, evaluated())
+    assert "best: epoch 2" in page
+    assert "ended early: trainer.patience" in page
+    table = re.search(r'<h2 id="weights">.*?</table>', page, re.DOTALL).group()
+    assert re.findall(r"<tr><td>(\w+) \S+<td>(\w+)<td>(\d)<td>([\d.]+) %", table) == [
+        ("best", "validation", "2", "75.00"),
+        ("last", "validation", "3", "53.00"),
+        ("best", "test", "2", "61.50"),
+    ]
+    assert ">1.5<" not in re.search(r'aria-label="loss.*?</svg>', page, re.DOTALL).group().split("epoch")[0]
+
+
+def test_a_model_that_predicts_one_class_is_warned_of(folder):
+    evaluator = evaluated()
+    assert 'role="alert"' not in report(folder, evaluator)
+    evaluator.batches = [(torch.tensor([0] * 20 + [1]), torch.zeros(21, 3, dtype=torch.int64))]
+    page = report(folder, evaluator)
+    assert re.search(r'role="alert">Every image is predicted to be of class &quot;ant&quot;', page)
+    assert "20 times as many images" in page
+
+
+def test_nothing_is_drawn_of_a_run_without_an_epoch(folder):
+    evaluator = evaluated()
+    card = ModelCard(name="nano", class_names=evaluator.class_names, preprocessing=Preprocessing(image_size=4))
+    write_report(folder, card, RESULTS, [], evaluator.compute(), evaluator.report())
+    page = folder.report.read_text()
+    assert page.count("<svg ") == 1
+    assert 'id="training"' not in page

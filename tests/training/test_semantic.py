@@ -286,7 +286,9 @@ def test_the_report_shows_figures_classes_confusions_best_and_worst(tmp_path, ma
     rows = [{"epoch": e, "train_loss": 1.0 / e, "miou": 10.0 * e, "learning_rate": 1e-3} for e in (1, 2)]
     report.write_report(folder, card, results, rows, metrics, evaluator.report())
     page = folder.report.read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', page)) == 4
+    examples, charts = evaluator.best + evaluator.worst, [c for s in evaluator.report() for c in s.charts]
+    assert len(re.findall(r'src="data:image/', page)) == 2 * len(examples) > 0  # targets beside predictions
+    assert page.count("<svg ") == 3 + len(charts)  # after loss, metrics and learning rate
     for text in ("mIoU", "By class", "Confusion matrix", "Best images", "Worst images", "<td>green<td>"):
         assert text in page
 

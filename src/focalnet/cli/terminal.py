@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import typer
 
@@ -11,7 +13,16 @@ from focalnet.errors import escaped
 
 def say(*lines: object, err: bool = False) -> None:
     r"""Prints each argument as one line, on stderr if ``err``, with what a terminal would obey shown as ``\x1b``."""
-    typer.echo("\n".join(map(escaped, lines)), err=err)
+    with _above_bars():
+        typer.echo("\n".join(map(escaped, lines)), err=err)
+
+
+def _above_bars() -> AbstractContextManager[object]:
+    """Lines appear above progress bars, if any are shown; without any, tqdm is not imported."""
+    if "tqdm.std" not in sys.modules:
+        return nullcontext()
+    bars: AbstractContextManager[object] = sys.modules["tqdm.std"].tqdm.external_write_mode()
+    return bars
 
 
 class ToStderr(logging.Handler):

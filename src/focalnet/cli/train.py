@@ -110,11 +110,13 @@ def fit(
     _require_engine()
     from focalnet.training import engine
     from focalnet.training.preprocessing import as_the_weights_want
+    from focalnet.training.progress import shown_in_python
     from focalnet.training.run import Run
     from focalnet.training.run_folder import RunFolder
 
     folder = RunFolder(Path(output) if output else _default_output(str(recipe), path))
-    engine.fit(as_the_weights_want(options), folder, force=force, trusted=trust_recipe)
+    with shown_in_python(ToStderr()):
+        engine.fit(as_the_weights_want(options), folder, force=force, trusted=trust_recipe)
     return Run(folder.root)
 
 

@@ -104,6 +104,7 @@ class Loader(DataLoader[Any]):
             self._order = order
         self._samples = samples
         self._given = 0
+        self._told = ""
         self._resume: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -134,11 +135,24 @@ class Loader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of which epoch have been given."""
-        return {"epoch": self._order.epoch, "batches": self._given}
+        state = {"epoch": self._order.epoch, "batches": self._given}
+        return state if isinstance(self._order, EpochBatches) else {**state, "readers": self._readers()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass, if it is of that epoch, goes on behind the batches given."""
+        """The next pass, if it is of that epoch, goes on behind the batches given.
+
+        Raises:
+            DataError: a stream was read by another number of processes and workers, which is in another order.
+        """
+        if state.get("readers", self._readers()) != self._readers():
+            raise DataError(
+                f"{state['readers']} workers in all have read the shards, {self._readers()} would read them in another "
+                "order: go on with the same trainer.devices and data.num_workers"
+            )
         self._resume = dict(state)
+
+    def _readers(self) -> int:
+        return world()[1] * max(self.num_workers, 1)
 
     def _is_death(self, error: Exception) -> bool:
         """Whether a worker was lost, as against an error that a worker met and handed on whole."""
@@ -148,7 +162,9 @@ class Loader(DataLoader[Any]):
         return lost_in_transfer or "DataLoader worker" in str(error)
 
     def _report(self) -> None:
-        if broken := self._samples.broken():
+        broken = self._samples.broken()
+        if broken and broken != self._told:
+            self._told = broken
             logger.warning("skipped %s so far", broken)
 
 

@@ -120,6 +120,7 @@ class Section:
         tables: numbers.
         results: images with predictions.
         charts: confusion matrices and precision-recall curves.
+        warning: what is wrong with the model or the data, shown at the top of the report.
     """
 
     title: str
@@ -127,6 +128,7 @@ class Section:
     tables: Sequence[Table] = ()
     results: Sequence[Example] = ()
     charts: Sequence[Chart] = ()
+    warning: str = ""
 
 
 class Data(Protocol):

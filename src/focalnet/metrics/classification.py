@@ -26,6 +26,7 @@ from focalnet.metrics.confusion import count_pairs
 from focalnet.results import Classification
 from focalnet.samples import Batch
 
+IMBALANCED = 10  # the largest class has so many times as many images as the smallest
 MOST_CLASSES = 200  # with more classes, confusion matrix and table are unreadable
 BINS = 15  # of the calibration error, as in its paper
 
@@ -97,6 +98,7 @@ class ClassificationEvaluator(Evaluator):
             matrix = count_pairs(labels, ranked[:, 0], (self.num_classes,) * 2)
             chart = ConfusionMatrix(matrix.numpy(), self._names, self._names)
             sections.append(Section("Confusion matrix", charts=[chart]))
+            sections.append(_balance(matrix, self._names))
             sections.append(Section("Accuracy by class", tables=[_by_class(matrix, self._names)]))
         return sections + self.example_sections("Most confident correct predictions", "Worst mistakes")
 
@@ -185,6 +187,25 @@ def calibration_error(scores: Tensor, correct: Tensor, bins: int = BINS) -> floa
 def stacked_logits(results: Sequence[Classification]) -> Tensor:
     """``(B, num_classes)``, float32."""
     return torch.stack([result.logits for result in results if result.logits is not None]).float()
+
+
+def _balance(matrix: Tensor, names: Sequence[str]) -> Section:
+    """How many images each class has, and how often it is predicted; warns of a model that knows one class only."""
+    images, predicted = matrix.sum(1), matrix.sum(0)
+    present, total = images[images > 0], int(images.sum())
+    warning = text = ""
+    if (predicted > 0).sum() == 1 and len(present) > 1:
+        only = names[int(predicted.argmax())]
+        warning = f'Every image is predicted to be of class "{only}": the model has learned nothing else.'
+    if (ratio := int(present.max()) / int(present.min())) >= IMBALANCED:
+        text = (
+            f"The classes are imbalanced: the largest has {ratio:.0f} times as many images as the smallest. "
+            "Accuracy says little of small classes; model.class_weights and data.sampling can balance training."
+        )
+    order = images.argsort(descending=True, stable=True).tolist()
+    counts = [[cell for n in (int(images[i]), int(predicted[i])) for cell in (str(n), Bar(n / total))] for i in order]
+    rows = [(names[i], *cells) for i, cells in zip(order, counts, strict=True)]
+    return Section("Images by class", text, [Table(rows, ("class", "images", "", "predicted", ""))], warning=warning)
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> Table:

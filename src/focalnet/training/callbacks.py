@@ -127,11 +127,19 @@ class Progress(pl.Callback):
         table.writerows(self.rows)
         return text.getvalue()
 
+    def rate_and_time_left(self, trainer: pl.Trainer, batch_idx: int) -> tuple[float, float]:
+        """Images a second in this epoch, and seconds to the last epoch, after a batch of it."""
+        rate = self.images / (time.monotonic() - self.epoch_started)
+        return rate, self._left(trainer, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
+
+    def _left(self, trainer: pl.Trainer, epochs_done: float) -> float:
+        elapsed = time.monotonic() - self.started
+        return elapsed / (epochs_done - self.epochs_before) * ((trainer.max_epochs or 0) - epochs_done)
+
     def _line(self, trainer: pl.Trainer, what: str, speed: float, epochs_done: float) -> None:
         if not trainer.is_global_zero:
             return
-        elapsed = time.monotonic() - self.started
-        left = elapsed / (epochs_done - self.epochs_before) * ((trainer.max_epochs or 0) - epochs_done)
+        left = self._left(trainer, epochs_done)
         epoch = f"epoch {math.ceil(epochs_done)}/{trainer.max_epochs}"
         log.info("%s  %s  %s img/s  %s left", epoch, what, f"{speed:,.0f}", duration(left))
 

@@ -31,12 +31,14 @@ from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
 from focalnet.training.callbacks import Progress, StopAtNaN
 from focalnet.training.checkpoints import AtomicCheckpoints, choose_resume_point
-from focalnet.training.event_log import EventLog
 from focalnet.training.failures import explained
 from focalnet.training.finishing import Measurement, finish, measure
 from focalnet.training.keeping import Best
+from focalnet.training.loggers import build_logger, check_installed
 from focalnet.training.options import OWN_TRAINER_OPTIONS, Options
+from focalnet.training.probe import Probe, automatic_batch_size
 from focalnet.training.processes import Watch
+from focalnet.training.progress import Bar, is_watched
 from focalnet.training.run_folder import COMPLETE, INTERRUPTED, NEW, RunFolder, Start, seconds
 from focalnet.training.stopping import (
     SIGNALS,
@@ -75,8 +77,8 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
         The content of ``results.json``: ``top1``, ``top5``, or ``box_ap``, ``mask_ap``, ..., or ``miou``, ...
         (percent), ``images``, ``images_per_s``, ``seconds``, ...
     """
-    options = Options(recipe, trusted=trusted)
     with explained(folder):
+        options = Options(_with_batch_size(recipe, folder, trusted=trusted), trusted=trusted)
         start = folder.start(options, force=force)
         if start.state == "finished":
             log.info("%s is finished; --force trains it again", folder.root)
@@ -103,6 +105,23 @@ def fit(recipe: Mapping[str, Any], folder: RunFolder, *, force: bool = False, tr
             if run.stop.name == "SIGINT":
                 raise KeyboardInterrupt
             return results
+
+
+def _with_batch_size(recipe: Mapping[str, Any], folder: RunFolder, *, trusted: bool) -> Mapping[str, Any]:
+    """The recipe with a number in place of ``data.batch_size=auto``; an interrupted run keeps the one it has."""
+    data = recipe.get("data")
+    if not isinstance(data, Mapping) or data.get("batch_size") != "auto":
+        return recipe
+    if (stored := folder.stored_batch_size()) is not None:
+        return {**recipe, "data": {**data, "batch_size": stored}}
+    task, opened, arguments = Options({**recipe, "data": {**data, "batch_size": 1}}, trusted=trusted).build()
+    gpu = torch.cuda.is_available() and arguments["accelerator"] != "cpu"
+    opened.setup("fit")
+    size = automatic_batch_size(task, opened, torch.device("cuda" if gpu else "cpu"))
+    devices = arguments["devices"] if isinstance(arguments["devices"], int) else 1
+    size *= max(devices, 1) if gpu else 1
+    log.info("data.batch_size is %d, which should fit into memory", size)
+    return {**recipe, "data": {**data, "batch_size": size}}
 
 
 def finish_run(folder: RunFolder, *, trusted: bool = False) -> dict[str, Any]:
@@ -139,8 +158,8 @@ class _Opening(pl.Callback):
     That goes for the logger, too, which writes at once.
     """
 
-    def __init__(self, folder: RunFolder, options: Options, start: Start, *, force: bool, log: bool) -> None:
-        self.folder, self.options, self.start, self.force, self.log = folder, options, start, force, log
+    def __init__(self, folder: RunFolder, options: Options, start: Start, *, force: bool, logger: str | None) -> None:
+        self.folder, self.options, self.start, self.force, self.logger = folder, options, start, force, logger
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         error: FocalNetError | None = None
@@ -160,8 +179,8 @@ class _Opening(pl.Callback):
                 f"the processes of this run see different files in {self.folder.root}, which must be on a file system "
                 "that all of them share; what was written last may take a minute to appear: start the run again"
             )
-        if self.log:
-            trainer.logger = EventLog(self.folder)
+        if self.logger:
+            trainer.logger = build_logger(self.logger, self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.start.extends:  # the rate of the next update was that of the shorter run
@@ -280,11 +299,14 @@ def _build(
     if folder is None:
         arguments |= {"logger": False, "enable_checkpointing": False}
     else:
-        log = own["logger"] in (None, True)
+        named = own["logger"] in (None, True) or isinstance(own["logger"], str)
+        check_installed(own["logger"])
+        progress = Progress(folder)
         best = Best(copies=task.keep == "best")
         arguments["callbacks"] += [
-            _Opening(folder, options, start, force=force, log=log),
-            *(Progress(folder), StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
+            _Opening(folder, options, start, force=force, logger=(own["logger"] or "tensorboard") if named else None),
+            *([Bar(progress)] if is_watched() else []),
+            *(progress, Probe(tries=own["probe"]), StopAtNaN(), best, StopOnSignal(stop, folder, requeue, limits)),
             PeriodicCheckpoints(folder, own["checkpoint_updates"], own["checkpoint_minutes"]),
             _checkpoints(folder),
         ]
@@ -292,7 +314,7 @@ def _build(
         plugins.append(AtomicCheckpoints(folder, options.to_yaml(), from_previous=from_previous))
         arguments["plugins"] = plugins
         arguments["default_root_dir"] = folder.root
-        arguments["logger"] = False if log else own["logger"]
+        arguments["logger"] = False if named else own["logger"]
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from focalnet.errors import ConfigError, FocalNetError, TrainingError
 from focalnet.training.event_log import silent_writer
+from focalnet.training.probe import WAY_OUT
 from focalnet.training.run_folder import RunFolder, Stopped
 from focalnet.training.stopping import StopNow
 
@@ -90,8 +91,10 @@ def _reason(error: BaseException | None) -> str | None:
         return f"{os.fsdecode(error.filename or 'the system')}: {error.strerror}"
     if _another_process_died(error):
         return "another process of this run has died; what it said, or the system's log, has the reason"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        return f"out of memory: {WAY_OUT}, or --data.num_workers"
     if isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory: lower --data.batch_size, or add --model.grad_checkpointing true"
+        return f"out of GPU memory: {WAY_OUT}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return "a data loading worker died, most often for want of memory: lower --data.num_workers"
     return _reason(error.__cause__) if isinstance(error, FocalNetError) else None

@@ -216,6 +216,13 @@ class RunFolder:
             )
         return stored
 
+    def stored_batch_size(self) -> int | None:
+        """Images a step of the run that is there; None where there is none."""
+        stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None
+        data = (stored or {}).get("data")
+        size = data.get("batch_size") if isinstance(data, Mapping) else None
+        return size if isinstance(size, int) else None
+
     def _is_trial(self) -> bool:
         """Whether what is there is of a ``trainer.fast_dev_run``."""
         stored = _mapping(self.config.read_bytes()) if self.config.is_file() else None

@@ -6,6 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -23,6 +24,7 @@ from focalnet.data.loader import EpochBatches, Loader, collate, cores_per_proces
 from focalnet.data.readers.collection import Split
 from focalnet.data.readers.webdataset import ShardDataset
 from focalnet.errors import ConfigError, DataError
+from focalnet.samples import Batch, pad_to
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,37 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
     @abstractmethod
     def has_test_split(self) -> bool:
         """Whether there are images for a test that are neither trained nor validated on."""
+
+    def largest_batch(self, size: int) -> Batch[Any] | None:
+        """A training batch of the largest images there can be, with the most objects; None of a stream.
+
+        Args:
+            size: number of images; known after ``setup``.
+        """
+        samples = self.samples["train"]
+        if isinstance(samples, ShardDataset):
+            return None
+        order = self._most_demanding(samples)
+        indices = [order[i % len(order)] for i in range(size)]
+        batch = collate([samples[index] for index in indices], divisor=self.size_divisor, training=True)
+        if (largest := self._largest_size()) is None:
+            return batch
+        if batch.images.shape[-2] > batch.images.shape[-1]:
+            largest = largest[::-1]
+        height, width = (
+            max(-(-side // self.size_divisor) * self.size_divisor, now)
+            for side, now in zip(largest, batch.images.shape[-2:], strict=True)
+        )
+        targets: Any = [target.padded((height, width)) for target in batch.targets]
+        return replace(batch, images=pad_to(batch.images, (height, width)), targets=targets)
+
+    def _most_demanding(self, samples: Any) -> Sequence[int]:
+        """Indices of training images, those that need the most memory first."""
+        return range(len(samples))
+
+    def _largest_size(self) -> tuple[int, int] | None:
+        """Height and width of the largest training image, lying; None where all have one size."""
+        return None
 
     def eval_batch_size(self) -> int:
         """Images at once in evaluation, over all processes."""

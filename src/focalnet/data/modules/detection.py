@@ -65,6 +65,15 @@ class DetectionData(AnnotatedData[DetectionDataset]):
     def _categories(self, samples: DetectionDataset) -> object:
         return samples.coco.class_names, samples.coco.category_ids
 
+    def _most_demanding(self, samples: DetectionDataset) -> Sequence[int]:
+        counts = [-len(image.annotations) for image in samples.images]
+        return sorted(range(len(counts)), key=counts.__getitem__)
+
+    def _largest_size(self) -> tuple[int, int]:
+        longest = self.preprocessing.max_size
+        assert longest is not None
+        return min(max(self.augmentation.short_sides), longest), longest
+
     def _groups(self, samples: DetectionDataset) -> Sequence[int]:
         return [image.width < image.height for image in samples.images]
 
