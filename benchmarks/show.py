@@ -2,7 +2,7 @@
 
     python benchmarks/show.py
 
-Writes docs/speed.md (between its marks) and docs/images/speed_*.png.
+Writes docs/speed_tables.md (between its marks) and docs/images/speed_*.png.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _lines(cases: dict[str, dict[str, list[float]]]) -> None:
 
 
 def main() -> None:
-    """Writes the figures, and the tables between the marks of docs/speed.md."""
-    page = DOCS / "speed.md"
+    """Writes the figures, and the tables between the marks of docs/speed_tables.md."""
+    page = DOCS / "speed_tables.md"
     text = page.read_text()
     for name, report in studies():
         draw_figure(report, DOCS / "images" / f"speed_{name}.png")

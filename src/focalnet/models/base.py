@@ -31,7 +31,7 @@ Result = Classification | Detections | SemanticMap | PanopticMap
 class ModelConfig(ABC):
     """Base class of all configurations of networks; subclasses are frozen dataclasses.
 
-    Args:
+    Attributes:
         backbone: configuration of the backbone.
         num_classes: number of classes, without background.
     """

@@ -28,7 +28,7 @@ FLAT = 3.0  # names are wide: horizontal distances to the edge of an area must b
 class Area(NamedTuple):
     """One area of a label map: all pixels of a class or of one object.
 
-    Args:
+    Attributes:
         id: its value in the map.
         label: class index, which determines the color; areas of the same class have shades of it.
         name: text to write on the area.
