@@ -29,6 +29,7 @@ WAY_OUT = "lower --data.batch_size or the image size, or add --model.grad_checkp
 #: Mask R-CNN of 512 x 800 pixels on a CPU.
 SAFE_SHARE = 0.6
 LARGEST_AUTOMATIC_BATCH = 256
+COUNTED_IMAGES = 2  # of the batch whose memory is counted: batch norms do not train on a single one
 
 
 class Probe(pl.Callback):
@@ -50,13 +51,13 @@ class Probe(pl.Callback):
                 raise ConfigError("trainer.probe does not go with trainer.strategy=fsdp or model.compile: leave it out")
             return
         share = pl_module.data.batch_size // trainer.world_size
-        one = pl_module.data.largest_batch(1)
-        if one is None:  # of a stream
+        count = min(share, COUNTED_IMAGES)
+        few = pl_module.data.largest_batch(count)
+        if few is None:  # of a stream
             return
         with trainer.precision_plugin.forward_context(), _untouched(pl_module.network):
-            needed = fixed_bytes(pl_module) + share * saved_bytes(
-                pl_module.network, move_data_to_device(one, pl_module.device)
-            )
+            saved = saved_bytes(pl_module.network, move_data_to_device(few, pl_module.device))
+        needed = fixed_bytes(pl_module) + share * saved // count
         free = free_bytes(pl_module.device)
         if trainer.is_global_zero:
             log.info("a training step needs at least %s of memory", _gib(needed))
@@ -155,14 +156,15 @@ def automatic_batch_size(task: Task, data: Any, device: torch.device) -> int:
     Raises:
         ConfigError: a stream does not tell its images, or not even one image fits.
     """
-    one = data.largest_batch(1)
-    if one is None:
+    few = data.largest_batch(COUNTED_IMAGES)
+    if few is None:
         raise ConfigError("data.batch_size=auto needs images that can be counted, not WebDataset shards: give a number")
     with random_state_kept():
         network = task.build(data.num_classes, task.num_things(data)).to(device)
         network.set_grad_checkpointing(task.grad_checkpointing)
     task.network = network
-    each, fixed, free = saved_bytes(network, move_data_to_device(one, device)), fixed_bytes(task), free_bytes(device)
+    each = saved_bytes(network, move_data_to_device(few, device)) / COUNTED_IMAGES
+    fixed, free = fixed_bytes(task), free_bytes(device)
     if free is None:
         raise ConfigError("data.batch_size=auto: this system does not tell how much memory is free; give a number")
     most = min(int((SAFE_SHARE * free - fixed) / each), LARGEST_AUTOMATIC_BATCH, len(data.samples["train"]))
