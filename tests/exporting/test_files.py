@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -94,6 +95,14 @@ def test_metadata_of_both_formats(classifier: Case) -> None:
     with torch.no_grad():
         other.head.bias.add_(1)
     assert focalnet.exporting.exporting.weights_hash(other) != classifier.onnx.header.sha256
+
+
+@pytest.mark.parametrize("opset", [19, 20])
+def test_other_opsets(tmp_path: Path, opset: int) -> None:
+    exported = network("classifier", depths=(1, 1), focal_windows=(3, 3), focal_levels=(1, 1)).export(
+        tmp_path / "model.onnx", opset=opset
+    )
+    assert onnx.load(exported.path).opset_import[0].version == opset
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from focalnet.ops import modes
 
 _EPS = 1e-6  # DETR's value: positions end just below 2 pi
 
@@ -29,7 +32,11 @@ def sine_positions(
     wavelengths = temperature**powers
 
     def encode(count: int) -> Tensor:
-        positions = torch.arange(1, count + 1, device=device) * (2 * math.pi / (count + _EPS))
+        step: Any = 2 * math.pi / (count + _EPS)
+        if modes.exporting():  # ONNX has no product with a number that depends on a shape
+            total = torch.full((), count, dtype=torch.float64, device=device)
+            step = (2 * math.pi / (total + _EPS)).float()
+        positions = torch.arange(1, count + 1, device=device) * step
         angle = positions[:, None] / wavelengths
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
 
