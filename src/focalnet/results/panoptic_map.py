@@ -156,6 +156,7 @@ class PanopticMap(Result):
             as_array(self.ids),
             [visualize.Area(s.id, s.label, self.name(s.label), s.area / pixels) for s in self.segments],
             legend=entries if legend else None,
+            names=self.names,
             as_frame=as_frame,
         )
 

@@ -151,6 +151,7 @@ class SemanticMap(Result):
             [visualize.Area(label, label, self.name(label), share) for label, share in shares.items()],
             legend=entries if legend else None,
             smallest_named=SMALLEST_NAMED,
+            names=self.names,
             as_frame=as_frame,
         )
 
@@ -170,6 +171,8 @@ class SemanticMap(Result):
             return visualize.save_image(Pillow.fromarray(labels.astype(np.uint16)), path)
         png = Pillow.fromarray(labels.astype(np.uint8))
         colors = palettes.regions().copy()
+        if (own := palettes.of_names(self.names)) is not None:
+            colors[: len(own)] = own
         colors[IGNORED] = palettes.rgb(palettes.NOTHING)
         png.putpalette(colors.tobytes())
         return visualize.save_image(png, path)
