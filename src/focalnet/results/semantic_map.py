@@ -105,9 +105,9 @@ class SemanticMap(Result):
             MissingDependency: FiftyOne is not installed.
         """
         known = (len(self.names) or int(self.labels.max()) + 1) <= IGNORED
-        labels = self.labels.cpu().numpy() + 1
+        labels = as_array(self.labels) + 1
         if known:
-            labels[self.labels.cpu().numpy() == IGNORED] = 0
+            labels[as_array(self.labels) == IGNORED] = 0
         return require("fiftyone", "fiftyone").Segmentation(mask=labels.astype(np.uint16))
 
     def shares(self) -> dict[int, float]:
