@@ -208,7 +208,7 @@ def test_predict_shows_the_best_classes_of_each_picture(capsys, model: str, pict
 def test_predict_writes_pictures_with_unique_names_and_json(model: str, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["predict", str(pictures), str(pictures / "*.png"), "--model", model, "--out", str(out)]) == 0
-    assert tree(out) == ["a-2-prediction.png", "a-prediction.png", "b-prediction.png", "predictions.json"]
+    assert tree(out) == ["a-prediction.png", "b-prediction.png", "predictions.json", "sub/a-prediction.png"]
     report = json.loads((out / "predictions.json").read_text())
     assert report["model"] == model
     for prediction in report["predictions"]:

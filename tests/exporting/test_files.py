@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import focalnet
+from focalnet.card import Preprocessing
 from focalnet.cli.main import main
 from focalnet.data.preprocess import preprocess as by_torch
 from focalnet.errors import CheckpointError, ConfigError, ExportError, FrozenError, MissingDependency
@@ -84,6 +85,16 @@ def test_preprocessing_without_torch(size: tuple[int, int], max_size: int | None
     assert actual.shape == expected.shape
     levels = np.abs(actual - expected) * 255 * 0.225
     assert levels.max() < (1e-3 if max_size is None else 1.2)
+
+
+@pytest.mark.parametrize("size", [(30, 400), (90, 70), (7, 9)])
+def test_an_image_is_squashed_as_by_pytorch(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    how = Preprocessing(image_size=(32, 48), crop_pct=0.9, fit="squash")
+    expected, actual = by_torch(image, how).numpy(), preprocess(image, how)
+    assert actual.shape == expected.shape == (3, 32, 48)
+    assert np.abs(actual - expected).max() < 1e-5
 
 
 def test_metadata_of_both_formats(classifier: Case) -> None:

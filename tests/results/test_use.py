@@ -53,6 +53,22 @@ def test_results_are_equal_by_value(result, changes):
     assert result != "something else"
 
 
+def test_results_of_exported_networks_hold_arrays():
+    """They do all that those of PyTorch do, and are not equal to these: arrays are not tensors."""
+    for result in (OBJECTS, LABELS, SEGMENTS):
+        values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        arrays = {k: v.numpy().copy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        one, other = type(result)(**arrays), type(result)(**arrays)
+        assert one == other
+        assert one != result
+        assert repr(one) == repr(result)
+        assert one.table_rows() == result.table_rows()
+        one.to_torchvision()
+    boxes = dataclasses.replace(OBJECTS, boxes=BOXES.numpy(), masks=MASKS.numpy(), labels=np.array([0, 1]))
+    assert boxes[1].box == (3, 3, 20, 20)
+    assert boxes.to_label_studio() == OBJECTS.to_label_studio()
+
+
 def test_short_forms():
     assert repr(OBJECTS) == "Detections(1 ant, 1 bee; 40 x 30)"
     assert repr(OBJECTS[:0]) == "Detections(no objects; 40 x 30)"

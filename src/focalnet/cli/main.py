@@ -16,6 +16,7 @@ import typer
 import focalnet
 from focalnet.cli.benchmark import benchmark
 from focalnet.cli.check_data import check_data
+from focalnet.cli.compare import compare
 from focalnet.cli.convert import convert
 from focalnet.cli.convert_data import convert_data
 from focalnet.cli.demo import demo
@@ -50,6 +51,7 @@ for command in (quickstart, models, predict, explain, demo, recipes):
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
     app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
 app.command("finish")(finish_command)
+app.command()(compare)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)
 app.command()(convert)

@@ -296,9 +296,6 @@ def _measure_and_say(
     measurement = _measure(recipe, weights, overrides, trust_recipe=trust_recipe, split=split, records=records)
     for metric in measurement.metrics:
         say(f"{metric.name:<14} {metric.value:8.2f} {metric.unit}")
-    for name, value in measurement.details.items():
-        if isinstance(value, float):
-            say(f"{name:<14} {value:8.2f} %")
     say(f"{'images_per_s':<14} {measurement.images_per_s:8.2f} images/s")
     say(f"{'images':<14} {measurement.images:8d}")
     if out is not None:

@@ -142,9 +142,8 @@ def _with_sound(silent: Path, source: str | Path, count: int) -> Path:
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode == 0 and target.is_file() and _frames_and_size(target, count)[0] == count:
             return target
-    logger.warning(
-        "%s: its sound could not be copied: %s", source, " ".join(done.stderr.decode(errors="replace").split())
-    )
+    reason = " ".join(done.stderr.decode(errors="replace").split())
+    logger.warning("%s: its sound could not be copied: %s", source, reason)
     return silent
 
 

@@ -167,7 +167,7 @@ def _same(one: Any, other: Any) -> bool:
         return bool(one == other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool((one.cpu() == other.cpu()).all())
+    return bool((as_array(one) == as_array(other)).all())
 
 
 def briefly(parts: Sequence[str]) -> str:
@@ -203,7 +203,7 @@ def masks_to_supervision(masks: Sequence[tuple[int, str, Tensor, float | None]],
     """
     supervision = require("supervision", "supervision")
     masks = [one for one in masks if one[2].any()]
-    bitmaps = np.array([mask.cpu().numpy() for _, _, mask, _ in masks], dtype=bool).reshape(-1, *size)
+    bitmaps = np.array([as_array(mask) for _, _, mask, _ in masks], dtype=bool).reshape(-1, *size)
     scores = [score for *_, score in masks]
     return supervision.Detections(
         xyxy=np.array([_box_around(bitmap) for bitmap in bitmaps], dtype=np.float32).reshape(-1, 4),

@@ -105,10 +105,10 @@ class Detections(Result):
             MissingDependency: supervision is not installed.
         """
         return require("supervision", "supervision").Detections(
-            xyxy=self.boxes.float().cpu().numpy().reshape(-1, 4),
-            mask=None if self.masks is None else self.masks.cpu().numpy(),
-            confidence=self.scores.float().cpu().numpy(),
-            class_id=self.labels.cpu().numpy().astype(int),
+            xyxy=as_array(self.boxes).astype(np.float32).reshape(-1, 4),
+            mask=None if self.masks is None else as_array(self.masks),
+            confidence=as_array(self.scores).astype(np.float32),
+            class_id=as_array(self.labels).astype(int),
             data={"class_name": np.array([self.name(label) for label in self.labels.tolist()], dtype=str)},
         )
 
@@ -138,7 +138,7 @@ class Detections(Result):
             mask = None
             if one.mask is not None:
                 top, left = round(y1), round(x1)
-                mask = one.mask[top : max(round(y2), top + 1), left : max(round(x2), left + 1)].cpu().numpy()
+                mask = as_array(one.mask)[top : max(round(y2), top + 1), left : max(round(x2), left + 1)]
             found.append(fiftyone.Detection(label=one.name, bounding_box=box, confidence=one.score, mask=mask))
         return fiftyone.Detections(detections=found)
 

@@ -117,7 +117,7 @@ class PanopticMap(Result):
         for segment in self.segments:
             if segment.id < len(labels):
                 labels[segment.id] = segment.label + 1
-        return require("fiftyone", "fiftyone").Segmentation(mask=labels[self.ids.cpu().numpy()])
+        return require("fiftyone", "fiftyone").Segmentation(mask=labels[as_array(self.ids)])
 
     def name(self, label: int) -> str:
         """The name of a class, ``"class 3"`` where it is unknown."""
@@ -156,6 +156,7 @@ class PanopticMap(Result):
             as_array(self.ids),
             [visualize.Area(s.id, s.label, self.name(s.label), s.area / pixels) for s in self.segments],
             legend=entries if legend else None,
+            names=self.names,
             as_frame=as_frame,
         )
 

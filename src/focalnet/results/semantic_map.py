@@ -105,9 +105,9 @@ class SemanticMap(Result):
             MissingDependency: FiftyOne is not installed.
         """
         known = (len(self.names) or int(self.labels.max()) + 1) <= IGNORED
-        labels = self.labels.cpu().numpy() + 1
+        labels = as_array(self.labels) + 1
         if known:
-            labels[self.labels.cpu().numpy() == IGNORED] = 0
+            labels[as_array(self.labels) == IGNORED] = 0
         return require("fiftyone", "fiftyone").Segmentation(mask=labels.astype(np.uint16))
 
     def shares(self) -> dict[int, float]:
@@ -151,6 +151,7 @@ class SemanticMap(Result):
             [visualize.Area(label, label, self.name(label), share) for label, share in shares.items()],
             legend=entries if legend else None,
             smallest_named=SMALLEST_NAMED,
+            names=self.names,
             as_frame=as_frame,
         )
 
@@ -170,6 +171,8 @@ class SemanticMap(Result):
             return visualize.save_image(Pillow.fromarray(labels.astype(np.uint16)), path)
         png = Pillow.fromarray(labels.astype(np.uint8))
         colors = palettes.regions().copy()
+        if (own := palettes.of_names(self.names)) is not None:
+            colors[: len(own)] = own
         colors[IGNORED] = palettes.rgb(palettes.NOTHING)
         png.putpalette(colors.tobytes())
         return visualize.save_image(png, path)

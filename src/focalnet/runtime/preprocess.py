@@ -76,15 +76,17 @@ def pad(images: list[Array], divisor: int) -> Array:
 
 
 def _center(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """The image, resized to cover the crop, and cropped."""
-    crop = preprocessing.crop
+    """The image, resized to cover the crop (or, squashed, to its shape), and cropped."""
+    crop, squashed = preprocessing.crop, preprocessing.fit == "squash"
     thinnest = _THINNEST * max(crop) / min(crop)
     longest = math.ceil(thinnest * min(image.size))
-    if max(image.size) > longest:
+    if max(image.size) > longest and not squashed:
         image = _cropped(image, (min(image.height, longest), min(image.width, longest)))
     least = [math.floor(side / preprocessing.crop_pct) for side in crop]
     size = image.height, image.width
-    if least[0] == least[1]:
+    if squashed:
+        height, width = least
+    elif least[0] == least[1]:
         height, width = (int(least[0] * side / min(size)) for side in size)
     else:
         scale = max(wanted / side for wanted, side in zip(least, size, strict=True))

@@ -1,4 +1,4 @@
-"""Draws objects over an image: boxes, masks, names."""
+"""Draws objects over an image: boxes, masks, and names where they hide little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from focalnet.visualize import palettes
-from focalnet.visualize.canvas import original_size, printable, readable_size, with_legend, write_label
+from focalnet.visualize.canvas import label_size, original_size, printable, readable_size, with_legend, write_text
+
+Box: TypeAlias = "tuple[float, float, float, float]"  # x1 y1 x2 y2
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +34,11 @@ def draw_boxes(
     *,
     as_frame: bool = False,
 ) -> Image.Image:
-    """Draws boxes, masks, names and scores over an image, one color per class, the first objects on top.
+    """Draws boxes, masks, names and scores over an image, the first objects on top.
 
-    With many objects, only names that fit their box are written, and a legend below counts the objects of each class.
+    The objects of a class have shades of one color. Names do not overlap, and cover other objects as little as
+    possible; one for which there is no room is left out. With many objects, only names that fit their box are written,
+    and a legend below counts the objects of each class.
 
     Args:
         image: not modified.
@@ -46,30 +50,97 @@ def draw_boxes(
         as_frame: keep the image size and draw no legend, because all frames of a video have the same size.
     """
     drawn = original_size(image) if as_frame else readable_size(image, largest=LARGEST)
+    counts = Counter(labels.tolist())
+    alone = len(counts) == 1
+    shades = {
+        label: iter(palettes.shades(palettes.rgb(palettes.of_class(label)), count, alone=alone))
+        for label, count in counts.items()
+    }
+    colors = [next(shades[label]) for label in labels.tolist()]
     if masks is not None and len(masks):
-        drawn = _with_masks(drawn, np.asarray(masks), labels.tolist())
+        drawn = _with_masks(drawn, np.asarray(masks), colors)
     draw = ImageDraw.Draw(drawn)
     line = max(max(drawn.size) // 400, 2)
     scale = np.array([drawn.width / image.width, drawn.height / image.height] * 2, np.float32)
     scaled = np.array(boxes.tolist(), np.float32).reshape(-1, 4) * scale
-    colors = [palettes.rgb(palettes.of_class(label)) for label in labels.tolist()]
     percents = [""] * len(colors) if scores is None else [f" {score:.0%}" for score in scores.tolist()]
-    objects = list(zip(scaled.tolist(), colors, names, percents, strict=True))
-    for box, color, _, _ in reversed(objects):
-        draw.rectangle(_ordered(box), outline=color, width=line)
-    crowd = len(objects) >= CROWD
-    for box, color, name, percent in reversed(objects):
-        write_label(drawn, box, printable(name) + percent, color, only_if_it_fits=crowd)
+    places = [_ordered(box) for box in scaled.tolist()]
+    for box, color in reversed(list(zip(places, colors, strict=True))):
+        draw.rectangle(box, outline=color, width=line)
+    crowd = len(places) >= CROWD
+    texts = [printable(name) + percent for name, percent in zip(names, percents, strict=True)]
+    sizes = [label_size(drawn, text) for text in texts]
+    wanted = [not crowd or size[0] <= box[2] - box[0] for size, box in zip(sizes, places, strict=True)]
+    found = place_labels(places, [size if some else None for size, some in zip(sizes, wanted, strict=True)], drawn.size)
+    for place, text, color in reversed(list(zip(found, texts, colors, strict=True))):
+        if place is not None:
+            write_text(drawn, place, text, color)
     if not crowd or as_frame:
         return drawn
     name_of = dict(zip(labels.tolist(), names, strict=True))
-    counts = Counter(labels.tolist()).most_common()
-    return with_legend(drawn, [(palettes.rgb(palettes.of_class(i)), f"{name_of[i]}  {count}") for i, count in counts])
+    entries = [
+        (palettes.rgb(palettes.of_class(label)), f"{name_of[label]}  {count}") for label, count in counts.most_common()
+    ]
+    return with_legend(drawn, entries)
 
 
-def _with_masks(image: Image.Image, masks: NDArray[Any], labels: list[int]) -> Image.Image:
+def place_labels(
+    boxes: Sequence[Box], sizes: Sequence[tuple[int, int] | None], limits: tuple[int, int]
+) -> list[Box | None]:
+    """Places for the labels of boxes, in order: beside, above, below or within each, where they hide least.
+
+    A place may not overlap that of another label. The cost of one is the sum of the shares of the boxes that it covers;
+    of equal ones, the first is taken: above the box at its left, below it, above at its right, ...
+
+    Args:
+        boxes: x1 y1 x2 y2.
+        sizes: width and height of each label; None for no label.
+        limits: width and height of the image.
+
+    Returns:
+        x1 y1 x2 y2, within the image if the label fits into it; None without a label or where there is no room.
+    """
+    objects = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    areas = np.maximum((objects[:, 2] - objects[:, 0]) * (objects[:, 3] - objects[:, 1]), 1)
+    taken = np.zeros((0, 4))
+    found: list[Box | None] = []
+    for box, size in zip(boxes, sizes, strict=True):
+        if size is None:
+            found.append(None)
+            continue
+        x1, y1, x2, y2 = box
+        width, height = size
+        corners = [
+            (x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2), (x2, y1), (x1 - width, y1),
+            (x1, y1), (x2 - width, y2 - height), (x1, y1 - 2 * height), (x1, y2 + height),
+        ]  # fmt: skip
+        places = np.array([(x, y, x + width, y + height) for x, y in corners], dtype=np.float64)
+        shift = np.maximum(-places[:, :2], 0) + np.minimum(np.array(limits) - 1 - places[:, 2:], 0)
+        shift = np.where(places[:, :2] + shift < 0, -places[:, :2], shift)  # larger than the image: from its corner
+        places += np.tile(shift, 2)
+        costs = (_shared(places, objects) / areas).sum(1)
+        costs[_shared(places, taken).sum(1) > 0] = np.inf
+        best = int(costs.argmin())
+        if np.isinf(costs[best]):
+            found.append(None)
+            continue
+        taken = np.concatenate([taken, places[best][None]])
+        left, top, right, bottom = places[best].tolist()
+        found.append((left, top, right, bottom))
+    return found
+
+
+def _shared(places: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pixels that each place shares with each box, ``(places, boxes)``."""
+    low = np.maximum(places[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(places[:, None, 2:], boxes[None, :, 2:])
+    shared: NDArray[np.float64] = (high - low).clip(min=0).prod(-1)
+    return shared
+
+
+def _with_masks(image: Image.Image, masks: NDArray[Any], shades: Sequence[palettes.RGB]) -> Image.Image:
     """Tints each pixel with the color of the first object that covers it; outlines are opaque."""
-    colors = np.array([palettes.rgb(palettes.of_class(label)) for label in labels], dtype=np.uint8)
+    colors = np.array(shades, dtype=np.uint8)
     owner = np.where(masks.any(0), masks.argmax(0), -1)
     large = np.asarray(Image.fromarray(owner.astype(np.int32)).resize(image.size, Image.Resampling.NEAREST))
     covered = large >= 0

@@ -52,27 +52,25 @@ def label_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
     return font(min(max(max(size) // 60, 11), 24), bold=False)
 
 
-def write_label(
-    image: Image.Image, box: Sequence[float], text: str, color: palettes.RGB, *, only_if_it_fits: bool = False
-) -> None:
-    """Writes white text on a colored background above a box, or within the box if there is no room above.
+def label_size(image: Image.Image, text: str) -> tuple[int, int]:
+    """Width and height in pixels of a label on an image."""
+    left, top, right, bottom = ImageDraw.Draw(image).textbbox((0, 0), text, label_font(image.size))
+    return int(right - left) + 6, int(bottom - top) + 6
+
+
+def write_text(image: Image.Image, place: Sequence[float], text: str, color: palettes.RGB) -> None:
+    """Writes text on a background of this color, white or dark, whichever can be read.
 
     Args:
         image: modified in place.
-        box: left, top, right, bottom.
+        place: left, top, right, bottom.
         text: one line.
         color: of the background.
-        only_if_it_fits: write nothing if the text is wider than the box.
     """
     draw, letters = ImageDraw.Draw(image), label_font(image.size)
-    left, top, right, bottom = draw.textbbox((0, 0), text, letters)
-    width, height = right - left + 6, bottom - top + 6
-    if only_if_it_fits and width > box[2] - box[0]:
-        return
-    x = min(max(box[0], 0), max(image.width - width, 0))
-    y = box[1] - height if box[1] >= height else box[1]
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    draw.text((x + 3 - left, y + 3 - top), text, palettes.PAPER, letters)
+    left, top, _, _ = draw.textbbox((0, 0), text, letters)
+    draw.rectangle(tuple(place), fill=color)
+    draw.text((place[0] + 3 - left, place[1] + 3 - top), text, palettes.ink_on(color), letters)
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[palettes.RGB, str]]) -> Image.Image:

@@ -56,6 +56,7 @@ def draw_label_map(
     *,
     legend: Sequence[tuple[int, str]] | None = None,
     smallest_named: float = 0.0,
+    names: Sequence[str] = (),
     as_frame: bool = False,
 ) -> Image.Image:
     """Draws areas over an image with their colors and names; pixels of no area are darkened.
@@ -67,11 +68,17 @@ def draw_label_map(
         legend: class indices and their text in the legend below the image; None for no legend, which keeps equal
             sizes equal.
         smallest_named: areas with a smaller share of the pixels get no name.
+        names: of all classes, by label; those of a well-known data set have its colors.
         as_frame: keep the image size and draw no legend, because all frames of a video have the same size.
     """
     drawn = original_size(image) if as_frame else readable_size(image, SMALLEST, LARGEST)
     counts = Counter(area.label for area in areas)
-    shades = {label: iter(palettes.shades(palettes.of_region(label), count)) for label, count in counts.items()}
+    own = palettes.of_names(names) or []
+
+    def color(label: int) -> palettes.RGB:
+        return own[label] if label < len(own) else palettes.of_region(label)
+
+    shades = {label: iter(palettes.shades(color(label), count)) for label, count in counts.items()}
     colored = [(area.share, _Colored(area.id, area.name, next(shades[area.label]))) for area in areas]
     ids = sampled(ids_HW, drawn.size)
     drawn = _lay_over(drawn, ids, [area for _, area in colored])
@@ -80,7 +87,7 @@ def draw_label_map(
     _write_names(drawn, ids, [area for share, area in largest if share >= smallest_named])
     if legend is None or as_frame:
         return drawn
-    return with_legend(drawn, [(palettes.of_region(label), text) for label, text in legend])
+    return with_legend(drawn, [(color(label), text) for label, text in legend])
 
 
 def sampled(ids_HW: Ids, size: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
+import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Final, NamedTuple, TypeAlias
 
@@ -24,6 +27,7 @@ CLASSES: Final = (
 )  # fmt: skip
 
 NOTHING: Final = "#000000"  # pixels without a class
+FEWEST_KNOWN: Final = 8  # classes of a data set whose colors are taken: "road" and "sky" may be of any
 REGIONS: Final = 256  # colors of areas before they repeat
 
 HEAT: Final = "viridis"  # matplotlib's color map for heatmaps and kernels without negative values
@@ -59,14 +63,57 @@ def of_region(label: int) -> RGB:
     return red, green, blue
 
 
-def shades(color: RGB, count: int) -> list[RGB]:
-    """Shades of a color for the objects of a class: the color itself, then alternately lighter and darker."""
+def shades(color: RGB, count: int, *, alone: bool = False) -> list[RGB]:
+    """Shades of a color for the objects of a class: the color itself, then lighter and darker neighboring hues.
+
+    Args:
+        color: of the class.
+        count: number of objects.
+        alone: there are no other classes, so that hues may be farther away.
+    """
+    spread = 1.0 if alone else 0.3
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(value / 255 for value in color))
     varied = [color]
     for step in range(1, count):
-        towards, share = (255, 0)[step % 2], 0.2 + 0.2 * ((step - 1) // 2 % 2)
-        red, green, blue = (round(value + share * (towards - value)) for value in color)
+        turn, towards, share = _VARIED[(step - 1) % len(_VARIED)]
+        values = colorsys.hls_to_rgb((hue + spread * turn) % 1, lightness + share * (towards - lightness), saturation)
+        red, green, blue = (round(255 * value) for value in values)
         varied.append((red, green, blue))
     return varied
+
+
+# Turn of the hue, and lightness towards white or black: consecutive shades are far apart.
+_VARIED = (
+    *((0.07, 1, 0.30), (-0.07, 0, 0.25), (0.0, 1, 0.45), (0.11, 0, 0.15), (-0.11, 1, 0.25), (0.0, 0, 0.4)),
+    *((0.07, 0, 0.3), (-0.07, 1, 0.4), (0.14, 1, 0.15), (-0.14, 0, 0.2)),
+)
+
+
+def of_names(names: Sequence[str]) -> list[RGB] | None:
+    """The colors that the classes of Cityscapes or CamVid have in their own label maps.
+
+    None unless there are several, as of such a data set, and all of them are classes of one.
+    """
+    plain = [re.sub(r"[^a-z]", "", name.casefold()) for name in names]
+    for known in (_CITYSCAPES, _CAMVID):
+        if len(plain) >= FEWEST_KNOWN and all(name in known for name in plain):
+            return [known[name] for name in plain]
+    return None
+
+
+_CITYSCAPES: Final[dict[str, RGB]] = {
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "pole": (153, 153, 153), "trafficlight": (250, 170, 30), "trafficsign": (220, 220, 0),
+    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
+}  # fmt: skip
+_CAMVID: Final[dict[str, RGB]] = {
+    "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "columnpole": (192, 192, 128),
+    "road": (128, 64, 128), "pavement": (60, 40, 222), "sidewalk": (60, 40, 222), "tree": (128, 128, 0),
+    "sign": (192, 128, 128), "signsymbol": (192, 128, 128), "fence": (64, 64, 128), "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0), "bicyclist": (0, 128, 192), "cyclist": (0, 128, 192),
+}  # fmt: skip
 
 
 def ink_on(color: RGB) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from focalnet.visualize import palettes
-from focalnet.visualize.canvas import SMALLEST, font, original_size, printable, readable_size, write_label
+from focalnet.visualize.canvas import SMALLEST, font, label_size, original_size, printable, readable_size, write_text
 
 
 def draw_ranking(
@@ -24,7 +24,8 @@ def draw_ranking(
     if as_frame:
         frame = original_size(image)
         for name, score in zip(names[:1], scores[:1], strict=True):
-            write_label(frame, (0, 0, *frame.size), f"{printable(name)} {score:.0%}", palettes.rgb(palettes.BAR))
+            text = f"{printable(name)} {score:.0%}"
+            write_text(frame, (0, 0, *label_size(frame, text)), text, palettes.rgb(palettes.BAR))
         return frame
     drawn = readable_size(image)
     width = max(drawn.width, SMALLEST)
