@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
+import focalnet
 from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, InputError
 from focalnet.kernels.fuse import fuse
@@ -154,7 +156,19 @@ class Stage(nn.Module):
         return x
 
 
-class FocalNetBase(nn.Module):
+class Shareable:
+    """What every network has to be saved in a folder and on the Hugging Face Hub."""
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the network with a README to the Hugging Face Hub; see ``focalnet.push_to_hub``."""
+        return focalnet.push_to_hub(cast(Any, self), repo_id, **options)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes what ``push_to_hub`` uploads to a folder, which ``focalnet.load`` reads."""
+        return focalnet.save_pretrained(cast(Any, self), folder)
+
+
+class FocalNetBase(Shareable, nn.Module):
     """Stem and stages: the base class of ``FocalNet`` and ``Classifier``.
 
     Implements timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
