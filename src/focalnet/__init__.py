@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from focalnet import lazy
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _WHERE = {
     "Classification": "results",

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import torch
 
 from focalnet import registry, weights
-from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
+from focalnet.errors import CheckpointError, ConfigError, DownloadError, UnknownName, did_you_mean
 from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
@@ -235,7 +235,14 @@ def open_checkpoint(name: str, options: Mapping[str, Any]) -> Checkpoint:
     if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES:
         return weights.read(name, **known)
     if (repository := hub.repository(name)) is not None:
-        return weights.read(hub.fetch(repository), **known)
+        try:
+            folder = hub.fetch(repository)
+        except DownloadError as error:
+            if hub.PREFIX.match(name):
+                raise
+            missing = "cannot be read: No such file or directory"  # a path may have been meant
+            raise CheckpointError(f"{name}: {missing}; nor from the Hugging Face Hub: {error}") from error
+        return weights.read(folder, **known)
     if os.sep in name:
         return weights.read(name, **known)
     if name in registry.names():

@@ -76,7 +76,7 @@ def test_the_cache_serves_what_was_loaded_before(server: Hub, tmp_path: Path, mo
     monkeypatch.setattr(hub, "unreachable", lambda _: "no connection (Name or service not known)")
     assert focalnet.load("someone/net")
     with pytest.raises(DownloadError, match=r"someone/other is not in the cache .*: no connection \(Name or service"):
-        focalnet.load("someone/other")
+        focalnet.load("hf-hub:someone/other")
     with pytest.raises(DownloadError, match=r"someone/net could not be written: no connection"):
         classifier().push_to_hub("someone/net")
 
@@ -109,8 +109,11 @@ def test_one_line_says_why_a_repository_cannot_be_read(
     server.repositories["someone/net"] = {}
     server.gated.add("someone/gated")
     with pytest.raises(DownloadError, match=REFUSED[name]) as caught:
-        focalnet.load(name)
+        focalnet.load(f"hf-hub:{name}")
     assert "\n" not in str(caught.value)
+    both = rf"{name}: cannot be read: No such file or directory; nor from the Hugging Face Hub: .*{REFUSED[name]}"
+    with pytest.raises(CheckpointError, match=both):
+        focalnet.load(name)
     noise().save(tmp_path / "image.png")
     assert main(["predict", str(tmp_path / "image.png"), "--model", name]) == 2
     captured = capsys.readouterr()
