@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint asan matrix bench clean
+.PHONY: quickstart test lint asan wheel matrix bench clean
 
 # Reinstalled after every change of pyproject.toml.
 $(VENV)/.installed: pyproject.toml
@@ -25,6 +25,10 @@ lint: $(VENV)/.installed  ## check style and types
 
 asan: $(VENV)/.installed  ## run the tests of the CPU kernels with AddressSanitizer (a few minutes)
 	bash tests/asan.sh $(BIN)/python
+
+wheel: $(VENV)/.installed  ## build sdist and wheel, and run the wheel's kernels without a compiler
+	$(BIN)/python -m pip install --quiet build twine auditwheel
+	bash tests/wheel.sh $(BIN)/python
 
 matrix: $(VENV)/.installed  ## test all changes of a model with inductor (`make test` uses a faster backend)
 	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix*.py --numprocesses=auto

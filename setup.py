@@ -1,7 +1,10 @@
 """Builds the CPU kernels where a C++ compiler is found; where none is, the package installs without them.
 
 Everything else about the package is in pyproject.toml. Each source of kernels is compiled once for each instruction
-set; the library links no OpenMP of its own, since it runs on the threads PyTorch has loaded.
+set; the library links no OpenMP of its own, since it runs on the threads PyTorch has loaded. It has a C interface and
+does not use Python's, so that one wheel serves every version of Python on a platform.
+
+``FOCALNET_KERNELS=required`` makes it an error if the kernels cannot be built, as for wheels that are published.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/focalnet/kernels/cpu")
@@ -39,6 +43,8 @@ class BuildKernels(build_ext):
         try:
             self._build(library)
         except (OSError, subprocess.CalledProcessError) as error:
+            if os.environ.get("FOCALNET_KERNELS") == "required":
+                raise
             print(f"focalnet: installed without CPU kernels, models run eagerly ({error})", file=sys.stderr)
 
     def _build(self, library: Path) -> None:
@@ -62,7 +68,14 @@ class BuildKernels(build_ext):
             library.write_bytes(content + hashlib.sha256(content).digest() + SEAL)
 
 
+class PlatformWheel(bdist_wheel):
+    """A wheel for a platform, and for every version of Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("focalnet.kernels.cpu._kernels", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from focalnet import lazy
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _WHERE = {
     "Classification": "results",
@@ -28,6 +28,8 @@ _WHERE = {
     "list_models": "zoo",
     "load": "zoo",
     "optimize": "kernels.optimize",
+    "push_to_hub": "weights",
+    "save_pretrained": "weights",
 }
 __all__ = ["__version__", *_WHERE]
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from focalnet.models.backbone import FocalNet as FocalNet
     from focalnet.models.backbone import FocalNetConfig as FocalNetConfig
     from focalnet.results import Classification as Classification
+    from focalnet.weights import push_to_hub as push_to_hub
+    from focalnet.weights import save_pretrained as save_pretrained
     from focalnet.zoo import create_model as create_model
     from focalnet.zoo import list_models as list_models
     from focalnet.zoo import load as load

@@ -14,13 +14,13 @@ from typing import Any, Literal, overload
 import torch
 
 from focalnet import registry, weights
-from focalnet.errors import CheckpointError, ConfigError, UnknownName, did_you_mean
+from focalnet.errors import CheckpointError, ConfigError, DownloadError, UnknownName, did_you_mean
 from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
 from focalnet.models.base import TaskName, split_options
 from focalnet.models.plain import with_options
-from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense
+from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense, hub
 from focalnet.weights.report import compare
 
 Network = Model[Any, Any]
@@ -111,8 +111,9 @@ def load(
     """Builds a model with trained weights, in eval mode, with its card.
 
     Args:
-        name_or_path: a name in ``weights.list_weights()``, or a checkpoint file of focalnet, the official
-            release, timm, transformers, mmdet or mmseg.
+        name_or_path: a name in ``weights.list_weights()``; a checkpoint file of focalnet, the official release, timm,
+            transformers, mmdet or mmseg; or a repository of the Hugging Face Hub with such a file: ``"owner/name"``,
+            ``"owner/name@revision"``, ``"hf-hub:owner/name"``.
         num_classes: if it differs from the weights, the model gets a new, random head, for finetuning.
         features_only: return the backbone, without final norm and head, and with new norms of the returned
             feature maps.
@@ -231,7 +232,18 @@ def open_checkpoint(name: str, options: Mapping[str, Any]) -> Checkpoint:
     known = {key: options[key] for key in ("post_norm", "normalize_modulator", "stem_padding") if key in options}
     if name in weights.entries():
         return weights.fetch(name, **known)
-    if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES or os.sep in name:
+    if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES:
+        return weights.read(name, **known)
+    if (repository := hub.repository(name)) is not None:
+        try:
+            folder = hub.fetch(repository)
+        except DownloadError as error:
+            if hub.PREFIX.match(name):
+                raise
+            missing = "cannot be read: No such file or directory"  # a path may have been meant
+            raise CheckpointError(f"{name}: {missing}; nor from the Hugging Face Hub: {error}") from error
+        return weights.read(folder, **known)
+    if os.sep in name:
         return weights.read(name, **known)
     if name in registry.names():
         published = weights.list_weights(f"{name}.*")

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import constants
 
 import focalnet
+from focalnet import weights
 from focalnet.errors import DownloadError
 from focalnet.weights import download
 from focalnet.weights.catalogue import Entry, Source
@@ -405,7 +406,7 @@ def test_what_the_hub_sends_must_have_its_hash(
     server.answer = lambda handler: handler.send(content, ETag=f'"{etag}"', X_Repo_Commit="0" * 40)
     with pytest.raises(DownloadError, match=reason):
         download.local_file(wanted)
-    assert download.cached(wanted) is None
+    assert weights.cached(wanted) is None
     blobs = [path for path in tmp_path.rglob("blobs/*") if path.is_file()]
     assert blobs == []
     server.answer = lambda handler: handler.send(TRUE, ETag=f'"{sha256(TRUE)}"', X_Repo_Commit="0" * 40)

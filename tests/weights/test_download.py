@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from focalnet import weights
 from focalnet.errors import DownloadError
 from focalnet.weights import download
 from focalnet.weights.catalogue import Entry, Source
@@ -117,12 +118,12 @@ def files(cache: Path) -> set[str]:
 def test_a_file_is_fetched_once(server: tuple[Behaviour, str], cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     behaviour, address = server
     wanted = entry(at(address))
-    assert download.cached(wanted) is None
+    assert weights.cached(wanted) is None
     for _ in range(2):
         assert download.local_file(wanted).read_bytes() == CONTENT
     assert behaviour.asked == [None]
     assert capfd.readouterr() == ("", "")  # progress is for terminals
-    assert download.cached(wanted) == cache / "x.pth"
+    assert weights.cached(wanted) == cache / "x.pth"
     assert files(cache) == {"x.pth"}
 
 
@@ -298,12 +299,12 @@ def test_the_hub_route(server: tuple[Behaviour, str], cache: Path, monkeypatch: 
     template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace("{endpoint}", address))
     wanted = entry(Source(file="model.safetensors", hub="someone/something", sha256=SHA256))
-    assert download.cached(wanted) is None
+    assert weights.cached(wanted) is None
 
     path = download.local_file(wanted)
 
     assert path.read_bytes() == CONTENT
-    assert path == download.cached(wanted)
+    assert path == weights.cached(wanted)
     assert path.is_relative_to(cache.parent / "models--someone--something")
     asked = len(behaviour.asked)
     assert download.local_file(wanted) == path

@@ -7,8 +7,9 @@ of the official classification release, so its state dicts load unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
+import focalnet
 from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, InputError
 from focalnet.kernels.fuse import fuse
@@ -154,11 +156,23 @@ class Stage(nn.Module):
         return x
 
 
-class FocalNetBase(nn.Module):
+class Shareable:
+    """What every network has to be saved in a folder and on the Hugging Face Hub."""
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the network with a README to the Hugging Face Hub; see ``focalnet.push_to_hub``."""
+        return focalnet.push_to_hub(cast(Any, self), repo_id, **options)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes what ``push_to_hub`` uploads to a folder, which ``focalnet.load`` reads."""
+        return focalnet.save_pretrained(cast(Any, self), folder)
+
+
+class FocalNetBase(Shareable, nn.Module):
     """Stem and stages: the base class of ``FocalNet`` and ``Classifier``.
 
-    Implements timm's protocol for training code: ``set_grad_checkpointing``, ``group_matcher`` (for
-    layer-wise learning rates) and ``no_weight_decay``.
+    Implements timm's protocol: ``set_grad_checkpointing``, ``group_matcher`` (for layer-wise learning rates),
+    ``no_weight_decay`` and ``forward_intermediates``.
     """
 
     def __init__(self, shape: FocalNetConfig) -> None:
@@ -192,6 +206,59 @@ class FocalNetBase(nn.Module):
             yield x
             if stage.downsample is not None:
                 x = stage.downsample(x.permute(0, 3, 1, 2))
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The feature maps of stages (timm's protocol).
+
+        Args:
+            x: images ``(B, C, H, W)``.
+            indices: stages, from 0 or from the end; a number for the last so many; None for all.
+            norm: apply the norm of a stage, where it has one: the last of a classifier, the returned of a backbone.
+            stop_early: do not run stages after the last of ``indices``.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``, of everything that is returned.
+            intermediates_only: return the list alone.
+
+        Returns:
+            The last feature map that was computed, with its norm, and the list of those of ``indices``.
+
+        Raises:
+            ConfigError: there is no such stage or format.
+        """
+        stages = len(self.layers)
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ConfigError(f'output_fmt="{output_fmt}" must be NCHW or NHWC')
+        if isinstance(indices, int):
+            wanted = list(range(stages - indices, stages))
+        else:
+            wanted = [i + stages if i < 0 else i for i in (range(stages) if indices is None else indices)]
+        if not wanted or not all(0 <= i < stages for i in wanted):
+            raise ConfigError(f"indices={indices} must be among the {stages} stages of this FocalNet")
+
+        def finished(feature_map: torch.Tensor) -> torch.Tensor:
+            return feature_map if output_fmt == "NHWC" else feature_map.permute(0, 3, 1, 2)
+
+        intermediates = []
+        for i, last in enumerate(self.forward_stages(x)):
+            if i in wanted:
+                intermediates.append(finished(self._norm_of(i)(last) if norm else last))
+            if stop_early and i == max(wanted):
+                break
+        return intermediates if intermediates_only else (finished(self._norm_of(i)(last)), intermediates)
+
+    def _norm_of(self, stage: int) -> nn.Module:
+        """The norm of a stage's feature map; an identity if it has none."""
+        norm = self._modules.get(f"norm{stage}")
+        if norm is None and stage == len(self.layers) - 1:
+            norm = self._modules.get("norm")
+        return nn.Identity() if norm is None else norm
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of every convolution and matrix product for one image of this size in pixels.

@@ -16,7 +16,7 @@ from typing_extensions import Self
 import focalnet
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
-from focalnet.models.backbone import FocalNetBase, FocalNetConfig
+from focalnet.models.backbone import FocalNetBase, FocalNetConfig, Shareable
 from focalnet.models.plain import from_plain
 from focalnet.models.variants import Variant
 from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
@@ -151,7 +151,7 @@ C = TypeVar("C", bound=ModelConfig)
 O = TypeVar("O")  # noqa: E741  # the return type of ``forward``
 
 
-class Model(nn.Module, ABC, Generic[C, O]):
+class Model(Shareable, nn.Module, ABC, Generic[C, O]):
     """A network: takes a batch of images, zero-padded right and below, and returns results in original pixels.
 
     DDP and FSDP synchronize gradients through ``forward`` of the module they wrap: wrap a ``TrainingStep``, whose

@@ -144,9 +144,7 @@ class Options:
         single = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
         values = _flattened(parse_yaml(self.to_yaml()), single)
         options = [
-            Described(
-                action.dest, json.dumps(values[action.dest]), " ".join((action.help or "").replace("``", "").split())
-            )
+            Described(action.dest, json.dumps(values[action.dest]), _plain(action.help or ""))
             for action in self._parser._actions
             if action.dest in values and action.dest not in NOT_OPTIONS
         ]
@@ -195,6 +193,11 @@ def _parser(
     for room in ("model", "data"):
         parser.link_arguments("seed_everything", f"{room}.seed")
     return parser
+
+
+def _plain(text: str) -> str:
+    """A part of a docstring as one line for a terminal."""
+    return " ".join(text.replace("``", "").split())
 
 
 def _flattened(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,10 @@ _WHERE = {
     "export": "checkpoint",
     "fetch": "download",
     "list_weights": "catalogue",
+    "push_to_hub": "hub",
     "read": "checkpoint",
     "save": "checkpoint",
+    "save_pretrained": "hub",
     "untold": "checkpoint",
     "with_channels": "checkpoint",
 }
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from focalnet.weights.checkpoint import untold as untold
     from focalnet.weights.checkpoint import with_channels as with_channels
     from focalnet.weights.download import fetch as fetch
+    from focalnet.weights.hub import push_to_hub as push_to_hub
+    from focalnet.weights.hub import save_pretrained as save_pretrained
     from focalnet.weights.labels import class_names as class_names
     from focalnet.weights.labels import cut_to_imagenet1k as cut_to_imagenet1k
 

@@ -1,8 +1,14 @@
-"""Where files of the catalogue are on this machine; without PyTorch and without access to the network."""
+"""Where files of the catalogue are on this machine, and whether their hosts can be reached; without PyTorch."""
 
 from __future__ import annotations
 
+import logging
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -29,3 +35,30 @@ def cached(entry: Entry) -> Path | None:
     if entry.embedded is not None:
         return entry.embedded if entry.embedded.is_file() else None
     return next(filter(None, map(of_source, entry.sources)), None)
+
+
+def unreachable(address: str) -> str | None:
+    """Why there is no connection to the host of an address; None if its name is known, or a proxy may know it.
+
+    Libraries try again for half a minute, and log every attempt.
+    """
+    host = urlsplit(address).hostname or address
+    if urllib.request.getproxies():
+        return None
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"no connection ({error.strerror or error})"
+    return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context in which ``huggingface_hub`` logs errors only: what matters of its warnings is in our own errors."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

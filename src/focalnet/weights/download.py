@@ -36,10 +36,11 @@ import huggingface_hub
 import huggingface_hub.utils
 from filelock import FileLock
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from focalnet.errors import CheckpointError, DownloadError, UnknownName
 from focalnet.files import write
-from focalnet.weights.cache import folder, of_source
+from focalnet.weights.cache import folder, of_source, quiet, unreachable
 from focalnet.weights.catalogue import Entry, Source, find
 from focalnet.weights.checkpoint import Checkpoint, read
 from focalnet.weights.files import sha256_of
@@ -56,6 +57,7 @@ LONGEST = 24 * 3600.0  # seconds for a file; the next run goes on
 LARGEST = 16 << 30  # bytes; the largest published file has 3 GB
 GITHUB = "https://api.github.com"
 _CHUNK = 1 << 20
+_OFFLINE = "offline (HF_HUB_OFFLINE is set)"
 _TRY_AGAIN = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_EARLY, http.HTTPStatus.TOO_MANY_REQUESTS)
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def local_file(entry: Entry) -> Path:
         if not entry.embedded.is_file():
             raise DownloadError(f"{entry.name}: this installation lacks {entry.embedded}; install focalnet again")
         return entry.embedded
-    failures = []
+    failures: dict[str, list[str]] = {}  # hosts by what they said
     for source in sorted(entry.sources, key=lambda source: of_source(source) is None):  # cached files first
         try:
             cached = of_source(source)
@@ -115,7 +117,7 @@ def local_file(entry: Entry) -> Path:
             return cached
         except _SourceFailed as failed:
             logger.info("%s: %s", source.address, failed)
-            failures.append(f"{source.address}: {failed}")
+            failures.setdefault(str(failed), []).append(urlsplit(source.address).hostname or source.address)
     raise DownloadError(_by_hand(entry, failures))
 
 
@@ -123,6 +125,8 @@ def _get(entry: Entry, source: Source) -> Path:
     """Downloads a file, and leaves nothing of one that is refused."""
     if source.dead:
         raise _SourceFailed(f"gone, {source.dead}")
+    if not constants.HF_HUB_OFFLINE and (reason := unreachable(constants.ENDPOINT if source.hub else str(source.url))):
+        raise _SourceFailed(reason)
     try:
         return _from_hub(entry, source) if source.hub else _from_host(entry, source)
     except OSError as error:
@@ -136,7 +140,10 @@ def _get(entry: Entry, source: Source) -> Path:
 
 def _from_hub(entry: Entry, source: Source) -> Path:
     try:
-        path = Path(huggingface_hub.hf_hub_download(str(source.hub), source.file, repo_type=source.repo_type))
+        with quiet():
+            path = Path(huggingface_hub.hf_hub_download(str(source.hub), source.file, repo_type=source.repo_type))
+    except LocalEntryNotFoundError as error:
+        raise _SourceFailed(_OFFLINE if constants.HF_HUB_OFFLINE else "no connection") from error
     except OSError:
         raise
     except Exception as error:  # some errors of its HTTP library pass through; the library depends on the version
@@ -152,7 +159,7 @@ def _from_hub(entry: Entry, source: Source) -> Path:
 
 def _from_host(entry: Entry, source: Source) -> Path:
     if constants.HF_HUB_OFFLINE:
-        raise _SourceFailed("offline (HF_HUB_OFFLINE is set)")
+        raise _SourceFailed(_OFFLINE)
     folder().mkdir(parents=True, exist_ok=True)
     with FileLock(folder() / f"{source.file}.lock"):  # a second process waits here, and then finds the file
         return of_source(source) or _download(entry, source)
@@ -426,7 +433,7 @@ def _write_record(source: Source, sha256: str) -> None:
         logger.info("the sha256 of %s could not be recorded in %s: %s", source.address, book, error)
 
 
-def _by_hand(entry: Entry, failures: list[str]) -> str:
+def _by_hand(entry: Entry, failures: dict[str, list[str]]) -> str:
     """The error message: what failed, and which file to put where."""
     best = min(entry.sources, key=lambda source: (source.dead is not None, source.url is None))
     if best.dead:
@@ -435,7 +442,8 @@ def _by_hand(entry: Entry, failures: list[str]) -> str:
         advice = f"put {best.file} ({best.url}) at {folder() / best.file}"
     else:
         advice = f"download {best.address} by other means"
-    return f"{entry.name} could not be downloaded ({'; '.join(failures)}): {advice}, or give a path instead of the name"
+    reasons = "; ".join(f"{', '.join(dict.fromkeys(hosts))}: {reason}" for reason, hosts in failures.items())
+    return f"{entry.name} could not be downloaded ({reasons}): {advice}, or give a path instead of the name"
 
 
 def _first_line(error: Exception) -> str:

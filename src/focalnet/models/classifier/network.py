@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from focalnet.card import Preprocessing
 from focalnet.models.backbone import FocalNetBase, init_weights
 from focalnet.models.base import Model
 from focalnet.models.classifier.config import ClassifierConfig
@@ -74,6 +75,24 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
     def macs(self, height: int, width: int) -> int:
         head = self.num_features * self.num_classes
         return super().macs(height, width) + head
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's ``resolve_model_data_config`` needs to prepare images as the card says (timm's protocol)."""
+        how = self.card.preprocessing if self.card else Preprocessing()
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (len(how.mean), *how.crop),
+            "interpolation": how.interpolation,
+            "crop_pct": how.crop_pct,
+            "crop_mode": "squash" if how.fit == "squash" else "center",
+            "mean": how.mean,
+            "std": how.std,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": self.card.licence if self.card else None,
+            "label_names": self.class_names or None,
+        }
 
     def get_classifier(self) -> nn.Module:
         """The head (timm's protocol)."""
