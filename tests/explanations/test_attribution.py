@@ -111,7 +111,7 @@ def test_a_share_of_the_score_is_what_it_says() -> None:
 
 def test_gates_are_the_modulator_but_for_the_bias_of_its_projection() -> None:
     model = cases.network()
-    for block in model.layers[1].blocks:
+    for block in (*model.layers[0].blocks, *model.layers[1].blocks):
         torch.nn.init.zeros_(block.modulation.h.bias)
     one, other = (attribute(model, cases.images()[:1], 1, method).values for method in ("modulator_cam", "gates_cam"))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

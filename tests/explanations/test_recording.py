@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,3 +114,13 @@ def test_kernels_are_means_over_channels() -> None:
     }
     weight = model.state_dict()["layers.0.blocks.0.modulation.focal_layers.1.0.weight"]
     assert found["layers.0.blocks.0"][1][4, 2] == pytest.approx(weight[:, 0, 4, 2].mean().item())
+
+
+def test_passes_of_other_threads_are_not_recorded() -> None:
+    model = classifier()
+    with torch.no_grad(), record(model) as records, ThreadPoolExecutor(1) as pool:
+        model(images())
+        before = records["layers.0.blocks.0"]
+        pool.submit(model, images(batch=2)).result()
+        assert records["layers.0.blocks.0"] is before
+        assert len(before.gates) == 1

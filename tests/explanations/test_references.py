@@ -123,3 +123,18 @@ def test_max_sensitivity_is_that_of_captum() -> None:
         return torch.autograd.grad(model(pixels)[:, 1].sum(), pixels)[0].sum(1)
 
     assert_equal(measures.max_sensitivity(explain, cases.images(), samples=4), "max_sensitivity", 1e-5)
+
+
+def test_imputation_of_large_images_solves_the_same_equations(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = cases.images().repeat(1, 1, 5, 4)[..., :70, :61]
+    place = torch.linspace(-1, 1, 70)[:, None] ** 2 + torch.linspace(-1, 1, 61)[None] ** 2
+    gone = (place < 1.2).expand(2, -1, -1)
+    assert 70 * 61 > measures.SMALL
+    fast = measures.impute(images, gone)
+    monkeypatch.setattr(measures, "SMALL", 10**6)
+    torch.testing.assert_close(fast, measures.impute(images, gone), rtol=1e-5, atol=1e-6)
+    assert torch.equal(fast[0, :, ~gone[0]], images[0, :, ~gone[0]])
+    right, below = fast[:, :, 35, 31], fast[:, :, 36, 30]
+    around = (fast[:, :, 35, 29] + right + fast[:, :, 34, 30] + below) / 6
+    corners = sum(fast[:, :, 35 + dy, 30 + dx] for dy in (-1, 1) for dx in (-1, 1)) / 12
+    torch.testing.assert_close(fast[:, :, 35, 30], around + corners, rtol=1e-5, atol=1e-5)

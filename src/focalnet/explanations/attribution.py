@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError, did_you_mean
 from focalnet.explanations.preparing import Box, Prepared, evaluating, forward, prepare, stride_of
-from focalnet.explanations.recording import Trace, block_names, chosen, root, stage_of, trace
+from focalnet.explanations.recording import Trace, block_names, chosen, of_this_thread, root, stage_of, trace
 from focalnet.explanations.targets import Target, resolve
 from focalnet.inference.sources import Source
 from focalnet.models.base import check_finite
@@ -293,14 +293,14 @@ def _score_cam(request: Request) -> Tensor:
         features = _features(t).detach()
         weights = []
         for image, channels in enumerate(features):
-            masks = F.interpolate(channels[None], size, mode="bilinear", align_corners=True)[0]
-            low, high = masks.flatten(1).aminmax(dim=1)
-            masks = (masks - low[:, None, None]) / (high - low).clamp(min=1e-8)[:, None, None]
-            with torch.no_grad():
-                scores = [
-                    request.score(request.pixels[image] * part[:, None], torch.full((len(part),), image))
-                    for part in torch.split(masks, _at_once(request))
-                ]
+            scores = []
+            for some in torch.split(channels, _at_once(request)):
+                masks = F.interpolate(some[None], size, mode="bilinear", align_corners=True)[0]
+                low, high = masks.flatten(1).aminmax(dim=1)
+                masks = (masks - low[:, None, None]) / (high - low + 1e-8)[:, None, None]
+                with torch.no_grad():
+                    versions = request.pixels[image] * masks[:, None]
+                    scores.append(request.score(versions, torch.full((len(some),), image)))
             weights.append(torch.cat(scores).float().softmax(0))
         maps[name] = (features.float() * torch.stack(weights)[:, :, None, None]).sum(1).relu()
     return _summed(request, traces, maps)
@@ -436,7 +436,7 @@ def _constant_scales(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
-                stack.callback(module.register_forward_hook(hook).remove)
+                stack.callback(module.register_forward_hook(of_this_thread(hook)).remove)
         yield
 
 

@@ -126,7 +126,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     try:
         if any(training for _, training in modes):
             model.eval()
-        with eager():
+        with eager(model):
             yield model
     finally:
         for module, training in modes:

@@ -8,7 +8,8 @@ afterwards; nothing is stored on modules.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,10 +129,24 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def eager() -> Iterator[None]:
+def eager(model: nn.Module) -> Iterator[None]:
     """Runs compiled modules uncompiled, since compiled code does not call hooks that are registered later."""
+    modules = list(model.modules())
+    if not any(m._compiled_call_impl is not None or uncompiled(m) is not m for m in modules):
+        yield  # the stance is the whole process's
+        return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does nothing in passes of other threads, which may use the model at the same time."""
+    owner = threading.get_ident()
+
+    def called(*arguments: Any) -> Any:
+        return hook(*arguments) if threading.get_ident() == owner else None
+
+    return called
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -246,7 +261,7 @@ def _hooks(model: nn.Module, blocks: Sequence[str] | None, keep: Any) -> Iterato
     modulations = _modulations(found)
     modules = dict(found.named_modules())
     with ExitStack() as stack:
-        stack.enter_context(eager())
+        stack.enter_context(eager(found))
         for name in chosen(found, blocks):
             norm = modules.get(_norm_after(found, name) or "no norm")
             for handle in _hook(modules[name], *modulations[f"{name}.modulation"], norm, name, keep):
@@ -290,8 +305,8 @@ def _hook(
         made[0].read = output
 
     handles = (
-        parts[anatomy.f].register_forward_hook(on_f),
-        parts[anatomy.h].register_forward_hook(on_h),
-        block.register_forward_hook(on_block),
+        parts[anatomy.f].register_forward_hook(of_this_thread(on_f)),
+        parts[anatomy.h].register_forward_hook(of_this_thread(on_h)),
+        block.register_forward_hook(of_this_thread(on_block)),
     )
-    return handles if norm is None else (*handles, norm.register_forward_hook(on_norm))
+    return handles if norm is None else (*handles, norm.register_forward_hook(of_this_thread(on_norm)))
