@@ -140,8 +140,8 @@ def spellings(path: str, upload: Path) -> list[str]:
     up, escaped = "../" * 12, quote(path, safe="")
     files = [
         path, f"/{path}", escaped, quote(escaped, safe=""), f"{upload}/{up}{path}",
-        f"{upload}/..%2f..%2f..%2f..{escaped}", f"file://{path}", f"{path}%00.png", f"{path}/", f".{path}",
-        f"{up}{path}", f"//{path}", f"/./{path}", f"{path}?a=b", path.upper(), f"~root/..{path}",
+        f"{upload}/..%2f..%2f..%2f..{escaped}", f"file://{path}", f"{path}%00.png", f"{path}/",
+        f".{path}", f"{up}{path}", f"//{path}", f"/./{path}", f"{path}?a=b", path.upper(), f"~root/..{path}",
         f"/proc/self/root{path}",
     ]  # fmt: skip
     others = [

@@ -131,6 +131,7 @@ class Page:
             with gr.Column(scale=4, min_width=280):
                 self.field = gr.Image(
                     label="Receptive field",
+                    show_label=False,
                     interactive=False,
                     visible=False,
                     buttons=[],

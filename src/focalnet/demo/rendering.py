@@ -180,7 +180,14 @@ def reading_table(reading: Reading, value: str) -> str:
     if reading.value is not None:
         facts.append((value, _number(reading.value)))
     listing = "".join(f"<dt>{escape(name)}</dt><dd>{escape(printable(fact))}</dd>" for name, fact in facts)
-    return f'<dl class="fn-facts">{listing}</dl><div class="fn-bars" aria-label="gates">{rows}</div>'
+    note = (
+        "The image shows the receptive field of this cell: how much each pixel moves the output of the block there. "
+        "Its colors follow the square roots of the values."
+    )
+    return (
+        f'<dl class="fn-facts">{listing}</dl><div class="fn-bars" aria-label="gates">{rows}</div>'
+        f'<p class="fn-hint">{note}</p>'
+    )
 
 
 def zoo_table(listing: Sequence[dict[str, Any]]) -> str:
