@@ -40,6 +40,8 @@ class Augmentation:
         ratio: of ``"resized"``, the part's width over its height: least and most.
         padding: of ``"padded"``, pixels on each side (black).
         flip: probability of a left-right flip; 0 where left and right differ in meaning (digits, text).
+        flip_vertical: probability of an upside-down flip, where up and down mean nothing (microscopy, aerial images).
+        rotation: most degrees that the image is turned, either way, before the crop; the corners become black.
         policy: timm's name of a policy (``"rand-m9-mstd0.5-inc1"``: RandAugment), or ``"trivial"`` for
             TrivialAugment, or none.
         color_jitter: strength of brightness, contrast and saturation jitter. As in the official training,
@@ -54,13 +56,17 @@ class Augmentation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
     flip: float = 0.5
+    flip_vertical: float = 0.0
+    rotation: float = 0.0
     policy: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: float = 0.4
     erase_prob: float = 0.25
     erase_mode: Literal["pixel", "rand", "const"] = "pixel"
 
     def __post_init__(self) -> None:
-        for option in ("flip", "erase_prob"):
+        if not 0 <= self.rotation <= 180:
+            raise ConfigError(f"augmentation.rotation={self.rotation} must be degrees between 0 and 180")
+        for option in ("flip", "flip_vertical", "erase_prob"):
             if not 0 <= getattr(self, option) <= 1:
                 raise ConfigError(f"augmentation.{option}={getattr(self, option)} must be a probability, 0 to 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -88,6 +94,7 @@ class Augmentation:
                 scale=self.scale,
                 ratio=(self.ratio[0] * aspect, self.ratio[1] * aspect),
                 hflip=self.flip,
+                vflip=self.flip_vertical,
                 auto_augment=None if trivial else self.policy,
                 color_jitter=None if trivial or not self.color_jitter else self.color_jitter,  # type: ignore[arg-type]
                 interpolation=preprocessing.interpolation,
@@ -109,6 +116,8 @@ class Augmentation:
             whole = partial(cover, crop=size, crop_pct=crop_pct, interpolation=how.interpolation, fit=how.fit)
             cut = transforms.RandomCrop(size, self.padding) if padded else transforms.CenterCrop(size)
             crop.transforms = [whole, cut, *flip]
+        if self.rotation:
+            crop.transforms.insert(0, transforms.RandomRotation(self.rotation, transforms.InterpolationMode.BILINEAR))
         if trivial:
             vary.transforms = [transforms.TrivialAugmentWide(interpolation=mode)]
         elif self.policy:

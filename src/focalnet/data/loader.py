@@ -236,15 +236,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         training: shuffle and leave out the rest, or take everything once.
         groups: by index; in training, images of one group share a batch (see ``by_group``): those upright do not
             pad those lying, and the other way round.
+        labels: by index; in training, every class is drawn equally often (see ``balanced_order``).
 
     Raises:
         DataError: the batch size does not divide among the processes.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int, training: bool, groups: Sequence[int] | None = None
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        training: bool,
+        groups: Sequence[int] | None = None,
+        labels: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.size, self.batch_size, self.seed, self.training, self.groups = size, batch_size, seed, training, groups
+        self.labels = labels
         per_process(batch_size)
         self.epoch = 0
         self.skip = 0  # batches that the next pass leaves out: an interrupted epoch goes on behind them
@@ -279,11 +288,37 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             if not len(indices):
                 raise DataError(f"{self.size} images are too few for {processes} processes: start fewer")
             return indices
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        random_numbers = np.random.default_rng((self.seed, self.epoch))
+        if self.labels is None:
+            order = random_numbers.permutation(self.size)
+        else:
+            order = balanced_order(self.labels, random_numbers)
         order = order[: len(self) * self.batch_size]
         if self.groups is not None:
             order = by_group(order, self.groups, self.batch_size)
         return order[rank::processes]
+
+
+def balanced_order(labels: npt.NDArray[np.int64], random_numbers: np.random.Generator) -> npt.NDArray[np.int64]:
+    """As many images as there are, of every class equally many but for one, in random order.
+
+    Of a class with too few, each comes as often as another but for one; of one with too many, chance chooses.
+
+    Args:
+        labels: by index, ``(N,)``.
+        random_numbers: what is drawn from.
+
+    Returns:
+        Indices ``(N,)``.
+    """
+    classes = random_numbers.permutation(np.unique(labels))
+    chosen = []
+    for place, label in enumerate(classes.tolist()):
+        members = np.flatnonzero(labels == label)
+        wanted = len(labels) // len(classes) + (place < len(labels) % len(classes))
+        rounds = [random_numbers.permutation(members) for _ in range(-(-wanted // len(members)))]
+        chosen.append(np.concatenate(rounds)[:wanted])
+    return random_numbers.permutation(np.concatenate(chosen))
 
 
 def by_group(order: npt.NDArray[np.int64], groups: Sequence[int], batch_size: int) -> npt.NDArray[np.int64]:

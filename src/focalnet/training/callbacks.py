@@ -59,6 +59,9 @@ class Progress(pl.Callback):
         return self.seconds_before + time.monotonic() - self.started
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if (batches := trainer.accumulate_grad_batches) > 1 and trainer.is_global_zero:
+            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            log.info("an update sees %d images: %d batches of %d", batches * size, batches, size)
         self.started = time.monotonic()
         self.epochs_before: float = trainer.current_epoch
         self.seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 
@@ -145,6 +146,10 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         """By index: training images of one group share a batch; None where all have one size by then."""
         return None
 
+    def _balanced_labels(self, samples: S) -> npt.NDArray[np.int64] | None:
+        """By index, the class of each training image where all classes are to be drawn equally often; else None."""
+        return None
+
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
@@ -156,8 +161,9 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
             workers = samples.num_workers
         else:
             batch_size = self.batch_size if training else self.eval_batch_size()
-            groups = self._groups(samples)
-            order = EpochBatches(len(samples), batch_size, seed=self.seed, training=training, groups=groups)
+            groups, labels = self._groups(samples), self._balanced_labels(samples) if training else None
+            more: dict[str, Any] = {"training": training, "groups": groups, "labels": labels}
+            order = EpochBatches(len(samples), batch_size, seed=self.seed, **more)
         options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
         make_batch = partial(collate, divisor=self.size_divisor, training=training)
         return Loader(samples, order, collate=make_batch, **options)

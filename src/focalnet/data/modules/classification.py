@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from focalnet.card import Preprocessing
 from focalnet.data.augment import Augmentation
 from focalnet.data.dataset import ImageDataset
@@ -60,6 +64,8 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         on_error: what to do about a broken image: ``"raise"``, or ``"skip"`` and report.
         seed: determines shuffling and augmentation.
         cache_in_memory: decode every image once, at the start, and keep it; for small images.
+        sampling: ``"shuffled"``: every training image once an epoch. ``"balanced"``: every class equally often, images
+            of small classes several times; an epoch has as many images.
 
     Raises:
         ConfigError: an option has an impossible value.
@@ -86,6 +92,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
         cache_in_memory: bool = False,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
@@ -109,7 +116,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
             mean=tuple(mean),
             std=tuple(std),
         )
-        self.cache_in_memory = cache_in_memory
+        self.cache_in_memory, self.sampling = cache_in_memory, sampling
         self._trains = False
         self.on_error: Literal["raise", "skip"] = on_error
         self._train_transform = augmentation.build(self.preprocessing)
@@ -137,6 +144,20 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         for split in missing:
             self.samples[split] = self._open(collection, split)
         self._check_classes()
+
+    def class_counts(self) -> torch.Tensor | None:
+        """Training images of each class, ``(N,)``; None of shards, which do not say. Known after ``setup``."""
+        samples = self.samples["train"]
+        if isinstance(samples, ShardDataset):
+            return None
+        return torch.from_numpy(samples.source.labels).bincount(minlength=self.num_classes)
+
+    def _balanced_labels(self, samples: ImageDataset | ShardDataset) -> npt.NDArray[np.int64] | None:
+        if self.sampling == "shuffled":
+            return None
+        if isinstance(samples, ShardDataset):
+            raise ConfigError("data.sampling=balanced is not for WebDataset shards, which are read in a row")
+        return samples.source.labels
 
     def has_test_split(self) -> bool:
         collection = self._collection()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import random
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -16,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from focalnet import zoo
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import ConfigError
+from focalnet.errors import ConfigError, did_you_mean
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model, TaskName
 from focalnet.samples import Batch
@@ -71,6 +72,7 @@ class Task(pl.LightningModule, ABC):
         schedule: learning rate per update.
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
         freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
+        freeze: parameters that keep their initial weights, by name; ``*`` stands for anything, as in ``"layers.0.*"``.
         grad_checkpointing: trade time for memory.
         keep: whether ``model.safetensors`` gets the weights of the best validation, by the headline metric of the task,
             or those of the last update; without any validation, always the last.
@@ -94,6 +96,7 @@ class Task(pl.LightningModule, ABC):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema_decay: float | None = None,
         freeze_stages: int | None = None,
+        freeze: list[str] | None = None,
         grad_checkpointing: bool = False,
         keep: Literal["best", "last"] = "best",
         compile: bool = False,
@@ -106,6 +109,7 @@ class Task(pl.LightningModule, ABC):
             raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
         self.architecture, self.weights, self.options = architecture, weights, options or {}
         self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
+        self.frozen_names = freeze or []
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
         self.keep: Literal["best", "last"] = keep
         self.max_steps: int | None = None  # of the run, which may end before its last epoch
@@ -174,6 +178,7 @@ class Task(pl.LightningModule, ABC):
         backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
         if self.freeze_stages is not None:
             backbone.freeze(self.freeze_stages)
+        freeze_by_name(self.network, self.frozen_names)
         self.network.set_grad_checkpointing(self.grad_checkpointing)
         if self.ema_decay is not None:
             self.average = ModelEmaV3(self.network, decay=self.ema_decay, use_warmup=True).requires_grad_(False)
@@ -306,6 +311,29 @@ class Task(pl.LightningModule, ABC):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+def freeze_by_name(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Freezes parameters by name, and the statistics of batch norms without any other parameter.
+
+    Args:
+        network: whose parameters are named.
+        patterns: names, in which ``*`` stands for anything.
+
+    Raises:
+        ConfigError: a pattern fits no parameter.
+    """
+    parameters = dict(network.named_parameters())
+    for pattern in patterns:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
+            raise ConfigError(f'model.freeze: no parameter is named "{pattern}"{did_you_mean(pattern, parameters)}')
+        for name in names:
+            parameters[name].requires_grad_(False)
+    for module in network.modules() if patterns else ():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()
 
 
 class DenseTask(Task):
