@@ -1,0 +1,34 @@
+"""Which commands and code of the documentation are checked but not run, each with its reason.
+
+Everything else is run by ``test_commands.py`` and ``test_code.py``, with stand-ins for images and weights.
+"""
+
+from __future__ import annotations
+
+import re
+
+FOLDERS = "run by tests/test_docs_{}.py, in folders as the page describes them"
+#: (pages, commands, reason): two regular expressions, of which the second one matches from the start.
+COMMANDS: list[tuple[str, str, str]] = [
+    (r"docs/data/(classes|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
+    (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
+    (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains at toy size"),
+    (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
+    (r"", r"demo", "serves a page until it is stopped"),
+    (r"", r"check-data FOLDER", "FOLDER is the reader's; docs/data has folders of every layout"),
+    (r"", r"convert(-data)? ", "tests/test_docs_data.py and test_docs_objects.py convert such files"),
+]  # fmt: skip
+#: (page, start of a line of the block, reason)
+CODE: list[tuple[str, str, str]] = [
+    (r"docs/data/(checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
+    (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training run it at toy size"),
+    (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
+]
+
+
+def reason_of(page: str, text: str, table: list[tuple[str, str, str]]) -> str | None:
+    """The reason of the first entry that matches, or None if this is run."""
+    for pages, start, reason in table:
+        if re.search(pages, page) and re.search(rf"^(?:{start})", text, re.MULTILINE):
+            return reason
+    return None

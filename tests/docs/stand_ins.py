@@ -1,0 +1,78 @@
+"""What a reader has and a test does not: images, weights of a run, and published weights, which need a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+
+from focalnet import weights, zoo
+from focalnet.card import ModelCard, Preprocessing
+from tests.docs.pages import ROOT
+from tests.inference.small import classifier
+from tests.models import small
+
+IMAGE = ROOT / "docs/images/cat.jpg"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+NAMES = ("cat", "dog", "horse")
+
+
+def network(kind: str) -> Any:
+    """A narrow network with random weights, for small images."""
+    torch.manual_seed(0)
+    if kind == "classifier":
+        return classifier()
+    configs = {
+        "detection": lambda: small.config("mask_rcnn"),
+        "segmentation": small.upernet,
+        "panoptic": small.mask2former,
+    }
+    model = configs[kind]().build().eval()
+    model.card = ModelCard(name=kind, class_names=NAMES, preprocessing=Preprocessing(image_size=64, max_size=96))
+    return model
+
+
+def write_inputs(text: str, folder: Path) -> None:
+    """Makes the images, folders of images and weights files that code or a command names and that do not exist."""
+    for name in re.findall(r"[\w./*-]+", text):
+        path = folder / name.replace("*", "0")
+        if path.exists() or (path.is_absolute() and folder not in path.parents):
+            continue
+        if path.suffix in IMAGE_SUFFIXES and path.stem != "":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(IMAGE, path) if path.suffix == ".jpg" else PIL.Image.open(IMAGE).save(path)
+        elif name.endswith("/") and re.fullmatch(r"(photos|images|more)/", name):
+            path.mkdir(parents=True, exist_ok=True)
+            shutil.copy(IMAGE, path / "one.jpg")
+        elif name.startswith("runs/") and path.name == "model.safetensors":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kinds = {"panoptic": "panoptic", "detection": "detection", "segmentation": "segmentation"}
+            weights.save(network(next((kinds[k] for k in kinds if k in name), "classifier")), path)
+        elif path.suffix in (".pth", ".safetensors") and path.parent == folder:
+            weights.save(network("classifier"), path)
+
+
+def patch_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published weights become random ones, and base and large networks tiny ones, which are built faster."""
+    load, create = zoo.load, zoo.create_model
+
+    def smaller(name: str, **options: Any) -> Any:
+        return create(re.sub("_(base|large|xlarge|huge)_", "_tiny_", name), **options)
+
+    def stand_in(name: Any, **options: Any) -> Any:
+        entry = weights.entries().get(str(name))
+        if entry is None or entry.embedded is not None:
+            return load(name, **options)
+        model = smaller(entry.architecture, **options).eval()
+        preprocessing = dataclasses.replace(entry.preprocessing, image_size=64)
+        model.card = dataclasses.replace(entry.card("a stand-in"), preprocessing=preprocessing)
+        return model
+
+    monkeypatch.setattr(zoo, "load", stand_in)
+    monkeypatch.setattr(zoo, "create_model", smaller)

@@ -1,0 +1,106 @@
+"""Every Python block of README and docs compiles, and names what exists; it runs unless ``skipped.py`` says why not."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import importlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import focalnet
+from tests.docs.pages import PAGES, Block, code
+from tests.docs.skipped import CODE, reason_of
+from tests.docs.stand_ins import patch_published, write_inputs
+from tests.inference.small import classifier
+from tests.integrations.foreign import timm_model
+
+ALL = [block for page in PAGES for block in code(page)]
+RUN = {
+    page: blocks
+    for page in PAGES
+    if (blocks := [block for block in code(page) if reason_of(page, block.text, CODE) is None])
+}
+
+
+def given() -> dict[str, Any]:
+    """What a reader has: names that code uses and does not define."""
+    return {
+        "focalnet": focalnet,
+        "torch": torch,
+        "model": classifier(depths=(1, 1, 1, 2), focal_levels=(2,) * 4, focal_windows=(3,) * 4),
+        "images": torch.zeros(2, 3, 16, 16),
+        "array": np.zeros((20, 30, 3), np.uint8),
+        "cv2": pytest.importorskip("cv2"),
+        "many_paths": ["photos/cat.jpg"],
+        "a_timm_or_transformers_focalnet": timm_model("srf"),
+    }
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
+    """The names that code imports, with what they are; raises an error where there is no such module or name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (alias.asname or alias.name), importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                yield (alias.asname or alias.name), getattr(module, alias.name)
+
+
+def resolve(node: ast.expr, names: dict[str, Any]) -> Any:
+    """What an expression such as ``focalnet.zoo.load`` is, or None if it does not begin with an imported name."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = resolve(node.value, names)
+        return None if owner is None else getattr(owner, node.attr)
+    return None
+
+
+@pytest.mark.parametrize("block", ALL, ids=lambda b: f"{b.page}:{b.line}")
+def test_it_names_what_exists(block: Block) -> None:
+    tree = ast.parse(block.text, f"{block.page}:{block.line}")
+    names = {"focalnet": focalnet, **dict(imported(tree))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            resolve(node, names)
+        if isinstance(node, ast.Call) and callable(called := resolve(node.func, names)):
+            if not str(getattr(called, "__module__", "")).startswith("focalnet"):
+                continue
+            keywords = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+            parameters = inspect.signature(called).parameters
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                assert keywords <= set(parameters), f"{block.page}:{block.line}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_it_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    patch_published(monkeypatch)
+    monkeypatch.setattr(PIL.Image.Image, "show", lambda image: None)  # opens a window
+    names = given()
+    for block in RUN[page]:
+        write_inputs(block.text, tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # for the reader's sake a file is not closed
+            exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
+            gc.collect()
+
+
+@pytest.mark.parametrize(("page", "start", "reason"), CODE)
+def test_every_reason_is_needed(page, start, reason):
+    assert any(reason_of(b.page, b.text, [(page, start, reason)]) for b in ALL)
+
+
+def test_code_is_found():
+    assert len(ALL) > 20
+    assert len(RUN) > 8
