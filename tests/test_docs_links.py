@@ -1,4 +1,4 @@
-"""Links of README, CONTRIBUTING and docs lead to files and headings that exist. Links to other hosts are not followed."""
+"""Links of README, CONTRIBUTING and docs lead to files and headings that exist; those to other hosts are skipped."""
 
 from __future__ import annotations
 

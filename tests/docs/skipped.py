@@ -12,7 +12,7 @@ FOLDERS = "run by tests/test_docs_{}.py, in folders as the page describes them"
 COMMANDS: list[tuple[str, str, str]] = [
     (r"docs/data/(classes|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
-    (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains at toy size"),
+    (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains"),
     (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
     (r"", r"demo", "serves a page until it is stopped"),
     (r"", r"check-data FOLDER", "FOLDER is the reader's; docs/data has folders of every layout"),
