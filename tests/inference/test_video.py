@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -106,6 +107,50 @@ def test_frames_with_any_number_of_objects_are_listed(masks, tmp_path, monkeypat
     assert written["frames"][1]["objects"][0].keys() == {"label", "name", "score", "box"}
     assert len(written["categories"]) == 3
     assert sizes(tmp_path / "clip-prediction.mp4") == [(320, 240)] * len(counts)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(None, 4), (2, 3)])
+def test_a_stream_is_predicted_until_it_ends_or_ctrl_c(stop, expected, tmp_path, monkeypatch, capsys):
+    network, number = colours("instance"), iter(range(9))
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+
+    def result(self: Colours, scores: torch.Tensor, given: tuple[int, int]) -> Detections:
+        if (count := next(number)) == stop:
+            signal.raise_signal(signal.SIGINT)  # while a frame is predicted, which is still written
+        return objects(count, given[::-1], masks=False)
+
+    monkeypatch.setattr(Colours, "_result", result)
+    source = write_video(images((96, 64), 4), tmp_path / "source.mp4", 10.0)
+    out = tmp_path / "out"
+    assert main(["predict", "--stream", str(source), "--model", "colours", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[:2] == ["frame 0", "  no objects"]
+    assert printed.out.splitlines()[-1].startswith(f"wrote {expected} frames to {out}/stream-prediction.mp4")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(sizes(out / "stream-prediction.mp4")) == expected
+    frames_of = json.loads((out / "stream-prediction.json").read_text())["frames"]
+    assert [len(one["objects"]) for one in frames_of] == list(range(expected))
+    number = iter(range(9))
+    stop = None
+    assert main(["predict", "--stream", str(source), "--model", "colours"]) == 0
+    assert capsys.readouterr().out.count("frame ") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--stream", "no/such.mp4"], "no/such.mp4: cannot be opened as a camera or stream"),
+        (["--stream", "0", "a.png"], "and not both"),
+        ([], "name images and videos"),
+        (["--stream", "0", "--table", "a.csv"], "--table and --annotations are for images, not"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_streams_that_cannot_be_predicted_are_named(arguments, expected, monkeypatch, capsys):
+    network = colours("instance")
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+    assert main(["predict", *arguments, "--model", "colours"]) == 2
+    assert expected in capsys.readouterr().err
 
 
 def fake_ffmpeg(folder: Path, script: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from focalnet.inference import Predictor
+    from focalnet.results import Result
 
 
 class OnError(str, Enum):
@@ -31,9 +34,9 @@ class OnError(str, Enum):
 
 def predict(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; a detector or segmenter also takes videos."),
-    ],
+    ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name in 'focalnet models', a weights file, or an exported file.")
     ] = DEFAULT_MODEL,
@@ -64,6 +67,13 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
     table: Annotated[Path | None, typer.Option(help="Write all results to this table: .csv or .parquet.")] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict the frames of a camera (0, 1, ...) or stream (rtsp://...) until it ends, or Ctrl-C; with "
+            "--out also write them."
+        ),
+    ] = None,
     max_megapixels: Annotated[
         int, typer.Option(min=1, help="Refuse larger images: a small corrupt file may claim any size.")
     ] = 200,
@@ -81,7 +91,11 @@ def predict(
 
     if table is not None:
         check_table(table)
-    files = find(paths)  # before importing torch, so that a mistyped path fails at once
+    if (stream is None) == (not paths):
+        raise ConfigError("name images and videos, or a camera or stream by --stream, and not both")
+    if stream is not None and (table is not None or annotations is not None):
+        raise ConfigError("--table and --annotations are for images, not for the frames of a stream")
+    files = find(paths) if paths else []  # before importing torch, so that a mistyped path fails at once
 
     from focalnet.inference import Predictor, Views
     from focalnet.inference.exported import load_network
@@ -91,15 +105,20 @@ def predict(
     network = load_network(model)
     views = Views(tile=tile, overlap=overlap, flip=flip, short_sides=tuple(short_side or ()))
     predictor = Predictor(network, device, batch_size=batch_size, top_k=top, min_score=min_score, views=views)
+    if stream is not None:
+        _predict_stream(predictor, stream, out, {"model": model, "stream": stream})
+        return
     videos = [file for file in files if is_video(file)]
     classifies = network.config.output == "classification"
     if videos and (out is None or classifies):
         raise ConfigError(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"
         )
+    if videos and table is not None:
+        raise ConfigError(f"{videos[0]}: --table is for images: the results of a video are in NAME-prediction.json")
     images = [file for file in files if file not in videos]
     results = Results(out, model, None if classifies else Ids(network, annotations, images), table)
-    names = dict(zip(map(str, files), unique_names(files, below=paths), strict=True))
+    names = dict(zip(map(str, files), unique_names(files, below=paths or ()), strict=True))
     skip = _report_skipped if on_error is OnError.SKIP else None
     if out is not None:
         refuse_to_overwrite(files, names.values(), out)
@@ -178,6 +197,60 @@ def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, h
     with frame_list(listed, {**header, "video": str(video), "frame_rate": rate}) as lists:
         write_video(with_predictions(lists), target, rate, sound_of=video)
     return f"{target} and {listed}"
+
+
+def _predict_stream(predictor: Predictor, stream: str, out: Path | None, header: Mapping[str, Any]) -> None:
+    """Prints the predictions of each frame of a camera or stream until it ends or Ctrl-C.
+
+    With an output folder, it also writes ``stream-prediction.mp4`` and ``stream-prediction.json``.
+    """
+    from focalnet.inference.video import open_stream, write_video
+
+    rate, images = open_stream(stream)
+    predictor.batch_size = 1  # each frame as soon as it is there
+    with _interrupts() as stopped:
+
+        def predictions() -> Iterator[Result]:
+            for number, result in enumerate(predictor.stream(images)):
+                say(f"frame {number}", *(f"  {line}" for line in result.summary()))
+                yield result
+                if stopped():
+                    break
+
+        if out is None:
+            for _ in predictions():
+                pass
+            return
+        listed = out / "stream-prediction.json"
+        with frame_list(listed, {**header, "frame_rate": rate}) as lists:
+
+            def drawn() -> Iterator[Image]:
+                for result in predictions():
+                    lists.add(result)
+                    yield result.draw(as_frame=True)
+
+            target = write_video(drawn(), out / "stream-prediction.mp4", rate)
+    say(f"wrote {lists.count} frames to {target} and {listed}")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C only has the function that is given return true; the second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield lambda: False
+        return
+    came = False
+
+    def stop(*_: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report_skipped(error: FocalNetError) -> None:

@@ -57,15 +57,48 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
         video.release()
 
 
+def open_stream(source: str) -> tuple[float, Iterator[Image.Image]]:
+    """Opens a camera or a stream.
+
+    Args:
+        source: the number of a camera from 0, or an address (``rtsp://...``).
+
+    Returns:
+        Frames a second, 25 if it does not declare them, and the frames until it ends.
+
+    Raises:
+        ImageError: it cannot be opened.
+        MissingDependency: OpenCV is not installed.
+    """
+    cv2 = require("cv2", "video")
+    video = cv2.VideoCapture(int(source) if source.isdecimal() else _in_utf8(source))
+    if not video.isOpened():
+        video.release()
+        raise ImageError(f"{source}: cannot be opened as a camera or stream; cameras are numbered from 0")
+
+    def read() -> Iterator[Image.Image]:
+        try:
+            while (found := video.read())[0]:
+                yield Image.fromarray(cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB))
+        finally:
+            video.release()
+
+    return _declared_rate(video), read()
+
+
 def frame_rate(path: str | Path) -> float:
     """Frames a second, 25 if the video does not declare it."""
     cv2 = require("cv2", "video")
     video = cv2.VideoCapture(_in_utf8(path))
     try:
-        rate = float(video.get(cv2.CAP_PROP_FPS))
-        return rate if math.isfinite(rate) and rate > 0 else 25.0
+        return _declared_rate(video)
     finally:
         video.release()
+
+
+def _declared_rate(video: Any) -> float:
+    rate = float(video.get(require("cv2", "video").CAP_PROP_FPS))
+    return rate if math.isfinite(rate) and rate > 0 else 25.0
 
 
 def write_video(images: Iterable[Image.Image], path: Path, rate: float, *, sound_of: str | Path | None = None) -> Path:
