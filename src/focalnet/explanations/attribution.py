@@ -1,7 +1,7 @@
 """Heat maps of an answer: where in the image it comes from, by several methods, without a choice of layers.
 
 Every method gives one value for each pixel of the network's input. ``METHODS`` describes them, and ``attribute``
-computes one.
+computes one. The file has more than 450 lines because all methods are in it, each with its formula.
 
 Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m
 ``(C, h, w)`` its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
