@@ -20,7 +20,7 @@ WRITTEN = {
     "--kernels": "kernels.png",
     "--profiles": "kernel-profiles.png",
     "--method grad_cam": "cat/heat-grad_cam.png",
-    "--method modulator_cam": "cat/heat.png",
+    "--method": "cat/heat.png",
 }
 
 

@@ -16,6 +16,7 @@ from focalnet.cli.main import main
 from focalnet.errors import ConfigError, DataError
 from focalnet.explanations import evaluation as evaluating
 from focalnet.explanations import measures
+from focalnet.explanations import subjects as subjects_of
 from focalnet.explanations.evaluation import COLUMNS, evaluate
 from focalnet.explanations.page import write_page
 from focalnet.weights import save
@@ -67,7 +68,7 @@ def test_every_method_and_control_is_measured(folders: Path, tmp_path: Path) -> 
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "BATCH", 1)
+    monkeypatch.setattr(subjects_of, "BATCH", 1)
     whole = evaluate(network(), folders, tmp_path / "whole", methods=["grad_cam"], images=3)
     lines = (tmp_path / "whole" / "values.jsonl").read_text().splitlines(keepends=True)
     cut = tmp_path / "cut" / "values.jsonl"
@@ -123,7 +124,7 @@ def test_detections_are_compared_with_annotated_objects(tmp_path: Path) -> None:
     }
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_test.json").write_text(json.dumps(content))
-    (subjects,) = evaluating._subjects(model, tmp_path, 1, "test")
+    (subjects,) = subjects_of.find_subjects(model, tmp_path, 1, "test")
     assert subjects.inside is not None
     share = (box[2] * box[3]) / (90 * 70)
     assert float(subjects.inside.float().mean()) == pytest.approx(share, abs=0.05)
@@ -138,7 +139,7 @@ def test_segments_are_compared_with_label_maps(tmp_path: Path) -> None:
     labels = torch.arange(3, dtype=torch.uint8).repeat_interleave(30).expand(70, 90)
     Image.fromarray(labels.numpy()).save(tmp_path / "annotations/test/a.png")
     (tmp_path / "classes.json").write_text(json.dumps(["ant", "bee", "cat"]))
-    found = list(evaluating._subjects(dense("upernet"), tmp_path, 1, "test"))
+    found = list(subjects_of.find_subjects(dense("upernet"), tmp_path, 1, "test"))
     assert 1 <= len(found) <= 3
     for subjects in found:
         assert subjects.inside is not None

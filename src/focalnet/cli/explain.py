@@ -40,7 +40,7 @@ def explain(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Heat map to draw, e.g. modulator_cam, gates_cam, grad_cam, integrated_gradients; repeatable; with "
+            help="Heat map to draw, e.g. context_cam, modulator_cam, grad_cam, integrated_gradients; repeatable; with "
             "--evaluate: methods to measure, by default all."
         ),
     ] = None,

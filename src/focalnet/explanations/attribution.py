@@ -1,7 +1,7 @@
 """Heat maps of an answer: where in the image it comes from, by several methods, without a choice of layers.
 
 Every method gives one value for each pixel of the network's input. ``METHODS`` describes them, and ``attribute``
-computes one.
+computes one. The file has more than 450 lines because all methods are in it, each with its formula.
 
 Symbols in the docstrings: S is the score of the target, A ``(C, h, w)`` what the network reads of a block, m
 ``(C, h, w)`` its modulator, g ``(L + 1, h, w)`` its gates, z its context, p a position, c a channel.
@@ -34,6 +34,7 @@ from focalnet.samples import Size
 Score: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """Scores ``(n,)`` of versions ``(n, C, H, W)`` of images, given which image of the batch each is a version of."""
 
+DEFAULT_METHOD = "context_cam"
 CELLS = 14  # cells of a feature map across a target: ImageNet's 224 pixels at stride 16
 STEPS = 50  # of integrated gradients
 AT_ONCE = 64  # versions of an image in one forward pass, at most
@@ -109,7 +110,7 @@ def attribute(
     model: nn.Module,
     image: Source | Prepared,
     target: Target | int | str | None = None,
-    method: str = "modulator_cam",
+    method: str = DEFAULT_METHOD,
     *,
     blocks: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -183,12 +184,15 @@ def default_blocks(model: nn.Module, method: str, prepared: Prepared, target: Ta
     For an answer about the whole image it is the last block of the last stage, where the features are closest to the
     answer. For an object or segment it is the last block of the coarsest stage that has at least 14 cells across it
     (the square root of its area), as an ImageNet classifier's third stage has across the image; the finest if none has.
-    The methods in ``SUMMED`` add several blocks, since their values are parts of the same score: the last ones of the
-    last two stages for the whole image, otherwise those of that stage and all later ones. The control methods need no
-    block.
+    The methods in ``SUMMED`` add several blocks, since their values are parts of the same score. ``context_cam`` adds
+    all blocks; the others add the last ones of the last two stages for the whole image, otherwise those of that stage
+    and all later ones. These choices were best on training images of CIFAR-10; see docs/explain.md. The control methods
+    need no block.
     """
     if not method_named(method).needs_blocks:
         return []
+    if method == "context_cam":
+        return block_names(model)
     last = {stage_of(name): name for name in block_names(model)}
     ordered = list(last.values())
     area = None if target is None else target.area(prepared)
@@ -356,14 +360,14 @@ def _edges(request: Request) -> Tensor:
 
 
 _METHODS: dict[str, Method] = {
+    "context_cam": Method(
+        "share of the score by where its context is gathered (gradient times context)", _context_cam, signed=True
+    ),
     "modulator_cam": Method(
         "share of the score that passes through the modulator (gradient times modulator)", _modulator_cam, signed=True
     ),
     "gates_cam": Method(
         "share of the score that the gates let through (gradient times gates)", _gates_cam, signed=True
-    ),
-    "context_cam": Method(
-        "share of the score by where its context is gathered (gradient times context)", _context_cam, signed=True
     ),
     "modulator": Method("norm of the modulator, the same for every target", _modulator, needs_target=False),
     "gates": Method("norm of the gates over levels, the same for every target", _gates, needs_target=False),
@@ -385,7 +389,7 @@ METHODS: Mapping[str, str] = MappingProxyType({name: method.description for name
 """Every method, and one line about it."""
 CONTROLS = ("random", "center", "edges")
 """Methods that know nothing of the network; a measure that one of them wins measures nothing."""
-SUMMED = ("modulator_cam", "gates_cam", "context_cam")
+SUMMED = ("context_cam", "modulator_cam", "gates_cam")
 """Methods whose values are parts of the score, so that those of several blocks are added."""
 
 

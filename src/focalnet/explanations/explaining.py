@@ -11,7 +11,7 @@ from torch import nn
 from focalnet import zoo
 from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError
-from focalnet.explanations.attribution import HeatMap, attribute
+from focalnet.explanations.attribution import DEFAULT_METHOD, HeatMap, attribute
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.preparing import Prepared, evaluating, forward, prepare, results, stride_of
 from focalnet.explanations.recording import BlockRecord, record, root
@@ -43,7 +43,7 @@ def explain(
         blocks: names of blocks, e.g. ``"layers.3.blocks.1"``; default: the last one of each stage.
         target: what to explain with a heat map: the index or name of a class, or a target (see ``targets_of``);
             default: what the network is most sure of.
-        method: a key of ``METHODS``; default: ``"modulator_cam"`` if a target is given, otherwise no heat map.
+        method: a key of ``METHODS``; default: ``"context_cam"`` if a target is given, otherwise no heat map.
         preprocessing: of the image, for a model that does not state its own.
 
     Raises:
@@ -62,7 +62,7 @@ def explain(
             prediction = _prediction(network, outputs, prepared)
     heat: HeatMap | None = None
     if method is not None or target is not None:
-        heat = attribute(network, prepared, target, method or "modulator_cam", result=prediction)
+        heat = attribute(network, prepared, target, method or DEFAULT_METHOD, result=prediction)
     return Explanation(
         image=prepared.image,
         blocks=tuple(_maps(name, found, network, prepared) for name, found in records.items()),

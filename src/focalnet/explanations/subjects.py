@@ -1,0 +1,193 @@
+"""What an evaluation explains: images, objects and segments of a data set that the network predicts as annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from focalnet.errors import ConfigError, DataError, require
+from focalnet.explanations.attribution import Request
+from focalnet.explanations.preparing import Prepared, forward, prepare
+from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, PixelsTarget, Target, logits_of, predict
+from focalnet.models import Model
+from focalnet.results import Detections, SemanticMap
+from focalnet.results.base import class_name
+
+BATCH = 16  # images of a classifier that are evaluated together
+OBJECTS = 3  # of an image, that are explained at most
+MATCH = 0.5  # least intersection over union of a detection and an annotated object
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Images of one size with what is explained of each.
+
+    Args:
+        model: in evaluation mode.
+        prepared: of each image.
+        targets: of each image.
+        others: of each image, a target of another class, for the random logit; None where there is no such.
+        inside: bool ``(B, H, W)``, where the annotated objects are; None for whole images.
+    """
+
+    model: nn.Module
+    prepared: Sequence[Prepared]
+    targets: Sequence[Target]
+    others: Sequence[Target | None]
+    inside: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """``(B, C, H, W)``."""
+        return torch.cat([one.pixels for one in self.prepared])
+
+    def request(self, blocks: Sequence[str], *, others: bool = False, model: nn.Module | None = None) -> Request:
+        """What a method computes the maps of."""
+        targets = [t for t in self.others if t is not None] if others else self.targets
+        network = model or self.model
+        score = partial(self._scores, network, targets, probabilities=False)
+        return Request(network, self.pixels, self.prepared[0].size, score, tuple(blocks))
+
+    @torch.inference_mode()
+    def probability(self, pixels: Tensor, index: Tensor) -> Tensor:
+        """See ``measures.Probability``; pixels come without padding."""
+        height, width = self.prepared[0].size
+        padded = self.pixels[index]
+        padded[..., :height, :width] = pixels
+        return self._scores(self.model, self.targets, padded, index, probabilities=True)
+
+    def _scores(
+        self, model: nn.Module, targets: Sequence[Target], pixels: Tensor, index: Tensor, *, probabilities: bool
+    ) -> Tensor:
+        if all(isinstance(target, ClassTarget) for target in targets):
+            logits = logits_of(forward(model, pixels, self.prepared[0].size))
+            values = logits.float().softmax(1) if probabilities else logits
+            labels = torch.tensor([target.label for target in targets], device=pixels.device)
+            return values.gather(1, labels[index.to(pixels.device)][:, None])[:, 0]
+        (target,), (prepared,) = targets, self.prepared
+        return (target.probabilities if probabilities else target.scores)(model, pixels, prepared)
+
+
+def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -> Iterator[Subjects]:
+    """Yields what is explained of a data set, a few images of a classifier or one object or segment at a time.
+
+    Args:
+        model: in evaluation mode.
+        root: of the data set.
+        images: how many are looked at, chosen at random, the same in every run.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        ConfigError: a panoptic network, or no such split.
+        DataError: the data cannot be read.
+    """
+    require("lightning", "train")  # of the data modules
+    from focalnet.data import ClassificationData, DetectionData, SemanticData
+
+    output = model.config.output
+    if output == "panoptic":
+        raise ConfigError(
+            'evaluate: panoptic networks are not evaluated as such; load this one with segments="semantic" or '
+            '"instance"'
+        )
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f'split="{split}" must be train, val or test')
+    makers: dict[str, Callable[..., Any]] = {"classification": ClassificationData, "semantic": SemanticData}
+    data = makers.get(output, DetectionData)(root=str(root))
+    data.class_order = model.class_names
+    data.setup("fit" if split in ("train", "val") else "test")
+    samples = data.samples[split]
+    if not hasattr(samples, "read"):
+        raise DataError(f"{root}: WebDataset shards are read in order only; evaluate on folders, tar or Parquet files")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:images].tolist()
+    if output == "classification":
+        for start in range(0, len(order), BATCH):
+            prepared = [prepare(model, samples.read(i)) for i in order[start : start + BATCH]]
+            yield _classes(model, prepared)
+    else:
+        find = _segments if output == "semantic" else _objects
+        for i in order:
+            read = samples.read(i)
+            yield from find(model, prepare(model, _as_image(read.image)), read)
+
+
+def _as_image(pixels: Any) -> Image.Image:
+    if isinstance(pixels, Image.Image):
+        return pixels
+    return Image.fromarray(pixels.as_subclass(Tensor).permute(1, 2, 0).numpy())
+
+
+def _classes(model: Model[Any, Any], prepared: Sequence[Prepared]) -> Subjects:
+    with torch.inference_mode():
+        logits = forward(model, torch.cat([one.pixels for one in prepared]), prepared[0].size)
+    names, best = model.class_names, logits.argmax(1).tolist()
+    generator = torch.Generator().manual_seed(0)
+    shifts = torch.randint(1, max(logits.shape[1], 2), (len(best),), generator=generator).tolist()
+    others = [(label + shift) % logits.shape[1] for label, shift in zip(best, shifts, strict=True)]
+    return Subjects(
+        model,
+        prepared,
+        [ClassTarget(label, class_name(names, label)) for label in best],
+        [ClassTarget(label, class_name(names, label)) if len(names) != 1 else None for label in others],
+    )
+
+
+def _objects(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[Subjects]:
+    """The best detections that match annotated objects, each once."""
+    found = predict(model, prepared)
+    assert isinstance(found, Detections)
+    if not len(found) or not len(read.boxes):
+        return
+    truth = read.boxes.as_subclass(Tensor).float()
+    labels = read.labels
+    overlap = box_iou(found.boxes.float().cpu(), truth)
+    overlap[found.labels.cpu()[:, None] != labels[None]] = 0
+    taken: set[int] = set()
+    for i in range(len(found)):
+        match = int(overlap[i].argmax())
+        if overlap[i, match] < MATCH or match in taken:
+            continue
+        taken.add(match)
+        label, name = int(labels[match]), found.name(int(labels[match]))
+        left, top, right, bottom = truth[match].tolist()
+        place: Target = BoxTarget(label, name, box=(left, top, right, bottom))
+        masks = getattr(read, "masks", None)
+        target: Target = BoxTarget(label, name, box=tuple(found.boxes[i].tolist()))
+        if found.masks is not None:
+            target = MaskTarget(label, name, mask=found.masks[i].cpu())
+            if masks is not None:
+                place = MaskTarget(label, name, mask=masks[match].as_subclass(Tensor).bool())
+        inside = place.inside(prepared)
+        assert inside is not None
+        if inside.any():
+            yield Subjects(model, [prepared], [target], [None], inside[None])
+        if len(taken) == OBJECTS:
+            return
+
+
+def _segments(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[Subjects]:
+    """The largest classes that are annotated and predicted."""
+    found = predict(model, prepared)
+    assert isinstance(found, SemanticMap)
+    truth = read.labels.as_subclass(Tensor).reshape(found.labels.shape)
+    explained = 0
+    for label in found.shares():
+        annotated = truth == label
+        if not annotated.any():
+            continue
+        target = PixelsTarget(label, found.name(label), mask=(found.labels == label).cpu())
+        inside = PixelsTarget(label, mask=annotated).inside(prepared)
+        others = [other for other in found.shares() if other != label]
+        other = PixelsTarget(others[0], mask=target.mask) if others else None
+        yield Subjects(model, [prepared], [target], [other], inside[None])
+        explained += 1
+        if explained == OBJECTS:
+            return
