@@ -126,12 +126,13 @@ def test_an_upload_then_all_pickers_and_the_opacity(visit, tmp_path):
     choose(page, "level-left", "global")
     heading(page, "left", "global · gate")
     assert page.locator("#levels-right figure").count() == 4  # two blocks now
-    colored = pixels(page, "#map-left img")
+    colored, drawing = pixels(page, "#map-left img"), page.get_attribute("#map-left img", "src")
     page.locator("#opacity input[type=range]").focus()
     page.keyboard.press("Home")
-    page.wait_for_function("document.querySelector('#opacity input[type=range]').value === '0'")
-    page.wait_for_timeout(500)
-    page.wait_for_selector("#map-left:not(:has(.generating))")
+    page.wait_for_function(
+        "old => { const now = document.querySelector('#map-left img'); return now?.src !== old && now?.complete; }",
+        arg=drawing,
+    )
     plain = pixels(page, "#map-left img")
     assert np.abs(colored - plain).mean() > 10
     assert np.ptp(plain, axis=2).mean() < 3  # the drawing is black and white
@@ -188,6 +189,9 @@ def test_mistakes_are_told_in_the_page(visit, screenshot, tmp_path):
         page.wait_for_selector("#message [role=alert]:has-text('drop one, or take an example')")
         page.set_input_files("#upload input[type=file]", tmp_path / name)
         page.wait_for_selector(f"#message [role=alert]:has-text({json.dumps(said)})")
+        assert (
+            page.locator("#caption-left strong, #prediction-left .fn-bar, #map-left img, #levels-left img").count() == 0
+        )
     screenshot(page, "mistake")
     page.get_by_role("button", name="rocket").click()
     page.wait_for_selector("#message [role=alert]", state="hidden")
@@ -219,6 +223,8 @@ def test_a_phone_has_no_sideways_scrolling(visit, screenshot):
     assert page.evaluate(width) == 390
     page.locator("#map-left img").tap()
     page.wait_for_selector("#reading .fn-facts")
+    page.locator("#field").scroll_into_view_if_needed()
+    page.wait_for_selector("#field img")
     assert page.evaluate(width) == 390
     screenshot(page, "phone")
     for tab in ("Models", "How to read it"):

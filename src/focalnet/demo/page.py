@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,7 +188,11 @@ class Page:
         chosen = [c for p in self.panels for c in (p.target, p.block)]
         pixel = [self.reading, self.field, self.x, self.y]
         fresh = [self.note, *self.predictions, *chosen, *drawn, *pixel]
-        start = self._answers(self.start)
+        no_reading = {self.reading: "", self.field: gr.update(value=None, visible=False)}
+        no_answer = {**dict.fromkeys(self.predictions, ""), **self._nothing(), **no_reading}
+        start = self._answers(self.start, no_answer)
+        update = self._answers(self.update, self._nothing())
+        typed = self._answers(self.read_typed, no_reading)
         blocks.load(start, settings, fresh, **common)
         self.upload.change(start, settings, fresh, **common)
         for button, name in zip(self.examples, EXAMPLES, strict=True):
@@ -196,15 +200,16 @@ class Page:
         for panel in self.panels:
             panel.model.input(start, settings, fresh, **common)
             for setting in panel.settings[1:]:
-                setting.input(self._answers(self.update), settings, [self.note, *drawn], **common)
-        self.opacity.input(self._answers(self.update), settings, [self.note, *drawn], **common)
+                setting.input(update, settings, [self.note, *drawn], **common)
+        self.opacity.input(update, settings, [self.note, *drawn], **common)
         readings = [self.note, *pixel, self.download_json]
         for index, panel in enumerate(self.panels):
-            panel.image.select(self._answers(self._clicked(index)), settings, readings, **common)
+            clicked = self._answers(self._clicked(index), no_reading)
+            panel.image.select(clicked, settings, readings, **common)
         at = [self.x, self.y, *settings]
-        self.read.click(self._answers(self.read_typed), at, readings, **common)
-        self.x.submit(self._answers(self.read_typed), at, readings, **common)
-        self.y.submit(self._answers(self.read_typed), at, readings, **common)
+        self.read.click(typed, at, readings, **common)
+        self.x.submit(typed, at, readings, **common)
+        self.y.submit(typed, at, readings, **common)
         self.theme.click(None, js="() => { document.body.classList.toggle('dark'); }", api_visibility="private")
         self.filter.input(_zoo, [self.filter], [self.zoo], **{**common, "concurrency_id": "zoo"})
 
@@ -213,8 +218,15 @@ class Page:
 
     # ---- what happens ----
 
-    def _answers(self, handler: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
-        """The handler, with its mistakes as a line in the page, and the folder kept small."""
+    def _answers(
+        self, handler: Callable[..., dict[Any, Any]], cleared: Mapping[Any, Any]
+    ) -> Callable[..., dict[Any, Any]]:
+        """The handler, with its mistakes as a line in the page, and the folder kept small.
+
+        Args:
+            handler: gives the new content of components.
+            cleared: their content after a mistake, so that nothing stands there that answers an earlier question.
+        """
 
         @wraps(handler)
         def answer(*values: Any) -> dict[Any, Any]:
@@ -222,12 +234,11 @@ class Page:
             try:
                 return {self.note: "", **handler(*values)}
             except FocalNetError as error:
-                return {self.note: rendering.message(str(error), kind="error")}
+                said = str(error)
             except Exception:  # a bug: the terminal has its traceback, the visitor a line
                 logger.exception("the page could not answer")
-                return {
-                    self.note: rendering.message("something went wrong here; the server's log says what", kind="error")
-                }
+                said = "something went wrong here; the server's log says what"
+            return {**cleared, self.note: rendering.message(said, kind="error")}
 
         return answer
 
