@@ -1,5 +1,6 @@
 """Every block of docs/first_hour.md runs, in its order, and leaves what the page says."""
 
+# ruff: noqa: E402 (what follows imports the extras)
 from __future__ import annotations
 
 import json
