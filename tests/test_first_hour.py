@@ -1,5 +1,6 @@
 """Every block of docs/first_hour.md runs, in its order, and leaves what the page says."""
 
+# ruff: noqa: E402 (what follows imports the extras)
 from __future__ import annotations
 
 import json
@@ -12,9 +13,9 @@ import pytest
 for package in ("lightning", "jsonargparse", "tensorboard"):
     pytest.importorskip(package, reason="the page trains, which needs the extra train")
 
-from focalnet.cli.main import main  # noqa: E402
-from focalnet.training import finishing  # noqa: E402
-from focalnet.training.run_folder import write  # noqa: E402
+from focalnet.cli.main import main
+from focalnet.training import finishing
+from focalnet.training.run_folder import write
 
 PAGE = (Path(__file__).parents[1] / "docs/first_hour.md").read_text()
 

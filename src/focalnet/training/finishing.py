@@ -19,6 +19,7 @@ from focalnet.errors import DataError
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model
 from focalnet.training.callbacks import Stopwatch, headline
+from focalnet.training.lora import merged
 from focalnet.training.report import write_report
 from focalnet.training.run_folder import COMPLETE, RunFolder
 from focalnet.training.tasks.base import Data, Task
@@ -85,7 +86,7 @@ class State:
         prefix = "average.module." if averaged else "network."
         state = {k.removeprefix(prefix): v for k, v in self._tensors.items() if k.startswith(prefix)}
         network: Model[Any, Any] = self._config.build()  # type: ignore[assignment]  # a task's is a whole network
-        network.load_state_dict(self._best_weights if best and self._best_weights is not None else state)
+        network.load_state_dict(merged(self._best_weights if best and self._best_weights is not None else state))
         return network
 
     def keeps_best(self, keep: str) -> bool:

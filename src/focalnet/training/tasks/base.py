@@ -26,6 +26,7 @@ from focalnet.errors import ConfigError, did_you_mean
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model, TaskName
 from focalnet.samples import Batch
+from focalnet.training.lora import add_adapters
 from focalnet.training.optimizer import (
     OptimizerConfig,
     ScheduleConfig,
@@ -73,6 +74,8 @@ class Task(pl.LightningModule, ABC):
         ema_decay: decay per update of a moving average of the weights, which is then what is validated and saved.
         freeze_stages: stem and this many stages of the backbone keep their initial weights; null for none.
         freeze: parameters that keep their initial weights, by name; ``*`` stands for anything, as in ``"layers.0.*"``.
+        lora_rank: learn only low-rank adapters of this rank in the blocks of the backbone (peft's), and what is above
+            it; they are merged into the weights that are kept. Null for none.
         grad_checkpointing: trade time for memory.
         keep: whether ``model.safetensors`` gets the weights of the best validation, by the headline metric of the task,
             or those of the last update; without any validation, always the last.
@@ -97,6 +100,7 @@ class Task(pl.LightningModule, ABC):
         ema_decay: float | None = None,
         freeze_stages: int | None = None,
         freeze: list[str] | None = None,
+        lora_rank: int | None = None,
         grad_checkpointing: bool = False,
         keep: Literal["best", "last"] = "best",
         compile: bool = False,
@@ -109,7 +113,7 @@ class Task(pl.LightningModule, ABC):
             raise ConfigError(f"model.ema_decay={ema_decay} must be between 0 and 1, or null for no average")
         self.architecture, self.weights, self.options = architecture, weights, options or {}
         self.optimizer_config, self.schedule, self.ema_decay, self.seed = optimizer, schedule, ema_decay, seed
-        self.frozen_names = freeze or []
+        self.frozen_names, self.lora_rank = freeze or [], lora_rank
         self.freeze_stages, self.grad_checkpointing, self.compile_network = freeze_stages, grad_checkpointing, compile
         self.keep: Literal["best", "last"] = keep
         self.max_steps: int | None = None  # of the run, which may end before its last epoch
@@ -178,6 +182,8 @@ class Task(pl.LightningModule, ABC):
         backbone.patch_embed.to(memory_format=torch.channels_last)  # as the images; behind it all is (B, H, W, C)
         if self.freeze_stages is not None:
             backbone.freeze(self.freeze_stages)
+        if self.lora_rank is not None:
+            add_adapters(self.network, self.lora_rank)
         freeze_by_name(self.network, self.frozen_names)
         self.network.set_grad_checkpointing(self.grad_checkpointing)
         if self.ema_decay is not None:

@@ -1,0 +1,48 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) for finetuning: peft's, in the linear layers of the backbone's blocks.
+
+Only the adapters and what is above the backbone learn. What a run keeps has them merged: its ``model.safetensors`` is
+that of an ordinary network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from focalnet.errors import ConfigError, require
+from focalnet.models.base import Model
+
+#: Projections of the modulation and of the MLP of each block; convolutions keep their weights.
+LAYERS = r"(backbone\.)?layers\.\d+\.blocks\..*\.(f|proj|fc1|fc2)"
+ADAPTER = re.compile(r"(.*)\.lora_A\.default\.weight")
+
+
+def add_adapters(network: Model[Any, Any], rank: int) -> None:
+    """Adds adapters in place and freezes the backbone but for them. Their product is added as it is (alpha = rank).
+
+    Raises:
+        MissingDependency: peft is not installed.
+        ConfigError: the rank is not positive.
+    """
+    if rank < 1:
+        raise ConfigError(f"model.lora_rank={rank} must be at least 1, or null for no adapters")
+    peft = require("peft", "lora")
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=LAYERS)
+    peft.inject_adapter_in_model(config, network)
+    for name, parameter in network.named_parameters():
+        above = name.startswith("head.") if network.backbone is network else not name.startswith("backbone.")
+        parameter.requires_grad_(above or ".lora_" in name)
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict whose adapters are added to the weights (products in float64); without any, it stays as it is."""
+    found = {match[1]: name for name in state if (match := ADAPTER.fullmatch(name))}
+    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    for layer, name in found.items():
+        down, up = state[name], state[name.replace(".lora_A.", ".lora_B.")]
+        weight = plain[f"{layer}.weight"]
+        plain[f"{layer}.weight"] = (weight.double() + up.double() @ down.double()).to(weight.dtype)
+    return plain
