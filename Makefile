@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint asan wheel matrix bench clean
+.PHONY: quickstart test lint docs asan wheel matrix bench clean
 
 # Reinstalled after every change of pyproject.toml.
 $(VENV)/.installed: pyproject.toml
@@ -22,6 +22,10 @@ lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed  ## build the docs site into build/site; broken links, anchors and images are errors
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 asan: $(VENV)/.installed  ## run the tests of the CPU kernels with AddressSanitizer (a few minutes)
 	bash tests/asan.sh $(BIN)/python

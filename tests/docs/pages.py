@@ -12,9 +12,8 @@ PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(RO
 SHELL = ("", "bash", "console", "shell", "sh")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # `focalnet ...` itself, or below a launcher such as torchrun or srun.
-_COMMAND = re.compile(
-    r"^(?:\$ )?(?:(?:srun|torchrun|python|python3) (?:\S+ )*?)?(?:focalnet|-m focalnet(?:\.cli\.main)?) (.+)$"
-)
+_LAUNCHER = r"(?:(?:srun|torchrun|python|python3) (?:\S+ )*?)?"
+_COMMAND = re.compile(rf"^(?:\$ )?{_LAUNCHER}(?:focalnet|-m focalnet(?:\.cli\.main)?) (.+)$")
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,23 @@ FOLDERS = "run by tests/test_docs_{}.py, in folders as the page describes them"
 COMMANDS: list[tuple[str, str, str]] = [
     (r"docs/data/(classes|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
+    (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
     (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains"),
+    (
+        r"",
+        r"explain .*--evaluate ",
+        "takes minutes; tests/explanations/test_evaluation.py runs it with a small network",
+    ),
     (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
     (r"", r"demo", "serves a page until it is stopped"),
     (r"", r"check-data FOLDER", "FOLDER is the reader's; docs/data has folders of every layout"),
     (r"", r"convert(-data)? ", "tests/test_docs_data.py and test_docs_objects.py convert such files"),
-]  # fmt: skip
+]
 #: (page, start of a line of the block, reason)
 CODE: list[tuple[str, str, str]] = [
     (r"docs/data/(checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
-    (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training run it at toy size"),
+    (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
+    (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training does so at toy size"),
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,11 @@ def network(kind: str) -> Any:
     """A narrow network with random weights, for small images."""
     torch.manual_seed(0)
     if kind == "classifier":
-        return classifier()
-    configs = {
-        "detection": lambda: small.config("mask_rcnn"),
-        "segmentation": small.upernet,
-        "panoptic": small.mask2former,
-    }
-    model = configs[kind]().build().eval()
+        model: Any = classifier(depths=(1, 1, 1, 2), focal_levels=(2,) * 4, focal_windows=(3,) * 4)
+        model.card = dataclasses.replace(model.card, class_names=NAMES)
+        return model
+    configs = {"detection": partial(small.config, "mask_rcnn"), "panoptic": small.mask2former}
+    model = configs.get(kind, small.upernet)().build().eval()
     model.card = ModelCard(name=kind, class_names=NAMES, preprocessing=Preprocessing(image_size=64, max_size=96))
     return model
 
@@ -52,8 +51,8 @@ def write_inputs(text: str, folder: Path) -> None:
             shutil.copy(IMAGE, path / "one.jpg")
         elif name.startswith("runs/") and path.name == "model.safetensors":
             path.parent.mkdir(parents=True, exist_ok=True)
-            kinds = {"panoptic": "panoptic", "detection": "detection", "segmentation": "segmentation"}
-            weights.save(network(next((kinds[k] for k in kinds if k in name), "classifier")), path)
+            kind = next((kind for kind in ("panoptic", "detection", "segmentation") if kind in name), "classifier")
+            weights.save(network(kind), path)
         elif path.suffix in (".pth", ".safetensors") and path.parent == folder:
             weights.save(network("classifier"), path)
 

@@ -18,8 +18,7 @@ import torch
 import focalnet
 from tests.docs.pages import PAGES, Block, code
 from tests.docs.skipped import CODE, reason_of
-from tests.docs.stand_ins import patch_published, write_inputs
-from tests.inference.small import classifier
+from tests.docs.stand_ins import network, patch_published, write_inputs
 from tests.integrations.foreign import timm_model
 
 ALL = [block for page in PAGES for block in code(page)]
@@ -35,7 +34,7 @@ def given() -> dict[str, Any]:
     return {
         "focalnet": focalnet,
         "torch": torch,
-        "model": classifier(depths=(1, 1, 1, 2), focal_levels=(2,) * 4, focal_windows=(3,) * 4),
+        "model": network("classifier"),
         "images": torch.zeros(2, 3, 16, 16),
         "array": np.zeros((20, 30, 3), np.uint8),
         "cv2": pytest.importorskip("cv2"),
