@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
 import subprocess
@@ -186,6 +187,40 @@ def test_files_that_cannot_be_read(classifier: Case, tmp_path: Path) -> None:
         archive.writestr(f"archive/extra/{EXTRA_FILE}", classifier.torch.header.to_json())
     with pytest.raises(CheckpointError, match="PyTorch cannot read it"):
         focalnet.Predictor(tmp_path / "header.pt2")
+
+
+class Evil:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+@pytest.mark.parametrize(
+    "entry", ["data/sample_inputs/model.pt", "data/weights/model.pt", "data/aotinductor/model/a.so"]
+)
+def test_programs_that_would_run_code(classifier: Case, tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(classifier.torch.path) as old, zipfile.ZipFile(path, "w") as new:
+        folder = old.namelist()[0].split("/")[0]
+        for name in old.namelist():
+            if name != f"{folder}/data/{entry}":
+                new.writestr(name, old.read(name))
+        new.writestr(f"{folder}/data/{entry}", pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match="could run code when it is loaded"):
+        focalnet.Predictor(path)
+
+
+def test_programs_with_pickled_weights(classifier: Case, tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(classifier.torch.path) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("_config.json"):
+                content = content.replace(b'"use_pickle": false', b'"use_pickle": true')
+            new.writestr(name, content)
+    with pytest.raises(CheckpointError, match="could run code when it is loaded"):
+        focalnet.Predictor(path)
 
 
 @pytest.mark.parametrize(

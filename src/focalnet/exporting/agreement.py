@@ -35,10 +35,12 @@ class _Comparison:
     Args:
         largest: the largest difference of each quantity.
         problems: what disagrees.
+        masks: of each pair of objects, the share of pixels in which their masks differ.
     """
 
     largest: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    masks: list[float] = field(default_factory=list)
 
     def note(self, name: str, difference: float, most: float, size: Size) -> None:
         """Notes a difference of results for an image of this size."""
@@ -71,6 +73,9 @@ def check_agreement(model: Model[Any, Any], exported: ExportedNetwork, path: Pat
                 actual = exported.predict(images, image_sizes, originals)
             for results in zip(expected, again, actual, strict=True):
                 _compare(comparison, size, *results, most=exported.config.max_per_image)
+    if comparison.masks:
+        mean = sum(comparison.masks) / len(comparison.masks)
+        comparison.note("masks (mean share of pixels)", mean, PIXELS, size)
     if comparison.problems:
         raise ExportError(
             f"{path}: not written, because it disagrees with PyTorch: {comparison.problems[0]}"
@@ -149,7 +154,7 @@ def _compare_objects(
         comparison.note("boxes (px)", box, BOXES, size)
         comparison.note("scores", score, SCORES, size)
         if expected.masks is not None:
-            comparison.note("masks (share of pixels)", masks, PIXELS, size)
+            comparison.masks.append(masks)
     if missing:
         comparison.problems.append(
             f"{missing} of {len(expected)} objects differ by more than {BOXES} px or {SCORES} at {size[0]} x {size[1]}"

@@ -147,15 +147,19 @@ def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
     from onnxscript import optimizer
 
     with _quiet():
-        program = torch.onnx.export(
-            traced.program,
-            dynamo=True,
-            opset_version=opset,
-            input_names=traced.inputs,
-            output_names=traced.outputs,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=traced.inputs,
+                output_names=traced.outputs,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).partition("\n")[0][:200]
+            raise ExportError(f"ONNX cannot express this {header.family}: {reason}; choose the format torch") from error
         assert program is not None
         # The exporter's optimizer without its rewriting, which takes minutes and which runtimes do themselves.
         graph = program.model
@@ -167,6 +171,7 @@ def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
 
 
 def _write_program(traced: Trace, header: Header, path: Path) -> None:
+    traced.program.example_inputs = None  # they would be larger than a small network, and a pickle
     with _quiet(), path.open("wb") as file:
         torch.export.save(traced.program, file, extra_files={EXTRA_FILE: header.to_json()})
 

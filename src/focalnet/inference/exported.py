@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from focalnet import zoo
-from focalnet.errors import CheckpointError, ConfigError
+from focalnet.errors import CheckpointError, ConfigError, escaped
 from focalnet.files import cut
 from focalnet.models import Model
 from focalnet.models.base import ModelConfig, Output, check_finite
@@ -142,11 +145,42 @@ class ExportedNetwork(Model[ExportedConfig, dict[str, Tensor]]):
         raise ConfigError("an exported network cannot be trained: train the model that it was exported from")
 
 
+#: What a program of ``torch.export`` needs within its archive: no compiled code and no pickles.
+_ENTRIES = re.compile(
+    r"[^/]+/(data/(weights|constants)/(\w+_config\.json|(weight|tensor)_\d+)|data/sample_inputs/\w+\.pt|models/\w+\.json"
+    r"|extra/focalnet\.json|archive_format|archive_version|byteorder|version|\.data/\w+)"
+)
+
+
+def check_archive(path: Path) -> None:
+    """Raises CheckpointError if a ``.pt2`` file holds anything that ``torch.export.load`` would run."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        suspicious = [name for name in names if not _ENTRIES.fullmatch(name) or names.count(name) > 1]
+        for name in set(names) - set(suspicious):
+            if name.endswith("_config.json"):
+                entries = json.loads(archive.read(name))["config"].values()
+                pickled = any(
+                    one["use_pickle"] or not re.match("(weight|tensor)_", one["path_name"]) for one in entries
+                )
+                suspicious += [name] if pickled else []
+            elif name.endswith(".pt") and archive.getinfo(name).file_size:  # we write no example
+                suspicious.append(name)
+    if suspicious:
+        raise CheckpointError(
+            f'{path}: its entry "{escaped(suspicious[0])}" could run code when it is loaded; export the model again'
+        )
+
+
 class _Program:
     """The network of a ``.pt2`` file; it has PyTorch's and torchvision's operations only."""
 
     def __init__(self, path: Path) -> None:
         self.header = Header.from_json(stored(path), path)
+        try:
+            check_archive(path)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path}: PyTorch cannot read it: its archive is damaged ({error})") from error
         try:
             with path.open("rb") as file:
                 self._module = torch.export.load(file).module()

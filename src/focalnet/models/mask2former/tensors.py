@@ -46,7 +46,7 @@ def instances(
         pixels = inside.sum((2, 3))
         quality.append((chunk.sigmoid() * inside).sum((2, 3)) / pixels.clamp(min=1))
         bitmaps.append(inside)
-    scores, order = (scores * torch.cat(quality, 1)).masked_fill(~kept, -1.0).sort(dim=1, descending=True, stable=True)
+    scores, order = (scores * torch.cat(quality, 1)).masked_fill(~kept, -1.0).topk(scores.shape[1])
     bitmap = torch.cat(bitmaps, 1)
     bitmap = bitmap.gather(1, order[..., None, None].expand(-1, -1, *bitmap.shape[2:])) & (scores >= 0)[..., None, None]
     found = objects(_boxes_around(bitmap), scores, labels.gather(1, order), scores >= 0)
@@ -79,7 +79,7 @@ def panoptic(
     number_of = number.gather(1, first).masked_fill(~stays, 0)
     highest = torch.where(together, scores[:, None], -1.0).amax(2)
 
-    rank = torch.where(opens, index, queries).argsort(dim=1, stable=True)
+    rank = torch.where(opens, -index, -queries).topk(queries).indices
     empty = index >= number[:, -1:]
     ids = F.pad(number_of, (1, 0)).gather(1, owner.flatten(1)).view(owner.shape)
     return {
