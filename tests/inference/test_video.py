@@ -141,7 +141,7 @@ def test_a_stream_is_predicted_until_it_ends_or_ctrl_c(stop, expected, tmp_path,
     [
         (["--stream", "no/such.mp4"], "no/such.mp4: cannot be opened as a camera or stream"),
         (["--stream", "0", "a.png"], "and not both"),
-        ([], "name images and videos"),
+        ([], "predict takes FILES|FOLDERS|GLOBS, or a camera"),
         (["--stream", "0", "--table", "a.csv"], "--table and --annotations are for images, not"),
     ],
 )

@@ -92,7 +92,10 @@ def predict(
     if table is not None:
         check_table(table)
     if (stream is None) == (not paths):
-        raise ConfigError("name images and videos, or a camera or stream by --stream, and not both")
+        raise ConfigError(
+            "predict takes FILES|FOLDERS|GLOBS, or a camera or stream by --stream, and not both; see "
+            '"focalnet predict --help"'
+        )
     if stream is not None and (table is not None or annotations is not None):
         raise ConfigError("--table and --annotations are for images, not for the frames of a stream")
     files = find(paths) if paths else []  # before importing torch, so that a mistyped path fails at once
