@@ -263,12 +263,8 @@ class Page:
         answer[self.predictions[1]] = "" if same else rendering.prediction(studies[1], views[1].model)
         answer[self.reading], answer[self.field] = "", gr.update(value=None, visible=False)
         answer[self.x], answer[self.y] = None, None
-        try:
-            drawn = self._draw(upload, views, opacity)
-        except ConfigError as error:  # what was chosen does not fit this image: the prediction is shown nevertheless
-            return {**answer, **self._nothing(), self.note: rendering.message(str(error), kind="error")}
         note = f"{upload.name}: {upload.note}" if upload.note else ""
-        return {**answer, **drawn, self.note: rendering.message(note)}
+        return {**answer, **self._draw(upload, views, opacity), self.note: rendering.message(note)}
 
     def update(self, value: Any, *settings: Any) -> dict[Any, Any]:
         """Other settings for the same image."""
@@ -300,24 +296,28 @@ class Page:
         views, opacity = self._views(settings)
         view = views[index]
         reading = self.explorer.reading(view, upload, x, y)
-        maps = [self.explorer.map(each, upload) for each in views]
         return {
             self.reading: rendering.reading_table(reading, view.method),
             self.field: gr.update(value=rendering.field_image(upload.image, reading, opacity), visible=True),
             self.x: x,
             self.y: y,
-            self.download_json: self._write_json(upload, views, maps, reading),
+            self.download_json: self._write_json(upload, [(view, self.explorer.map(view, upload))], reading),
         }
 
     def _draw(self, upload: Upload, views: Sequence[View], opacity: float) -> dict[Any, Any]:
+        """Both panels, the gates below them and the downloads; a panel that cannot be drawn says why in its place."""
         answer: dict[Any, Any] = {}
-        maps = [self.explorer.map(view, upload) for view in views]
-        texts = []
-        for panel, view, values in zip(self.panels, views, maps, strict=True):
-            heading, line = self._texts(view, values)
-            texts.append((heading, line, values))
-            answer[panel.image] = rendering.overlay(upload.image, values, opacity)
-            answer[panel.caption] = rendering.caption(heading, line, values)
+        maps: list[tuple[View, Map]] = []
+        for panel, view in zip(self.panels, views, strict=True):
+            try:
+                values = self.explorer.map(view, upload)
+            except ConfigError as error:
+                answer[panel.image] = None
+                answer[panel.caption] = rendering.message(str(error), kind="error")
+            else:
+                maps.append((view, values))
+                answer[panel.image] = rendering.overlay(upload.image, values, opacity)
+                answer[panel.caption] = rendering.caption(*self._texts(view, values), values)
             levels = self.explorer.study(view.model, upload).levels(view.block)
             answer[panel.level] = gr.update(
                 choices=levels,
@@ -333,8 +333,11 @@ class Page:
             title = f"Gates and modulator of {block}" + (f", {view.model}" if len(self.explorer.models) > 1 else "")
             answer[component] = "" if again else rendering.strip(upload.image, title, strip, opacity)
         title = f"{upload.name}, explained by focalnet"
+        if not maps:
+            return {**answer, **dict.fromkeys(self._downloads())}
+        texts = [(*self._texts(view, values), values) for view, values in maps]
         answer[self.download_image] = self._write_picture(rendering.picture(upload.image, title, texts, opacity))
-        answer[self.download_json] = self._write_json(upload, views, maps)
+        answer[self.download_json] = self._write_json(upload, maps)
         return answer
 
     def _nothing(self) -> dict[Any, Any]:
@@ -381,9 +384,7 @@ class Page:
         image.save(path, compress_level=1)
         return str(path)
 
-    def _write_json(
-        self, upload: Upload, views: Sequence[View], maps: Sequence[Map], reading: Reading | None = None
-    ) -> str:
+    def _write_json(self, upload: Upload, maps: Sequence[tuple[View, Map]], reading: Reading | None = None) -> str:
         path = self._new_folder() / "focalnet-explanation.json"
         content = {
             "focalnet": focalnet.__version__,
@@ -393,7 +394,7 @@ class Page:
                 "size": list(upload.image.size),
                 "original_size": list(upload.original),
             },
-            "maps": [self._describe(upload, view, values) for view, values in zip(views, maps, strict=True)],
+            "maps": [self._describe(upload, view, values) for view, values in maps],
             "pixel": None if reading is None else _pixel(reading),
         }
         path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
