@@ -12,7 +12,7 @@ import torch
 
 import focalnet
 from focalnet import weights
-from focalnet.cli.train import fit
+from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError, MissingDependency
 from focalnet.training.lora import add_adapters, merged
 from tests.models import small
@@ -34,10 +34,8 @@ def test_adapters_are_merged_to_the_same_outputs():
     with torch.no_grad():
         torch.testing.assert_close(plain(images), network(images), atol=1e-5, rtol=1e-5)
     one = "layers.0.blocks.0.mlp.fc1"
-    by_hand = (
-        state[f"{one}.base_layer.weight"]
-        + state[f"{one}.lora_B.default.weight"] @ state[f"{one}.lora_A.default.weight"]
-    )
+    down, up = (state[f"{one}.lora_{half}.default.weight"] for half in "AB")
+    by_hand = state[f"{one}.base_layer.weight"] + up @ down
     torch.testing.assert_close(plain.state_dict()[f"{one}.weight"], by_hand)
     assert merged(plain.state_dict()).keys() == plain.state_dict().keys()
 
@@ -60,17 +58,11 @@ def test_a_run_with_adapters_keeps_an_ordinary_network(tmp_path):
     before, after = start.state_dict(), weights_of(run)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert {"head.weight", "head.bias", "layers.0.blocks.0.mlp.fc1.weight"} <= changed
-    assert all(
-        name.endswith((".f.weight", ".proj.weight", ".fc1.weight", ".fc2.weight"))
-        for name in changed
-        if "head" not in name
-    )
+    layers = (".f.weight", ".proj.weight", ".fc1.weight", ".fc2.weight")
+    assert all(name.startswith("head.") or name.endswith(layers) for name in changed)
     assert not [name for name in changed if "patch_embed" in name or "downsample" in name]
-    assert run.metrics["top1"] == pytest.approx(
-        focalnet.cli.train.validate(
-            DIGITS, run / "model.safetensors", **{"trainer.limit_val_batches": 2, "data.batch_size": 32}
-        )["top1"]
-    )
+    same_images = {"trainer.limit_val_batches": 2, "data.batch_size": 32}
+    assert run.metrics["top1"] == pytest.approx(validate(DIGITS, run / "model.safetensors", **same_images)["top1"])
 
 
 def test_what_adapters_need(monkeypatch):

@@ -32,8 +32,9 @@ def add_adapters(network: Model[Any, Any], rank: int) -> None:
     peft = require("peft", "lora")
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=LAYERS)
     peft.inject_adapter_in_model(config, network)
+    inside = any(name.startswith("backbone.") for name, _ in network.named_parameters())  # a classifier is its backbone
     for name, parameter in network.named_parameters():
-        above = name.startswith("head.") if network.backbone is network else not name.startswith("backbone.")
+        above = not name.startswith("backbone.") if inside else name.startswith("head.")
         parameter.requires_grad_(above or ".lora_" in name)
 
 
