@@ -13,12 +13,15 @@ COMMANDS: list[tuple[str, str, str]] = [
     (r"docs/data/(classes|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
     (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
+    (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),
     (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains"),
     (
         r"",
         r"explain .*--evaluate ",
         "takes minutes; tests/explanations/test_evaluation.py runs it with a small network",
     ),
+    (r"", r"export ", "takes a minute; tests/exporting does it with small networks"),
+    (r"", r"compare ", "reads the reader's runs; tests/test_cli_compare.py compares two"),
     (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
     (r"", r"demo", "serves a page until it is stopped"),
     (r"", r"check-data FOLDER", "FOLDER is the reader's; docs/data has folders of every layout"),
@@ -28,6 +31,7 @@ COMMANDS: list[tuple[str, str, str]] = [
 CODE: list[tuple[str, str, str]] = [
     (r"docs/data/(checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
+    (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),
     (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training does so at toy size"),
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]

@@ -9,31 +9,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from focalnet import weights, zoo
+from focalnet import registry, weights, zoo
 from focalnet.card import ModelCard, Preprocessing
 from tests.docs.pages import ROOT
-from tests.inference.small import classifier
 from tests.models import small
 
 IMAGE = ROOT / "docs/images/cat.jpg"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NAMES = ("cat", "dog", "horse")
+SHAPE = {"embed_dim": 8, "depths": (1, 1, 6, 2), "focal_levels": (2,) * 4, "focal_windows": (3,) * 4}
+NAMES = ("cat", "dog", "road")
 
 
 def network(kind: str) -> Any:
     """A narrow network with random weights, for small images."""
     torch.manual_seed(0)
-    if kind == "classifier":
-        model: Any = classifier(depths=(1, 1, 1, 2), focal_levels=(2,) * 4, focal_windows=(3,) * 4)
-        model.card = dataclasses.replace(model.card, class_names=NAMES)
-        return model
-    configs = {"detection": partial(small.config, "mask_rcnn"), "panoptic": small.mask2former}
-    model = configs.get(kind, small.upernet)().build().eval()
-    model.card = ModelCard(name=kind, class_names=NAMES, preprocessing=Preprocessing(image_size=64, max_size=96))
+    configs = {
+        "classifier": partial(registry.configure, "focalnet_tiny_srf", num_classes=3, **SHAPE),
+        "detection": partial(small.config, "mask_rcnn", max_per_image=2),
+        "segmentation": small.upernet,
+        "panoptic": small.mask2former,
+    }
+    model: Any = configs[kind]().build().eval()
+    preprocessing = Preprocessing(image_size=128, max_size=None if kind == "classifier" else 192)
+    model.card = ModelCard(name=kind, class_names=NAMES, preprocessing=preprocessing)
     return model
 
 
@@ -53,8 +56,18 @@ def write_inputs(text: str, folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             kind = next((kind for kind in ("panoptic", "detection", "segmentation") if kind in name), "classifier")
             weights.save(network(kind), path)
+        elif path.suffix == ".mp4":
+            write_video(path)
         elif path.suffix in (".pth", ".safetensors") and path.parent == folder:
             weights.save(network("classifier"), path)
+
+
+def write_video(path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for shade in (50, 100):
+        writer.write(np.full((48, 64, 3), shade, np.uint8))
+    writer.release()
 
 
 def patch_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import ast
 import gc
 import importlib
 import inspect
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 import focalnet
 from tests.docs.pages import PAGES, Block, code
 from tests.docs.skipped import CODE, reason_of
-from tests.docs.stand_ins import network, patch_published, write_inputs
+from tests.docs.stand_ins import IMAGE, network, patch_published, write_inputs
 from tests.integrations.foreign import timm_model
 
 ALL = [block for page in PAGES for block in code(page)]
@@ -29,18 +30,22 @@ RUN = {
 }
 
 
-def given() -> dict[str, Any]:
-    """What a reader has: names that code uses and does not define."""
-    return {
-        "focalnet": focalnet,
-        "torch": torch,
-        "model": network("classifier"),
-        "images": torch.zeros(2, 3, 16, 16),
-        "array": np.zeros((20, 30, 3), np.uint8),
-        "cv2": pytest.importorskip("cv2"),
-        "many_paths": ["photos/cat.jpg"],
-        "a_timm_or_transformers_focalnet": timm_model("srf"),
-    }
+#: What a reader has: names that code uses and does not define.
+GIVEN: dict[str, Callable[[], Any]] = {
+    "focalnet": lambda: focalnet,
+    "torch": lambda: torch,
+    "cv2": lambda: pytest.importorskip("cv2"),
+    "model": lambda: network("classifier"),
+    "detector": lambda: network("detection"),
+    "a_timm_or_transformers_focalnet": lambda: timm_model("srf"),
+    "images": lambda: torch.zeros(2, 3, 64, 64),
+    "array": lambda: np.zeros((20, 30, 3), np.uint8),
+    "many_paths": lambda: ["photos/cat.jpg"],
+    "classification": lambda: focalnet.Predictor(network("classifier"))(str(IMAGE)),
+    "detections": lambda: focalnet.Predictor(network("detection"))(str(IMAGE)),
+    "label_map": lambda: focalnet.Predictor(network("segmentation"))(str(IMAGE)),
+    "panoptic_map": lambda: focalnet.Predictor(network("panoptic"))(str(IMAGE)),
+}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
@@ -52,7 +57,9 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
-                yield (alias.asname or alias.name), getattr(module, alias.name)
+                whole = f"{node.module}.{alias.name}"
+                found = getattr(module, alias.name, None) or importlib.import_module(whole)
+                yield (alias.asname or alias.name), found
 
 
 def resolve(node: ast.expr, names: dict[str, Any]) -> Any:
@@ -86,7 +93,8 @@ def test_it_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     patch_published(monkeypatch)
     monkeypatch.setattr(PIL.Image.Image, "show", lambda image: None)  # opens a window
-    names = given()
+    text = "".join(block.text for block in RUN[page])
+    names: dict[str, Any] = {name: make() for name, make in GIVEN.items() if re.search(rf"\b{name}\b", text)}
     for block in RUN[page]:
         write_inputs(block.text, tmp_path)
         with warnings.catch_warnings():

@@ -61,7 +61,7 @@ def test_it_runs(command, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("page", "start", "reason"), COMMANDS)
 def test_every_reason_is_needed(page, start, reason):
-    assert any(reason_of(c.page, c.text, [(page, start, reason)]) for c in ALL) or start == "demo"
+    assert any(reason_of(c.page, c.text, [(page, start, reason)]) for c in ALL)
 
 
 def test_the_readme_shows_what_is_printed(monkeypatch, capsys):
