@@ -17,7 +17,7 @@ from PIL import Image
 
 import focalnet
 from focalnet.cli.main import main
-from focalnet.demo.serving import free_port
+from focalnet.demo.serving import free_port, load_models
 from focalnet.errors import ConfigError
 from tests.demo.conftest import Served
 
@@ -257,3 +257,14 @@ def test_a_wrong_host_is_named(host):
     with pytest.raises(ConfigError, match="--host"):
         free_port(host, 0)
     assert free_port("127.0.0.1", 0) > 0
+
+
+def test_models_are_named_by_their_folder_and_file(tmp_path):
+    for folder in ("a/run", "b/run", "b/other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").symlink_to(WEIGHTS)
+    files = [str(tmp_path / folder / "model.safetensors") for folder in ("a/run", "b/run", "b/other")]
+    models = load_models([*files, files[0], "focalnet_nano.cifar10"], "cpu")
+    assert list(models) == [
+        "run/model.safetensors", "run/model.safetensors (2)", "other/model.safetensors", "focalnet_nano.cifar10"
+    ]  # fmt: skip

@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def load_models(names: Sequence[str], device: str | torch.device | None = None) -> dict[str, Model[Any, Any]]:
-    """The models of the page by the names that it shows: file names without their folders.
+    """The models of the page by the names that it shows: of a file its last folder and its name.
 
     Args:
         names: what ``focalnet.load`` takes.
@@ -45,7 +45,7 @@ def load_models(names: Sequence[str], device: str | torch.device | None = None) 
     chosen = pick_device(device)
     models: dict[str, Model[Any, Any]] = {}
     for name in dict.fromkeys(names):
-        shown = Path(name).name
+        shown = "/".join(Path(name).parts[-2:])
         if shown in models:
             shown = f"{shown} ({len(models) + 1})"
         models[shown] = zoo.load(name).to(chosen).eval()
