@@ -24,6 +24,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     (r"", r"compare ", "reads the reader's runs; tests/test_cli_compare.py compares two"),
     (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
     (r"", r"demo", "serves a page until it is stopped"),
+    (r"", r"explain --evaluate", "takes minutes; tests/test_docs_explain.py runs it with one image"),
     (r"", r"check-data FOLDER", "FOLDER is the reader's; docs/data has folders of every layout"),
     (r"", r"convert(-data)? ", "tests/test_docs_data.py and test_docs_objects.py convert such files"),
 ]
