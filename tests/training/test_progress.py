@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from focalnet.cli.terminal import ToStderr
 from focalnet.cli.train import fit
 from focalnet.data.loader import Loader
 from focalnet.errors import ConfigError, MissingDependency
-from focalnet.training import loggers
+from focalnet.training import loggers, progress
 from focalnet.training.progress import shown_in_python
 from focalnet.training.run_folder import RunFolder
 from tests.training.toy import TOY
@@ -27,6 +28,9 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_a_bar_and_a_line_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(
+        progress, "tqdm", partial(progress.tqdm, mininterval=0)
+    )  # toy batches come faster than it draws
     monkeypatch.setattr(logging.getLogger("focalnet"), "propagate", False)  # pytest has handlers of its own
     fit(DIGITS, output=tmp_path / "run", **TOY, **{"trainer.logger": "none"})
     shown = sys.stderr.getvalue()
