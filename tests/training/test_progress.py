@@ -28,9 +28,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_a_bar_and_a_line_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(
-        progress, "tqdm", partial(progress.tqdm, mininterval=0)
-    )  # toy batches come faster than it draws
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0))  # as toy batches come
     monkeypatch.setattr(logging.getLogger("focalnet"), "propagate", False)  # pytest has handlers of its own
     fit(DIGITS, output=tmp_path / "run", **TOY, **{"trainer.logger": "none"})
     shown = sys.stderr.getvalue()

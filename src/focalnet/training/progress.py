@@ -99,6 +99,7 @@ class Bar(pl.Callback):
 
     def _open(self, trainer: pl.Trainer, batches: int, done: int = 0, what: str = "") -> None:
         self._close()
+        self.read = 0.0  # so that the first batch has its figures
         if trainer.is_global_zero:
             what = what or f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar = tqdm(
