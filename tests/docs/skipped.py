@@ -33,6 +33,11 @@ CODE: list[tuple[str, str, str]] = [
     (r"docs/data/(checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
     (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),
+    (
+        r"docs/weights\.md",
+        r"model\.push_to_hub|import timm",
+        "needs the Hub; tests/weights and tests/integrations run it without",
+    ),
     (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training does so at toy size"),
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]
