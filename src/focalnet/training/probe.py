@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 WAY_OUT = "lower --data.batch_size or the image size, or add --model.grad_checkpointing true"
-#: Of the memory that is free, what an estimate may take: it does not count temporary results, which took 70 % more in a
-#: Mask R-CNN of 512 x 800 pixels on a CPU.
+#: Of the memory that is free, what an estimate may take: it does not count temporary results and the libraries, with
+#: which a Mask R-CNN of 512 x 800 pixels took nearly twice its estimate on a CPU (docs/training.md).
 SAFE_SHARE = 0.6
 LARGEST_AUTOMATIC_BATCH = 256
 COUNTED_IMAGES = 2  # of the batch whose memory is counted: batch norms do not train on a single one
