@@ -61,7 +61,7 @@ def test_too_large_a_step_is_warned_of_and_not_tried(tmp_path, monkeypatch, capl
 
 
 def test_an_automatic_batch_fills_the_memory_and_is_kept(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(probe, "saved_bytes", lambda network, batch: 1000)
+    monkeypatch.setattr(probe, "saved_bytes", lambda network, batch: 1000 * len(batch.images))
     monkeypatch.setattr(probe, "fixed_bytes", lambda task: 10_000)
     monkeypatch.setattr(probe, "free_bytes", lambda device: 100_000)
     auto = {**TOY, "data.batch_size": "auto", "trainer.max_epochs": 1}

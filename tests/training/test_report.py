@@ -123,7 +123,7 @@ def test_it_says_which_weights_are_kept_and_why_the_run_ended(folder):
 def test_a_model_that_predicts_one_class_is_warned_of(folder):
     evaluator = evaluated()
     assert 'role="alert"' not in report(folder, evaluator)
-    evaluator.batches = [(torch.tensor([0] * 20 + [1]), torch.zeros(21, 3, dtype=torch.int64))]
+    evaluator.batches = [(torch.tensor([0] * 20 + [1]), torch.zeros(21, 3, dtype=torch.int64), torch.zeros(21))]
     page = report(folder, evaluator)
     assert re.search(r'role="alert">Every image is predicted to be of class &quot;ant&quot;', page)
     assert "20 times as many images" in page

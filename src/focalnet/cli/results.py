@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import textwrap
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,7 +130,8 @@ class Results:
                 kept = json.loads(line)
                 for entry in [kept["prediction"]] if key == "predictions" else kept["coco"].get(key, []):
                     yield "[\n" if first else ",\n"
-                    yield textwrap.indent(_json(entry), "  " * (depth + 1))
+                    margin = "  " * (depth + 1)
+                    yield margin + _json(entry).replace("\n", "\n" + margin)  # names may hold other line separators
                     first = False
         yield "[]" if first else f"\n{'  ' * depth}]"
 
