@@ -84,6 +84,16 @@ def test_the_weights_load_with_their_card_and_measure_the_same_again(finished, c
     )
 
 
+def as_annotated(dataset: dict[str, Any], image: dict[str, Any]) -> Detections:
+    """Detections that are the annotations of an image."""
+    objects = [one for one in dataset["annotations"] if one["image_id"] == image["id"]]
+    boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = to_bitmaps([one["segmentation"] for one in objects], HEIGHT, WIDTH)
+    labels = torch.tensor([{3: 0, 7: 1}[one["category_id"]] for one in objects], dtype=torch.int64)
+    return Detections(boxes, torch.ones(len(objects)), labels, masks=masks, size=(HEIGHT, WIDTH))
+
+
 @pytest.mark.parametrize("ids", [range(1, 7), range(6), [None] * 6, [5] * 6, range(-3, 3), "abcdef"])
 def test_what_is_found_as_it_is_measures_100_whatever_the_ids(finished, coco, tmp_path, monkeypatch, ids):
     dataset = content(4)
@@ -94,19 +104,33 @@ def test_what_is_found_as_it_is_measures_100_whatever_the_ids(finished, coco, tm
     write_json(tmp_path / "annotations/instances_val.json", dataset)
     (tmp_path / "val").symlink_to(coco / "val")
 
-    def perfect(image: dict[str, Any]) -> Detections:
-        objects = [one for one in dataset["annotations"] if one["image_id"] == image["id"]]
-        boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = to_bitmaps([one["segmentation"] for one in objects], HEIGHT, WIDTH)
-        labels = torch.tensor([{3: 0, 7: 1}[one["category_id"]] for one in objects], dtype=torch.int64)
-        return Detections(boxes, torch.ones(len(objects)), labels, masks=masks, size=(HEIGHT, WIDTH))
-
-    found = iter(map(perfect, dataset["images"]))
+    found = iter([as_annotated(dataset, image) for image in dataset["images"]])
     monkeypatch.setattr(RCNN, "predict", lambda self, images, sizes, originals: [next(found) for _ in sizes])
     options = {name: TOY[name] for name in ("data.num_workers", "trainer.accelerator", "trainer.precision")}
     measured = validate(RECIPE, finished / "model.safetensors", **options, **{"data.root": str(tmp_path)})
     assert [measured[name] for name in ("box_ap", "mask_ap", "box_ar_100", "pq_things")] == pytest.approx([100] * 4)
+
+
+@pytest.mark.parametrize("ids", [[10, 20, 30], [7, 8, 9]])
+def test_the_test_split_is_compared_with_its_own_annotations(finished, coco, tmp_path, monkeypatch, ids):
+    """Also where its images have the ids of validation images."""
+    dataset = content(3)
+    numbers = {image["id"]: number for image, number in zip(dataset["images"], ids, strict=True)}
+    for image in dataset["images"]:
+        image["id"] = numbers[image["id"]]
+    for one in dataset["annotations"]:
+        one["image_id"] = numbers[one["image_id"]]
+        one["category_id"] = {3: 7, 7: 3}[one["category_id"]]  # not as in validation
+    write_json(tmp_path / "annotations/instances_test.json", dataset)
+    (tmp_path / "test").symlink_to(coco / "val")
+    (tmp_path / "val").symlink_to(coco / "val")
+    write_json(tmp_path / "annotations/instances_val.json", content(4))
+    found = iter([as_annotated(dataset, image) for image in dataset["images"]])
+    monkeypatch.setattr(RCNN, "predict", lambda self, images, sizes, originals: [next(found) for _ in sizes])
+    options = {name: TOY[name] for name in ("data.num_workers", "trainer.accelerator", "trainer.precision")}
+    measured = validate(RECIPE, finished / "model.safetensors", split="test", **options, **{"data.root": str(tmp_path)})
+    assert measured["images"] == 3
+    assert [measured[name] for name in ("box_ap", "mask_ap", "pq_things")] == pytest.approx([100] * 3)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(finished, coco, tmp_path, monkeypatch):

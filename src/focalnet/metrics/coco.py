@@ -236,11 +236,12 @@ class CocoEvaluator(Evaluator):
         data: where the batches come from.
         examples: keep the best and the worst images, which only ``report`` needs.
         masks: whether data and predictions have masks.
+        split: whose annotations are the targets: ``"val"`` or ``"test"``.
     """
 
-    def __init__(self, data: Any, *, examples: bool = False, masks: bool = False) -> None:
+    def __init__(self, data: Any, *, examples: bool = False, masks: bool = False, split: str = "val") -> None:
         super().__init__(data, examples=examples)
-        self.samples = data.samples["val"]
+        self.samples = data.samples[split]
         self.metric = CocoMetric(self.samples.coco.to_coco(self.samples.images), masks=masks)
         self.quality = PanopticQuality(self.class_names, len(self.class_names)) if masks else None
         self.confusion = DetectionConfusion(len(self.class_names), min_score=MIN_SCORE)

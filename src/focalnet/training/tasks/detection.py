@@ -39,4 +39,5 @@ class DetectionTask(DenseTask):
 
     def build_evaluator(self) -> CocoEvaluator:
         masks = self.network.config.learns_masks and self.data.masks
-        return CocoEvaluator(self.data, examples=self.examples, masks=masks)
+        split = "test" if self.trainer.testing else "val"
+        return CocoEvaluator(self.data, examples=self.examples, masks=masks, split=split)
