@@ -166,7 +166,7 @@ def parts(rounds: int) -> dict[str, float]:
     model: Any = _ours()
     detect = _detect(model, torch.randn(3, *SIZE))
     places = {
-        "trunk": (model.backbone, "forward"),
+        "backbone": (model.backbone, "forward"),
         "pyramid": (model.neck, "forward"),
         "proposal head": (model.rpn_head, "forward"),
         "proposals: best anchors, boxes, NMS": (model.rpn_head, "propose"),

@@ -3,6 +3,8 @@
 Handlers get raw values (``preprocess=False``) and check them themselves, so that nothing is decoded or believed before
 the limits of ``uploads`` hold, and every mistake becomes a line in the page. They keep nothing of a visitor: the page
 sends the image and all settings with each request.
+
+The file has more than 450 lines because the layout and its handlers name the same components.
 """
 
 from __future__ import annotations

@@ -215,6 +215,6 @@ def masks_to_supervision(masks: Sequence[tuple[int, str, Tensor, float | None]],
 
 
 def _box_around(bitmap_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """x1 y1 x2 y2 of the pixels that are set, of which there must be one."""
+    """x1 y1 x2 y2 of the pixels that are set; at least one must be."""
     rows, columns = np.flatnonzero(bitmap_HW.any(1)), np.flatnonzero(bitmap_HW.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

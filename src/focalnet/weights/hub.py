@@ -179,7 +179,7 @@ def readme(model: Model[Any, Any] | FocalNet, name: str) -> str:
     lines = "\n".join(f"* {fact}" for fact in facts)
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {card.name}\n\n"
-        f"A focal modulation network for [focalnet](https://pypi.org/project/focalnet).\n\n{lines}\n\n"
+        f"A focal modulation network for the Python package `focalnet`.\n\n{lines}\n\n"
         f"```python\nimport focalnet\n\n{use}\n```\n\n```bibtex\n{_PAPER}\n```\n"
     )
 

@@ -1,4 +1,7 @@
-"""The same objects as every tool writes them mean the same."""
+"""The same objects as every tool writes them mean the same.
+
+Long because every annotation format has a writer here, and all are read by the same tests.
+"""
 
 from __future__ import annotations
 

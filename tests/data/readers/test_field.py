@@ -46,8 +46,8 @@ def test_no_message_advises_to_merge_splits(tmp_path, names, expected):
     ("names", "expected"),
     [
         (("train", "valid"), "train: has images but no class folders; put those of each class in"),
-        (("images", "masks"), "which are no classes: for label maps take a recipe of segmentation"),
-        (("img", "GT"), "which are no classes"),
+        (("images", "masks"), "which are not classes: for label maps use a segmentation recipe"),
+        (("img", "GT"), "which are not classes"),
     ],
 )
 def test_splits_images_and_masks_are_no_classes(tmp_path, names, expected):

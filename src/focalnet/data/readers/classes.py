@@ -68,7 +68,7 @@ def _check_are_classes(names: Sequence[str], where: str) -> None:
         )
     if names and all(name.casefold() in _ROLES for name in names):
         raise DataError(
-            f"{where}: has images in {shown}, which are no classes: for label maps take a recipe of segmentation, "
+            f"{where}: has images in {shown}, which are not classes: for label maps use a segmentation recipe, "
             "for boxes one of detection; a classifier's images are in <class>/"
         )
     spelled: dict[str, str] = {}

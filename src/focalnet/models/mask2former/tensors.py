@@ -110,7 +110,9 @@ def _assign_pixels(masks: Tensor, scores: Tensor, original: OriginalSize) -> tup
         product, place = torch.where(of_chunk >= 0, of_chunk * probability, -1.0).max(1)
         higher = product > best
         best, winner = torch.where(higher, product, best), torch.where(higher, place + start + 1, winner)
-        in_winner = torch.where(higher, in_mask.gather(1, place[:, None])[:, 0], in_winner)
+        in_winner = (higher & in_mask.gather(1, place[:, None])[:, 0]) | (
+            ~higher & in_winner
+        )  # no Where of bool in ONNX Runtime
     winner = winner * inside
     return winner * in_winner, _counts(winner, original, scores.shape[1]), torch.cat(areas, 1)
 
