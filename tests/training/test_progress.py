@@ -29,7 +29,9 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_a_bar_and_a_line_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0))  # as toy batches come
-    monkeypatch.setattr(logging.getLogger("focalnet"), "propagate", False)  # pytest has handlers of its own
+    logger = logging.getLogger("focalnet")
+    monkeypatch.setattr(logger, "propagate", False)  # pytest has handlers of its own
+    monkeypatch.setattr(logger, "handlers", [])  # a command that ran in this process before has left one
     fit(DIGITS, output=tmp_path / "run", **TOY, **{"trainer.logger": "none"})
     shown = sys.stderr.getvalue()
     bars = [line for line in shown.split("\r") if line.startswith("epoch 2/2") and "| " in line]
@@ -38,7 +40,7 @@ def test_a_terminal_shows_a_bar_and_a_line_an_epoch(tmp_path, monkeypatch):
         assert part in bars[-1]
     assert "validation" in shown
     assert any(line.startswith("epoch 2/2  loss") for line in shown.replace("\r", "\n").split("\n"))
-    assert not logging.getLogger("focalnet").handlers
+    assert not logger.handlers
 
 
 def test_a_program_with_a_log_of_its_own_keeps_it(monkeypatch):
