@@ -38,7 +38,7 @@ matrix: $(VENV)/.installed  ## test all changes of a model with inductor (`make 
 	FOCALNET_MATRIX_BACKEND=inductor $(BIN)/python -m pytest tests/kernels/test_matrix*.py --numprocesses=auto
 
 bench: $(VENV)/.installed  ## run the benchmarks; writes benchmarks/results
-	for study in cpu cpu_profile detection segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
+	for study in cpu cpu_profile detection dino segmentation accelerated show; do $(BIN)/python benchmarks/$$study.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist runs out

@@ -46,6 +46,13 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", "Kept for the backward pass, MiB:", "", f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
         for engine in next(iter(kept.values())):
             lines.append(f"| {engine} | {' | '.join(_share(row, engine) for row in kept.values())} |")
+    peaks = {case: row for case, row in report.get("peak_gib", {}).items() if row}
+    if peaks:
+        lines += ["", "Peak memory of a process that takes two steps, beyond its imports, GiB (share of the first row):", ""]
+        lines += [f"| | {' | '.join(peaks)} |", f"|---|{'---|' * len(peaks)}"]
+        for engine in dict.fromkeys(engine for row in peaks.values() for engine in row):
+            shares = [_share(row, engine, 2) if engine in row else "" for row in peaks.values()]
+            lines.append(f"| {engine} | {' | '.join(shares)} |")
     if "parts" in report:
         whole = sum(report["parts"].values())
         lines += ["", "Where the time of one image goes, focalnet, float32:", "", "| | ms | share |", "|---|---|---|"]
@@ -72,8 +79,8 @@ def _cell(times: dict[str, list[float]], engine: str) -> str:
     return f"{median:.1f} ms ({low:.1f} to {high:.1f}), {1e3 * baseline / median:.2f}x"
 
 
-def _share(row: dict[str, float], engine: str) -> str:
-    return f"{row[engine]:.0f} ({row[engine] / next(iter(row.values())):.2f})"
+def _share(row: dict[str, float], engine: str, digits: int = 0) -> str:
+    return f"{row[engine]:.{digits}f} ({row[engine] / next(iter(row.values())):.2f})"
 
 
 def draw_figure(report: dict[str, Any], path: Path) -> None:
