@@ -48,7 +48,7 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"| {engine} | {' | '.join(_share(row, engine) for row in kept.values())} |")
     peaks = {case: row for case, row in report.get("peak_gib", {}).items() if row}
     if peaks:
-        lines += ["", "Peak memory of a process that takes two steps, beyond its imports, GiB (share of the first row):", ""]
+        lines += ["", "Peak memory of two steps, beyond the process's imports, GiB (share of the first row):", ""]
         lines += [f"| | {' | '.join(peaks)} |", f"|---|{'---|' * len(peaks)}"]
         for engine in dict.fromkeys(engine for row in peaks.values() for engine in row):
             shares = [_share(row, engine, 2) if engine in row else "" for row in peaks.values()]

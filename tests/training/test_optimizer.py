@@ -157,3 +157,9 @@ def test_a_backbone_may_learn_more_slowly(layer_decay):
 def test_a_classifier_has_no_backbone_to_scale(network):
     with pytest.raises(ConfigError, match="backbone_scale"):
         parameter_groups(network, OptimizerConfig(backbone_scale=0.1))
+
+
+def test_eps_is_of_adamw():
+    with pytest.raises(ConfigError, match="is AdamW's"):
+        OptimizerConfig(name="muon", eps=1e-6)
+    assert OptimizerConfig(name="adamw", eps=1e-6).eps == 1e-6

@@ -17,12 +17,48 @@ from focalnet.samples import IGNORED
 _NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that do not affect its architecture
 
 
+class _Part(dict[str, Any]):
+    """A mapping of a configuration that knows where it stands, so that a missing key is named."""
+
+    def __init__(self, mapping: Mapping[str, Any], where: str) -> None:
+        super().__init__({key: _named(value, f"{where}.{key}") for key, value in mapping.items()})
+        self.where = where
+
+    def __getitem__(self, key: str) -> Any:
+        if (value := self.get(key)) is None:
+            raise ConfigError(f"{self.where}: {key} is missing; give the whole `model` of the resolved configuration")
+        return value
+
+
+def _named(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return _Part(value, where)
+    if isinstance(value, list | tuple):
+        return type(value)(_named(item, f"{where}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def whole(model: Mapping[str, Any], *types: str) -> Mapping[str, Any]:
+    """Returns a copy of a whole configuration; reading a key by ``[]`` that is missing or None is an error.
+
+    Args:
+        model: the ``model`` of a configuration of mmdet or mmseg.
+        types: one of which its ``type`` has to be.
+
+    Raises:
+        ConfigError: it is another type; or, on reading, a key is missing: the message names it.
+    """
+    return expect(_Part(model, "model"), "model", *types)
+
+
 def expect(module: Mapping[str, Any], where: str, *types: str) -> Mapping[str, Any]:
     """Returns the configuration of a module, after checking that its ``type`` is one of ``types``.
 
     Raises:
         ConfigError: it is another type; the message names the module by ``where``.
     """
+    if not isinstance(module, Mapping):
+        raise ConfigError(f"{where}: {module!r:.60} is not a mapping with a type")
     if module.get("type") not in types:
         raise ConfigError(f'{where}: type "{module.get("type")}" is not supported, only {" or ".join(types)}')
     return module

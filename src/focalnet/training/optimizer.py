@@ -34,7 +34,7 @@ class OptimizerConfig:
         backbone_scale: learning rate of a detector's or segmenter's backbone over that of its head, in (0, 1]; times
             what ``layer_decay`` makes of it.
         betas: decay rates of the two moments.
-        eps: added to the denominator.
+        eps: added to AdamW's denominator; Muon has its own.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -53,6 +53,8 @@ class OptimizerConfig:
             raise ConfigError(f"reference_batch={self.reference_batch} must be at least 1, or null for no scaling")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay={self.layer_decay} must be in (0, 1]")
+        if self.name == "muon" and self.eps != OptimizerConfig.eps:
+            raise ConfigError(f"optimizer.eps={self.eps} is AdamW's: leave it out, or choose optimizer.name=adamw")
         if not 0 < self.backbone_scale <= 1:
             raise ConfigError(f"backbone_scale={self.backbone_scale} must be in (0, 1]")
 

@@ -54,7 +54,8 @@ class ATSSConfig(DetectorConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        head = openmmlab.expect(openmmlab.expect(model, "model", "ATSS")["bbox_head"], "bbox_head", "ATSSHead")
+        model = openmmlab.whole(model, "ATSS")
+        head = openmmlab.expect(model["bbox_head"], "bbox_head", "ATSSHead")
         backbone, neck = openmmlab.backbone(model), openmmlab.neck(model)
         assigner = openmmlab.expect(model["train_cfg"]["assigner"], "assigner", "ATSSAssigner")
         openmmlab.unweighted(head["loss_cls"], "bbox_head.loss_cls", "FocalLoss")

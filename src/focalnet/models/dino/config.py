@@ -124,7 +124,7 @@ class DINOConfig(DetectorConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        openmmlab.expect(model, "model", "DINO")
+        model = openmmlab.whole(model, "DINO")
         if not (model.get("with_box_refine", True) and model.get("as_two_stage", True)):
             raise ConfigError("model: with_box_refine and as_two_stage must be true")
         neck = openmmlab.expect(model["neck"], "neck", "ChannelMapper")

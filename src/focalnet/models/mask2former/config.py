@@ -125,7 +125,7 @@ class Mask2FormerConfig(DenseConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        openmmlab.expect(model, "model", "Mask2Former")
+        model = openmmlab.whole(model, "Mask2Former")
         head = openmmlab.expect(model["panoptic_head"], "panoptic_head", "Mask2FormerHead")
         pixels = openmmlab.expect(head["pixel_decoder"], "pixel_decoder", "MSDeformAttnPixelDecoder")
         encoder, decoder = pixels["encoder"], head["transformer_decoder"]

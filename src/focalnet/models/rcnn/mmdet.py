@@ -15,13 +15,18 @@ _DETECTORS = {False: ("FasterRCNN", "MaskRCNN"), True: ("CascadeRCNN",)}
 
 def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
     """Returns the keyword arguments of ``CascadeRCNNConfig`` or ``MaskRCNNConfig``."""
-    expect(model, "model", *_DETECTORS[cascade])
+    model = openmmlab.whole(model, *_DETECTORS[cascade])
     backbone, neck = openmmlab.backbone(model), openmmlab.neck(model)
     train, test = model["train_cfg"], model["test_cfg"]
     roi = expect(model["roi_head"], "roi_head", "CascadeRoIHead" if cascade else "StandardRoIHead")
     heads = list(roi["bbox_head"]) if cascade else [roi["bbox_head"]]
     settings = list(train["rcnn"]) if cascade else [train["rcnn"]]
     weights = roi["stage_loss_weights"] if cascade else [1.0]
+    if not len(heads) == len(settings) == len(weights):
+        raise ConfigError(
+            f"roi_head: {len(heads)} bbox_head, {len(settings)} train_cfg.rcnn and {len(weights)} stage_loss_weights "
+            "must be as many"
+        )
     stages = tuple(_stage(*args) for args in zip(heads, settings, weights, strict=True))
     return {
         "backbone": backbone,

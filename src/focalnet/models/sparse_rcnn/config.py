@@ -61,7 +61,7 @@ class SparseRCNNConfig(DetectorConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        openmmlab.expect(model, "model", "SparseRCNN")
+        model = openmmlab.whole(model, "SparseRCNN")
         rpn = openmmlab.expect(model["rpn_head"], "rpn_head", "EmbeddingRPNHead")
         roi = openmmlab.expect(model["roi_head"], "roi_head", "SparseRoIHead")
         heads = [openmmlab.expect(head, "bbox_head", "DIIHead") for head in roi["bbox_head"]]

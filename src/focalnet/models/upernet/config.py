@@ -59,7 +59,7 @@ class UPerNetConfig(DenseConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
-        openmmlab.expect(model, "model", "EncoderDecoder")
+        model = openmmlab.whole(model, "EncoderDecoder")
         head = openmmlab.expect(model["decode_head"], "decode_head", "UPerHead")
         auxiliary = openmmlab.expect(model["auxiliary_head"], "auxiliary_head", "FCNHead")
         openmmlab.semantic(head, "decode_head")
