@@ -28,7 +28,7 @@ SIZES = ("tiny", "small", "base")
 IMAGENET = {f"imagenet1k_{size}_{kind}" for size in SIZES for kind in ("srf", "lrf", "iso", "srf_overlap", "srf_deep")}
 FINETUNED = {f"imagenet1k_{size}_22k_{pixels}" for size in ("base", "large") for pixels in (224, 384)}
 PRETRAINED = {"imagenet22k_base", "imagenet22k_large"}
-OURS = {"digits", "cifar10_nano", "tiny_imagenet_nano", "finetune"}
+OURS = {"digits", "cifar10_nano", "tiny_imagenet_nano", "finetune", "multilabel"}
 #: Stochastic depth of the paper (its appendix), where it is not 0.2.
 DROP_PATH = {"small": 0.3, "base": 0.5} | {"small_iso": 0.2, "base_iso": 0.3}
 
@@ -82,7 +82,7 @@ ADE20K = {
     for size, figures in zip(SIZES, row, strict=True)
 }
 #: Where recipes of a task are, where that is not in a folder of its name.
-FOLDERS = {"semantic": "segmentation", "panoptic": "segmentation"}
+FOLDERS = {"multilabel": "classification", "semantic": "segmentation", "panoptic": "segmentation"}
 
 
 def task_of(name: str) -> str:
@@ -262,6 +262,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(4):
                 pixels = noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    rows = [f"train/{name}/{i}.png,{name}{'|even' * (i % 2 == 0)}" for name in ("ant", "bee") for i in range(4)]
+    (root / "train.csv").write_text("\n".join(["image,labels", *rows]))
     return root
 
 

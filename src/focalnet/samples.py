@@ -147,7 +147,7 @@ class Sample(Generic[T]):
 
     Args:
         image: ``(C, H, W)``, preprocessed.
-        target: a class index, or one of the targets above.
+        target: a class index, a tensor of 0 and 1 for each class ``(N,)``, or one of the targets above.
         info: origin of the image.
         views: the same image at other sizes, ``(C, h, w)`` each, for multi-scale evaluation.
     """
@@ -178,7 +178,7 @@ class Batch(Generic[T]):
         images: ``(B, C, H, W)``, padded with zeros on the right and bottom.
         sizes: height and width of each image before padding.
         targets: a list with one for each image; for classification, a tensor of class indices ``(B,)``, or of class
-            shares ``(B, N)`` if images were mixed.
+            shares ``(B, N)`` if images were mixed or can have several classes.
         infos: one for each image.
         views: the same images at other sizes.
     """

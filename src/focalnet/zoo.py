@@ -163,7 +163,8 @@ def load(
             model: Classifier | FocalNet = config.build()
         elif isinstance(whole, ClassifierConfig):
             classes = checkpoint.num_classes if num_classes is None else num_classes
-            model = ClassifierConfig(backbone=config, num_classes=classes).build()
+            chosen = dataclasses.replace(whole, backbone=config, num_classes=classes)
+            model = (chosen if task is None else chosen.for_task(task)).build()
         else:
             raise CheckpointError(f"{checkpoint.path}: holds a bare backbone; load it with features_only=True")
     _fill(model, checkpoint)

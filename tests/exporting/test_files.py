@@ -23,6 +23,8 @@ from focalnet.cli.main import main
 from focalnet.data.preprocess import preprocess as by_torch
 from focalnet.errors import CheckpointError, ConfigError, ExportError, FrozenError, MissingDependency
 from focalnet.models.classifier import Classifier
+from focalnet.results import MultiLabel
+from focalnet.runtime import Predictor as Runtime
 from focalnet.runtime import read_header
 from focalnet.runtime.header import EXTRA_FILE, Header
 from focalnet.runtime.preprocess import preprocess
@@ -49,6 +51,21 @@ def test_the_predictor_takes_files(classifier: Case, photo: Path, format: str) -
     assert actual.scores == pytest.approx(expected.scores, abs=1e-5)
     assert exported.differences["logits"] < 1e-4
     assert actual.draw().size == expected.draw().size
+
+
+def test_several_classes_stay_several(photo: Path, tmp_path: Path) -> None:
+    model = network("classifier", multi_label=True, embed_dim=8, depths=(1, 1, 1, 1))
+    exported = focalnet.export(model, tmp_path / "several.onnx")
+    assert exported.header.output == "multilabel"
+    for least in (0.0, 0.5, 0.9):
+        expected = focalnet.Predictor(model, min_score=least)(photo)
+        assert isinstance(expected, MultiLabel)
+        for predictor in (focalnet.Predictor(exported.path, min_score=least), Runtime(exported.path, min_score=least)):
+            actual = predictor(photo)
+            assert isinstance(actual, MultiLabel)
+            assert actual.names == expected.names
+            assert actual.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert Runtime(exported.path)(photo).names == focalnet.Predictor(model)(photo).names
 
 
 RUN = """

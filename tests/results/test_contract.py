@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from focalnet.errors import ConfigError
-from focalnet.results import Classification, Detections, PanopticMap, Result, Segment, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, Segment, SemanticMap
 from focalnet.samples import IGNORED
 
 SIZES = [(1, 1), (3, 1), (40, 30)]  # width and height
@@ -23,6 +23,11 @@ NAMES = [(), ("ant", "bee", "cat"), ("<b>&\"'$x_\n\x1e\\", "猫" * 90, ""), ("\u
 def classification(size: tuple[int, int], names: tuple[str, ...], count: int) -> Classification:
     known = names or tuple(f"class {i}" for i in range(3))
     return Classification(tuple(range(count)), (0.7, 0.2, 0.0)[:count], known[:count])
+
+
+def multi_label(size: tuple[int, int], names: tuple[str, ...], count: int) -> MultiLabel:
+    single = classification(size, names, count)
+    return MultiLabel(single.labels, single.scores, single.names)
 
 
 def detections(size: tuple[int, int], names: tuple[str, ...], count: int) -> Detections:
@@ -47,7 +52,7 @@ def without_masks(size: tuple[int, int], names: tuple[str, ...], count: int) -> 
     return dataclasses.replace(detections(size, names, count), masks=None)
 
 
-MAKERS: list[Callable[..., Result]] = [classification, detections, without_masks, semantic, panoptic]
+MAKERS: list[Callable[..., Result]] = [classification, detections, without_masks, semantic, panoptic, multi_label]
 each = pytest.mark.parametrize("make", MAKERS)
 
 
@@ -101,7 +106,9 @@ def test_without_an_image_it_says_how_to_get_one(make, path: str | None, tmp_pat
 
 
 def test_summaries_of_nothing() -> None:
-    assert [make((40, 30), (), 0).summary() for make in MAKERS] == [[], ["no objects"], ["no objects"], [], []]
+    assert [make((40, 30), (), 0).summary() for make in MAKERS] == [
+        [], ["no objects"], ["no objects"], [], [], ["no class"],
+    ]  # fmt: skip
 
 
 def test_summaries_count_and_measure() -> None:
@@ -119,6 +126,9 @@ def test_summaries_count_and_measure() -> None:
 def test_entries_name_classes_and_places() -> None:
     assert classification((1, 1), ("ant",), 1).to_dict() == {
         "path": None, "top": [{"label": 0, "name": "ant", "score": 0.7}],
+    }  # fmt: skip
+    assert multi_label((1, 1), ("ant",), 1).to_dict() == {
+        "path": None, "labels": [{"label": 0, "name": "ant", "score": 0.7}],
     }  # fmt: skip
     assert detections((4, 2), (), 1).to_dict() == {
         "path": None, "height": 2, "width": 4,
@@ -139,10 +149,11 @@ def test_each_writes_its_maps_and_lists(tmp_path: Path) -> None:
     results = [dataclasses.replace(make((4, 2), ("ant",), 1), path="in/street.jpg") for make in MAKERS]
     assert [result.write_maps(tmp_path, "street") for result in results] == [
         {}, {}, {}, {"labels": str(tmp_path / "street.labels.png")}, {"ids": str(tmp_path / "street.panoptic.png")},
+        {},
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["street.labels.png", "street.panoptic.png"]
     lists = [result.coco_entries(7, ["a"], "street") for result in results]
-    assert [list(one) for one in lists] == [[], ["detections"], ["detections"], [], ["images", "annotations"]]
+    assert [list(one) for one in lists] == [[], ["detections"], ["detections"], [], ["images", "annotations"], []]
     assert lists[2]["detections"] == [{"image_id": 7, "category_id": "a", "bbox": [0, 0, 4, 2], "score": 0.75}]
     assert lists[4]["images"] == [{"id": 7, "file_name": "street.jpg", "height": 2, "width": 4}]
     assert lists[4]["annotations"] == [results[4].to_coco(7, "street.panoptic.png", ["a"])]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from focalnet.errors import InputError
-from focalnet.results import Classification, Detections, PanopticMap, Segment, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Segment, SemanticMap
 
 MASKS = torch.zeros(2, 30, 40, dtype=torch.bool)
 MASKS[0, 2:12, 1:9] = True
@@ -19,13 +19,14 @@ MASKS[1, 3:20, 3:20] = True
 BOXES = torch.tensor([[1.0, 2, 9, 12], [3, 3, 20, 20]])
 OBJECTS = Detections(BOXES, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]), ("ant", "bee"), MASKS, (30, 40))
 CLASSES = Classification((2, 0), (0.75, 0.25), ("cat", "dog"), path="a.jpg", logits=torch.zeros(3))
+SEVERAL = MultiLabel((2, 0), (0.75, 0.6), ("cat", "dog"), path="a.jpg", logits=torch.zeros(3))
 LABELS = SemanticMap(torch.tensor([[0, 0, 1], [0, 255, 1]]), ("sea", "sky"))
 SEGMENTS = PanopticMap(
     torch.tensor([[1, 1, 2], [1, 0, 2]], dtype=torch.int32),
     (Segment(1, 0, True, 0.9, 3), Segment(2, 1, False, 0.5, 2)),
     ("car", "sky"),
 )
-ALL = (OBJECTS, CLASSES, LABELS, SEGMENTS)
+ALL = (OBJECTS, CLASSES, SEVERAL, LABELS, SEGMENTS)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,8 @@ def test_short_forms():
     assert repr(OBJECTS) == "Detections(1 ant, 1 bee; 40 x 30)"
     assert repr(OBJECTS[:0]) == "Detections(no objects; 40 x 30)"
     assert repr(CLASSES) == "Classification(cat 75.0%, dog 25.0%; a.jpg)"
+    assert repr(SEVERAL) == "MultiLabel(cat 75.0%, dog 60.0%; a.jpg)"
+    assert repr(MultiLabel((), (), ())) == "MultiLabel(no class)"
     assert repr(LABELS) == "SemanticMap(sea 50.0 %, sky 33.3 %; 3 x 2)"
     assert repr(SEGMENTS) == "PanopticMap(1 car, 1 sky; 3 x 2)"
     many = Classification(tuple(range(9)), (0.1,) * 9, tuple("abcdefgh\n"))
@@ -105,7 +108,7 @@ def test_the_others_are_sequences_too():
         LABELS["see"]
     assert [segment.id for segment in SEGMENTS] == [1, 2]
     assert SEGMENTS.mask(SEGMENTS[0]).sum() == 3
-    assert [len(result) for result in ALL] == [2, 2, 2, 2]
+    assert [len(result) for result in ALL] == [2, 2, 2, 2, 2]
 
 
 def test_every_row_of_a_table_has_its_columns_and_plain_values():
@@ -161,6 +164,7 @@ def test_objects_of_fiftyone():
     assert ant.mask.shape == (10, 8)
     assert ant.mask.all()
     assert CLASSES.to_fiftyone().label == "cat"
+    assert [one.label for one in SEVERAL.to_fiftyone().classifications] == ["cat", "dog"]
     assert LABELS.to_fiftyone().mask.tolist() == [[1, 1, 2], [1, 0, 2]]
     assert SEGMENTS.to_fiftyone().mask.tolist() == [[1, 1, 2], [1, 0, 2]]
 
@@ -180,6 +184,10 @@ def test_predictions_of_label_studio_are_read_again(tmp_path):
     assert [one["bbox"] for one in content["annotations"]] == [[1, 2, 8, 10], [3, 3, 17, 17]]
     choice = CLASSES.to_label_studio()["result"][0]
     assert (choice["type"], choice["value"]) == ("choices", {"choices": ["cat"]})
+    several = SEVERAL.to_label_studio()
+    assert several["result"][0]["value"] == {"choices": ["cat", "dog"]}
+    assert several["score"] == 0.6
+    assert MultiLabel((), (), ()).to_label_studio()["result"] == []
 
 
 def test_showing_opens_the_drawing(monkeypatch):

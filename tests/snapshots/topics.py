@@ -33,7 +33,7 @@ from tests.models import small
 from tests.snapshots.compare import flat, keys, mark, plain
 from tests.weights.small import LARGE, PLAIN
 
-TASKS = ("classification", "detection", "semantic", "panoptic")
+TASKS = ("classification", "multilabel", "detection", "semantic", "panoptic")
 #: What a task's data or model must be given, and is no default.
 PLACE = {"data": {"root": "DATA"}}
 

@@ -59,7 +59,15 @@ def predict(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show per image, best first.")] = 5,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of an object; 0 for evaluation.")] = 0.3,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Lowest score of an object (default: 0.3; 0 for evaluation), or of a multi-label classifier's class "
+            "(default: 0.5).",
+        ),
+    ] = None,
     tile: Annotated[
         int | None, typer.Option(min=32, help="Predict in square tiles with this side in pixels, for large images.")
     ] = None,
@@ -186,7 +194,7 @@ def predict(
         _predict_stream(predictor, stream, out, {"model": model, "stream": stream})
         return
     videos = [file for file in files if is_video(file)]
-    classifies = network.config.output == "classification"
+    classifies = network.config.classifies
     if videos and (out is None or classifies):
         raise ConfigError(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"

@@ -11,6 +11,7 @@ _WHERE = {
     "ClassificationData": "modules.classification",
     "DetectionAugmentation": "augment",
     "DetectionData": "modules.detection",
+    "MultiLabelData": "modules.multilabel",
     "PanopticAugmentation": "augment",
     "PanopticData": "modules.panoptic",
     "SemanticAugmentation": "augment",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from focalnet.data.images import read as read
     from focalnet.data.modules.classification import ClassificationData as ClassificationData
     from focalnet.data.modules.detection import DetectionData as DetectionData
+    from focalnet.data.modules.multilabel import MultiLabelData as MultiLabelData
     from focalnet.data.modules.panoptic import PanopticData as PanopticData
     from focalnet.data.modules.semantic import SemanticData as SemanticData
     from focalnet.data.preprocess import eval_transform as eval_transform

@@ -28,6 +28,7 @@ from focalnet.data.formats.image_entries import Annotated, Id, read_image
 from focalnet.data.formats.label_maps import LabelRule
 from focalnet.data.formats.outlines import to_bitmaps
 from focalnet.data.formats.pairs import Pairs, check_sizes
+from focalnet.data.images import read as decode
 from focalnet.data.loader import random_state_kept, seed_all
 from focalnet.data.preprocess import Transform, fitted_size, normalize, preprocess
 from focalnet.data.readers.image_files import ImageFiles
@@ -172,6 +173,61 @@ class ImageDataset(Samples[Sample[int], Image.Image]):
             target=int(self.source.labels[index]),
             info=ImageInfo(self.path(index), (read.height, read.width)),
         )
+
+
+class MultiLabelDataset(Samples[Sample[Tensor], Image.Image]):
+    """Images that can have several classes, or none, as samples.
+
+    Args:
+        name: what messages call the set.
+        names: of the files, as ``images`` has them.
+        images: where the files are.
+        targets: for each image and class 0 or 1, ``(M, N)``, float32.
+        class_names: by label.
+        transform: image to tensor.
+        seed: with epoch and index it determines what a random transform does.
+        training: whether the transform is random, and whether a broken image is replaced or left out.
+        on_error: as for ``Samples``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        images: ImageFiles,
+        targets: Tensor,
+        class_names: tuple[str, ...],
+        transform: Transform,
+        *,
+        seed: int = 0,
+        training: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__(len(names), seed=seed, training=training, on_error=on_error)
+        self._name, self._class_names = name, class_names
+        self.names, self.images, self.targets, self.transform = names, images, targets, transform
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
+
+    def path(self, index: int) -> str:
+        return self.images.path(self.names[index])
+
+    def read(self, index: int) -> Image.Image:
+        try:
+            content = self.images.content(self.names[index])
+        except OSError as error:
+            raise ImageError(f"{self.path(index)}: cannot be read: {error}") from error
+        return decode(content, self.path(index))
+
+    def prepare(self, read: Image.Image, index: int) -> Sample[Tensor]:
+        info = ImageInfo(self.path(index), (read.height, read.width))
+        return Sample(image=self.transform(read), target=self.targets[index].clone(), info=info)
 
 
 class DetectionDataset(Samples[Sample[ObjectTarget], ImageWithObjects]):

@@ -35,7 +35,8 @@ T = TypeVar("T")
 def collate(samples: Sequence[Sample[Any] | None], divisor: int = 1, *, training: bool = False) -> Batch[Any]:
     """Makes a batch of samples; broken images (None) are left out.
 
-    Images are padded with zeros right and below, and masks of objects alike. Class indices become one tensor.
+    Images are padded with zeros right and below, and masks of objects alike. Class indices become one
+    tensor, and so do the labels of several classes.
 
     Args:
         samples: of any sizes; each has as many views.
@@ -55,6 +56,8 @@ def collate(samples: Sequence[Sample[Any] | None], divisor: int = 1, *, training
     targets: Any = [sample.target for sample in whole]
     if isinstance(targets[0], int):
         targets = torch.tensor(targets)
+    elif isinstance(targets[0], torch.Tensor):
+        targets = torch.stack(targets)
     elif training or isinstance(targets[0], ObjectTarget):
         targets = [target.padded(size) for target in targets]
     return Batch(first.images, first.sizes, targets, [sample.info for sample in whole], views)

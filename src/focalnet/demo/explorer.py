@@ -32,9 +32,10 @@ from focalnet.explanations import (
     receptive_field,
     targets_of,
 )
+from focalnet.explanations.targets import class_probabilities
 from focalnet.models import Model
 from focalnet.reading import whole_number
-from focalnet.results import Classification, Detections, Result
+from focalnet.results import Classification, Detections, MultiLabel, Result
 
 Network = Model[Any, Any]
 Box = tuple[float, float, float, float]
@@ -315,8 +316,8 @@ def _targets(model: Network, result: Result | None) -> tuple[tuple[Target, float
     """What can be explained: all classes of a classifier by score, otherwise what is predicted."""
     if result is None:
         return ()
-    if isinstance(result, Classification) and result.logits is not None:
-        scores = result.logits.float().flatten().softmax(0)
+    if isinstance(result, Classification | MultiLabel) and result.logits is not None:
+        scores = class_probabilities(model, result.logits.reshape(1, -1))[0]
         order = scores.argsort(descending=True, stable=True).tolist()
         names: Sequence[str] = model.class_names
         return tuple((ClassTarget(i, names[i] if i < len(names) else f"class {i}"), float(scores[i])) for i in order)

@@ -486,7 +486,7 @@ def _target_label(study: Study) -> str:
     if not study.targets:
         return "nothing is predicted"
     kind = type(study.result).__name__
-    return {"Classification": "Class", "Detections": "Object", "SemanticMap": "Class", "PanopticMap": "Segment"}[kind]
+    return {"Detections": "Object", "PanopticMap": "Segment"}.get(kind, "Class")
 
 
 def _zoo(pattern: Any) -> str:

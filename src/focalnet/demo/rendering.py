@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from focalnet.demo.explorer import Map, Reading, Study
-from focalnet.results import Classification
+from focalnet.results import Classification, MultiLabel
 from focalnet.visualize import palettes
 from focalnet.visualize.canvas import font, printable, readable_size
 from focalnet.visualize.heatmaps import upsample
@@ -132,7 +132,9 @@ def prediction(study: Study, title: str = "") -> str:
     heading = f'<p class="fn-title">{escape(printable(title))}</p>' if title else ""
     if result is None:
         return heading + message("this backbone predicts nothing; choose modulator, gates or gate")
-    if isinstance(result, Classification):
+    if isinstance(result, MultiLabel) and not len(result):
+        return heading + message("no class has a score of 50 % or more in this image")
+    if isinstance(result, Classification | MultiLabel):
         rows = zip(result.names, result.scores, strict=True)
         return f'{heading}<div class="fn-bars">{"".join(_bar(name, s, f"{s:.1%}") for name, s in rows)}</div>'
     summary = [printable(line.strip()) for line in result.summary()]

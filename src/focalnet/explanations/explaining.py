@@ -91,7 +91,7 @@ def _prediction(model: nn.Module, outputs: object, prepared: Prepared) -> Result
     if isinstance(model, Model):
         if model.config.num_classes == 0:
             return None
-        if model.config.output != "classification":
+        if model.config.output != "classification":  # of which the five best classes are shown
             return results(model, outputs, prepared.size, prepared.original, 1)[0]
         assert isinstance(outputs, torch.Tensor)
         check_finite(outputs)

@@ -69,7 +69,7 @@ def prepare(model: nn.Module, image: Source, preprocessing: Preprocessing | None
     picture, path = read(image)
     size: Size | None = None
     divisor = 1
-    if isinstance(model, Model) and model.config.output != "classification":
+    if isinstance(model, Model) and not model.config.classifies:
         divisor, how = model.config.size_divisor, _whole(how, model.config.output)
         assert how.max_size is not None
         size = fitted_size((picture.height, picture.width), how.short_side, how.max_size)

@@ -16,7 +16,16 @@ from torchvision.ops import box_iou
 from focalnet.errors import ConfigError, DataError, require
 from focalnet.explanations.attribution import Request
 from focalnet.explanations.preparing import Prepared, forward, prepare
-from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, PixelsTarget, Target, logits_of, predict
+from focalnet.explanations.targets import (
+    BoxTarget,
+    ClassTarget,
+    MaskTarget,
+    PixelsTarget,
+    Target,
+    class_probabilities,
+    logits_of,
+    predict,
+)
 from focalnet.models import Model
 from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.results.base import class_name
@@ -74,7 +83,7 @@ class Subjects:
     ) -> Tensor:
         if all(isinstance(target, ClassTarget) for target in targets):
             logits = logits_of(forward(model, pixels, self.prepared[0].size))
-            values = logits.float().softmax(1) if probabilities else logits
+            values = class_probabilities(model, logits) if probabilities else logits
             labels = torch.tensor([target.label for target in targets], device=pixels.device)
             return values.gather(1, labels[index.to(pixels.device)][:, None])[:, 0]
         (target,), (prepared,) = targets, self.prepared
@@ -98,6 +107,8 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
     from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 
     output = model.config.output
+    if output == "multilabel":
+        raise ConfigError("evaluate: multi-label classifiers are not evaluated: each image has several targets or none")
     if split not in ("train", "val", "test"):
         raise ConfigError(f'split="{split}" must be train, val or test')
     makers: dict[str, Callable[..., Any]] = {

@@ -20,7 +20,7 @@ from focalnet.explanations.preparing import Prepared, forward, results
 from focalnet.models import Model, ScoresPixels
 from focalnet.models.base import check_finite
 from focalnet.models.classifier import best_classes
-from focalnet.results import Classification, Detections, PanopticMap, Result, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, SemanticMap
 from focalnet.results.base import class_name
 
 
@@ -77,7 +77,7 @@ class ClassTarget(Target):
         return self._logits(model, pixels, prepared)[:, self.label]
 
     def probabilities(self, model: nn.Module, pixels: Tensor, prepared: Prepared) -> Tensor:
-        return self._logits(model, pixels, prepared).float().softmax(1)[:, self.label]
+        return class_probabilities(model, self._logits(model, pixels, prepared))[:, self.label]
 
     def area(self, prepared: Prepared) -> None:
         return None
@@ -230,7 +230,7 @@ class PixelsTarget(Target):
 
 def targets_of(result: Result) -> list[Target]:
     """Everything that a result says of its image, as targets: classes, objects or segments, best or largest first."""
-    if isinstance(result, Classification):
+    if isinstance(result, Classification | MultiLabel):
         return [ClassTarget(label, name) for label, name in zip(result.labels, result.names, strict=True)]
     if isinstance(result, Detections):
         return [_object(result, i) for i in range(len(result))]
@@ -307,8 +307,14 @@ def logits_of(outputs: Any) -> Tensor:
     return logits
 
 
+def class_probabilities(model: nn.Module, logits_BN: Tensor) -> Tensor:
+    """What a classifier makes of its logits: a sigmoid of each for several labels an image, else a softmax."""
+    several = isinstance(model, Model) and model.config.output == "multilabel"
+    return logits_BN.float().sigmoid() if several else logits_BN.float().softmax(1)
+
+
 def _classifies(model: nn.Module) -> bool:
-    return not isinstance(model, Model) or model.config.output == "classification"
+    return not isinstance(model, Model) or model.config.classifies
 
 
 def _object(detections: Detections, index: int) -> Target:

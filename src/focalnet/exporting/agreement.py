@@ -19,7 +19,7 @@ from focalnet.errors import ExportError
 from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import backend
 from focalnet.models import Model
-from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, SemanticMap
 from focalnet.samples import Size
 
 LOGITS, BOXES, SCORES, PIXELS = 1e-4, 0.05, 1e-4, 1e-4  # absolute; pixels of boxes; absolute; share of pixels
@@ -109,7 +109,7 @@ def example(batch: int, channels: int, size: Size, seed: int) -> tuple[Tensor, l
 
 
 def _compare(comparison: _Comparison, size: Size, expected: Any, again: Any, actual: Any, most: int) -> None:
-    if isinstance(expected, Classification):
+    if isinstance(expected, Classification | MultiLabel):
         difference = (expected.logits - actual.logits).abs().max()
         comparison.note("logits", float(difference), LOGITS, size)
     elif isinstance(expected, Detections):

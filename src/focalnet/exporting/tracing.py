@@ -67,7 +67,7 @@ def trace(model: Model[Any, Any], *, grid_sample: bool) -> Trace:
         FrozenError: it was optimized for inference.
     """
     batch, height, width = TRACED
-    inputs = ("images", "sizes", "original_sizes") if model.config.output != "classification" else ("images",)
+    inputs = ("images", "sizes", "original_sizes") if not model.config.classifies else ("images",)
     channels = model.backbone.shape.in_chans
     sizes = torch.tensor([(height, width)] * batch)
     # Two tensors: the exporter would take one that is given twice for one input.

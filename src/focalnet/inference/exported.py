@@ -108,7 +108,7 @@ class ExportedNetwork(Model[ExportedConfig, dict[str, Tensor]]):
         sizes: Sequence[Size] | None = None,
         original_sizes: Sequence[Size] | None = None,
     ) -> Any:
-        """The outputs of the file by name; of a classifier its logits."""
+        """The outputs of the file by name; of classifiers the logits."""
         if sizes is None:
             sizes = [(images_BCHW.shape[2], images_BCHW.shape[3])] * len(images_BCHW)
         given = {
@@ -117,7 +117,7 @@ class ExportedNetwork(Model[ExportedConfig, dict[str, Tensor]]):
             "original_sizes": np.array(sizes if original_sizes is None else original_sizes, np.int64),
         }
         outputs = {name: torch.from_numpy(values) for name, values in self._run(given).items()}
-        return outputs["logits"] if self.config.output == "classification" else outputs
+        return outputs["logits"] if self.config.classifies else outputs
 
     def predict(
         self,

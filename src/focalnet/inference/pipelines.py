@@ -21,9 +21,10 @@ from focalnet.errors import ConfigError
 from focalnet.inference.tta import View, Views, Window, mean_scores, meeting_size, merge, tiles
 from focalnet.models import Model, ScoresPixels
 from focalnet.models.base import Output, check_finite
-from focalnet.models.classifier import best_classes
+from focalnet.models.classifier import best_classes, likely_classes
 from focalnet.ops.label_maps import label_map
-from focalnet.results import Classification, Detections, PanopticMap, Result, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, SemanticMap
+from focalnet.results.classification import THRESHOLD
 from focalnet.samples import Size
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Pipeline(ABC):
     """
 
     default_batch_size: ClassVar[int] = 2
+    default_min_score: ClassVar[float] = 0.3
     class_names: tuple[str, ...]
 
     @abstractmethod
@@ -64,27 +66,47 @@ class Pipeline(ABC):
         """Yields one result for each image, on the CPU, in pixels of the image."""
 
 
-class ClassificationPipeline(Pipeline):
-    """The best classes of whole images."""
+class WholeImagePipeline(Pipeline):
+    """The logits of whole images, and what their classes are by them."""
 
     default_batch_size = 32
 
     def __init__(self, network: Model[Any, Any], options: Options) -> None:
         if network.card is None:
             raise ConfigError(f"this {type(network).__name__} does not know how to prepare an image: {SET_CARD}")
-        self.network, self.top_k = network, options.top_k
+        self.network, self.options = network, options
         self.class_names = class_names(network)
         self.transform = eval_transform(network.card.preprocessing)
 
     def prepare(self, image: Image) -> Tensor:
         return self.transform(image)
 
-    def predict(self, images: Sequence[Image], prepared: Sequence[Tensor]) -> Iterator[Classification]:
+    def predict(self, images: Sequence[Image], prepared: Sequence[Tensor]) -> Iterator[Result]:
         images_BCHW = torch.stack(list(prepared))
         with torch.inference_mode():
             logits = self.network(images_BCHW.to(self.network.device, self.network.dtype))
         check_finite(logits)
-        yield from best_classes(logits, self.class_names, self.top_k)
+        yield from self.results(logits)
+
+    @abstractmethod
+    def results(self, logits_BN: Tensor) -> Sequence[Result]:
+        """One result for each image."""
+
+
+class ClassificationPipeline(WholeImagePipeline):
+    """The best classes of whole images."""
+
+    def results(self, logits_BN: Tensor) -> list[Classification]:
+        return best_classes(logits_BN, self.class_names, self.options.top_k)
+
+
+class MultiLabelPipeline(WholeImagePipeline):
+    """All classes of whole images with a score of at least ``min_score``."""
+
+    default_min_score = THRESHOLD
+
+    def results(self, logits_BN: Tensor) -> list[MultiLabel]:
+        return likely_classes(logits_BN, self.class_names, self.options.min_score)
 
 
 class DetectionPipeline(Pipeline):
@@ -318,6 +340,7 @@ class PanopticPipeline(SegmentationPipeline):
 
 PIPELINES: Mapping[Output, type[Pipeline]] = {
     "classification": ClassificationPipeline,
+    "multilabel": MultiLabelPipeline,
     "detection": DetectionPipeline,
     "instance": InstancePipeline,
     "semantic": SemanticPipeline,

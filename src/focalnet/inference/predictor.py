@@ -37,9 +37,9 @@ class Prepared(NamedTuple):
 class Predictor:
     """Predicts what images show: ``Predictor("focalnet_nano.cifar10")("cat.jpg")``.
 
-    A classifier gives a ``Classification``, a detector ``Detections``, and a segmenter a ``SemanticMap``,
-    ``Detections`` with masks or a ``PanopticMap``. Images are read by a few threads, prepared as the model's card
-    says, and go through the network in batches.
+    A classifier gives a ``Classification``, a multi-label classifier ``MultiLabel``, a detector ``Detections``, and a
+    segmenter a ``SemanticMap``, ``Detections`` with masks or a ``PanopticMap``. Images are read by a few threads,
+    prepared as the model's card says, and go through the network in batches.
 
     Args:
         model: a classifier, detector or segmenter with a card; or a name or file of ``focalnet.load``, or a file of
@@ -48,7 +48,8 @@ class Predictor:
         batch_size: images (or views of them) that go through the network at once; default: 32 for a classifier,
             2 for the others, whose images are large.
         top_k: of a classifier: classes in each result, best first.
-        min_score: objects below are left out; semantic and panoptic maps do not use it.
+        min_score: objects below are left out, and classes of a multi-label classifier; semantic and panoptic maps do
+            not use it. Default: 0.3 for objects, 0.5 for classes.
         views: of a detector or segmenter: tiles, mirrored images and sizes (test-time augmentation).
         looks: the old name of ``views``.
 
@@ -63,7 +64,7 @@ class Predictor:
         *,
         batch_size: int | None = None,
         top_k: int = 5,
-        min_score: float = 0.3,
+        min_score: float | None = None,
         views: Views = Views(),  # noqa: B008 (frozen)
         looks: Views | None = None,
     ) -> None:
@@ -73,7 +74,7 @@ class Predictor:
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        if not 0 <= min_score <= 1:
+        if min_score is not None and not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
         network: nn.Module = load_network(model) if isinstance(model, (str, Path)) else model
         if not isinstance(network, Model) or network.config.num_classes == 0:
@@ -83,7 +84,8 @@ class Predictor:
             )
         pipeline = PIPELINES[network.config.output]
         self.batch_size = batch_size or pipeline.default_batch_size
-        self._pipeline = pipeline(network, Options(views, self.batch_size, top_k, min_score))
+        least = pipeline.default_min_score if min_score is None else min_score
+        self._pipeline = pipeline(network, Options(views, self.batch_size, top_k, least))
         self.class_names = self._pipeline.class_names
         self.device = pick_device(device)
         self.model: Model[Any, Any] = network.to(self.device).eval()

@@ -19,13 +19,13 @@ from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_m
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig, Shareable
 from focalnet.models.plain import from_plain
 from focalnet.models.variants import Variant
-from focalnet.results import Classification, Detections, PanopticMap, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, SemanticMap
 from focalnet.samples import Batch, Size
 
-TaskName = Literal["classification", "detection", "semantic", "panoptic"]
-Output = Literal["classification", "detection", "instance", "semantic", "panoptic"]
+TaskName = Literal["classification", "multilabel", "detection", "semantic", "panoptic"]
+Output = Literal["classification", "multilabel", "detection", "instance", "semantic", "panoptic"]
 LARGEST_DIVISOR = 4096  # every image is padded to a multiple
-Result = Classification | Detections | SemanticMap | PanopticMap
+Result = Classification | MultiLabel | Detections | SemanticMap | PanopticMap
 
 
 class ModelConfig(ABC):
@@ -49,6 +49,11 @@ class ModelConfig(ABC):
         """Type of the network's results; ``"detection"`` means boxes, with or without masks."""
 
     @property
+    def classifies(self) -> bool:
+        """Whether the network predicts classes of whole images, from logits ``(B, num_classes)``."""
+        return self.output in ("classification", "multilabel")
+
+    @property
     def learns_masks(self) -> bool:
         """Whether training needs a mask of each object."""
         return False
@@ -66,6 +71,10 @@ class ModelConfig(ABC):
             num_things: number of thing classes, see ``things``; None to keep it.
         """
         return self
+
+    def is_trained_for(self, task: TaskName) -> bool:
+        """Whether weights of this configuration can be evaluated on a task of its family as they are."""
+        return True
 
     def with_classes(self, num_classes: int) -> Self:
         """A copy of the configuration with another number of classes."""
@@ -221,7 +230,7 @@ class Model(Shareable, nn.Module, ABC, Generic[C, O]):
         It consists of PyTorch's and torchvision's operations alone, and no decision in Python depends on the values of
         tensors, so that it can be traced once for images of any number and size. Names depend on ``config.output``:
 
-        * ``"classification"``: ``logits`` ``(B, N)``
+        * ``"classification"`` and ``"multilabel"``: ``logits`` ``(B, N)``
         * ``"detection"`` and ``"instance"``: ``boxes`` ``(B, K, 4)``, ``scores`` and ``labels`` ``(B, K)``, best first;
           rows after the last object have score 0 and label -1. With masks either ``box_masks`` ``(B, K, m, m)``,
           probabilities on a grid over each box, or ``masks`` ``(B, K, H, W)``, bool

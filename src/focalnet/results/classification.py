@@ -1,4 +1,4 @@
-"""The classes of an image."""
+"""The classes of an image: the most likely ones of exactly one, or all of any number."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+#: Score from which on a class is predicted where an image can have several.
+THRESHOLD = 0.5
+
 
 class RankedClass(NamedTuple):
     """A class of a classification with its score, 0 to 1."""
@@ -26,17 +29,8 @@ class RankedClass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Classification(Result):
-    """What an image shows, best class first. It is a sequence of its classes: ``result[0].name``.
-
-    Args:
-        labels: class indices.
-        scores: softmax probabilities, in [0, 1].
-        names: class names, one for each label.
-        path: the file that the image was read from, if any.
-        image: the image itself, if it was kept; not part of equality.
-        logits: ``(N,)`` of all classes, by index; not part of equality, nor of ``to_dict``.
-    """
+class _Classes(Result):
+    """Classes of an image with their scores, best first. It is a sequence of them: ``result[0].name``."""
 
     labels: tuple[int, ...]
     scores: tuple[float, ...]
@@ -78,6 +72,28 @@ class Classification(Result):
             class_id=np.array(self.labels, dtype=int), confidence=np.array(self.scores)
         )
 
+    def summary(self) -> list[str]:
+        """Returns a line for each class: its score in percent, and its name."""
+        return [f"{100 * score:5.1f} %  {name}" for score, name in zip(self.scores, self.names, strict=True)]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The classes as plain values, as ``to_dict`` has them."""
+        return [{"label": label, "name": name, "score": score} for label, name, score in self]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Classification(_Classes):
+    """What an image shows, best class first. It is a sequence of its classes: ``result[0].name``.
+
+    Args:
+        labels: class indices.
+        scores: softmax probabilities, in [0, 1].
+        names: class names, one for each label.
+        path: the file that the image was read from, if any.
+        image: the image itself, if it was kept; not part of equality.
+        logits: ``(N,)`` of all classes, by index; not part of equality, nor of ``to_dict``.
+    """
+
     def to_fiftyone(self) -> Any:
         """Returns ``fiftyone.Classification`` of the best class, with the scores of the others as its ``top``.
 
@@ -97,17 +113,10 @@ class Classification(Result):
             to_name: the name of ``<Image>`` there.
         """
         best = self[0]
-        choice = {"choices": [best.name]}
-        region = {"from_name": from_name, "to_name": to_name, "type": "choices", "value": choice}
-        return {"model_version": model, "score": best.score, "result": [region]}
+        return {**_choices([best.name], model, from_name, to_name), "score": best.score}
 
     def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
-        ranked = zip(self.labels, self.names, self.scores, strict=True)
-        return {"path": self.path, "top": [{"label": i, "name": n, "score": s} for i, n, s in ranked]}
-
-    def summary(self) -> list[str]:
-        """Returns a line for each class: its score in percent, and its name."""
-        return [f"{100 * score:5.1f} %  {name}" for score, name in zip(self.scores, self.names, strict=True)]
+        return {"path": self.path, "top": self._entries()}
 
     def draw(self, *, as_frame: bool = False) -> Image:
         """Draws the image with its best classes and their scores below.
@@ -119,3 +128,66 @@ class Classification(Result):
             ConfigError: the result has no image.
         """
         return visualize.draw_ranking(self._canvas(), self.names, self.scores, as_frame=as_frame)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MultiLabel(_Classes):
+    """All classes that an image shows, of any number, best first; it may be none.
+
+    Args:
+        labels: class indices.
+        scores: sigmoid probabilities, each in [0, 1]; they have no sum.
+        names: class names, one for each label.
+        path: the file that the image was read from, if any.
+        image: the image itself, if it was kept; not part of equality.
+        logits: ``(N,)`` of all classes, by index; not part of equality, nor of ``to_dict``.
+    """
+
+    def _brief(self) -> str:
+        return super()._brief() or "no class"
+
+    def to_fiftyone(self) -> Any:
+        """Returns ``fiftyone.Classifications``.
+
+        Raises:
+            MissingDependency: FiftyOne is not installed.
+        """
+        fiftyone = require("fiftyone", "fiftyone")
+        single = [fiftyone.Classification(label=name, confidence=score) for _, name, score in self]
+        return fiftyone.Classifications(classifications=single)
+
+    def to_label_studio(self, model: str = "focalnet", *, from_name: str = "label", to_name: str = "image") -> Any:
+        """Returns a prediction for Label Studio: the classes as choices, scored by the least sure one.
+
+        Args:
+            model: its version, as Label Studio shows it.
+            from_name: the name of ``<Choices choice="multiple">`` in the labeling configuration.
+            to_name: the name of ``<Image>`` there.
+        """
+        if not self.labels:
+            return {"model_version": model, "result": []}
+        return {**_choices([*self.names], model, from_name, to_name), "score": min(self.scores)}
+
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
+        return {"path": self.path, "labels": self._entries()}
+
+    def summary(self) -> list[str]:
+        """Returns a line for each class: its score in percent, and its name; one that says so if there are none."""
+        return super().summary() or ["no class"]
+
+    def draw(self, *, as_frame: bool = False) -> Image:
+        """Draws the image with its classes and their scores below; the plain image if there are none.
+
+        Args:
+            as_frame: keep the size of the image, and write only the best class, in its corner.
+
+        Raises:
+            ConfigError: the result has no image.
+        """
+        return visualize.draw_ranking(self._canvas(), self.names, self.scores, as_frame=as_frame)
+
+
+def _choices(names: list[str], model: str, from_name: str, to_name: str) -> dict[str, Any]:
+    """A prediction for Label Studio, without its score."""
+    region = {"from_name": from_name, "to_name": to_name, "type": "choices", "value": {"choices": names}}
+    return {"model_version": model, "result": [region]}

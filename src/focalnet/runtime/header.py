@@ -18,7 +18,7 @@ FORMAT = 1  # raised where an older version of this library would read a file wr
 KEY = "focalnet"  # of the metadata of an ONNX file
 EXTRA_FILE = "focalnet.json"  # within a .pt2 file
 SUFFIXES = (".onnx", ".pt2")
-OUTPUTS = ("classification", "detection", "instance", "semantic", "panoptic")
+OUTPUTS = ("classification", "multilabel", "detection", "instance", "semantic", "panoptic")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,12 @@ from PIL import Image
 from focalnet.data import images as decoding
 from focalnet.errors import ConfigError
 from focalnet.results import Detections, Result
+from focalnet.results.classification import THRESHOLD
 from focalnet.runtime.header import Header, open_session
 from focalnet.runtime.preprocess import pad, preprocess
 from focalnet.runtime.results import results
+
+MIN_SCORE = 0.3  # of objects, unless the caller says otherwise
 
 
 class Session:
@@ -45,7 +48,7 @@ class Predictor:
         path: the file.
         batch_size: images that go through the network at once.
         top_k: of a classifier: classes in each result, best first.
-        min_score: objects below are left out.
+        min_score: objects below are left out, and classes of a multi-label classifier; default: 0.3 and 0.5.
 
     Raises:
         CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
@@ -53,11 +56,13 @@ class Predictor:
         MissingDependency: onnxruntime is not installed.
     """
 
-    def __init__(self, path: str | Path, *, batch_size: int = 1, top_k: int = 5, min_score: float = 0.3) -> None:
+    def __init__(
+        self, path: str | Path, *, batch_size: int = 1, top_k: int = 5, min_score: float | None = None
+    ) -> None:
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        if not 0 <= min_score <= 1:
+        if min_score is not None and not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
         self.session = Session(path)
         self.header: Header = self.session.header
@@ -95,5 +100,7 @@ class Predictor:
             "sizes": np.array(sizes, np.int64),
             "original_sizes": np.array(original_sizes, np.int64),
         })  # fmt: skip
-        predicted = results(self.header, outputs, original_sizes, self.top_k)
-        return [one.above(self.min_score) if isinstance(one, Detections) else one for one in predicted]
+        threshold = THRESHOLD if self.min_score is None else self.min_score
+        predicted = results(self.header, outputs, original_sizes, self.top_k, threshold)
+        least = MIN_SCORE if self.min_score is None else self.min_score
+        return [one.above(least) if isinstance(one, Detections) else one for one in predicted]

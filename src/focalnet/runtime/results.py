@@ -9,15 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from focalnet.errors import NonFiniteOutputs
-from focalnet.results import Classification, Detections, PanopticMap, Result, Segment, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, Segment, SemanticMap
 from focalnet.results.base import class_name
+from focalnet.results.classification import THRESHOLD
 from focalnet.runtime.header import Header
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Size = tuple[int, int]
 
 
-def results(header: Header, outputs: Arrays, original_sizes: Sequence[Size], top_k: int = 5) -> list[Result]:
+def results(
+    header: Header,
+    outputs: Arrays,
+    original_sizes: Sequence[Size],
+    top_k: int = 5,
+    threshold: float = THRESHOLD,
+) -> list[Result]:
     """One result for each image, in pixels of the original image.
 
     Args:
@@ -25,6 +32,7 @@ def results(header: Header, outputs: Arrays, original_sizes: Sequence[Size], top
         outputs: of its network, by name.
         original_sizes: height and width of each image.
         top_k: of a classifier: classes in each result.
+        threshold: of a multi-label classifier: lowest score of a class.
 
     Raises:
         NonFiniteOutputs: scores or boxes are NaN or infinite.
@@ -39,6 +47,8 @@ def results(header: Header, outputs: Arrays, original_sizes: Sequence[Size], top
     pairs = zip(of_image, original_sizes, strict=True)
     if header.output == "classification":
         return [_classification(header, one["logits"], top_k) for one, _ in pairs]
+    if header.output == "multilabel":
+        return [_multi_label(header, one["logits"], threshold) for one, _ in pairs]
     if header.output in ("detection", "instance"):
         return [_detections(header, one, size) for one, size in pairs]
     if header.output == "semantic":
@@ -52,6 +62,14 @@ def _classification(header: Header, logits: npt.NDArray[np.float32], top_k: int)
     best = np.argsort(-scores, kind="stable")[:top_k].tolist()
     names = tuple(class_name(header.class_names, label) for label in best)
     return Classification(tuple(best), tuple(scores[best].tolist()), names, logits=_foreign(logits))
+
+
+def _multi_label(header: Header, logits: npt.NDArray[np.float32], threshold: float) -> MultiLabel:
+    scores = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which cannot overflow so
+    order = np.argsort(-scores, kind="stable")
+    labels = order[scores[order] >= threshold].tolist()
+    names = tuple(class_name(header.class_names, label) for label in labels)
+    return MultiLabel(tuple(labels), tuple(scores[labels].tolist()), names, logits=_foreign(logits))
 
 
 def _detections(header: Header, one: Arrays, size: Size) -> Detections:

@@ -3,6 +3,7 @@
 from focalnet.training.optimizer import OptimizerConfig, ScheduleConfig
 from focalnet.training.tasks.classification import ClassificationTask, MixConfig
 from focalnet.training.tasks.detection import DetectionTask
+from focalnet.training.tasks.multilabel import MultiLabelTask
 from focalnet.training.tasks.panoptic import PanopticTask
 from focalnet.training.tasks.semantic import SemanticTask, SlideConfig
 
@@ -10,6 +11,7 @@ __all__ = [
     "ClassificationTask",
     "DetectionTask",
     "MixConfig",
+    "MultiLabelTask",
     "OptimizerConfig",
     "PanopticTask",
     "ScheduleConfig",

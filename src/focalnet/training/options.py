@@ -19,18 +19,20 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
+from focalnet.data import ClassificationData, DetectionData, MultiLabelData, PanopticData, SemanticData
 from focalnet.errors import ConfigError, FocalNetError, UnknownName, did_you_mean
 from focalnet.reading import parse_yaml
 from focalnet.training.tasks.base import Task
 from focalnet.training.tasks.classification import ClassificationTask
 from focalnet.training.tasks.detection import DetectionTask
+from focalnet.training.tasks.multilabel import MultiLabelTask
 from focalnet.training.tasks.panoptic import PanopticTask
 from focalnet.training.tasks.semantic import SemanticTask
 
 #: What a recipe's ``task`` chooses. Without one it is classification.
 TASKS: dict[str, tuple[type[Task], type[pl.LightningDataModule]]] = {
     "classification": (ClassificationTask, ClassificationData),
+    "multilabel": (MultiLabelTask, MultiLabelData),
     "detection": (DetectionTask, DetectionData),
     "semantic": (SemanticTask, SemanticData),
     "panoptic": (PanopticTask, PanopticData),

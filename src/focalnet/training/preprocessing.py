@@ -50,7 +50,7 @@ def as_the_weights_want(options: Mapping[str, Any]) -> dict[str, Any]:
     except FocalNetError:
         return dict(options)
     wanted = data_options(preprocessing)
-    cropped = options.get("task", "classification") == "classification"
+    cropped = options.get("task", "classification") in ("classification", "multilabel")
     if not whole or cropped != (preprocessing.max_size is None):
         wanted = {option: wanted[option] for option in COLORS}
     if len(preprocessing.mean) != 3:

@@ -246,6 +246,11 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
     if not isinstance(config, ClassifierConfig):
         what = "bare backbone" if isinstance(config, FocalNetConfig) else f"{_title(config)}, which has openmmlab's"
         raise CheckpointError(f"{checkpoint.path}: only a classifier has a {layout} layout; this is a {what}")
+    if config.multi_label and layout != "huggingface":
+        raise CheckpointError(
+            f"{checkpoint.path}: the layout {layout} cannot say that an image can have several classes, so its files "
+            "would be read as those of single classes; choose native or huggingface"
+        )
     theirs = LAYOUTS[layout]
     layouts.check(theirs, config.backbone)
     tensors = theirs.from_native(stored, config.backbone)
@@ -305,7 +310,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     if post_norm is not None:
         known.setdefault("post_norm", post_norm)
     config, name = shapes.infer(state_dict, architecture=architecture or hints.architecture, settings=known)
-    read_as: Config = config
+    read_as: Config = dataclasses.replace(config, multi_label=hints.multi_label)
     if "norm.weight" not in state_dict and not config.num_classes:  # the feature maps of timm's features_only
         read_as = dataclasses.replace(config.backbone, out_norms=False)
     checkpoint = Checkpoint(

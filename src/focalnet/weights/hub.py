@@ -33,6 +33,7 @@ _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pth", "*.pt", "*.ckpt")
 _PIPELINES = {
     "classification": "image-classification",
+    "multilabel": "image-classification",
     "detection": "object-detection",
     "instance": "image-segmentation",
     "semantic": "image-segmentation",

@@ -138,6 +138,14 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         """Height and width of the largest training image, lying; None where all have one size."""
         return None
 
+    def _say_trained_on(self, samples: Samples[Any, Any]) -> None:
+        """Warns of images to measure with that are trained on, too."""
+        trained: Any = self.samples["train"]
+        known = {os.path.normpath(trained.path(index)) for index in range(len(trained))}
+        if shared := sum(os.path.normpath(samples.path(index)) in known for index in range(len(samples))):
+            text = "%s: %d of its %d images are those of training, too: metrics will be too good"
+            logger.warning(text, samples.name, shared, len(samples))
+
     def eval_batch_size(self) -> int:
         """Images at once in evaluation, over all processes."""
         return self.batch_size
@@ -237,14 +245,6 @@ class DensePredictionData(DataModule[D]):
                 self.samples[split] = samples
                 if split != "train" and "train" in self.samples:
                     self._say_trained_on(samples)
-
-    def _say_trained_on(self, samples: D) -> None:
-        """Warns of images to measure with that are trained on, too."""
-        trained = self.samples["train"]
-        known = {os.path.normpath(trained.path(index)) for index in range(len(trained))}
-        if shared := sum(os.path.normpath(samples.path(index)) in known for index in range(len(samples))):
-            text = "%s: %d of its %d images are those of training, too: metrics will be too good"
-            logger.warning(text, samples.name, shared, len(samples))
 
     def eval_batch_size(self) -> int:
         return self.val_batch_size or self.default_val_batch_size()

@@ -32,6 +32,42 @@ from focalnet.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 
+def check_options(batch_size: int, num_workers: int | None, holdout: float | None) -> None:
+    """Raises ConfigError for numbers that cannot be."""
+    if batch_size < 1 or (num_workers or 0) < 0:
+        raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
+    if holdout is not None and not 0 < holdout < 1:
+        raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+
+
+def cropped(
+    image_size: int | tuple[int, int],
+    crop_pct: float,
+    fit: str,
+    interpolation: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Preprocessing:
+    """The preprocessing of a classifier, by its options.
+
+    Raises:
+        ConfigError: an option has an impossible value.
+    """
+    sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
+    if min(sides) < 1 or len(sides) > 2:
+        raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
+    if not 0 < crop_pct <= 1:
+        raise ConfigError(f"data.crop_pct={crop_pct} must be above 0 and at most 1")
+    return Preprocessing(
+        image_size=image_size if isinstance(image_size, int) else (sides[0], sides[-1]),
+        crop_pct=crop_pct,
+        fit=fit,
+        interpolation=interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
 class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
     """Loaders of batches of labelled images.
 
@@ -95,27 +131,14 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         sampling: Literal["shuffled", "balanced"] = "shuffled",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
-        if min(batch_size, *sides) < 1 or len(sides) > 2 or (num_workers or 0) < 0:
-            raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
-        if not 0 < crop_pct <= 1:
-            raise ConfigError(f"data.crop_pct={crop_pct} must be above 0 and at most 1")
-        if holdout is not None and not 0 < holdout < 1:
-            raise ConfigError(f"data.holdout={holdout} must be a fraction between 0 and 1")
+        self.preprocessing = cropped(image_size, crop_pct, fit, interpolation, mean, std)
+        check_options(batch_size, num_workers, holdout)
         if root is None and format != "digits":
             raise ConfigError('data.root is missing: the folder with your images (or data.format "digits")')
         self.root = Path(root or "").absolute()
         self.format: Literal["auto"] | Format = format
         self.splits: dict[Split, str | None] = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout, self.class_map = holdout, class_map
-        self.preprocessing = Preprocessing(
-            image_size=image_size if isinstance(image_size, int) else (sides[0], sides[-1]),
-            crop_pct=crop_pct,
-            fit=fit,
-            interpolation=interpolation,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
         self.cache_in_memory, self.sampling = cache_in_memory, sampling
         self._trains = False
         self.on_error: Literal["raise", "skip"] = on_error

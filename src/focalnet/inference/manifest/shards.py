@@ -28,6 +28,7 @@ _OBJECT = {**_CLASS, "score": "float64", "box": ["float64"], "segmentation": _MA
 _SEGMENT = {"id": "int32", "label": "int32", "is_thing": "bool", "score": "float64", "area": "int64", "name": "string"}
 FIELDS: dict[str, dict[str, Any]] = {
     "classification": {"top": [{**_CLASS, "score": "float64"}]},
+    "multilabel": {"labels": [{**_CLASS, "score": "float64"}]},
     "detection": {**_SIZE, "objects": [_OBJECT]},
     "instance": {**_SIZE, "objects": [_OBJECT]},
     "semantic": {**_SIZE, "classes": [{**_CLASS, "share": "float64", "segmentation": _MASK}]},

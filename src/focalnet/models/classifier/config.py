@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -11,7 +11,7 @@ from typing_extensions import Self
 from focalnet.errors import ConfigError
 from focalnet.kernels.fuse import fuse
 from focalnet.models.backbone import FocalNetConfig
-from focalnet.models.base import ModelConfig, Output
+from focalnet.models.base import ModelConfig, Output, TaskName
 
 if TYPE_CHECKING:
     from focalnet.models.classifier.network import Classifier
@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(ModelConfig):
-    """Configuration of the backbone and number of classes (0: the classifier returns pooled features)."""
+    """Configuration of a classifier.
+
+    Args:
+        backbone: configuration of the backbone.
+        num_classes: number of classes; 0: the classifier returns pooled features.
+        multi_label: whether an image can have any number of the classes, each with a sigmoid of its own, instead of
+            exactly one, by a softmax.
+    """
 
     backbone: FocalNetConfig
     num_classes: int = 1000
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes < 0:
@@ -30,7 +38,20 @@ class ClassifierConfig(ModelConfig):
 
     @property
     def output(self) -> Output:
-        return "classification"
+        return "multilabel" if self.multi_label else "classification"
+
+    def for_task(self, task: TaskName, num_things: int | None = None) -> Self:
+        return replace(self, multi_label=task == "multilabel")
+
+    def is_trained_for(self, task: TaskName) -> bool:
+        return self.multi_label == (task == "multilabel")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without ``multi_label`` where it is not set, so that earlier versions read the file, too."""
+        plain = super().to_dict()
+        if not self.multi_label:
+            del plain["multi_label"]
+        return plain
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:

@@ -16,8 +16,9 @@ from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetBase, init_weights
 from focalnet.models.base import Model
 from focalnet.models.classifier.config import ClassifierConfig
-from focalnet.results import Classification
+from focalnet.results import Classification, MultiLabel
 from focalnet.results.base import class_name
+from focalnet.results.classification import THRESHOLD
 from focalnet.samples import Batch, Size
 
 
@@ -52,10 +53,10 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         logits: torch.Tensor = self.head(self.forward_features(images_BCHW).mean((1, 2)))
         return logits
 
-    def postprocess(
-        self, outputs: torch.Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]
-    ) -> list[Classification]:
-        """The five best classes of each image."""
+    def postprocess(self, outputs: torch.Tensor, sizes: Sequence[Size], original_sizes: Sequence[Size]) -> list[Any]:
+        """The five best classes of each image; of a multi-label classifier all with a score of 0.5 or more."""
+        if self.config.multi_label:
+            return likely_classes(outputs, self.class_names)
         return best_classes(outputs, self.class_names)
 
     def predict_tensors(
@@ -64,9 +65,14 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         return {"logits": self(images_BCHW)}
 
     def loss(self, batch: Batch[int]) -> dict[str, torch.Tensor]:
-        """Cross entropy with class indices ``(B,)`` or class probabilities ``(B, num_classes)`` as targets."""
+        """Cross entropy with class indices ``(B,)`` or class probabilities ``(B, num_classes)`` as targets.
+
+        Of a multi-label classifier, binary cross entropy with targets ``(B, num_classes)``, 0 to 1, a mean over both.
+        """
         targets = torch.as_tensor(batch.targets, device=batch.images.device)
         logits = self(batch.images.contiguous(memory_format=torch.channels_last)).float()
+        if self.config.multi_label:
+            return {"loss": F.binary_cross_entropy_with_logits(logits, targets.to(logits))}
         return {"loss": F.cross_entropy(logits, targets)}
 
     def forward_features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -141,3 +147,28 @@ def best_classes(logits_BN: torch.Tensor, class_names: Sequence[str], top_k: int
         Classification(tuple(row), tuple(values), tuple(class_name(names, i) for i in row), logits=logits)
         for row, values, logits in zip(labels.tolist(), scores.tolist(), logits_BN, strict=True)
     ]
+
+
+def likely_classes(
+    logits_BN: torch.Tensor, class_names: Sequence[str], threshold: float = THRESHOLD
+) -> list[MultiLabel]:
+    """The classes of each image with a sigmoid score of at least a threshold, best first; there may be none.
+
+    Args:
+        logits_BN: logits of the N classes.
+        class_names: names by index; if empty, ``"class 0"``, ...
+        threshold: lowest score of a class, 0 to 1.
+    """
+    names, results = tuple(class_names), []
+    for logits, scores in zip(logits_BN, logits_BN.float().sigmoid(), strict=True):
+        order = scores.argsort(descending=True, stable=True)
+        labels = order[scores[order] >= threshold].tolist()
+        results.append(
+            MultiLabel(
+                tuple(labels),
+                tuple(scores[labels].tolist()),
+                tuple(class_name(names, label) for label in labels),
+                logits=logits,
+            )
+        )
+    return results

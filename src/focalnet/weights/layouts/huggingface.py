@@ -61,6 +61,9 @@ def check(config: FocalNetConfig) -> None:
         )
 
 
+_SEVERAL = "multi_label_classification"  # transformers' problem_type where an image can have several classes
+
+
 def hints(description: Mapping[str, Any]) -> Hints:
     """Reads settings from the ``config.json`` of a transformers FocalNet."""
     settings = {ours: description[theirs] for theirs, ours in _RENAMED.items() if theirs in description}
@@ -70,7 +73,11 @@ def hints(description: Mapping[str, Any]) -> Hints:
     settings["normalize_modulator"] = bool(description.get("normalize_modulator", False))
     names = {int(index): str(name) for index, name in (description.get("id2label") or {}).items()}
     generic = all(name == f"LABEL_{index}" for index, name in names.items())
-    return Hints(settings=settings, class_names=() if generic else tuple(names[i] for i in sorted(names)))
+    return Hints(
+        settings=settings,
+        class_names=() if generic else tuple(names[i] for i in sorted(names)),
+        multi_label=description.get("problem_type") == _SEVERAL,
+    )
 
 
 _LARGE = 384  # from this size on, ConvNeXt's images are not cropped, but resized to a square
@@ -155,4 +162,5 @@ def describe(config: ClassifierConfig, class_names: tuple[str, ...] = ()) -> dic
         "layerscale_value": 1e-4 if shape.layer_scale is None else shape.layer_scale,
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
+        **({"problem_type": _SEVERAL} if config.multi_label else {}),
     }

@@ -27,6 +27,7 @@ class Hints:
         class_names: by class index.
         preprocessing: fields of ``Preprocessing``: how images were prepared.
         remarks: what of it cannot be done in the same way here.
+        multi_label: whether an image can have several classes.
     """
 
     architecture: str | None = None
@@ -34,6 +35,7 @@ class Hints:
     class_names: tuple[str, ...] = ()
     preprocessing: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
