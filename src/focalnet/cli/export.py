@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from focalnet.cli.terminal import say
+from focalnet.cli.train import show_progress
 from focalnet.errors import ConfigError
 
 
@@ -26,19 +27,56 @@ def export(
             help="Whether the file may contain GridSample, which some runtimes compute wrongly.",
         ),
     ] = True,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Compute in 8-bit integers, except in layers that cost too much accuracy; needs --data."
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="With --int8: a labelled data set as for training, to calibrate and to measure with."),
+    ] = None,
+    split: Annotated[
+        Literal["val", "test"], typer.Option(help="With --int8: the images to measure with; training images calibrate.")
+    ] = "val",
+    calibration: Annotated[
+        int | None, typer.Option(help="With --int8: images to calibrate with; default: 300, or all if there are fewer.")
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="With --int8: percentage points that may be lost; default: 0.3 of top-1, 0.5 of others."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Writes a model to one file for images of any number and size.
 
     The file contains postprocessing, class names and preprocessing. It is first compared with the model; a file that
-    disagrees is not written.
+    disagrees is not written. With --int8, the loss of accuracy is measured first; FILE.int8.json says what each layer
+    costs.
     """
     if out.exists() and not force:
         raise ConfigError(f"{out}: already exists; overwrite it with --force")
     from focalnet import zoo
     from focalnet.exporting import export as write
 
-    exported = write(zoo.load(model), out, format, opset=opset, grid_sample=grid_sample)
+    if int8:
+        show_progress()
+    exported = write(
+        zoo.load(model),
+        out,
+        format,
+        opset=opset,
+        grid_sample=grid_sample,
+        int8=int8,
+        data=data,
+        split=split,
+        calibration=calibration,
+        max_loss=max_loss,
+    )
     say(f"wrote {exported.path} ({exported.path.stat().st_size / 1e6:.1f} MB)")
     for name, difference in exported.differences.items():
-        say(f"  largest difference from PyTorch: {name} {difference:.2g}")
+        of = "in float32, " * int8
+        say(f"  largest difference from PyTorch: {of}{name} {difference:.2g}")
+    if exported.quantization is not None:
+        say(*(f"  {line}" for line in exported.quantization.lines()), f"  all layers: {exported.report}")

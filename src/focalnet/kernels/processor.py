@@ -32,3 +32,13 @@ def computes_bfloat16() -> bool:
     """
     report = capabilities()
     return not report or any(report.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def computes_int8() -> bool:
+    """Whether it has instructions that sum products of 8-bit integers; without, int8 is no faster than float32.
+
+    True if PyTorch does not report it.
+    """
+    report = capabilities()
+    x86 = ("avx512_vnni", "avx_vnni", "amx_int8")
+    return not any(name in report for name in x86) or any(report.get(name, False) for name in x86)

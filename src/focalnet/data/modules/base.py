@@ -42,8 +42,13 @@ HOLDS_TRAINING_IMAGES = (
     f"{HOLD_OUT} {AUTOMATIC_HOLDOUT} evaluates those that training holds out"
 )
 
-#: What each stage of Lightning needs.
-SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+#: What each stage of Lightning needs, and one of ours.
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "calibrate": ("train",),
+}
 
 D = TypeVar("D", bound=Samples[Any, Any])
 T = TypeVar("T")
