@@ -382,3 +382,19 @@ def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_pa
         assert says in said
         assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_labels_are_measured(model: Model[Any, Any], tmp_path: Path) -> None:
+    several = network("classifier", depths=(1, 1), focal_windows=(3, 3), focal_levels=(1, 1), multi_label=True)
+    several.card = model.card
+    for split, count in SPLITS.items():
+        (tmp_path / split).mkdir()
+        rows = [f"{i}.png,{i % 2},1,{i % 3 == 0:d}" for i in range(count)]
+        (tmp_path / split / "labels.csv").write_text("\n".join([",".join(["image", *NAMES]), *rows]) + "\n")
+        for i in range(count):
+            image(i).save(tmp_path / split / f"{i}.png")
+    labelled = LabelledData(several, several.card, tmp_path)
+    assert (labelled.calibration, labelled.images) == (SPLITS["train"], SPLITS["val"])
+    with torch.no_grad():
+        (name,) = labelled.measure(several)  # type: ignore[arg-type]  # anything that predicts
+    assert name == "map"

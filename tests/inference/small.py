@@ -17,9 +17,10 @@ CARD = ModelCard(
 )
 
 
-def classifier(**shape: object) -> Classifier:
+def classifier(multi_label: bool = False, **shape: object) -> Classifier:
     torch.manual_seed(0)
-    model = ClassifierConfig(backbone=FocalNetConfig(**{**SHAPE, **shape}), num_classes=3).build().eval()
+    config = ClassifierConfig(backbone=FocalNetConfig(**{**SHAPE, **shape}), num_classes=3, multi_label=multi_label)
+    model = config.build().eval()
     model.card = CARD
     return model
 

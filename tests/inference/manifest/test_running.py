@@ -27,6 +27,7 @@ from tests.inference.small import classifier, noise
 
 NETWORKS = {
     "classification": classifier,
+    "multilabel": functools.partial(classifier, multi_label=True),
     "detection": functools.partial(dense_network, "detection"),
     "instance": functools.partial(colours, "instance"),
     "semantic": functools.partial(colours, "semantic"),

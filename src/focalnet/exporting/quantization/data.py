@@ -28,6 +28,7 @@ CALIBRATION = 300  # images, or all training images if there are fewer
 #: What labelled data of each type of result look like.
 EXPECTED = {
     "classification": "a folder of class folders, tar or Parquet files, with training and validation images",
+    "multilabel": "a folder of images with a table of labels (CSV) for training and validation",
     "detection": "a folder of images with COCO annotations (or YOLO's, Pascal VOC's, ...) for training and validation",
     "instance": "a folder of images with COCO annotations, with masks, for training and validation",
     "semantic": "a folder of images and label maps for training and validation",
@@ -70,7 +71,7 @@ class LabelledData:
         if count is not None and count < 1:
             raise ConfigError(f"calibration={count} must be at least 1")
         self.root, self.split, self.config = Path(root), split, model.config
-        self.batch_size = 32 if model.config.output == "classification" else 1
+        self.batch_size = 32 if model.config.output in ("classification", "multilabel") else 1
         self._data = _open(model, card, self.root, split)
         self._train, self._measured = self._data.samples["train"], self._data.samples[split]
         if not all(hasattr(samples, "read") for samples in (self._train, self._measured)):
@@ -128,6 +129,10 @@ class LabelledData:
             from focalnet.metrics.classification import ClassificationEvaluator
 
             return ClassificationEvaluator(self._data)
+        if output == "multilabel":
+            from focalnet.metrics.multilabel import MultiLabelEvaluator
+
+            return MultiLabelEvaluator(self._data)
         if output == "semantic":
             from focalnet.metrics.semantic import SemanticEvaluator
 
@@ -150,14 +155,15 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
     """The data module of the network's task, with its training images and those to measure with."""
     output = model.config.output
     require("lightning", "train")  # of the data modules
-    if output != "classification":
+    if output not in ("classification", "multilabel"):
         require("pycocotools", "dense")
-    from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
+    from focalnet.data import ClassificationData, DetectionData, MultiLabelData, PanopticData, SemanticData
 
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; --data must be {EXPECTED[output]}")
     makers: dict[str, Callable[..., Any]] = {
         "classification": ClassificationData,
+        "multilabel": MultiLabelData,
         "semantic": SemanticData,
         "panoptic": PanopticData,
     }

@@ -330,7 +330,7 @@ class _ModelPredictor:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
         network = load_network(model)
         self.output: str = network.config.output
-        if self.output not in ("classification", "detection") or network.config.learns_masks:
+        if self.output in ("semantic", "panoptic") or network.config.learns_masks:
             require_installed("pycocotools", "dense")
         self.attempt = Predictor(network, device or _device(number, workers), **options).attempt
         self.identity = {"name": model, "sha256": _identity(network, model)}
