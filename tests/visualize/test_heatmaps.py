@@ -163,3 +163,25 @@ def test_an_animation_has_all_frames(tmp_path: Path) -> None:
             assert written.size == (330, 300)
     with pytest.raises(ConfigError, match=r"\.gif or \.webp"):
         save_animation(frames, tmp_path / "a.png")
+
+
+def test_a_gif_keeps_smooth_colors(tmp_path: Path) -> None:
+    """With 256 colors and no dithering, the bar below the heatmap shows steps."""
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    frame = with_color_bar(draw_heatmap(Image.new("RGB", (330, 300), "gray"), values), Scale.of(values), "t", dark=True)
+    with Image.open(save_animation([frame, frame], tmp_path / "a.gif")) as written:
+        kept = written.convert("RGB")
+    bar = (10, 330, 320, 340)
+    drawn, saved = (np.asarray(page.crop(bar).resize((31, 1), Image.Resampling.BOX), float) for page in (frame, kept))
+    assert np.abs(drawn - saved).max() < 8  # of squares of ten pixels
+    assert np.abs(np.asarray(kept, float)[-1, 0] - np.asarray(frame)[-1, 0]).max() < 4  # the dark page
+
+
+def test_a_long_title_stays_within_the_image() -> None:
+    scale = Scale(0, 1, "viridis")
+    image = Image.new("RGB", (330, 200))
+    for title in ("heat", "a class with a rather long name, of forty-five", "many names, " * 20):
+        page = np.asarray(with_color_bar(image, scale, title).convert("L"), np.int16)
+        assert (page[200:220, :4] == page[-1, 0]).all(), title  # nothing is written at the edges
+        assert (page[200:220, -4:] == page[-1, 0]).all(), title
+        assert (page[200:222] < 128).any(), title

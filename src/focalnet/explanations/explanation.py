@@ -137,12 +137,13 @@ class Explanation:
         return visualize.with_color_bar(drawn, visualize.Scale.of(values), title, dark=dark)
 
     def depth_frames(self, *, dark: bool = False) -> list[Image]:
-        """The modulator of each block, first to last, as frames of an animation."""
+        """The modulator of each block, first to last, as frames of an animation; each says how deep it is."""
         frames = []
-        for block in self.blocks:
+        for depth, block in enumerate(self.blocks, start=1):
             drawn = visualize.draw_heatmap(self.image, block.modulator, block.region)
             scale = visualize.Scale.of(block.modulator)
-            frames.append(visualize.with_color_bar(drawn, scale, f"modulator of {block.name}", dark=dark))
+            title = f"{depth}/{len(self.blocks)}: modulator of {block.name}"
+            frames.append(visualize.with_color_bar(drawn, scale, title, dark=dark))
         return frames
 
     def to_dict(self) -> dict[str, Any]:

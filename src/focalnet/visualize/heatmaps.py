@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from focalnet.errors import ConfigError
 from focalnet.files import atomic
@@ -91,11 +91,12 @@ def with_color_bar(image: Image.Image, scale: Scale, title: str = "", *, dark: b
     width = max(image.width, SMALLEST)
     unit = max(width // SMALLEST, 1) * BAR
     letters, margin = font(unit, bold=False), unit // 2
+    heading, written = _fitted(printable(title), unit, width - 2 * margin)
     below = image.height + margin
     page = Image.new("RGB", (width, below + 4 * unit + margin), theme.paper)
     page.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(page)
-    draw.text((width / 2, below), printable(title), theme.ink, letters, anchor="ma")
+    draw.text((width / 2, below), written, theme.ink, heading, anchor="ma")
     top, ends = below + round(1.5 * unit), (margin, width - margin)
     ramp = scale.rgb(np.linspace(scale.low, scale.high, ends[1] - ends[0], dtype=np.float32)[None])
     page.paste(Image.fromarray(ramp.astype(np.uint8)).resize((ends[1] - ends[0], unit)), (margin, top))
@@ -104,6 +105,17 @@ def with_color_bar(image: Image.Image, scale: Scale, title: str = "", *, dark: b
     if scale.low < 0 < scale.high:
         draw.text((width / 2, top + unit + 2), "0", theme.faint, letters, anchor="ma")
     return page
+
+
+def _fitted(text: str, size: int, width: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """The largest font up to a size in which a text is so wide, at least two thirds of it; then the text is cut."""
+    for smaller in range(size, size * 2 // 3 - 1, -1):
+        letters = font(smaller, bold=False)
+        if letters.getlength(text) <= width:
+            return letters, text
+    while letters.getlength(text + "…") > width and text:
+        text = text[:-1]
+    return letters, text.rstrip() + "…"
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 0.7) -> Path:
@@ -122,10 +134,20 @@ def save_animation(frames: Sequence[Image.Image], path: str | Path, *, seconds: 
     format = {".gif": "GIF", ".webp": "WEBP"}.get(path.suffix.lower())
     if format is None:
         raise ConfigError(f'cannot save an animation as "{path}": end the name in .gif or .webp')
-    first, *others = frames
+    first, *others = [_with_palette(frame) for frame in frames] if format == "GIF" else frames
     with atomic(path) as part:
         first.save(part, format=format, save_all=True, append_images=others, duration=round(1000 * seconds), loop=0)
     return path
+
+
+def _with_palette(frame: Image.Image) -> Image.Image:
+    """A frame in 256 colors of its own, dithered: otherwise smooth heatmaps and color bars show steps.
+
+    Colors that are far apart (maximum coverage): the most frequent ones, of the image, leave few for the bar.
+    """
+    frame = frame.convert("RGB")
+    palette = frame.quantize(256, Image.Quantize.MAXCOVERAGE)
+    return frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def upsample(values: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
