@@ -97,8 +97,8 @@ def pixels(page: Any, selector: str) -> np.ndarray:
 
 def test_the_page_explains_an_example_at_once(visit, screenshot):
     page = visit()
-    heading(page, "left", "cat · grad cam")
-    heading(page, "right", "horse · grad cam")
+    heading(page, "left", "cat · context cam")
+    heading(page, "right", "horse · context cam")
     assert page.locator("#prediction-left .fn-bar").count() == 5
     assert page.locator("#prediction-left .fn-name").first.inner_text() == "cat"
     assert page.locator("#levels-left figure").count() == 4
@@ -113,9 +113,9 @@ def test_an_upload_then_all_pickers_and_the_opacity(visit, tmp_path):
     page = visit()
     page.click("#upload [aria-label='Remove Image']")
     page.set_input_files("#upload input[type=file]", tmp_path / "mine.png")
-    heading(page, "left", "horse · grad cam")
+    heading(page, "left", "horse · context cam")
     choose(page, "class-left", "deer")
-    heading(page, "left", "deer · grad cam")
+    heading(page, "left", "deer · context cam")
     choose(page, "method-left", "integrated gradients")
     heading(page, "left", "deer · integrated gradients")
     assert page.locator("#level-left").count() == 0
@@ -195,18 +195,18 @@ def test_mistakes_are_told_in_the_page(visit, screenshot, tmp_path):
     screenshot(page, "mistake")
     page.get_by_role("button", name="rocket").click()
     page.wait_for_selector("#message [role=alert]", state="hidden")
-    heading(page, "left", "ship · grad cam")
+    heading(page, "left", "ship · context cam")
 
 
 def test_two_visitors_at_once_see_their_own(visit):
     first, second = visit(), visit()
     for page, example in ((first, "rocket"), (second, "horse")):
         page.get_by_role("button", name=example, exact=True).click()
-    heading(first, "left", "ship · grad cam")
-    heading(second, "left", "horse · grad cam")
+    heading(first, "left", "ship · context cam")
+    heading(second, "left", "horse · context cam")
     choose(first, "method-left", "control: edges")
     heading(first, "left", "edges")
-    assert second.locator("#caption-left strong").inner_text() == "horse · grad cam"
+    assert second.locator("#caption-left strong").inner_text() == "horse · context cam"
 
 
 def test_dark_mode_follows_the_system_and_the_button(visit, screenshot):
@@ -263,4 +263,4 @@ def test_everything_is_reached_by_the_keyboard(visit):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#caption-left strong:not(:text-is('cat · grad cam'))")
+    page.wait_for_selector("#caption-left strong:not(:text-is('cat · context cam'))")

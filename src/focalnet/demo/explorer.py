@@ -19,6 +19,7 @@ from focalnet.demo.uploads import Upload
 from focalnet.errors import ConfigError, did_you_mean
 from focalnet.explanations import (
     CONTROLS,
+    DEFAULT_METHOD,
     METHODS,
     ClassTarget,
     Explanation,
@@ -65,7 +66,7 @@ class View(NamedTuple):
 
     model: str
     target: str = "#0"
-    method: str = "grad_cam"
+    method: str = DEFAULT_METHOD
     block: str = AUTOMATIC
     level: str = "level 1"
 

@@ -370,7 +370,8 @@ class Page:
         )
         if len(self.explorer.models) > 1:
             heading = f"{view.model}: {heading}"
-        where = ", ".join(values.blocks)
+        blocks = values.blocks
+        where = ", ".join(blocks) if len(blocks) < 4 else f"{blocks[0]} to {blocks[-1]} ({len(blocks)} blocks)"
         return heading, f"{where}: {values.title}" if where else values.title
 
     def _block_choices(self, name: str) -> list[tuple[str, str]]:

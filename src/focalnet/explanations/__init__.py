@@ -1,6 +1,6 @@
 """What a FocalNet attends to: gates, modulators, kernels, and where its answers come from."""
 
-from focalnet.explanations.attribution import CONTROLS, METHODS, HeatMap, attribute
+from focalnet.explanations.attribution import CONTROLS, DEFAULT_METHOD, METHODS, HeatMap, attribute
 from focalnet.explanations.explaining import explain
 from focalnet.explanations.explanation import BlockMaps, Explanation
 from focalnet.explanations.fields import KernelProfile, kernel_profiles, receptive_field
@@ -10,6 +10,7 @@ from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, Pi
 
 __all__ = [
     "CONTROLS",
+    "DEFAULT_METHOD",
     "METHODS",
     "BlockMaps",
     "BlockRecord",
