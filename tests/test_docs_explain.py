@@ -38,7 +38,7 @@ def test_a_command_of_the_page(command: str, tmp_path: Path, monkeypatch: pytest
 def test_the_page_evaluates_with_options_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two images here, and methods that are fast; tests/explanations/test_evaluation.py measures more."""
     commands = [command for command in COMMANDS if "--evaluate" in command]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for name in ("ant", "bee"):
         (tmp_path / f"data/cifar10/test/{name}").mkdir(parents=True)
         noise(32, 32).save(tmp_path / f"data/cifar10/test/{name}/a.png")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from focalnet.explanations import subjects as subjects_of
 from focalnet.explanations.evaluation import COLUMNS, evaluate
 from focalnet.explanations.page import write_page
 from focalnet.weights import save
+from tests.data.panoptic import write_map
 from tests.explanations import cases
 from tests.explanations.test_attribution import dense
 from tests.inference.small import CARD, noise
@@ -48,7 +51,7 @@ def test_every_method_and_control_is_measured(folders: Path, tmp_path: Path) -> 
     found = evaluate(network(), folders, tmp_path, methods=METHODS, images=3)
     assert list(found.cells) == [*METHODS, "random", "center", "edges"]
     for row in found.cells.values():
-        assert set(COLUMNS) - set(row) == {"pointing_game", "energy_inside"}  # which need objects
+        assert set(COLUMNS) - set(row) == {"pointing_game", "energy_inside", "contrast"}  # which need objects
         for cell in row.values():
             assert cell.images == 3
             assert cell.low <= cell.mean <= cell.high
@@ -77,9 +80,9 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
     measured: list[str] = []
     original = evaluating._measured
 
-    def counted(subjects: Any, method: str, **options: Any) -> Any:
+    def counted(subjects: Any, method: str, wanted: Any) -> Any:
         measured.append(method)
-        return original(subjects, method, **options)
+        return original(subjects, method, wanted)
 
     monkeypatch.setattr(evaluating, "_measured", counted)
     again = evaluate(network(), folders, tmp_path / "cut", methods=["grad_cam"], images=3)
@@ -149,9 +152,91 @@ def test_segments_are_compared_with_label_maps(tmp_path: Path) -> None:
         assert 0 < float(subjects.probability(subjects.pixels[..., :64, :82], torch.zeros(1, dtype=torch.int64))) < 1
 
 
+def write_segments(root: Path, model: Any, names: Sequence[str] = ("ant", "bee", "cat")) -> tuple[Any, list[int]]:
+    """A panoptic data set of one image whose segments are those that the model predicts; two may be crowds."""
+    image = noise(90, 70)
+    found = explain(model, image).prediction
+    (root / "images").mkdir()
+    image.save(root / "images/a.png")
+    ids = found.ids.numpy().astype(np.int64)
+    write_map(root / "annotations/panoptic_test/a.png", ids)
+    segments = [
+        {"id": s.id, "category_id": s.label + 1, "area": s.area, "iscrowd": 0, "bbox": [0, 0, 9, 9]}
+        for s in found.segments
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 90, "height": 70}],
+        "categories": [{"id": i + 1, "name": name, "isthing": int(i < 2)} for i, name in enumerate(names)],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": segments}],
+    }
+    (root / "annotations/panoptic_test.json").write_text(json.dumps(content))
+    return found, [s.label for s in sorted(found.segments, key=lambda s: -s.area)][:3]
+
+
+def test_segments_of_a_panoptic_network_are_compared_with_annotated_ones(tmp_path: Path) -> None:
+    model = dense("panoptic")
+    found, labels = write_segments(tmp_path, model)
+    subjects = list(subjects_of.find_subjects(model, tmp_path, 1, "test"))
+    assert [one.targets[0].label for one in subjects] == labels
+    for one in subjects:
+        assert one.inside is not None
+        predicted = one.targets[0].inside(one.prepared[0])
+        assert torch.equal(one.inside[0], predicted)  # the annotated segment is the predicted one
+    evaluation = evaluate(
+        model, tmp_path, tmp_path / "out", methods=["modulator"], measured=["contrast", "gini", "energy_inside"]
+    )
+    assert evaluation.images == len(labels)
+    assert set(evaluation.cells["modulator"]) == {"contrast", "gini", "energy_inside"}
+    assert len(found.segments) >= 1
+
+
+def test_other_classes_than_those_of_the_data_are_refused(tmp_path: Path) -> None:
+    model = dense("panoptic")
+    write_segments(tmp_path, model, names=("ant", "cat", "bee"))
+    with pytest.raises(ConfigError, match='its class 1 is "cat", and that of the network "bee"'):
+        evaluate(model, tmp_path, tmp_path / "out", images=1)
+    content = json.loads((tmp_path / "annotations/panoptic_test.json").read_text())
+    content["categories"].append({"id": 4, "name": "dog", "isthing": 0})
+    (tmp_path / "annotations/panoptic_test.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="has 4 classes, and the network 3"):
+        evaluate(model, tmp_path, tmp_path / "out", images=1)
+
+
+def test_each_image_has_its_own_noise(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same noise for all would be one sample, however many images there are."""
+    monkeypatch.setattr(subjects_of, "BATCH", 2)
+    found: list[torch.Tensor] = []
+    original = evaluating.saliency
+
+    def kept(request: Any, method: str) -> torch.Tensor:
+        maps = original(request, method)
+        if method == "random":
+            found.extend(maps)
+        return maps
+
+    monkeypatch.setattr(evaluating, "saliency", kept)
+    monkeypatch.setattr(evaluating, "_example", lambda *_: None)
+    evaluate(network(), folders, tmp_path, methods=["gates"], measured=["gini"], images=5)
+    assert len(found) == 5
+    assert len({tuple(one.flatten().tolist()) for one in found}) == 5
+
+
+def test_contrast_compares_inside_with_outside() -> None:
+    inside = torch.zeros(4, 6, 6, dtype=torch.bool)
+    inside[:, :2] = True
+    inside[3] = True  # nothing is outside
+    maps = torch.ones(4, 6, 6)
+    maps[0, :2], maps[1, :2] = -3, 0
+    assert measures.contrast(maps, inside).tolist() == pytest.approx([0.5, -1, 0, 0])
+
+
 def test_what_cannot_be_evaluated_is_refused(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="panoptic"):
-        evaluate(dense("panoptic"), folders, tmp_path / "a", images=1)
+    with pytest.raises(ConfigError, match='measure: "inserton" is unknown; did you mean "insertion"'):
+        evaluate(network(), folders, tmp_path / "a", measured=["inserton"])
+    with pytest.raises(ConfigError, match="measure: contrast cannot be measured of a Classifier"):
+        evaluate(network(), folders, tmp_path / "a", measured=["contrast", "insertion"])
+    with pytest.raises(ConfigError, match="measure: random_logit cannot be measured of a ATSS"):
+        evaluate(dense("atss"), folders, tmp_path / "a", measured=["random_logit"])
     with pytest.raises(ConfigError, match="split"):
         evaluate(network(), folders, tmp_path / "b", images=1, split="tests")
     with pytest.raises(ConfigError, match="unknown"):

@@ -58,6 +58,13 @@ def explain(
             "to --out; continues an interrupted evaluation there."
         ),
     ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --evaluate: what to measure, e.g. pointing_game, energy_inside, contrast (which are fast) or "
+            "insertion, road; repeatable; default: everything."
+        ),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="With --evaluate: images to look at, chosen at random.")] = 100,
     split: Annotated[str, typer.Option(help="With --evaluate: split of the data: train, val or test.")] = "test",
 ) -> None:
@@ -70,7 +77,7 @@ def explain(
     if evaluate is not None:
         if paths:
             raise ConfigError("--evaluate takes the images of its data set: give no other images")
-        _evaluate(model, evaluate, out, method, images, split)
+        _evaluate(model, evaluate, out, method, measure, images, split)
         return
     if not paths:
         raise ConfigError("no images: give files, folders or patterns, or a data set to --evaluate")
@@ -107,14 +114,29 @@ def explain(
         say("profiles", f"  {save_image(drawing, out / 'kernel-profiles.png')}")
 
 
-def _evaluate(name: str, data: Path, out: Path, methods: list[str] | None, images: int, split: str) -> None:
+def _evaluate(
+    name: str,
+    data: Path,
+    out: Path,
+    methods: list[str] | None,
+    measured: list[str] | None,
+    images: int,
+    split: str,
+) -> None:
     from focalnet import zoo
     from focalnet.explanations.evaluation import COLUMNS, evaluate
     from focalnet.explanations.page import write_page
 
     network: Model[Any, Any] = zoo.load(name)
     evaluation = evaluate(
-        network, data, out, methods=methods, images=images, split=split, say=lambda line: say("progress", f"  {line}")
+        network,
+        data,
+        out,
+        methods=methods,
+        measured=measured,
+        images=images,
+        split=split,
+        say=lambda line: say("progress", f"  {line}"),
     )
     page = write_page(evaluation, out / "evaluation.html")
     lines = []

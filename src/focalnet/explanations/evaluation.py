@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focalnet import files
-from focalnet.errors import ConfigError, DataError, FocalNetError
+from focalnet.errors import ConfigError, DataError, FocalNetError, did_you_mean
 from focalnet.explanations import measures
 from focalnet.explanations.attribution import (
     CONTROLS,
     METHODS,
-    Request,
     default_blocks,
     method_named,
     saliency,
@@ -41,6 +40,9 @@ from focalnet.results.base import class_name
 SANE = 16  # images that the measures of sanity look at: they need many maps of each
 GROUPS = 4  # steps of the cascading randomization
 SHIFTS = 4  # samples of max-sensitivity
+ROAD = frozenset({"road_morf", "road_lerf", "road"})  # of the same passes
+LOCALIZATION = frozenset({"pointing_game", "energy_inside", "contrast"})  # of what objects and segments have
+SANITY = frozenset({"mprt", "random_logit", "max_sensitivity"})
 
 
 class Column(NamedTuple):
@@ -63,6 +65,7 @@ COLUMNS: Mapping[str, Column] = {
     "average_gain": Column("average gain", True),
     "pointing_game": Column("pointing game", True),
     "energy_inside": Column("energy inside", True),
+    "contrast": Column("inside against outside", True),
     "gini": Column("Gini", None),
     "entropy": Column("entropy", None),
     "mprt": Column("MPRT", False),
@@ -151,6 +154,7 @@ def evaluate(
     folder: str | Path,
     *,
     methods: Sequence[str] | None = None,
+    measured: Sequence[str] | None = None,
     images: int = 100,
     split: str = "test",
     say: Callable[[str], None] = lambda _: None,
@@ -158,25 +162,30 @@ def evaluate(
     """Evaluates methods on a data set, and writes ``evaluation.json``, ``evaluation.csv`` and the values of each image.
 
     A classifier's best class is explained, of each image; a detector's detections that match annotated objects (the
-    same class, IoU of at least 0.5), and a semantic segmenter's classes that are annotated and predicted, at most three
-    of an image. The controls are always among the methods.
+    same class, IoU of at least 0.5), a panoptic network's segments that match annotated ones likewise, and a semantic
+    segmenter's classes that are annotated and predicted, at most three of an image. The controls are always among the
+    methods.
 
     Args:
         model: a network of this library with a card.
         data: a data set as for training: class folders and the like, COCO annotations, or label maps.
         folder: where to write; an evaluation with the same options that was interrupted there continues.
         methods: keys of ``METHODS``; default: all.
+        measured: keys of ``COLUMNS``; default: all. Those that remove or insert pixels need hundreds of passes of a
+            network with large images; those of localization need none.
         images: how many images are looked at, chosen at random, the same in every run.
         split: of the data set: ``"train"``, ``"val"`` or ``"test"``.
         say: called with a line about progress.
 
     Raises:
-        ConfigError: an unknown method, or a folder with an evaluation of something else.
+        ConfigError: an unknown method or measure, a measure that this network has none of, or a folder with an
+            evaluation of something else.
         DataError: the data cannot be read, or nothing in it can be explained.
     """
     chosen = list(METHODS) if not methods else [*dict.fromkeys([*methods, *CONTROLS])]
     for name in chosen:
         method_named(name)
+    wanted = _wanted(measured, model)
     folder = Path(folder)
     card = model.card
     header: dict[str, Any] = {
@@ -185,19 +194,21 @@ def evaluate(
         "split": split,
         "images": images,
         "methods": chosen,
+        **({"measures": wanted} if measured else {}),
     }
     with evaluating(model) as network:
         assert isinstance(network, Model)
         record = _Record(folder / "values.jsonl", header)
         examples: list[Example] = []
         count = 0
-        for batch, subjects in enumerate(find_subjects(network, Path(data), images, split)):
+        for batch, found in enumerate(find_subjects(network, Path(data), images, split)):
+            subjects = replace(found, seed=count)
             count += len(subjects.targets)
             for method in chosen:
                 if not record.has(batch, method):
-                    record.add(
-                        batch, method, _measured(subjects, method, sane=count <= max(SANE, len(subjects.targets)))
-                    )
+                    sane = count <= max(SANE, len(subjects.targets))
+                    names = wanted if sane else [name for name in wanted if name not in SANITY]
+                    record.add(batch, method, _measured(subjects, method, names))
             say(f"{count} explained")
             if len(examples) < 3:
                 examples.append(_example(subjects, chosen))
@@ -216,53 +227,75 @@ def evaluate(
     return evaluation
 
 
+def _wanted(names: Sequence[str] | None, model: Model[Any, Any]) -> list[str]:
+    """The measures to take, in the order of the table."""
+    for name in names or ():
+        if name not in COLUMNS:
+            raise ConfigError(
+                f'measure: "{name}" is unknown{did_you_mean(name, COLUMNS)}; there are {", ".join(COLUMNS)}'
+            )
+    lacking = LOCALIZATION if model.config.output == "classification" else frozenset[str]()
+    if model.config.output in ("detection", "instance"):
+        lacking = frozenset({"random_logit"})  # a detection has no score of another class
+    if missing := [name for name in names or () if name in lacking]:
+        raise ConfigError(
+            f"measure: {', '.join(missing)} cannot be measured of a {type(model).__name__}; there are "
+            f"{', '.join(name for name in COLUMNS if name not in lacking)}"
+        )
+    return [name for name in COLUMNS if not names or name in names]
+
+
 # ---- one method on a few images ----
 
 
-def _measured(subjects: Subjects, method: str, *, sane: bool) -> dict[str, list[float]]:
+def _measured(subjects: Subjects, method: str, wanted: Sequence[str]) -> dict[str, list[float]]:
+    """The values of each image by measure, of those that are wanted and that these subjects have."""
     model, prepared = subjects.model, subjects.prepared[0]
     height, width = prepared.size
     blocks = default_blocks(model, method, prepared, subjects.targets[0])
     maps = saliency(subjects.request(blocks), method)[:, :height, :width]
     pixels, probability = subjects.pixels[..., :height, :width], subjects.probability
     patch = stride_of(model, block_names(model)[-1])
-    morf, lerf = measures.road(probability, pixels, maps)
-    found = {
-        "deletion": measures.deletion(probability, pixels, maps),
-        "insertion": measures.insertion(probability, pixels, maps),
-        "deletion_patches": measures.deletion(probability, pixels, maps, patch=patch),
-        "insertion_patches": measures.insertion(probability, pixels, maps, patch=patch),
-        "road_morf": morf,
-        "road_lerf": lerf,
-        "road": (lerf - morf) / 2,
-        "average_drop": measures.average_drop(probability, pixels, maps),
-        "increase": measures.increase(probability, pixels, maps),
-        "average_gain": measures.average_gain(probability, pixels, maps),
-        "gini": measures.gini(maps),
-        "entropy": measures.entropy(maps),
-    }
+    found = {}
+    for name, measure, side in (
+        ("deletion", measures.deletion, 1),
+        ("insertion", measures.insertion, 1),
+        ("deletion_patches", measures.deletion, patch),
+        ("insertion_patches", measures.insertion, patch),
+    ):
+        if name in wanted:
+            found[name] = measure(probability, pixels, maps, patch=side)
+    if not ROAD.isdisjoint(wanted):
+        morf, lerf = measures.road(probability, pixels, maps)
+        found |= {"road_morf": morf, "road_lerf": lerf, "road": (lerf - morf) / 2}
+    if not set(measures.Confidence._fields).isdisjoint(wanted):
+        found |= measures.confidence(probability, pixels, maps)._asdict()
     if subjects.inside is not None:
         found["pointing_game"] = measures.pointing_game(maps, subjects.inside)
         found["energy_inside"] = measures.energy_inside(maps, subjects.inside)
-    if sane:
-        found |= _sanity(subjects, method, blocks, maps)
-    return {name: values.tolist() for name, values in found.items()}
+        found["contrast"] = measures.contrast(maps, subjects.inside)
+    found |= {"gini": measures.gini(maps), "entropy": measures.entropy(maps)}
+    found |= _sanity(subjects, method, blocks, maps, wanted)
+    return {name: values.tolist() for name, values in found.items() if name in wanted}
 
 
-def _sanity(subjects: Subjects, method: str, blocks: Sequence[str], maps: Tensor) -> dict[str, Tensor]:
+def _sanity(
+    subjects: Subjects, method: str, blocks: Sequence[str], maps: Tensor, wanted: Sequence[str]
+) -> dict[str, Tensor]:
     request = subjects.request(blocks)
     pixels = request.pixels
 
     def explain(model: nn.Module, images: Tensor) -> Tensor:
         asked = subjects.request(blocks, model=model)
-        return saliency(Request(model, images, asked.size, asked.score, asked.blocks), method)
+        return saliency(replace(asked, pixels=images), method)
 
-    cascade = measures.cascading_randomization(subjects.model, explain, pixels, groups=GROUPS)
-    found = {
-        "mprt": torch.stack(list(cascade.values())).mean(0),
-        "max_sensitivity": measures.max_sensitivity(partial(explain, subjects.model), pixels, samples=SHIFTS),
-    }
-    if all(other is not None for other in subjects.others):
+    found = {}
+    if "mprt" in wanted:
+        cascade = measures.cascading_randomization(subjects.model, explain, pixels, groups=GROUPS)
+        found["mprt"] = torch.stack(list(cascade.values())).mean(0)
+    if "max_sensitivity" in wanted:
+        found["max_sensitivity"] = measures.max_sensitivity(partial(explain, subjects.model), pixels, samples=SHIFTS)
+    if "random_logit" in wanted and all(other is not None for other in subjects.others):
         height, width = maps.shape[1:]
         of_others = saliency(subjects.request(blocks, others=True), method)[:, :height, :width]
         found["random_logit"] = measures.random_logit(maps, of_others)
@@ -276,7 +309,7 @@ def _example(subjects: Subjects, methods: Sequence[str]) -> Example:
     maps = {}
     for method in methods:
         blocks = default_blocks(subjects.model, method, prepared, target)
-        first = Subjects(subjects.model, [prepared], [target], [None])
+        first = Subjects(subjects.model, [prepared], [target], [None], seed=subjects.seed)
         maps[method] = saliency(first.request(blocks), method)[0, :height, :width]
     return Example(target.name or class_name((), target.label), prepared.image, maps, prepared.region)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -92,26 +92,43 @@ def blurred(images: Tensor) -> Tensor:
     return F.conv2d(images, weight, padding=side // 2, groups=channels)
 
 
+class Confidence(NamedTuple):
+    """Three measures of the same two probabilities, ``(B,)`` each; see the functions of these names."""
+
+    average_drop: Tensor
+    increase: Tensor
+    average_gain: Tensor
+
+
+def confidence(probability: Probability, images: Tensor, maps: Tensor) -> Confidence:
+    """How the probability p of an image changes to o when the image is multiplied with its map, scaled to 0 to 1."""
+    index = torch.arange(len(images))
+    product = images * unit(maps).to(images)[:, None]
+    p, o = _probabilities(probability, images, index), _probabilities(probability, product, index)
+    return Confidence(
+        average_drop=(p - o).clamp(min=0) / p.clamp(min=1e-12),
+        increase=(o > p).double(),
+        average_gain=(o - p).clamp(min=0) / (1 - p).clamp(min=1e-12),
+    )
+
+
 def average_drop(probability: Probability, images: Tensor, maps: Tensor) -> Tensor:
     """``max(0, p - o) / p``; lower is better.
 
     p is the probability of the image, o that of the image times its map, scaled to 0 to 1 (``unit``). Grad-CAM++
     (Chattopadhyay et al., WACV 2018, arXiv 1710.11063); pytorch-grad-cam's ``DropInConfidence`` does not divide by p.
     """
-    before, masked = _masked(probability, images, maps)
-    return (before - masked).clamp(min=0) / before.clamp(min=1e-12)
+    return confidence(probability, images, maps).average_drop
 
 
 def increase(probability: Probability, images: Tensor, maps: Tensor) -> Tensor:
     """1 where o > p, otherwise 0 (Grad-CAM++; see ``average_drop``); higher is better."""
-    before, masked = _masked(probability, images, maps)
-    return (masked > before).double()
+    return confidence(probability, images, maps).increase
 
 
 def average_gain(probability: Probability, images: Tensor, maps: Tensor) -> Tensor:
     """``max(0, o - p) / (1 - p)`` (Opti-CAM, Zhang et al., CVIU 2024, arXiv 2301.07002); higher is better."""
-    before, masked = _masked(probability, images, maps)
-    return (masked - before).clamp(min=0) / (1 - before).clamp(min=1e-12)
+    return confidence(probability, images, maps).average_gain
 
 
 def unit(maps: Tensor) -> Tensor:
@@ -262,12 +279,6 @@ def _neighbor_sums(x: Tensor) -> Tensor:
     return sums - x / 3
 
 
-def _masked(probability: Probability, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    index = torch.arange(len(images))
-    product = images * unit(maps).to(images)[:, None]
-    return _probabilities(probability, images, index), _probabilities(probability, product, index)
-
-
 def _curve(
     probability: Probability, start: Tensor, finish: Tensor, maps: Tensor, step: int | None, patch: int
 ) -> Tensor:
@@ -344,6 +355,21 @@ def energy_inside(maps: Tensor, inside: Tensor) -> Tensor:
     """
     positive = maps.double().clamp(min=0).flatten(1)
     return (positive * inside.flatten(1)).sum(1) / positive.sum(1).clamp(min=1e-300)
+
+
+def contrast(maps: Tensor, inside: Tensor) -> Tensor:
+    """``(i - o) / (i + o)`` of the mean absolute values inside, i, and outside, o: 1 if all is inside, -1 if nothing.
+
+    0 for a flat map, for noise, and where nothing lies outside. Unlike ``energy_inside`` it does not depend on the size
+    of the object, and a map without a better sign (the norm of the modulator) can be compared with a signed one.
+
+    Args: see ``pointing_game``.
+    """
+    size, within = maps.double().abs().flatten(1), inside.flatten(1).to(maps.device)
+    covered, left = within.sum(1), (~within).sum(1)
+    i, o = (size * within).sum(1) / covered.clamp(min=1), (size * ~within).sum(1) / left.clamp(min=1)
+    told = (covered > 0) & (left > 0)
+    return torch.where(told, (i - o) / (i + o).clamp(min=1e-300), torch.zeros_like(i))
 
 
 # ---- complexity: is the map simple? ----

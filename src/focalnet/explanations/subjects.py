@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -18,8 +18,11 @@ from focalnet.explanations.attribution import Request
 from focalnet.explanations.preparing import Prepared, forward, prepare
 from focalnet.explanations.targets import BoxTarget, ClassTarget, MaskTarget, PixelsTarget, Target, logits_of, predict
 from focalnet.models import Model
-from focalnet.results import Detections, SemanticMap
+from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.results.base import class_name
+
+if TYPE_CHECKING:
+    from focalnet.data.formats.coco_panoptic import PanopticFile
 
 BATCH = 16  # images of a classifier that are evaluated together
 OBJECTS = 3  # of an image, that are explained at most
@@ -36,6 +39,7 @@ class Subjects:
         targets: of each image.
         others: of each image, a target of another class, for the random logit; None where there is no such.
         inside: bool ``(B, H, W)``, where the annotated objects are; None for whole images.
+        seed: of the control "random" for the first image; the others follow, so that no two have the same noise.
     """
 
     model: nn.Module
@@ -43,6 +47,7 @@ class Subjects:
     targets: Sequence[Target]
     others: Sequence[Target | None]
     inside: Tensor | None = None
+    seed: int = 0
 
     @property
     def pixels(self) -> Tensor:
@@ -54,7 +59,7 @@ class Subjects:
         targets = [t for t in self.others if t is not None] if others else self.targets
         network = model or self.model
         score = partial(self._scores, network, targets, probabilities=False)
-        return Request(network, self.pixels, self.prepared[0].size, score, tuple(blocks))
+        return Request(network, self.pixels, self.prepared[0].size, score, tuple(blocks), self.seed)
 
     @torch.inference_mode()
     def probability(self, pixels: Tensor, index: Tensor) -> Tensor:
@@ -86,21 +91,20 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
         split: ``"train"``, ``"val"`` or ``"test"``.
 
     Raises:
-        ConfigError: a panoptic network, or no such split.
+        ConfigError: no such split, or the network has other classes than the annotations.
         DataError: the data cannot be read.
     """
     require("lightning", "train")  # of the data modules
-    from focalnet.data import ClassificationData, DetectionData, SemanticData
+    from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 
     output = model.config.output
-    if output == "panoptic":
-        raise ConfigError(
-            'evaluate: panoptic networks are not evaluated as such; load this one with segments="semantic" or '
-            '"instance"'
-        )
     if split not in ("train", "val", "test"):
         raise ConfigError(f'split="{split}" must be train, val or test')
-    makers: dict[str, Callable[..., Any]] = {"classification": ClassificationData, "semantic": SemanticData}
+    makers: dict[str, Callable[..., Any]] = {
+        "classification": ClassificationData,
+        "semantic": SemanticData,
+        "panoptic": PanopticData,
+    }
     data = makers.get(output, DetectionData)(root=str(root))
     data.class_order = model.class_names
     data.setup("fit" if split in ("train", "val") else "test")
@@ -112,11 +116,31 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
         for start in range(0, len(order), BATCH):
             prepared = [prepare(model, samples.read(i)) for i in order[start : start + BATCH]]
             yield _classes(model, prepared)
-    else:
-        find = _segments if output == "semantic" else _objects
-        for i in order:
-            read = samples.read(i)
-            yield from find(model, prepare(model, _as_image(read.image)), read)
+        return
+    _check_classes(model, samples.class_names, root)
+    for i in order:
+        read = samples.read(i)
+        image = prepare(model, _as_image(read.image))
+        if output == "panoptic":
+            yield from _panoptic_segments(model, image, read.labels, samples.annotated, i)
+        else:
+            yield from (_segments if output == "semantic" else _objects)(model, image, read)
+
+
+def _check_classes(model: Model[Any, Any], names: Sequence[str], root: Path) -> None:
+    """Predictions are matched with annotations by class, so both must number the classes alike."""
+    known = model.class_names or names
+    if len(names) != model.config.num_classes:
+        raise ConfigError(
+            f"{root}: has {len(names)} classes, and the network {model.config.num_classes}: evaluate on data with the "
+            "classes that the network was trained on"
+        )
+    for label, (own, other) in enumerate(zip(known, names, strict=True)):
+        if own != other:
+            raise ConfigError(
+                f'{root}: its class {label} is "{other}", and that of the network "{own}": evaluate on data with the '
+                "names and order of classes that the network was trained on"
+            )
 
 
 def _as_image(pixels: Any) -> Image.Image:
@@ -188,6 +212,47 @@ def _segments(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator
         others = [other for other in found.shares() if other != label]
         other = PixelsTarget(others[0], mask=target.mask) if others else None
         yield Subjects(model, [prepared], [target], [other], inside[None])
+        explained += 1
+        if explained == OBJECTS:
+            return
+
+
+def _panoptic_segments(
+    model: Model[Any, Any], prepared: Prepared, ids: Tensor, annotated: PanopticFile, index: int
+) -> Iterator[Subjects]:
+    """The largest segments that match annotated ones: the same class, IoU above a half, as panoptic quality counts.
+
+    Args:
+        model: in evaluation mode.
+        prepared: the image.
+        ids: ``(H, W)`` of the original image, ``i + 1`` for its ``i``-th annotated segment.
+        annotated: the annotations of all images.
+        index: of the image in them.
+    """
+    found = predict(model, prepared)
+    assert isinstance(found, PanopticMap)
+    label_of = annotated.label_of()
+    numbers = ids.as_subclass(Tensor)
+    masks = [
+        (label_of[segment["category_id"]], numbers == number)
+        for number, segment in enumerate(annotated.images[index].annotations, start=1)
+        if not segment["iscrowd"]
+    ]
+    segments = sorted(found.segments, key=lambda segment: -segment.area)
+    explained = 0
+    for segment in segments:
+        own = found.mask(segment).cpu()
+        for label, mask in masks:
+            overlap = float((own & mask).sum() / (own | mask).sum().clamp(min=1))
+            if label == segment.label and overlap > MATCH:
+                break
+        else:
+            continue
+        target = PixelsTarget(label, found.name(label), mask=own)
+        inside = PixelsTarget(label, mask=mask).inside(prepared)
+        others = [other.label for other in segments if other.label != label]
+        other_class = PixelsTarget(others[0], mask=own) if others else None
+        yield Subjects(model, [prepared], [target], [other_class], inside[None])
         explained += 1
         if explained == OBJECTS:
             return
