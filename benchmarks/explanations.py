@@ -7,12 +7,15 @@ Each library does what it has: Quantus deletion (``PixelFlipping``), pytorch-gra
 and counts as a second ``PixelFlipping``, of the blurred image. Quantus orders values, not pixels, in steps that must
 divide the number of pixels: it gets 128 of 3072 values, 24 steps, where ours are 32. Both are given all images as one
 batch, which is the fastest way, and once more image by image. Times are CPU seconds of one thread, the libraries in
-turns; the first turn warms up.
+turns; the first turn warms up. The passes of the network alone, which all have in common, bound what any
+implementation can reach; ``--ways`` times them after ``focalnet.optimize`` and in channels-last order, too. ``--ours``
+leaves the other libraries out.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 import warnings
@@ -33,6 +36,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--model", default="focalnet_nano.cifar10")
+    parser.add_argument("--ours", action="store_true")
+    parser.add_argument("--ways", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -45,13 +50,23 @@ def main() -> None:
     with torch.inference_mode():
         labels = model(pixels).argmax(1)
     maps = torch.rand(pixels.shape[0], *pixels.shape[2:], generator=torch.Generator().manual_seed(0))
+    count = passes(model, pixels, labels, maps)
     contenders = {
         "focalnet": lambda: ours(model, pixels, labels, maps),
-        "pytorch-grad-cam and Quantus, one batch": lambda: theirs(model, pixels, labels, maps),
-        "pytorch-grad-cam and Quantus, image by image": lambda: [
-            theirs(model, *(x[i : i + 1] for x in (pixels, labels, maps))) for i in range(len(pixels))
-        ],
+        f"of it the network's {count // options.images} passes": lambda: alone(model, pixels, count),
     }
+    if options.ways:
+        optimized, last = copy.deepcopy(model), copy.deepcopy(model).to(memory_format=torch.channels_last)
+        focalnet.optimize(optimized)
+        contenders["the passes after focalnet.optimize"] = lambda: alone(optimized, pixels, count)
+        contenders["the passes in channels-last order"] = lambda: alone(last, pixels, count)
+    if not options.ours:
+        contenders |= {
+            "pytorch-grad-cam and Quantus, one batch": lambda: theirs(model, pixels, labels, maps),
+            "pytorch-grad-cam and Quantus, image by image": lambda: [
+                theirs(model, *(x[i : i + 1] for x in (pixels, labels, maps))) for i in range(len(pixels))
+            ],
+        }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(options.turns + 1):
         for name, run in contenders.items():
@@ -66,6 +81,23 @@ def main() -> None:
     if options.out:
         result = {"model": options.model, "images": options.images, "cpu_seconds_per_image": per_image, "all": seconds}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def passes(model: Any, pixels: torch.Tensor, labels: torch.Tensor, maps: torch.Tensor) -> int:
+    """How many images go through the network in ``ours``."""
+    counted = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
+    ours(model, pixels, labels, maps)
+    hook.remove()
+    return sum(counted)
+
+
+def alone(model: Any, pixels: torch.Tensor, count: int) -> None:
+    """So many images through the network, in batches as large as those of the measures."""
+    versions = pixels[torch.arange(count) % len(pixels)]
+    with torch.inference_mode():
+        for some in torch.split(versions, measures.AT_ONCE):
+            model(some)
 
 
 def ours(model: Any, pixels: torch.Tensor, labels: torch.Tensor, maps: torch.Tensor) -> None:

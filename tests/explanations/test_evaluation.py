@@ -107,6 +107,9 @@ def test_a_measure_that_a_control_wins_is_invalid() -> None:
     assert verdicts({"grad_cam": {"insertion": near}, "center": {"insertion": bad}, **control}) == {
         "insertion": "undecided"
     }
+    leaders = evaluating._leaders
+    rows = {"a": {"insertion": good}, "b": {"insertion": bad}, "c": {"insertion": good + near - bad}, **control}
+    assert leaders(rows) == {"insertion": ["c", "a"]}  # b is worse on every image; controls do not count
     lower = {"grad_cam": {"deletion": bad}, **{name: {"deletion": good} for name in ("random", "center", "edges")}}
     assert verdicts(lower) == {"deletion": "valid"}
 
@@ -257,7 +260,12 @@ def test_the_command_line_evaluates(folders: Path, tmp_path: Path, capsys: pytes
         "evaluation.json", "evaluation.csv", "evaluation.html", "values.jsonl"
     }  # fmt: skip
     assert "insertion" in capsys.readouterr().out
+    capsys.readouterr()
     assert main([*command, "some.png"]) == 2
+    assert main([*command, "--levels", "--target", "ant"]) == 2
+    assert "--target, --levels: have no effect with --evaluate" in capsys.readouterr().err
+    assert main(["explain", "some.png", "--measure", "road"]) == 2
+    assert "--measure: need --evaluate DATA" in capsys.readouterr().err
     assert main(["explain"]) == 2
 
 

@@ -15,6 +15,7 @@ from focalnet.visualize import (
     draw_grid,
     draw_heatmap,
     draw_kernels,
+    draw_outline,
     draw_profiles,
     draw_sheet,
     save_animation,
@@ -175,6 +176,21 @@ def test_a_gif_keeps_smooth_colors(tmp_path: Path) -> None:
     drawn, saved = (np.asarray(page.crop(bar).resize((31, 1), Image.Resampling.BOX), float) for page in (frame, kept))
     assert np.abs(drawn - saved).max() < 8  # of squares of ten pixels
     assert np.abs(np.asarray(kept, float)[-1, 0] - np.asarray(frame)[-1, 0]).max() < 4  # the dark page
+
+
+def test_an_outline_surrounds_the_object() -> None:
+    inside = np.zeros((10, 20), bool)
+    inside[2:6, 4:10] = True
+    image = Image.new("RGB", (400, 240), (120, 120, 120))
+    drawn = np.asarray(draw_outline(image, inside, (0, 0, 400, 200)).convert("L"), int)
+    row = drawn[80]  # the object has columns 80 to 199 there
+    assert (row[80:200] == 120).all()
+    assert row[79] > 240
+    assert row[76] < 60
+    assert (row[:70] == 120).all()
+    assert row[200] > 240
+    assert (drawn[200:] == 120).all()  # the outline belongs to what is covered
+    assert np.asarray(image)[80, 79, 0] == 120
 
 
 def test_a_long_title_stays_within_the_image() -> None:

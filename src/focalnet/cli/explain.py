@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from focalnet.models import Model
 
 
+DRAWING = ("block", "kernels", "profiles", "target", "levels", "animation", "dark")
+EVALUATING = ("measure", "images", "split")
+
+
 def explain(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.", show_default=False)
     ] = None,
@@ -74,6 +79,10 @@ def explain(
     --method it also draws where the answer comes from, as a heat map. With --evaluate it measures how faithful such
     heat maps are.
     """
+    idle = DRAWING if evaluate is not None else EVALUATING
+    if given := [f"--{name}" for name in idle if _is_given(context, name)]:
+        why = "need --evaluate DATA" if evaluate is None else "have no effect with --evaluate, which draws no images"
+        raise ConfigError(f"{', '.join(given)}: {why}; leave them out or change the command")
     if evaluate is not None:
         if paths:
             raise ConfigError("--evaluate takes the images of its data set: give no other images")
@@ -93,8 +102,11 @@ def explain(
     for file, name in zip(files, unique_names(files), strict=True):
         first, *more = method or [""]
         explanation = explanations.explain(network, file, block, target=class_wanted, method=first or None)
-        sheet, *overlays = explanation.save(out / name, dark=dark)
-        say(file, f"  {sheet} and {len(overlays)} overlays in the same folder")
+        sheet, *others = explanation.save(out / name, dark=dark)
+        overlays = sum(len(found.named()) for found in explanation.blocks)
+        say(file, f"  {sheet} and {overlays} overlays in the same folder")
+        if explanation.heat is not None:
+            say(explanation.heat.method, *(f"  {path}" for path in others[overlays:]))
         for other in more:
             another = explanations.explain(network, file, block, target=class_wanted, method=other)
             say(other, f"  {save_image(another.heat_sheet(dark=dark), out / name / f'heat-{other}.png')}")
@@ -112,6 +124,11 @@ def explain(
         strides = [profile.stride for profile in found.values()]
         drawing = draw_profiles(shares, strides, title=f"{model}: effective kernels", dark=dark)
         say("profiles", f"  {save_image(drawing, out / 'kernel-profiles.png')}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _evaluate(
@@ -144,5 +161,7 @@ def _evaluate(
         best = COLUMNS[measure].higher_is_better
         means = {method: row[measure].mean for method, row in evaluation.cells.items() if measure in row}
         winner = (max if best else min)(means, key=lambda method: means[method])
-        lines.append(f"  {COLUMNS[measure].title:26} {verdict:10} best: {winner} ({means[winner]:.3f})")
+        tied = [method for method in evaluation.leaders[measure] if method != winner]
+        more = f"; cannot be told apart: {', '.join(tied)}" if tied and verdict != "invalid" else ""
+        lines.append(f"  {COLUMNS[measure].title:26} {verdict:10} best: {winner} ({means[winner]:.3f}){more}")
     say(page, *lines)

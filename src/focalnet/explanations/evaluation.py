@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,6 +104,8 @@ class Evaluation:
         cells: by method, then measure.
         verdicts: by measure with a better end: ``"valid"``; ``"undecided"``, if the best method and the best control
             cannot be told apart; ``"invalid"``, if a control is best.
+        leaders: by the same measures: the best method, and those that cannot be told apart from it, which are no
+            controls: the 95 % interval of the mean difference, image by image, includes zero.
         images: number of images or objects.
         examples: the first few.
     """
@@ -113,6 +114,7 @@ class Evaluation:
     data: str
     cells: Mapping[str, Mapping[str, Cell]]
     verdicts: Mapping[str, str]
+    leaders: Mapping[str, Sequence[str]]
     images: int
     examples: Sequence[Example] = field(default=(), repr=False)
 
@@ -124,6 +126,7 @@ class Evaluation:
             "images": self.images,
             "interval": "95 % bootstrap of the mean",
             "verdicts": dict(self.verdicts),
+            "leaders": {name: list(methods) for name, methods in self.leaders.items()},
             "methods": {
                 method: {
                     "control": method in CONTROLS,
@@ -214,11 +217,13 @@ def evaluate(
                 examples.append(_example(subjects, chosen))
     if not count:
         raise DataError(f"{data}: the network predicts nothing there that is annotated; there is nothing to explain")
+    values = {method: record.values(method) for method in chosen}
     evaluation = Evaluation(
         model=header["model"],
         data=str(data),
-        cells={method: _cells(record.values(method)) for method in chosen},
-        verdicts=_verdicts({method: record.values(method) for method in chosen}),
+        cells={method: _cells(row) for method, row in values.items()},
+        verdicts=_verdicts(values),
+        leaders=_leaders(values),
         images=count,
         examples=examples,
     )
@@ -375,20 +380,40 @@ def _cells(values: Mapping[str, Tensor]) -> dict[str, Cell]:
 def _verdicts(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     """Whether each measure with a better end tells methods from controls."""
     verdicts = {}
-    for name, column in COLUMNS.items():
-        found = {method: row[name].double() for method, row in values.items() if name in row}
-        if column.higher_is_better is None or not found:
-            continue
-        sign = 1 if column.higher_is_better else -1
-        means = {method: sign * float(row.mean()) for method, row in found.items()}
-        tested = [method for method in means if method not in CONTROLS]
-        if not tested or any(map(math.isnan, means.values())):
-            continue
-        best = max(tested, key=lambda method: means[method])
+    for name, found in _comparable(values).items():
+        means = {method: float(row.mean()) for method, row in found.items()}
+        best = max((method for method in found if method not in CONTROLS), key=lambda method: means[method])
         control = max(CONTROLS, key=lambda method: means[method])
         if means[control] >= means[best]:
             verdicts[name] = "invalid"
         else:
-            _, low, _ = measures.bootstrap(sign * (found[best] - found[control]))
-            verdicts[name] = "valid" if low > 0 else "undecided"
+            verdicts[name] = "undecided" if _tied(found[best], found[control]) else "valid"
     return verdicts
+
+
+def _leaders(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
+    """The best method of each measure with a better end, and those that cannot be told apart from it."""
+    leaders = {}
+    for name, found in _comparable(values).items():
+        methods = [method for method in found if method not in CONTROLS]
+        first, *others = sorted(methods, key=lambda method: -float(found[method].mean()))
+        leaders[name] = [first, *(method for method in others if _tied(found[first], found[method]))]
+    return leaders
+
+
+def _comparable(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """By measure with a better end and by method: the values of each image, turned so that higher is better."""
+    comparable = {}
+    for name, column in COLUMNS.items():
+        sign = 1 if column.higher_is_better else -1
+        found = {method: sign * row[name].double() for method, row in values.items() if name in row}
+        if column.higher_is_better is None or set(found) <= set(CONTROLS):
+            continue
+        if not any(bool(row.mean().isnan()) for row in found.values()):
+            comparable[name] = found
+    return comparable
+
+
+def _tied(best: Tensor, other: Tensor) -> bool:
+    _, low, _ = measures.bootstrap(best - other)
+    return low <= 0

@@ -123,6 +123,8 @@ class Explanation:
     def heat_sheet(self, *, dark: bool = False) -> Image:
         """The heat map over the image at its resolution, with a color bar, what it is of, and inside against outside.
 
+        A line surrounds the object or segment that it is of.
+
         Raises:
             ConfigError: there is none.
         """
@@ -130,6 +132,11 @@ class Explanation:
             raise ConfigError("there is no heat map to draw: give explain() a target or a method")
         values = self.heat.values.numpy()
         drawn = visualize.draw_heatmap(self.image, values, self.heat.region)
+        if self.heat.inside is not None and self.heat.target:
+            x, y = drawn.width / self.image.width, drawn.height / self.image.height
+            left, top, right, bottom = self.heat.region
+            box = (left * x, top * y, right * x, bottom * y)
+            drawn = visualize.draw_outline(drawn, self.heat.inside.numpy(), box)
         title = f"{self.heat.method}: {self.heat.target}" if self.heat.target else self.heat.method
         contrast = self.heat.contrast()
         if contrast is not None:

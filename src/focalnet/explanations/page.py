@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
@@ -37,7 +37,8 @@ PAGE = Template("""<!doctype html>
 <h1>$title</h1>
 <p class="note">$note</p>
 <h2>Measures</h2>
-<p class="note">Mean and 95 % bootstrap interval. The best method of each measure is marked. Controls (in italics) know
+<p class="note">Mean and 95 % bootstrap interval. The best method of each measure is marked, and
+those that cannot be told apart from it, image by image. Controls (in italics) know
 nothing of the network: a measure that one of them wins is invalid for these data and struck out; it is undecided where
 the best method and the best control cannot be told apart. Measures without an arrow describe a map, and have no better
 end. The measures of sanity look at the first images only.</p>
@@ -72,7 +73,7 @@ def _rows(evaluation: Evaluation) -> Iterable[str]:
     yield "<tr><th>method" + "".join(_head(evaluation, name) for name in names)
     for method, row in evaluation.cells.items():
         style = ' class="control"' if method in CONTROLS else ""
-        cells = "".join(_cell(row.get(name), best=_best(evaluation, name) == method) for name in names)
+        cells = "".join(_cell(row.get(name), best=method in _best(evaluation, name)) for name in names)
         yield f"<tr><td{style}>{_text(method)}{cells}"
 
 
@@ -83,13 +84,9 @@ def _head(evaluation: Evaluation, name: str) -> str:
     return f"<th><span{style}>{_text(column.title)}{arrow}</span><br><small>{verdict or '&nbsp;'}</small>"
 
 
-def _best(evaluation: Evaluation, name: str) -> str | None:
-    """The best method of a valid measure."""
-    better = COLUMNS[name].higher_is_better
-    if better is None or evaluation.verdicts.get(name) not in ("valid", "undecided"):
-        return None
-    means = {m: row[name].mean for m, row in evaluation.cells.items() if name in row and m not in CONTROLS}
-    return (max if better else min)(means, key=lambda method: means[method])
+def _best(evaluation: Evaluation, name: str) -> Sequence[str]:
+    """The best methods of a measure that no control wins."""
+    return evaluation.leaders[name] if evaluation.verdicts.get(name) in ("valid", "undecided") else ()
 
 
 def _cell(cell: Cell | None, *, best: bool) -> str:

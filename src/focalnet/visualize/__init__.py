@@ -19,6 +19,7 @@ _WHERE = {
     "draw_heatmap": "heatmaps",
     "draw_kernels": "sheets",
     "draw_label_map": "label_maps",
+    "draw_outline": "heatmaps",
     "draw_precision_recall": "charts",
     "draw_profiles": "sheets",
     "draw_ranking": "ranking",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from focalnet.visualize.files import unique_names as unique_names
     from focalnet.visualize.heatmaps import Scale as Scale
     from focalnet.visualize.heatmaps import draw_heatmap as draw_heatmap
+    from focalnet.visualize.heatmaps import draw_outline as draw_outline
     from focalnet.visualize.heatmaps import save_animation as save_animation
     from focalnet.visualize.heatmaps import with_color_bar as with_color_bar
     from focalnet.visualize.label_maps import Area as Area

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from focalnet.errors import ConfigError
 from focalnet.files import atomic
@@ -83,6 +83,26 @@ def draw_heatmap(
     light = 0.8 * gray + 0.2 * 255  # lightened, so that colors stay visible on dark parts
     mixed = np.where(covered, (1 - opacity) * light + opacity * color, 0.4 * gray + 0.6 * 255)
     return Image.fromarray(mixed.astype(np.uint8))
+
+
+def draw_outline(image: Image.Image, inside: NDArray[np.bool_], box: Box) -> Image.Image:
+    """An image with a line around an object, dark outside and light inside, so that it is seen on any color.
+
+    Args:
+        image: to draw on, e.g. by ``draw_heatmap``.
+        inside: bool ``(h, w)``, the object.
+        box: what ``inside`` covers, in pixels of ``image``.
+    """
+    left, top, right, bottom = (round(edge) for edge in box)
+    mask = Image.new("L", image.size)
+    extent = max(right - left, 1), max(bottom - top, 1)
+    mask.paste(Image.fromarray(inside.astype(np.uint8) * 255).resize(extent, Image.Resampling.NEAREST), (left, top))
+    width = 2 * max(max(image.size) // 640, 1)  # pixels of each line
+    light, dark = (mask.filter(ImageFilter.MaxFilter(side)) for side in (2 * width + 1, 4 * width + 1))
+    drawn = image.copy()
+    drawn.paste(palettes.DARK.paper, mask=ImageChops.subtract(dark, light))
+    drawn.paste(palettes.LIGHT.paper, mask=ImageChops.subtract(light, mask))
+    return drawn
 
 
 def with_color_bar(image: Image.Image, scale: Scale, title: str = "", *, dark: bool = False) -> Image.Image:
