@@ -23,7 +23,7 @@ from focalnet.metrics.base import (
     rounded,
 )
 from focalnet.metrics.confusion import count_pairs
-from focalnet.results import Classification
+from focalnet.results import Classification, MultiLabel
 from focalnet.samples import Batch
 
 IMBALANCED = 10  # the largest class has so many times as many images as the smallest
@@ -184,7 +184,7 @@ def calibration_error(scores: Tensor, correct: Tensor, bins: int = BINS) -> floa
     return float(100 * gaps.abs().sum() / len(scores))
 
 
-def stacked_logits(results: Sequence[Classification]) -> Tensor:
+def stacked_logits(results: Sequence[Classification | MultiLabel]) -> Tensor:
     """``(B, num_classes)``, float32."""
     return torch.stack([result.logits for result in results if result.logits is not None]).float()
 
