@@ -173,7 +173,7 @@ class _Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._of_update.append(float(outputs["loss"]))
+        self._of_update.append(outputs["loss"].item())
         if trainer.global_step == len(self.losses):
             return  # gradients are accumulated
         loss = sum(self._of_update) / len(self._of_update)
