@@ -18,8 +18,8 @@ def section(targets: list[int], predicted: list[int], **options: bool) -> Sectio
 @pytest.mark.parametrize(
     ("targets", "predicted", "warning"),
     [
-        ([5, 5, 0], [0, 9, 0], 'Only the class "bee" is predicted in any of the objects'),
-        ([5, 5, 5], [0, 0, 0], "No class is predicted in any of the objects"),
+        ([5, 5, 0], [0, 9, 0], '"bee" is the only class of all that is predicted'),
+        ([5, 5, 5], [0, 0, 0], "No objects are predicted: the model has learned nothing yet."),
         ([5, 5, 5], [1, 1, 0], ""),
         ([5, 0, 0], [5, 0, 0], ""),
         ([0, 0, 0], [0, 0, 0], ""),
@@ -35,6 +35,8 @@ def test_it_tells_of_imbalance_and_lists_the_largest_class_first() -> None:
     found = section([2, 30, 0], [1, 20, 3])
     assert found.title == "Objects by class"
     assert found.text == "The classes are imbalanced: the largest has 15 times as many objects as the smallest."
+    absent = "1 of 3 classes are not listed: they have no objects, and are not predicted."
+    assert section([4, 30, 0], [1, 20, 0]).text.strip() == absent
     assert section([4, 30, 0], [1, 20, 3]).text == ""
     (table,) = found.tables
     assert table.rows[0] == ("bee", "30", Bar(30 / 32), "20", Bar(20 / 32))

@@ -23,7 +23,7 @@ def balance_section(
     warning: str = "",
     as_shares: bool = False,
 ) -> Section:
-    """A row for each class, the most frequent first.
+    """A row for each class that occurs or is predicted, the most frequent first.
 
     Args:
         names: of the classes.
@@ -39,17 +39,26 @@ def balance_section(
     present, whole = targets[targets > 0], max(int(targets.sum()), int(predicted.sum()), 1)
     text = ""
     if not warning and len(present) > 1 and (predicted > 0).sum() <= 1:
-        only = f'Only the class "{names[int(predicted.argmax())]}"' if predicted.any() else "No class"
-        warning = f"{only} is predicted in any of the {what}: the model has learned nothing else."
+        warning = f"No {what} are {predicted_title}: the model has learned nothing yet."
+        if predicted.any():
+            only = names[int(predicted.argmax())]
+            warning = f'"{only}" is the only class of all that is predicted: the model has learned nothing else.'
     if len(present) and (ratio := int(present.max()) / int(present.min())) >= IMBALANCED:
         text = f"The classes are imbalanced: the largest has {ratio:.0f} times as many {what} as the smallest. {advice}"
 
     def cells(count: int) -> tuple[str, Bar]:
         return f"{100 * count / whole:.2f} %" if as_shares else str(count), Bar(count / whole)
 
+    absent = int(((targets == 0) & (predicted == 0)).sum())
+    if absent and absent < len(names):
+        text = (
+            text.rstrip()
+            + f" {absent} of {len(names)} classes are not listed: they have no {what}, and are not predicted."
+        )
     rows: list[tuple[str | Bar, ...]] = [
         (names[i], *cells(int(targets[i])), *cells(int(predicted[i])))
         for i in np.argsort(-targets, kind="stable").tolist()
+        if targets[i] or predicted[i]
     ]
     table = Table(rows, ("class", what, "", predicted_title, ""))
     return Section(f"{what.capitalize()} by class", text.strip(), [table], warning=warning)

@@ -352,7 +352,7 @@ class CocoEvaluator(Evaluator):
             title = "Panoptic quality of masks merged into one map, best first"
             sections.append(Section(title, tables=[quality_table(self.segmented)]))
         matrix = self.confusion.matrix.numpy()
-        score = f"predicted, score {MIN_SCORE:g} or more"
+        score = f"predicted with a score of {MIN_SCORE:g} or more"
         targets, predicted = matrix.sum(1)[:-1], matrix.sum(0)[:-1]
         sections.append(balance_section(names, targets, predicted, what="objects", predicted_title=score))
         for kind, result in self.results.items():

@@ -166,7 +166,7 @@ class _Watch(pl.Callback):
         optimizer = pl_module.optimizer_config
         batch = pl_module.data.batch_size * trainer.accumulate_grad_batches
         # Of each group, over model.optimizer.lr: layer decay, and the scaling with the batch.
-        self._scales = [base / optimizer.lr * optimizer.scale(batch) for base in scheduler.base_lrs]
+        self._scales = [float(base) / optimizer.lr * optimizer.scale(batch) for base in scheduler.base_lrs]
         trainer.strategy.lr_scheduler_configs = []  # the rate is set here
         self._set_rates(trainer)
 
