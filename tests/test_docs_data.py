@@ -1,4 +1,4 @@
-"""The commands of docs/data/masks.md, classes.md, checkpoints.md and inputs.md do what the pages say."""
+"""The commands of docs/data/masks.md, classes.md, labels.md, checkpoints.md and inputs.md do what the pages say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import focalnet
 from focalnet import weights
 from focalnet.cli.main import main
-from focalnet.data import ClassificationData, SemanticData
+from focalnet.data import ClassificationData, MultiLabelData, SemanticData
 from focalnet.results import Classification
 from tests.weights.small import CONFIGS, classifier
 
@@ -136,6 +136,43 @@ def test_a_command_on_classes(command, classes, monkeypatch):
         assert next(iter(data.val_dataloader())).images.shape[-2:] == expected
     else:
         assert main([name, *arguments]) == 0
+
+
+# --- labels
+
+
+@pytest.mark.parametrize("command", commands("labels.md"))
+def test_a_command_on_labels(command, tmp_path, monkeypatch):
+    """The tables are those of the page."""
+    for block in blocks("labels.md"):
+        if not block.startswith("focalnet "):
+            name = ""
+            for line in block.splitlines():
+                place, row = line[:31].strip(), line[31:].partition("  ")[0]
+                if place.endswith(".csv"):
+                    name = place
+                    (tmp_path / name).parent.mkdir()
+                elif place:
+                    for number in range(3):
+                        image(tmp_path / place.replace("0", str(number)))
+                if row:
+                    with (tmp_path / name).open("a") as table:
+                        table.write(f"{row}\n")
+    monkeypatch.chdir(tmp_path)
+    _, _, recipe, *arguments = shlex.split(command)
+    assert recipe == "classification/multilabel"
+    root, given = options(arguments)
+    if "label_delimiter" in given:  # which YAML reads as nothing
+        given["label_delimiter"] = arguments[arguments.index("--data.label_delimiter") + 1]
+    data = MultiLabelData(root, batch_size=1, num_workers=0, **given)
+    data.setup("fit")
+    assert data.class_names == ("cat", "dog")
+    found = {
+        int(Path(name).stem): target.tolist()
+        for split in data.samples.values()
+        for name, target in zip(split.names, split.targets, strict=True)
+    }
+    assert found == {0: [1, 1], 1: [0, 0], 2: [0, 1]}
 
 
 # --- checkpoints and inputs

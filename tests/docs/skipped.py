@@ -10,7 +10,7 @@ import re
 FOLDERS = "run by tests/test_docs_{}.py, in folders as the page describes them"
 #: (pages, commands, reason): two regular expressions, of which the second one matches from the start.
 COMMANDS: list[tuple[str, str, str]] = [
-    (r"docs/data/(classes|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
+    (r"docs/data/(classes|labels|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
     (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
     (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),

@@ -30,11 +30,13 @@ from focalnet.cli.recipes import recipes
 from focalnet.cli.terminal import say
 from focalnet.cli.train import (
     EPILOG,
+    LR_EPILOG,
     PASS_THROUGH,
     RecipeCommand,
     evaluate_test_command,
     finish_command,
     fit_command,
+    lr_command,
     validate_command,
 )
 from focalnet.errors import FocalNetError
@@ -51,6 +53,7 @@ for command in (quickstart, models, predict, explain, demo, recipes):
 for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
     app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
 app.command("finish")(finish_command)
+app.command("lr", cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=LR_EPILOG)(lr_command)
 app.command()(compare)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)

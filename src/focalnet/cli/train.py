@@ -1,4 +1,4 @@
-"""``focalnet fit``, ``finish``, ``validate`` and ``test``; but for the last, functions of these names, too."""
+"""``focalnet fit``, ``finish``, ``validate``, ``test``, ``lr``; the first three are functions of these names, too."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ EPILOG = (
     "--seed_everything 1. RECIPE --help lists every option; --print_config prints them as a recipe. "
     "Running the same command again resumes an interrupted run."
 )
+LR_EPILOG = "Options of the recipe follow it, as for 'focalnet fit'. RECIPE --help lists every option."
 
 
 class RecipeCommand(TyperCommand):
@@ -216,6 +217,36 @@ def fit_command(
         return
     show_progress()
     fit(recipe, output=output, force=force, trust_recipe=trust_recipe, **overrides)
+
+
+def lr_command(
+    context: typer.Context,
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="Write the plot to this file: .png, .svg or .pdf.")] = Path("lr.png"),
+    lowest: Annotated[float, typer.Option(help="First learning rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option(help="Last learning rate.")] = 1.0,
+    updates: Annotated[int, typer.Option(help="Number of updates, each with a higher rate.")] = 100,
+    trust_recipe: Trust = False,
+) -> None:
+    """Suggests a learning rate for a recipe.
+
+    Trains for a hundred updates with a rising rate (a range test) until the loss diverges, prints the rate at which it
+    falls most steeply, and draws the losses. Nothing that it trains is kept, and no run is touched.
+    """
+    overrides = parse_overrides(context.args)
+    _require_engine()
+    from focalnet.training.lr_finder import check_suffix, find_learning_rate
+    from focalnet.training.preprocessing import as_the_weights_want
+
+    check_suffix(out)
+    show_progress()
+    options = as_the_weights_want(merge(read_recipe(find_recipe(recipe)), nested(overrides)))
+    found = find_learning_rate(options, lowest=lowest, highest=highest, updates=updates, trusted=trust_recipe)
+    say(f"{len(found.rates)} updates, rates from {found.rates[0]:.2g} to {found.rates[-1]:.2g}: see {found.save(out)}")
+    if found.suggestion is None:
+        say("no suggestion: the loss does not fall; try more --updates or another range (--lowest, --highest)")
+    else:
+        say(f"suggested: --model.optimizer.lr {found.suggestion:g}")
 
 
 def validate_command(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from focalnet.metrics.balance import balance_section
 from focalnet.metrics.base import (
     Bar,
     ConfusionMatrix,
@@ -23,10 +24,9 @@ from focalnet.metrics.base import (
     rounded,
 )
 from focalnet.metrics.confusion import count_pairs
-from focalnet.results import Classification
+from focalnet.results import Classification, MultiLabel
 from focalnet.samples import Batch
 
-IMBALANCED = 10  # the largest class has so many times as many images as the smallest
 MOST_CLASSES = 200  # with more classes, confusion matrix and table are unreadable
 BINS = 15  # of the calibration error, as in its paper
 
@@ -184,28 +184,20 @@ def calibration_error(scores: Tensor, correct: Tensor, bins: int = BINS) -> floa
     return float(100 * gaps.abs().sum() / len(scores))
 
 
-def stacked_logits(results: Sequence[Classification]) -> Tensor:
+def stacked_logits(results: Sequence[Classification | MultiLabel]) -> Tensor:
     """``(B, num_classes)``, float32."""
     return torch.stack([result.logits for result in results if result.logits is not None]).float()
 
 
 def _balance(matrix: Tensor, names: Sequence[str]) -> Section:
     """How many images each class has, and how often it is predicted; warns of a model that knows one class only."""
-    images, predicted = matrix.sum(1), matrix.sum(0)
-    present, total = images[images > 0], int(images.sum())
-    warning = text = ""
-    if (predicted > 0).sum() == 1 and len(present) > 1:
+    images, predicted = matrix.sum(1).numpy(), matrix.sum(0).numpy()
+    warning = ""
+    if (predicted > 0).sum() == 1 and (images > 0).sum() > 1:
         only = names[int(predicted.argmax())]
         warning = f'Every image is predicted to be of class "{only}": the model has learned nothing else.'
-    if (ratio := int(present.max()) / int(present.min())) >= IMBALANCED:
-        text = (
-            f"The classes are imbalanced: the largest has {ratio:.0f} times as many images as the smallest. "
-            "Accuracy says little of small classes; model.class_weights and data.sampling can balance training."
-        )
-    order = images.argsort(descending=True, stable=True).tolist()
-    counts = [[cell for n in (int(images[i]), int(predicted[i])) for cell in (str(n), Bar(n / total))] for i in order]
-    rows = [(names[i], *cells) for i, cells in zip(order, counts, strict=True)]
-    return Section("Images by class", text, [Table(rows, ("class", "images", "", "predicted", ""))], warning=warning)
+    advice = "Accuracy says little of small classes; model.class_weights and data.sampling can balance training."
+    return balance_section(names, images, predicted, what="images", advice=advice, warning=warning)
 
 
 def _by_class(matrix: Tensor, names: Sequence[str]) -> Table:

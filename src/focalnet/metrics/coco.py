@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from focalnet.errors import DataError, InputError, require
+from focalnet.metrics.balance import balance_section
 from focalnet.metrics.base import (
     Bar,
     ConfusionMatrix,
@@ -350,6 +351,10 @@ class CocoEvaluator(Evaluator):
         if self.quality is not None:
             title = "Panoptic quality of masks merged into one map, best first"
             sections.append(Section(title, tables=[quality_table(self.segmented)]))
+        matrix = self.confusion.matrix.numpy()
+        score = f"predicted with a score of {MIN_SCORE:g} or more"
+        targets, predicted = matrix.sum(1)[:-1], matrix.sum(0)[:-1]
+        sections.append(balance_section(names, targets, predicted, what="objects", predicted_title=score))
         for kind, result in self.results.items():
             curves = PrecisionRecall(result.precision, names)
             sections.append(Section(f"Precision-recall curves, {kind}", charts=[curves]))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import require
+from focalnet.metrics.balance import balance_section
 from focalnet.metrics.base import (
     Bar,
     Data,
@@ -24,7 +25,7 @@ from focalnet.metrics.base import (
     gather_objects,
     rounded,
 )
-from focalnet.metrics.classification import IMBALANCED, stacked_logits
+from focalnet.metrics.classification import stacked_logits
 from focalnet.results import MultiLabel
 from focalnet.results.base import class_name
 from focalnet.results.classification import THRESHOLD
@@ -148,23 +149,12 @@ class MultiLabelEvaluator(Evaluator):
         """How many images have each class, and how many are predicted to; warns where all predictions are alike."""
         of_targets, of_scores = self._all()
         sets = np.unique(of_scores >= THRESHOLD, axis=0)
-        warning = text = ""
+        warning = ""
         if len(sets) == 1 and len(np.unique(of_targets, axis=0)) > 1:
             same = ", ".join(f'"{names[label]}"' for label in np.flatnonzero(sets[0])) or "none"
             warning = f"The same classes are predicted in every image ({same}): the model has learned nothing else yet."
-        present = targets[targets > 0]
-        if len(present) and (ratio := int(present.max()) / int(present.min())) >= IMBALANCED:
-            text = (
-                f"The classes are imbalanced: the largest has {ratio:.0f} times as many images as the smallest. "
-                "model.class_weights can balance training."
-            )
-        order, total = np.argsort(-targets, kind="stable").tolist(), len(of_targets)
-        rows: list[tuple[str | Bar, ...]] = [
-            (names[i], str(targets[i]), Bar(targets[i] / total), str(predicted[i]), Bar(predicted[i] / total))
-            for i in order
-        ]
-        title = "Images by class"
-        return Section(title, text, [Table(rows, ("class", "images", "", "predicted", ""))], warning=warning)
+        advice = "model.class_weights can balance training."
+        return balance_section(names, targets, predicted, what="images", advice=advice, warning=warning)
 
     def _all(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
         targets, scores = (torch.cat(parts).numpy() for parts in zip(*self.batches, strict=True))

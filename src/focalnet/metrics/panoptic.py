@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from focalnet.errors import InputError
+from focalnet.metrics.balance import balance_section
 from focalnet.metrics.base import (
     Bar,
     Evaluator,
@@ -245,9 +246,11 @@ class PanopticEvaluator(Evaluator):
     def report(self) -> list[Section]:
         """PQ, SQ and RQ, also by class, and the images with the highest and the lowest PQ."""
         result = self.metric.compute()
+        matched, wrong, missed = self.metric.counts[:, 1:].long().numpy().T
         sections = [
             Section("Panoptic quality", tables=[quality_table(result)]),
             Section("By class", tables=[_by_class(result)]),
+            balance_section(self.class_names, matched + missed, matched + wrong, what="segments"),
         ]
         what = "images: targets and predictions"
         return sections + self.example_sections(f"Best {what}", f"Worst {what}")

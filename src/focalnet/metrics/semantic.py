@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.errors import ConfigError, InputError
+from focalnet.metrics.balance import balance_section
 from focalnet.metrics.base import (
     Bar,
     ConfusionMatrix,
@@ -202,7 +203,16 @@ class SemanticEvaluator(Evaluator):
         """Metrics, IoU by class, confusions, and the images with the highest and the lowest mean IoU."""
         result, names = self.metric.compute(), self.class_names
         metrics = Table([(metric.title, str(metric)) for metric in self.compute()])
-        sections = [Section("Metrics", tables=[metrics]), Section("By class", tables=[_by_class(result, names)])]
+        pixels = balance_section(
+            names,
+            result.matrix.sum(1),
+            result.matrix.sum(0)[: len(names)],
+            what="pixels",
+            advice="Pixel accuracy says little of small classes; mIoU counts all classes alike.",
+            as_shares=True,
+        )
+        by_class = Section("By class", tables=[_by_class(result, names)])
+        sections = [Section("Metrics", tables=[metrics]), by_class, pixels]
         if len(names) <= MOST_CLASSES:
             # In thousandths of a class's pixels, because the counts have too many digits to be readable.
             targets = np.maximum(result.matrix.sum(1, keepdims=True), 1)

@@ -213,7 +213,8 @@ def _chart(chart: Chart) -> str:
     width = round(96 * figure.get_figwidth())
     picture = _svg(figure, legend)
     return (
-        f'<figure class="chart sheet" style="max-width: {width}px">{picture}<figcaption>{legend}</figcaption></figure>'
+        f'<figure class="chart sheet" style="max-width: {width}px"><div class="scroll">'
+        f'<div style="min-width: min({width}px, 38rem)">{picture}</div></div><figcaption>{legend}</figcaption></figure>'
     )
 
 
@@ -289,7 +290,11 @@ def _curve(rows: Sequence[Mapping[str, float]], lines: dict[str, tuple[str, str]
         axes.axvline(best, color=GREY, linestyle="--", linewidth=1, label=f"best: epoch {best}")
     axes.set_title(title)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    first, last = axes.get_xlim()
+    if last - first < 1:  # a single point, around which there would be fractions of epochs
+        axes.set_xlim(first - 0.5, last + 0.5)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.lines) > 1:

@@ -22,6 +22,7 @@ _WHERE = {
     "draw_outline": "heatmaps",
     "draw_precision_recall": "charts",
     "draw_profiles": "sheets",
+    "draw_range_test": "charts",
     "draw_ranking": "ranking",
     "draw_sheet": "sheets",
     "save_animation": "heatmaps",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from focalnet.visualize.boxes import draw_boxes as draw_boxes
     from focalnet.visualize.charts import draw_confusion as draw_confusion
     from focalnet.visualize.charts import draw_precision_recall as draw_precision_recall
+    from focalnet.visualize.charts import draw_range_test as draw_range_test
     from focalnet.visualize.files import save_image as save_image
     from focalnet.visualize.files import unique_names as unique_names
     from focalnet.visualize.heatmaps import Scale as Scale

@@ -1,4 +1,4 @@
-"""Charts of metrics: precision-recall curves and confusion matrices."""
+"""Charts of metrics: precision-recall curves, confusion matrices, and the loss over learning rates."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) 
         if len(present):
             axes.plot(range(101), np.nanmean(curves[:, present], axis=1), color=palettes.INK, lw=2, label="mean")
         _finish(axes, f"IoU {iou:.2f}")
+    return figure
+
+
+def draw_range_test(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float | None
+) -> Figure:
+    """Draws the loss over the learning rate, with a line at the suggested one.
+
+    Args:
+        rates: ascending.
+        losses: one for each rate.
+        smoothed: likewise.
+        suggestion: a rate; None for none.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=palettes.FAINT, lw=0.8, label="loss of an update")
+    axes.plot(rates, smoothed, color=palettes.BAR, lw=2, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(suggestion, color=palettes.INK, linestyle="--", lw=1.2, label=f"suggested: {suggestion:g}")
+    least, first = min(smoothed), smoothed[0]
+    axes.set(xscale="log", xlabel="model.optimizer.lr", ylabel="training loss")
+    axes.set_ylim(least - 0.15 * (first - least) - 0.02 * abs(least), max(1.5 * first - 0.5 * least, first * 1.1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 

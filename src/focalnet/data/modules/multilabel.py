@@ -109,9 +109,10 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         self.tables: dict[Split, str | None] = {"train": train_labels, "val": val_labels, "test": test_labels}
         self.images, self.holdout, self.class_map = images, holdout, class_map
         self.columns = Columns(
-            *(None if name is None else class_name(name) for name in (image_column, label_column)),
-            None if class_columns is None else tuple(class_name(name) for name in class_columns),
-            label_delimiter,
+            image=None if image_column is None else class_name(image_column),
+            label=None if label_column is None else class_name(label_column),
+            classes=None if class_columns is None else tuple(map(class_name, class_columns)),
+            delimiter=label_delimiter,
         )
         self.on_error: Literal["raise", "skip"] = on_error
         self._train_transform = augmentation.build(self.preprocessing)
@@ -167,8 +168,17 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         training = split == "train"
         transform = self._train_transform if training else self._eval_transform
         shown = tuple(self._classes(file).values())
-        more = {"seed": self.seed, "training": training}
-        return MultiLabelDataset(name, names, images, targets, shown, transform, on_error=self.on_error, **more)
+        return MultiLabelDataset(
+            name,
+            names,
+            images,
+            targets,
+            shown,
+            transform,
+            seed=self.seed,
+            training=training,
+            on_error=self.on_error,
+        )
 
     def _check_training(self, samples: MultiLabelDataset) -> None:
         if len(samples) < self.batch_size:
