@@ -73,8 +73,16 @@ class Result(ABC):
         return table
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, as ``focalnet predict`` writes them to JSON."""
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
+        """Returns plain values, as ``focalnet predict`` writes them to JSON.
+
+        Args:
+            masks: give each object, class and segment that has a mask its ``segmentation`` in COCO's run lengths,
+                ``{"size": [height, width], "counts": "..."}``, which ``pycocotools.mask.decode`` reads.
+
+        Raises:
+            MissingDependency: masks need pycocotools.
+        """
 
     @abstractmethod
     def summary(self) -> list[str]:
@@ -160,6 +168,19 @@ class Result(ABC):
 def as_array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A field of a result as an array: of PyTorch's models it is a tensor, of exported networks an array."""
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def run_lengths(masks_NHW: npt.NDArray[Any]) -> list[dict[str, Any]]:
+    """Masks in COCO's compressed run lengths: ``size`` (height, width) and ``counts``.
+
+    Raises:
+        MissingDependency: pycocotools is not installed.
+    """
+    coder = require("pycocotools.mask", "dense")
+    if not len(masks_NHW):
+        return []
+    encoded = coder.encode(np.asfortranarray(masks_NHW.astype(np.uint8).transpose(1, 2, 0)))
+    return [{"size": list(map(int, code["size"])), "counts": code["counts"].decode()} for code in encoded]
 
 
 def _same(one: Any, other: Any) -> bool:

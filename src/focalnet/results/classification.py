@@ -101,7 +101,7 @@ class Classification(Result):
         region = {"from_name": from_name, "to_name": to_name, "type": "choices", "value": choice}
         return {"model_version": model, "score": best.score, "result": [region]}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
         ranked = zip(self.labels, self.names, self.scores, strict=True)
         return {"path": self.path, "top": [{"label": i, "name": n, "score": s} for i, n, s in ranked]}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from focalnet import visualize
 from focalnet.errors import require
-from focalnet.results.base import Result, as_array, briefly, class_name
+from focalnet.results.base import Result, as_array, briefly, class_name, run_lengths
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -182,10 +182,14 @@ class Detections(Result):
         """The name of a class, ``"class 3"`` where it is unknown."""
         return class_name(self.names, label)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, as ``focalnet predict`` writes them to JSON; masks are in the COCO file beside it."""
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
         rows = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
-        objects = [{"label": i, "name": self.name(i), "score": score, "box": box} for i, score, box in rows]
+        objects: list[dict[str, Any]] = [
+            {"label": i, "name": self.name(i), "score": score, "box": box} for i, score, box in rows
+        ]
+        if masks and self.masks is not None:
+            for one, segmentation in zip(objects, run_lengths(as_array(self.masks)), strict=True):
+                one["segmentation"] = segmentation
         return {"path": self.path, "height": self.size[0], "width": self.size[1], "objects": objects}
 
     def summary(self) -> list[str]:
@@ -221,12 +225,7 @@ class Detections(Result):
         Raises:
             MissingDependency: masks need pycocotools.
         """
-        segmentations: list[dict[str, Any]] = []
-        if self.masks is not None:
-            coder = require("pycocotools.mask", "dense")
-            bitmaps_HWN = as_array(self.masks).astype(np.uint8).transpose(1, 2, 0)
-            encoded = coder.encode(np.asfortranarray(bitmaps_HWN)) if len(self) else []
-            segmentations = [{"segmentation": {**code, "counts": code["counts"].decode()}} for code in encoded]
+        segmentations = [] if self.masks is None else run_lengths(as_array(self.masks))
         boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in self.boxes.tolist()]
         rows = zip(self.labels.tolist(), boxes, self.scores.tolist(), strict=True)
         return [
@@ -235,7 +234,7 @@ class Detections(Result):
                 "category_id": category_ids[label],
                 "bbox": box,
                 "score": score,
-                **(segmentations[i] if segmentations else {}),
+                **({"segmentation": segmentations[i]} if segmentations else {}),
             }
             for i, (label, box, score) in enumerate(rows)
         ]

@@ -21,6 +21,7 @@ from focalnet.results.base import (
     class_name,
     masks_to_supervision,
     percent,
+    run_lengths,
     share_lines,
 )
 
@@ -123,9 +124,12 @@ class PanopticMap(Result):
         """The name of a class, ``"class 3"`` where it is unknown."""
         return class_name(self.names, label)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, as ``focalnet predict`` writes them to JSON; the map itself is a PNG beside it."""
-        segments = [{**asdict(s), "name": self.name(s.label)} for s in self.segments]
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
+        segments: list[dict[str, Any]] = [{**asdict(s), "name": self.name(s.label)} for s in self.segments]
+        if masks:
+            ids = as_array(self.ids)
+            for one in segments:  # one by one: all masks at once are as many times the image
+                (one["segmentation"],) = run_lengths(ids[None] == one["id"])
         height, width = self.ids.shape
         return {"path": self.path, "height": height, "width": width, "segments": segments}
 

@@ -20,6 +20,7 @@ from focalnet.results.base import (
     class_name,
     masks_to_supervision,
     percent,
+    run_lengths,
     share_lines,
 )
 from focalnet.visualize import palettes
@@ -123,9 +124,14 @@ class SemanticMap(Result):
         """The name of a class, ``"class 3"`` where it is unknown."""
         return class_name(self.names, label)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, as ``focalnet predict`` writes them to JSON: each class and its share of the pixels."""
-        classes = [{"label": i, "name": self.name(i), "share": share} for i, share in self.shares().items()]
+    def to_dict(self, *, masks: bool = False) -> dict[str, Any]:
+        classes: list[dict[str, Any]] = [
+            {"label": i, "name": self.name(i), "share": share} for i, share in self.shares().items()
+        ]
+        if masks:
+            labels = as_array(self.labels)
+            for one in classes:  # one by one: all masks at once are as many times the image
+                (one["segmentation"],) = run_lengths(labels[None] == one["label"])
         height, width = self.labels.shape
         return {"path": self.path, "height": height, "width": width, "classes": classes}
 
