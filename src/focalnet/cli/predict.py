@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import re
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -16,7 +17,7 @@ import typer
 from focalnet.cli import DEFAULT_MODEL
 from focalnet.cli.results import FrameList, Ids, Results, frame_list, refuse_to_overwrite
 from focalnet.cli.terminal import say
-from focalnet.errors import ConfigError, FocalNetError, ImageError
+from focalnet.errors import ConfigError, DataError, FocalNetError, ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,10 +33,20 @@ class OnError(str, Enum):
     SKIP = "skip"
 
 
+class ShardFormat(str, Enum):
+    """Formats of the output for manifests."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
 def predict(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images; a detector or segmenter also takes videos."),
+        typer.Argument(
+            metavar="FILES|FOLDERS|GLOBS...",
+            help="Images; a detector or segmenter also takes videos. Or manifests: .txt, .parquet, .tar.",
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name in 'focalnet models', a weights file, or an exported file.")
@@ -78,17 +89,80 @@ def predict(
         int, typer.Option(min=1, help="Refuse larger images: a small corrupt file may claim any size.")
     ] = 200,
     on_error: Annotated[
-        OnError,
-        typer.Option(help="What to do with an unreadable image, or a result that cannot be written: stop, or skip it."),
-    ] = OnError.RAISE,
+        OnError | None,
+        typer.Option(
+            help="What to do with an unreadable image, or a result that cannot be written: stop, or skip it; default: "
+            "stop, but give a row of a manifest the error."
+        ),
+    ] = None,
+    rows_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="For manifests (.txt, .parquet, .tar) and large folders: images per output file; default 10000."
+        ),
+    ] = None,
+    shard_format: Annotated[
+        ShardFormat | None, typer.Option(help="For manifests: format of the output files; default: parquet.")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="For manifests in Parquet: the column with paths or images; default: path, or the only one."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="For manifests: processes, each with its own copy of the model."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="For manifests: predict only the I-th of N shares, 1/N to N/N; default: that of torchrun, or all.",
+        ),
+    ] = None,
 ) -> None:
     """Predicts what images show.
 
-    A classifier gives classes and scores, a detector objects, a segmenter the class or segment of each pixel.
+    A classifier gives classes and scores, a detector objects, a segmenter the class or segment of each pixel. For
+    millions of images, give a manifest: a .txt file with a path per line, a .parquet file, or WebDataset's .tar files;
+    results are written in shards, and the same command resumes after any interruption.
     """
-    from focalnet.data.images import find
+    from focalnet.data.images import find, size_limit
+    from focalnet.inference.manifest.sources import is_manifest
     from focalnet.results.tables import check_table
 
+    manifests = [path for path in paths or () if is_manifest(path)]
+    if manifests or rows_per_shard is not None:
+        not_for_manifests = {"--stream": stream, "--table": table, "--annotations": annotations}
+        if given := [name for name, value in not_for_manifests.items() if value is not None]:
+            raise ConfigError(f"{given[0]} is not for manifests, whose results are in the shards of --out")
+        if out is None:
+            raise ConfigError("a manifest needs --out, the folder of its results")
+        if not paths:
+            raise ConfigError("--rows-per-shard is for a manifest or folder, and none is given")
+        options = {"tile": tile, "flip": flip, "short_sides": tuple(short_side or ())}
+        _predict_manifest(
+            paths,
+            out,
+            model,
+            rows_per_shard=rows_per_shard,
+            shard_format=None if shard_format is None else shard_format.value,
+            column=column,
+            share=None if shard is None else _share(shard),
+            workers=workers,
+            device=device,
+            batch_size=batch_size,
+            top_k=top,
+            min_score=min_score,
+            views={**options, "overlap": overlap} if any(options.values()) else None,
+            max_megapixels=max_megapixels,
+            on_error=None if on_error is None else on_error.value,
+        )
+        return
+    only_for_manifests = {"--shard-format": shard_format, "--column": column, "--workers": workers, "--shard": shard}
+    if given := [name for name, value in only_for_manifests.items() if value is not None]:
+        raise ConfigError(
+            f"{given[0]} is for manifests (.txt, .parquet, .tar); for images of a folder add --rows-per-shard"
+        )
     if table is not None:
         check_table(table)
     if (stream is None) == (not paths):
@@ -125,7 +199,7 @@ def predict(
     skip = _report_skipped if on_error is OnError.SKIP else None
     if out is not None:
         refuse_to_overwrite(files, names.values(), out)
-    with _image_size_limit(max_megapixels), results.kept():
+    with size_limit(max_megapixels), results.kept():
         for result in predictor.stream(images, skip=skip):
             with _skipping(skip):
                 results.add(result, names[str(result.path)])
@@ -144,6 +218,39 @@ def predict(
         raise ImageError(f"none of the {len(files)} images could be read")
 
 
+def _predict_manifest(
+    paths: list[str], out: Path, model: str, *, views: Mapping[str, Any] | None, **options: Any
+) -> None:
+    """Predicts a manifest with the options that are given, and says how far it is."""
+    from focalnet.inference.manifest.running import predict_manifest
+
+    options = {name: value for name, value in options.items() if value is not None}
+    if views is not None:
+        from focalnet.inference import Views
+
+        options["views"] = Views(**views)
+    files = [file for path in paths for file in _matches(path)]
+    totals = predict_manifest(files, out, model, report=say, **options)
+    say(f"{totals.shards} shards with {totals.rows} rows are finished in {out}")
+    if totals.errors:
+        say(f'{totals.errors} rows have no result: their column "error" says why', err=True)
+
+
+def _matches(path: str) -> list[str]:
+    """The files that a pattern matches; a path is itself."""
+    if Path(path).exists() or not glob.has_magic(path):
+        return [path]
+    if not (files := sorted(glob.glob(path, recursive=True))):
+        raise DataError(f"{path}: matches nothing")
+    return files
+
+
+def _share(value: str) -> tuple[int, int]:
+    if (match := re.fullmatch(r"(\d+)/(\d+)", value)) is None:
+        raise ConfigError(f"--shard {value} must be I/N, for example 1/4")
+    return int(match[1]), int(match[2])
+
+
 @contextmanager
 def _skipping(skip: Callable[[FocalNetError], None] | None) -> Iterator[None]:
     """Within, an error is only reported where that was wished."""
@@ -153,20 +260,6 @@ def _skipping(skip: Callable[[FocalNetError], None] | None) -> Iterator[None]:
         if skip is None:
             raise
         skip(error)
-
-
-@contextmanager
-def _image_size_limit(megapixels: int) -> Iterator[None]:
-    """Makes Pillow refuse larger images: it does so above twice ``MAX_IMAGE_PIXELS``, and warns above that number."""
-    from PIL import Image as Pillow
-
-    before, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, megapixels * 500_000
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            yield
-    finally:
-        Pillow.MAX_IMAGE_PIXELS = before
 
 
 def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, header: Mapping[str, Any]) -> str:

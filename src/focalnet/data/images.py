@@ -7,7 +7,9 @@ import glob
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -75,6 +77,18 @@ def decode(
         raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
 
 
+@contextmanager
+def size_limit(megapixels: int) -> Iterator[None]:
+    """Makes Pillow refuse larger images: it does so above twice ``MAX_IMAGE_PIXELS``, and warns above that number."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, megapixels * 500_000
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an image once its Exif orientation is applied; its pixels are not loaded."""
     turned = orientation(image) in (5, 6, 7, 8)
@@ -113,7 +127,7 @@ def _find(path: Path) -> list[Path]:
         return [path]
     elif glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [f for m in matches for f in (list_folder(m) if m.is_dir() else [m] if _is_image(m) else [])]
+        files = [f for m in matches for f in (list_folder(m) if m.is_dir() else [m] if is_image(m) else [])]
     else:
         raise DataError(f"{path}: no such file or folder")
     if not files:
@@ -138,11 +152,12 @@ def list_folder(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(parent, f) for f in files if _is_image(Path(f), suffixes)]
+        found += [Path(parent, f) for f in files if is_image(Path(f), suffixes)]
     return sorted(found)
 
 
-def _is_image(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
+def is_image(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
+    """Whether a file counts as an image in a folder, by its name."""
     return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 

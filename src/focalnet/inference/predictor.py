@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import torch
 from torch import nn
 
-from focalnet.errors import ConfigError, ImageError
+from focalnet.errors import ConfigError, FocalNetError, ImageError, InputError
 from focalnet.inference.exported import load_network
 from focalnet.inference.pipelines import PIPELINES, Options
 from focalnet.inference.sources import Source, is_one, read, several
@@ -141,6 +141,40 @@ class Predictor:
                     else:
                         skip(prepared)
                 yield from self._predict(batch)
+
+    def attempt(self, images: Iterable[Source]) -> Iterator[Result | FocalNetError]:
+        """Yields for each of several images, in order, its result, or the error that there is instead of one.
+
+        The next batch is read while the network computes; no more than the two are held. Where a batch has no
+        prediction (outputs that are not finite), its images are predicted one by one, so that only those at fault
+        have an error. Results come without their image.
+
+        Args:
+            images: as in the list of a call.
+        """
+        pending = iter(images)
+        with ThreadPoolExecutor(min(self.batch_size, os.cpu_count() or 1)) as pool:
+            following = [pool.submit(self._attempt, source) for source in islice(pending, self.batch_size)]
+            while current := following:
+                following = [pool.submit(self._attempt, source) for source in islice(pending, self.batch_size)]
+                prepared = [future.result() for future in current]
+                results = iter(self._attempted([one for one in prepared if isinstance(one, Prepared)]))
+                for one in prepared:
+                    yield next(results) if isinstance(one, Prepared) else one
+
+    def _attempt(self, source: Source) -> Prepared | FocalNetError:
+        try:
+            return self._prepare(source)
+        except InputError as error:  # an array that is not an image
+            return error
+
+    def _attempted(self, batch: Sequence[Prepared]) -> list[Result | FocalNetError]:
+        try:
+            return [dataclasses.replace(result, image=None) for result in self._predict(batch)]  # type: ignore[type-var]
+        except FocalNetError as error:
+            if len(batch) == 1:
+                return [error]
+            return [result for one in batch for result in self._attempted([one])]
 
     def _prepare(self, source: Source) -> Prepared | ImageError:
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from focalnet.errors import ConfigError, TrainingError
+from focalnet.files import NO_LOCKS
 
 try:
     import fcntl
@@ -24,9 +25,6 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-
-#: What a file system without locks answers.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # Files that this process has locked, by device and inode. POSIX locks are between processes, and closing any descriptor
 # of a file gives its lock up: a second run within the process must not even open it.
