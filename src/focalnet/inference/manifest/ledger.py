@@ -132,6 +132,8 @@ class Ledger(Progress):
         _own.add(self._key)
         try:
             with self._alone():
+                for left in folder.glob(f".{NAME}.*.part"):  # of a process that was killed right here
+                    left.unlink()
                 known = read_header(folder)
                 if known is None:
                     known = {"format": VERSION, **header}
@@ -175,6 +177,7 @@ class Ledger(Progress):
                     elif self._rows[shard] < 0:
                         yield shard
             if not others:
+                self._remove_parts()  # of processes that were killed meanwhile
                 return
             waiting = others
             time.sleep(_PATIENCE_S)

@@ -141,7 +141,7 @@ class TextFile(Source):
             line = line.removesuffix(b"\r")
             line = line.removeprefix(b"\xef\xbb\xbf") if index == 0 else line
         if not line:
-            return Row(index, None, error=f"line {index + 1} is empty")
+            return Row(index, "", error=f"line {index + 1} is empty")
         if len(line) > LONGEST_PATH:
             path = os.fsdecode(line[:200])
             return Row(index, path, error=f"line {index + 1} is longer than {LONGEST_PATH} bytes")
@@ -198,7 +198,7 @@ class ParquetFile(Source):
             path, content = value["path"], value["bytes"]
         if content is None and not path:
             what = "null" if path is None else "empty"
-            return Row(index, path and "", error=f'row {index} of column "{self._column}" is {what}')
+            return Row(index, None if path is None else "", error=f'row {index} of column "{self._column}" is {what}')
         return Row(index, os.fsdecode(path) if path else None, content)
 
 
@@ -366,7 +366,8 @@ def _folder(folder: Path, rows_per_shard: int, listings: Path) -> TextFile:
                     f"{folder}: no images there (looked for {' '.join(SUFFIXES)}); manifests in it are given as files"
                 )
             listing = listings / f"_listing-{digest.hexdigest()[:16]}"
-            os.replace(part, listing)
+            if not listing.exists():  # otherwise it is the same, and may be in use
+                os.replace(part, listing)
         finally:
             part.unlink(missing_ok=True)
     return TextFile(folder, rows_per_shard, listing)

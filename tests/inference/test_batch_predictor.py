@@ -1,0 +1,128 @@
+"""Batches of columns, as Ray Data has them, become batches with results."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from focalnet import Predictor, weights, zoo
+from focalnet.errors import InputError
+from focalnet.inference import BatchPredictor
+from tests.inference.segmenters import blocks, colours
+from tests.inference.small import classifier, noise
+
+
+@pytest.fixture
+def images(tmp_path) -> list[str]:
+    paths = [str(tmp_path / name) for name in ("a.png", "two\nlines.png", "字.png")]
+    for seed, path in enumerate(paths):
+        noise(seed=seed).save(path)
+    return paths
+
+
+def objects(values) -> np.ndarray:
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def columns_of(kind: str, paths: list[str]) -> np.ndarray:
+    if kind == "text":
+        return np.array(paths)
+    if kind == "objects":
+        return objects(paths)
+    if kind == "paths":
+        return objects([Path(path) for path in paths])
+    if kind == "bytes":
+        return objects([Path(path).read_bytes() for path in paths])
+    arrays = [np.asarray(noise(seed=seed)) for seed in range(len(paths))]
+    return np.stack(arrays) if kind == "array" else objects(arrays)
+
+
+@pytest.mark.parametrize("kind", ["text", "objects", "paths", "bytes", "array", "arrays"])
+def test_images_of_every_kind(kind, images):
+    predictor = BatchPredictor(classifier(), "image", device="cpu", batch_size=2, top_k=2)
+    batch = {"id": np.arange(3), "image": columns_of(kind, images)}
+    found = predictor(batch)
+    assert list(found) == ["id", *(["image"] if kind in ("text", "objects", "paths") else []), "error", "top"]
+    expected = [one.to_dict()["top"] for one in Predictor(classifier(), "cpu", batch_size=2, top_k=2)(images)]
+    assert found["top"].tolist() == expected
+    assert found["error"].tolist() == [None] * 3
+    assert all(isinstance(column, np.ndarray) and len(column) == 3 for column in found.values())
+
+
+def test_what_cannot_be_read_has_an_error(images, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    paths = [images[0], None, str(tmp_path / "damaged.png"), float("nan"), images[1], str(tmp_path / "none")]
+    found = BatchPredictor(classifier(), device="cpu")({"path": objects(paths)})
+    assert [error is None for error in found["error"]] == [True, False, False, False, True, False]
+    assert [top is None for top in found["top"]] == [False, True, True, True, False, True]
+    assert found["error"][1] == 'column "path" is null'
+    arrays = objects([np.zeros((4, 4, 3), np.uint8), np.zeros(4), np.full((4, 4, 3), 2.0)])
+    errors = BatchPredictor(classifier(), "image", device="cpu")({"image": arrays})["error"]
+    assert errors[0] is None
+    assert "is not an image" in errors[1]
+    assert "give 0 to 1" in errors[2]
+
+
+def test_masks_and_sizes_are_columns(tmp_path):
+    blocks(96, 64, seed=0, block=32)[0].save(tmp_path / "a.png")
+    found = BatchPredictor(colours("semantic"), device="cpu")({"path": np.array([str(tmp_path / "a.png"), "none"])})
+    assert list(found) == ["path", "error", "height", "width", "classes"]
+    assert found["height"].tolist() == [64, None]
+    assert found["classes"][0][0]["segmentation"]["size"] == [64, 96]
+
+
+def test_it_is_pickled_without_the_network_of_a_file(images, tmp_path, monkeypatch):
+    weights.save(classifier(), tmp_path / "model.safetensors")
+    predictor = BatchPredictor(tmp_path / "model.safetensors", device="cpu")
+    fresh = len(pickle.dumps(predictor))
+    loads = []
+    load = zoo.load
+    monkeypatch.setattr(zoo, "load", lambda name: loads.append(name) or load(name))
+    batch = {"path": np.array(images)}
+    expected = predictor(batch)
+    predictor(batch)
+    assert len(loads) == 1
+    assert len(pickle.dumps(predictor)) == fresh < 1000
+    assert pickle.loads(pickle.dumps(predictor))(batch)["top"].tolist() == expected["top"].tolist()
+    assert pickle.loads(pickle.dumps(BatchPredictor(classifier())))(batch)["top"][0] == expected["top"][0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": np.array(["a"])}, 'no column "path" in the batch, which has image'),
+        ({"path": np.array([b"a"])}, "loses zero bytes"),
+        ({"path": np.array([1])}, "has a int64: give paths, bytes or arrays"),
+        ({"path": np.array(["a"]), "error": np.array([1])}, 'has a column "error", which is one of the results'),
+    ],
+)
+def test_other_batches_are_refused(batch, message):
+    with pytest.raises(InputError, match=message):
+        BatchPredictor(classifier(), device="cpu")(batch)
+
+
+def test_no_rows_have_no_results():
+    found = BatchPredictor(classifier(), device="cpu")({"path": np.array([], dtype=object)})
+    assert {name: len(column) for name, column in found.items()} == {"path": 0, "error": 0, "top": 0}
+
+
+@pytest.mark.slow
+def test_ray_data_predicts_and_resumes(images, tmp_path, monkeypatch):
+    """The example of docs/scale.md, with actors, checkpoints and a table of results."""
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data.checkpoint")
+    from tests.inference.ray_example import run
+
+    weights.save(classifier(), tmp_path / "model.safetensors")
+    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    try:
+        run(images, tmp_path)
+    finally:
+        ray.shutdown()
+    assert os.listdir(tmp_path / "results")
