@@ -58,7 +58,7 @@ def start(*args: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     "kills", [20, pytest.param(200, marks=pytest.mark.skipif("not os.environ.get('FOCALNET_LONG')"))]
 )
-def test_twenty_random_kills_of_four_workers(kills, tmp_path):
+def test_twenty_random_kills_of_four_workers(kills, tmp_path, attacks):
     order = random.Random(kills)
     paths = write_list(tmp_path / "list.txt", 120 * kills)
     options: dict[str, Any] = {"rows_per_shard": 15, "workers": 4, "seconds": 0.01}
@@ -87,10 +87,11 @@ def test_twenty_random_kills_of_four_workers(kills, tmp_path):
     totals = running.run(job(tmp_path / "list.txt", tmp_path / "out", **options), lambda line: None, "fork")
     assert (totals.rows, totals.missing) == (len(paths), 0)
     check(tmp_path / "out", paths)
+    attacks(sum(done.values()))
 
 
 @pytest.mark.parametrize("shard_format", ["jsonl", "parquet"])
-def test_a_kill_at_every_moment_of_writing(shard_format, tmp_path):
+def test_a_kill_at_every_moment_of_writing(shard_format, tmp_path, attacks):
     paths = write_list(tmp_path / "list.txt", 30)
 
     def killed_at(moment: int | None, out: Path) -> tuple[int, int]:
@@ -109,7 +110,9 @@ def test_a_kill_at_every_moment_of_writing(shard_format, tmp_path):
     code, moments = killed_at(None, tmp_path / "whole")
     assert code == 0
     assert moments > 20
-    for moment in range(moments) if shard_format == "jsonl" else ten_moments(moments, seed=0):
+    chosen = range(moments) if shard_format == "jsonl" else ten_moments(moments, seed=0)
+    attacks(len(chosen))
+    for moment in chosen:
         out = tmp_path / str(moment)
         assert killed_at(moment, out)[0] == -signal.SIGKILL
         assert killed_at(None, out)[0] == 0
