@@ -14,7 +14,9 @@ from focalnet import Predictor, weights, zoo
 from focalnet.errors import InputError
 from focalnet.inference import BatchPredictor
 from focalnet.inference.manifest.shards import schema
-from tests.inference.segmenters import blocks, colours
+from tests.docs.pages import ROOT, blocks
+from tests.inference.segmenters import blocks as blocks_of_colors
+from tests.inference.segmenters import colours
 from tests.inference.small import classifier, noise
 
 
@@ -72,7 +74,7 @@ def test_what_cannot_be_read_has_an_error(images, tmp_path):
 
 
 def test_masks_and_sizes_are_columns(tmp_path):
-    blocks(96, 64, seed=0, block=32)[0].save(tmp_path / "a.png")
+    blocks_of_colors(96, 64, seed=0, block=32)[0].save(tmp_path / "a.png")
     found = BatchPredictor(colours("semantic"), device="cpu")({"path": np.array([str(tmp_path / "a.png"), "none"])})
     assert list(found) == ["path", "error", "height", "width", "classes"]
     assert found["height"].tolist() == [64, None]
@@ -129,6 +131,11 @@ def test_tables_keep_their_types(kind, images, tmp_path):
         assert rows.schema.field("top").type == schema("classification").field("top").type
     with pytest.raises(InputError, match="has the type int64: give text"):
         predictor(arrow.table({"image": [1]}))
+
+
+def test_the_example_of_the_docs_is_the_one_that_is_tested():
+    (example,) = [block.text for block in blocks("docs/scale.md") if block.language == "py"]
+    assert (ROOT / "tests/inference/ray_example.py").read_text().endswith(example)
 
 
 @pytest.mark.slow

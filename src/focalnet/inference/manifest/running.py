@@ -125,7 +125,7 @@ def predict_manifest(
         report: called with a line of text for each finished shard.
 
     Returns:
-        What is finished of the share.
+        What is finished of the share, in this run or before: numbers of ``shards``, ``rows`` and ``errors``.
 
     Raises:
         ConfigError: an invalid option, or the folder has a job with another manifest, model or options.
