@@ -118,7 +118,7 @@ def _parquet(path: Path, output: str) -> Iterator[Callable[[dict[str, Any]], Non
         rows.append(row)
         if len(rows) >= _CONVERTED:
             convert()
-            if sum(batch.nbytes for batch in batches) >= _FLUSHED:
+            if len(batches) % 16 == 0 and sum(batch.nbytes for batch in batches) >= _FLUSHED:
                 writer.write_table(arrow.Table.from_batches(batches))
                 batches.clear()
 

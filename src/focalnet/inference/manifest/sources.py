@@ -137,7 +137,7 @@ class TextFile(Source):
                 yield self._row(index, line)
 
     def _row(self, index: int, line: bytes) -> Row:
-        if self.file == self.path:
+        if self._separator == b"\n":
             line = line.removesuffix(b"\r")
             line = line.removeprefix(b"\xef\xbb\xbf") if index == 0 else line
         if not line:
