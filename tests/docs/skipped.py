@@ -20,6 +20,11 @@ COMMANDS: list[tuple[str, str, str]] = [
         r"explain .*--evaluate ",
         "takes minutes; tests/explanations/test_evaluation.py runs it with a small network",
     ),
+    (
+        r"docs/scale\.md",
+        r"predict .*--workers",
+        "starts processes; tests/attacks does so with a stub",
+    ),
     (r"", r"export ", "takes a minute; tests/exporting does it with small networks"),
     (r"", r"compare ", "reads the reader's runs; tests/test_cli_compare.py compares two"),
     (r"", r"benchmark ", "takes minutes; tests/test_cli_benchmark.py runs it with a small network"),
@@ -38,6 +43,7 @@ CODE: list[tuple[str, str, str]] = [
         r"model\.push_to_hub|import timm",
         "needs the Hub; tests/weights and tests/integrations run it without",
     ),
+    (r"docs/scale\.md", r"import pandas", "reads shards; tests/inference/manifest/test_running.py reads such a folder"),
     (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training does so at toy size"),
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as arrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from focalnet import registry, weights, zoo
 from focalnet.card import ModelCard, Preprocessing
@@ -58,8 +61,22 @@ def write_inputs(text: str, folder: Path) -> None:
             weights.save(network(kind), path)
         elif path.suffix == ".mp4":
             write_video(path)
+        elif path.name in ("list.txt", "list.parquet", "0.tar"):
+            write_manifest(path)
         elif path.suffix in (".pth", ".safetensors") and path.parent == folder:
             weights.save(network("classifier"), path)
+
+
+def write_manifest(path: Path) -> None:
+    """A list of one image, or a tar file with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".txt":
+        path.write_text(f"{IMAGE}\n")
+    elif path.suffix == ".parquet":
+        parquet.write_table(arrow.table({"id": [1], "file": [str(IMAGE)]}), path)
+    else:
+        with tarfile.open(path, "w") as archive:
+            archive.add(IMAGE, "cat.jpg")
 
 
 def write_video(path: Path) -> None:

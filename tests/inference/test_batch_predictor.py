@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as arrow
 import pytest
+from pyarrow import parquet
 
 from focalnet import Predictor, weights, zoo
 from focalnet.errors import InputError
 from focalnet.inference import BatchPredictor
-from tests.inference.segmenters import blocks, colours
+from focalnet.inference.manifest.shards import schema
+from tests.docs.pages import ROOT, blocks
+from tests.inference.segmenters import blocks as blocks_of_colors
+from tests.inference.segmenters import colours
 from tests.inference.small import classifier, noise
 
 
@@ -70,7 +74,7 @@ def test_what_cannot_be_read_has_an_error(images, tmp_path):
 
 
 def test_masks_and_sizes_are_columns(tmp_path):
-    blocks(96, 64, seed=0, block=32)[0].save(tmp_path / "a.png")
+    blocks_of_colors(96, 64, seed=0, block=32)[0].save(tmp_path / "a.png")
     found = BatchPredictor(colours("semantic"), device="cpu")({"path": np.array([str(tmp_path / "a.png"), "none"])})
     assert list(found) == ["path", "error", "height", "width", "classes"]
     assert found["height"].tolist() == [64, None]
@@ -112,17 +116,53 @@ def test_no_rows_have_no_results():
     assert {name: len(column) for name, column in found.items()} == {"path": 0, "error": 0, "top": 0}
 
 
+@pytest.mark.parametrize("kind", ["paths", "images"])
+def test_tables_keep_their_types(kind, images, tmp_path):
+    paths = [*images, None, str(tmp_path / "none")]
+    values = paths if kind == "paths" else [Path(path).read_bytes() for path in images] + [None, b"no image"]
+    predictor = BatchPredictor(classifier(), "image", device="cpu")
+    found = predictor(arrow.table({"id": range(5), "image": values}))
+    assert found.column_names == ["id", *(["image"] if kind == "paths" else []), "error", "top"]
+    expected = predictor({"image": objects(values)})
+    assert found.column("top").to_pylist() == expected["top"].tolist()
+    assert found.column("error").to_pylist() == expected["error"].tolist()
+    for rows in (found.slice(0, 1), found.slice(3), predictor(arrow.table({"id": [1], "image": values[3:4]}))):
+        assert rows.schema.field("error").type == arrow.string()
+        assert rows.schema.field("top").type == schema("classification").field("top").type
+    with pytest.raises(InputError, match="has the type int64: give text"):
+        predictor(arrow.table({"image": [1]}))
+
+
+def test_the_example_of_the_docs_is_the_one_that_is_tested():
+    (example,) = [block.text for block in blocks("docs/scale.md") if block.language == "py"]
+    assert (ROOT / "tests/inference/ray_example.py").read_text().endswith(example)
+
+
 @pytest.mark.slow
-def test_ray_data_predicts_and_resumes(images, tmp_path, monkeypatch):
-    """The example of docs/scale.md, with actors, checkpoints and a table of results."""
+@pytest.mark.filterwarnings("ignore")  # Ray warns of its own
+def test_ray_data_predicts_and_resumes(images, tmp_path):
+    """The example of docs/scale.md: the second run predicts only what the first one has not."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data.checkpoint")
-    from tests.inference.ray_example import run
+    from tests.inference.ray_example import predict
+
+    def read(column: str) -> list[object]:
+        return [
+            value for path in (tmp_path / "out").glob("*") for value in parquet.read_table(path)[column].to_pylist()
+        ]
 
     weights.save(classifier(), tmp_path / "model.safetensors")
+    arguments = [str(tmp_path / name) for name in ("list.parquet", "out", "checkpoint", "model.safetensors")]
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
     try:
-        run(images, tmp_path)
+        parquet.write_table(arrow.table({"path": [images[0], "missing.png"]}), tmp_path / "list.parquet")
+        predict(*arguments, actors=1)
+        first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert sorted(read("path")) == sorted([images[0], "missing.png"])
+        parquet.write_table(arrow.table({"path": [images[0], "missing.png", *images[1:]]}), tmp_path / "list.parquet")
+        predict(*arguments, actors=1)
     finally:
         ray.shutdown()
-    assert os.listdir(tmp_path / "results")
+    assert sorted(read("path")) == sorted([*images, "missing.png"])  # once each
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name in first} == first
+    assert sum(error is not None for error in read("error")) == 1

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from focalnet.errors import InputError
-from focalnet.inference.manifest.shards import FIELDS, values_of
-from focalnet.inference.manifest.sources import Unreadable
+from focalnet.errors import InputError, require
+from focalnet.inference.manifest.shards import FIELDS, result_fields, values_of
+from focalnet.inference.manifest.sources import Unreadable, as_bytes, holds
 
 if TYPE_CHECKING:
     from focalnet.inference.predictor import Predictor
@@ -61,34 +61,61 @@ class BatchPredictor:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_predictor": None}
 
-    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, batch: Any) -> Any:
         """Predicts the images of a batch.
 
         Args:
-            batch: columns of ``N`` values each.
+            batch: a mapping of columns to arrays of ``N`` values (``batch_format="numpy"``), or a ``pyarrow.Table``
+                (``batch_format="pyarrow"``), of which the image column is text or bytes. Tables keep the types of
+                columns that are null in a whole batch: give these where results are written to files.
 
         Returns:
-            The columns of the batch, without the images if they are bytes or arrays, and those of the shards of
-            ``predict_manifest``: ``error``, which is None or says why there is no result, and by the model's results
-            ``top``, or ``height``, ``width`` and ``objects``, ``classes`` or ``segments``.
+            The same kind of batch: its columns, without the images if they are bytes or arrays, and those of the
+            shards of ``predict_manifest``: ``error``, which is null or says why there is no result, and by the model's
+            results ``top``, or ``height``, ``width`` and ``objects``, ``classes`` or ``segments``.
 
         Raises:
             InputError: the column is missing or holds something else, or another one has the name of a result.
         """
-        if self.column not in batch:
-            raise InputError(f'no column "{self.column}" in the batch, which has {", ".join(batch) or "none"}')
+        names = list(batch) if isinstance(batch, Mapping) else batch.column_names
+        if self.column not in names:
+            raise InputError(f'no column "{self.column}" in the batch, which has {", ".join(names) or "none"}')
+        predictor = self._loaded()
+        output = predictor.model.config.output
+        if taken := {"error", *FIELDS[output]} & set(names):
+            raise InputError(f'the batch has a column "{min(taken)}", which is one of the results: rename it')
+        return self._of_arrays(batch, output) if isinstance(batch, Mapping) else self._of_table(batch, output)
+
+    def _of_arrays(self, batch: Mapping[str, npt.NDArray[Any]], output: str) -> dict[str, npt.NDArray[Any]]:
         images = batch[self.column]
         if images.dtype.kind == "S":
             raise InputError(
                 f'column "{self.column}" has the type {images.dtype}, which loses zero bytes: give objects'
             )
-        predictor = self._loaded()
-        output = predictor.model.config.output
-        if taken := {"error", *FIELDS[output]} & set(batch):
-            raise InputError(f'the batch has a column "{min(taken)}", which is one of the results: rename it')
-        results = [values_of(one, output) for one in predictor.attempt(map(self._image, images))]
-        kept = {name: values for name, values in batch.items() if name != self.column or _are_paths(values)}
-        return kept | {name: _column([row[name] for row in results]) for name in ("error", *FIELDS[output])}
+        are_paths = images.ndim == 1 and not any(isinstance(value, (bytes, np.ndarray)) for value in images)
+        columns = {name: values for name, values in batch.items() if name != self.column or are_paths}
+        results = self._results(images, output)
+        return columns | {name: _objects([row[name] for row in results]) for name in ("error", *FIELDS[output])}
+
+    def _of_table(self, batch: Any, output: str) -> Any:
+        images = batch.column(self.column)
+        arrow = require("pyarrow", "train")
+        kind = "paths" if arrow.types.is_null(images.type) else holds(images.type)
+        if kind not in ("paths", "images"):
+            raise InputError(f'column "{self.column}" has the type {images.type}: give text (paths) or bytes (images)')
+        values = as_bytes(images).to_pylist()
+        if kind == "paths":
+            values = [None if value is None else os.fsdecode(value) for value in values]
+        else:
+            batch = batch.drop_columns([self.column])
+        results = self._results(values, output)
+        for field in result_fields(output):
+            values = arrow.array([row[field.name] for row in results], field.type)
+            batch = batch.append_column(field, values)
+        return batch
+
+    def _results(self, images: Iterable[Any], output: str) -> list[dict[str, Any]]:
+        return [values_of(one, output) for one in self._loaded().attempt(map(self._image, images))]
 
     def _loaded(self) -> Predictor:
         if self._predictor is None:
@@ -109,12 +136,8 @@ class BatchPredictor:
         raise InputError(f'column "{self.column}" has a {type(value).__name__}: give paths, bytes or arrays')
 
 
-def _are_paths(values: npt.NDArray[Any]) -> bool:
-    return values.ndim == 1 and not any(isinstance(value, (bytes, np.ndarray)) for value in values)
-
-
-def _column(values: Sequence[Any]) -> npt.NDArray[Any]:
-    """``(N,)`` of objects, whatever they hold: None, numbers, text or lists."""
+def _objects(values: Sequence[Any]) -> npt.NDArray[Any]:
+    """``(N,)`` of objects, whatever they are: None, numbers, text or lists."""
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column

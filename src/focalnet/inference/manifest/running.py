@@ -125,7 +125,7 @@ def predict_manifest(
         report: called with a line of text for each finished shard.
 
     Returns:
-        What is finished of the share.
+        What is finished of the share, in this run or before: numbers of ``shards``, ``rows`` and ``errors``.
 
     Raises:
         ConfigError: an invalid option, or the folder has a job with another manifest, model or options.
@@ -185,13 +185,14 @@ def run(job: Job, report: Callable[[str], object], start_method: str = "spawn") 
     return totals
 
 
-def work(job: Job, number: int, report: Callable[[str], object]) -> None:
+def work(job: Job, number: int, report: Callable[[str], object], parent: int | None = None) -> None:
     """What one process does: it predicts one shard after another, as long as there are any that nobody has finished.
 
     Args:
         job: what to do.
         number: of the process, among those of this run.
         report: called with a line for each finished shard.
+        parent: id of the process without which this one ends, if any.
     """
     predictor = job.make(number)
     with contextlib.closing(Ledger(job.out, {**job.header, "model": predictor.identity})) as ledger:
@@ -200,7 +201,7 @@ def work(job: Job, number: int, report: Callable[[str], object]) -> None:
         with size_limit(job.megapixels):
             for shard in ledger.claimed(mine):
                 path = job.out / shard_name(shard, job.shard_format)
-                rows, failed = _predict_shard(job, shard, path, predictor, ledger.header)
+                rows, failed = _predict_shard(job, shard, path, predictor, ledger.header, parent)
                 source, first, _ = job.manifest.shard(shard)
                 entry = {"source": ledger.header["manifest"]["sources"][source], "first": first}
                 ledger.record(shard, path, {**entry, "rows": rows, "errors": failed})
@@ -208,7 +209,7 @@ def work(job: Job, number: int, report: Callable[[str], object]) -> None:
 
 
 def _predict_shard(
-    job: Job, shard: int, path: Path, predictor: RowPredictor, header: dict[str, Any]
+    job: Job, shard: int, path: Path, predictor: RowPredictor, header: dict[str, Any], parent: int | None
 ) -> tuple[int, int]:
     """Writes a shard; returns how many rows it has, and how many of them have an error."""
     number, start, stop = job.manifest.shard(shard)
@@ -232,7 +233,8 @@ def _predict_shard(
                     raise ImageError(f"{values['error']}; what was finished before it is kept: --on-error skip goes on")
             add({"source": name, "row": row.number, "path": text(row.path), **values})
             count += 1
-            _end_with_parent()
+            if parent is not None and os.getppid() != parent:  # killed
+                os._exit(1)
     if waiting or (stop is not None and count != stop - start):
         raise FocalNetError(f"{name}: rows from {start} gave {count} results; it may have been changed")
     return count, failed
@@ -247,7 +249,7 @@ def _image(row: Row, folder: str | None) -> str | Encoded | Unreadable:
     assert row.path is not None
     if re.match("[A-Za-z][A-Za-z0-9+.-]+://", row.path):
         return Unreadable(f"{row.path}: is an address; download it and give its path")
-    if not os.path.isabs(row.path) and folder is None:
+    if folder is None and not os.path.isabs(row.path):
         raise DataError(
             f"{row.path}: is relative to the folder in which the job was begun, which is not on this machine"
         )
@@ -296,16 +298,10 @@ def _process(job: Job, number: int, sender: Any) -> None:
     """The main function of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it, too, and ends this one
     try:
-        work(job, number, lambda line: sender.send(("report", line)))
+        work(job, number, lambda line: sender.send(("report", line)), os.getppid())
     except FocalNetError as error:
         sender.send((type(error).__name__, str(error)))
     except BrokenPipeError:  # the parent was killed
-        os._exit(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
         os._exit(1)
 
 

@@ -64,19 +64,24 @@ def schema(output: str) -> Any:
     Args:
         output: the model's kind of results.
     """
-    head = {"source": "string", "row": "int64", "path": "string", "error": "string"}
     arrow = require("pyarrow", "train")
-    return arrow.schema([arrow.field(name, arrow_type(of)) for name, of in (head | FIELDS[output]).items()])
+    names = [("source", "string"), ("row", "int64"), ("path", "string")]
+    head = [arrow.field(name, arrow.type_for_alias(of)) for name, of in names]
+    return arrow.schema([*head, *result_fields(output)])
 
 
-def arrow_type(of: Any) -> Any:
-    """The Arrow type of an entry of ``FIELDS``."""
+def result_fields(output: str) -> list[Any]:
+    """The columns that results fill (``pyarrow.Field``): ``error`` and those of ``FIELDS``."""
     arrow = require("pyarrow", "train")
-    if isinstance(of, list):
-        return arrow.list_(arrow_type(of[0]))
-    if isinstance(of, dict):
-        return arrow.struct([arrow.field(name, arrow_type(inner)) for name, inner in of.items()])
-    return arrow.type_for_alias(of)
+
+    def type_of(of: Any) -> Any:
+        if isinstance(of, list):
+            return arrow.list_(type_of(of[0]))
+        if isinstance(of, dict):
+            return arrow.struct([arrow.field(name, type_of(inner)) for name, inner in of.items()])
+        return arrow.type_for_alias(of)
+
+    return [arrow.field(name, type_of(of)) for name, of in {"error": "string", **FIELDS[output]}.items()]
 
 
 @contextmanager
@@ -114,7 +119,7 @@ def _parquet(path: Path, output: str) -> Iterator[Callable[[dict[str, Any]], Non
         rows.append(row)
         if len(rows) >= _CONVERTED:
             convert()
-            if sum(batch.nbytes for batch in batches) >= _FLUSHED:
+            if len(batches) % 16 == 0 and sum(batch.nbytes for batch in batches) >= _FLUSHED:
                 writer.write_table(arrow.Table.from_batches(batches))
                 batches.clear()
 

@@ -137,7 +137,7 @@ class TextFile(Source):
                 yield self._row(index, line)
 
     def _row(self, index: int, line: bytes) -> Row:
-        if self.file == self.path:
+        if self._separator == b"\n":
             line = line.removesuffix(b"\r")
             line = line.removeprefix(b"\xef\xbb\xbf") if index == 0 else line
         if not line:
@@ -166,7 +166,7 @@ class ParquetFile(Source):
         parquet = require("pyarrow.parquet", "train")
         with _reading(path), parquet.ParquetFile(path) as file:
             self._column = _column(file.schema_arrow, column, path)
-            self._kind = _kind(file.schema_arrow.field(self._column).type)
+            self._kind = holds(file.schema_arrow.field(self._column).type)
             self.count = file.metadata.num_rows
             with path.open("rb") as raw:
                 self.sha256 = _hash_of_column(raw, file.metadata, self._column)
@@ -185,7 +185,7 @@ class ParquetFile(Source):
                 values = batch.column(0)
                 first, last = max(start - here, 0), min(stop - here, len(values))
                 if first < last:
-                    chosen = _plain(values.slice(first, last - first)).to_pylist()
+                    chosen = as_bytes(values.slice(first, last - first)).to_pylist()
                     for index, value in enumerate(chosen, here + first):
                         yield self._row(index, value)
                 here += len(values)
@@ -407,7 +407,7 @@ def _split(file: IO[bytes], separator: bytes) -> Iterator[bytes]:
 
 def _column(schema: Any, wanted: str | None, path: Path) -> str:
     """The column with the images; see ``ParquetFile``."""
-    usable: list[str] = [one.name for one in schema if _kind(one.type) is not None]
+    usable: list[str] = [one.name for one in schema if holds(one.type) is not None]
     if wanted is None:
         wanted = "path" if "path" in usable else usable[0] if len(usable) == 1 else None
     if wanted is None or wanted not in usable or schema.names.count(wanted) > 1:
@@ -416,7 +416,7 @@ def _column(schema: Any, wanted: str | None, path: Path) -> str:
     return wanted
 
 
-def _kind(of: Any) -> str | None:
+def holds(of: Any) -> str | None:
     """What a column of a type holds: ``"paths"``, ``"images"``, ``"both"`` or None for anything else."""
     types = require("pyarrow", "train").types
     if types.is_dictionary(of):
@@ -426,16 +426,16 @@ def _kind(of: Any) -> str | None:
     if types.is_binary(of) or types.is_large_binary(of):
         return "images"
     if types.is_struct(of) and {"path", "bytes"} <= {of.field(i).name for i in range(of.num_fields)}:
-        return "both" if (_kind(of.field("path").type), _kind(of.field("bytes").type)) == ("paths", "images") else None
+        return "both" if (holds(of.field("path").type), holds(of.field("bytes").type)) == ("paths", "images") else None
     return None
 
 
-def _plain(values: Any) -> Any:
+def as_bytes(values: Any) -> Any:
     """Values of an Arrow column with text as its bytes, which need not be UTF-8."""
     arrow = require("pyarrow", "train")
     if arrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    return values.cast(arrow.large_binary()) if _kind(values.type) == "paths" else values
+    return values.cast(arrow.large_binary()) if holds(values.type) == "paths" else values
 
 
 def _hash_of_column(file: IO[bytes], metadata: Any, column: str) -> str:
