@@ -32,3 +32,8 @@ def computes_bfloat16() -> bool:
     """
     report = capabilities()
     return not report or any(report.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def multiplies_int8() -> bool:
+    """Whether it multiplies int8 numbers without intermediate sums of 16 bits, which could saturate (VNNI)."""
+    return any(capabilities().get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
