@@ -9,6 +9,7 @@ module, or raises an error that names the solution.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn
 
@@ -18,7 +19,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from focalnet.errors import InputError
-from focalnet.kernels import cpu, direct, matmul, submodules
+from focalnet.kernels import cpu, direct, int8, matmul, submodules
+from focalnet.kernels.cpu.arguments import Steps
 from focalnet.kernels.fused import (
     FusedFocalModulation,
     FusedFocalNetBlock,
@@ -26,6 +28,7 @@ from focalnet.kernels.fused import (
     FusedPatchEmbed,
     block_weights,
 )
+from focalnet.kernels.int8 import Int8Weight
 from focalnet.kernels.matmul import PackedWeight
 from focalnet.kernels.read_only import FrozenParameter, FrozenStorage, plain, refuse
 from focalnet.kernels.registered import Named, registered
@@ -231,7 +234,10 @@ class FrozenPatchEmbed(Frozen, FusedPatchEmbed):
 
 
 class _PackedBlock(Named):
-    """The packed weights of a block. Compiled graphs cannot hold packed weights and look them up by name."""
+    """The packed weights of a block. Compiled graphs cannot hold packed weights and look them up by name.
+
+    Linear layers that the attribute ``int8_steps`` of the block names compute in int8.
+    """
 
     def __init__(self, block: FusedFocalNetBlock) -> None:
         super().__init__()
@@ -239,12 +245,18 @@ class _PackedBlock(Named):
         if weights is None:
             raise Unfit("one of its submodules was modified")
         norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm = _detached(weights)
-        modulation = modulation._replace(**{name: _pack(getattr(modulation, name)) for name in ("f", "h", "proj")})
-        mlp = mlp._replace(fc1=_pack(mlp.fc1), fc2=_pack(mlp.fc2))
         self.like = norm1[0]
-        self.weights = BlockWeights(norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm)
         if not direct.fit(self.like, weights.tensors()):
             raise Unfit("its weights have several dtypes, a dtype that oneDNN does not support, or too large kernels")
+        steps: dict[str, Steps] = block.__dict__.get("int8_steps", {})
+        if steps and (reason := int8.why_not()) is not None:
+            raise Unfit(reason)
+
+        def packed(group: Any, *names: str) -> Any:
+            return group._replace(**{name: _pack(getattr(group, name), steps.get(name)) for name in names})
+
+        modulation, mlp = packed(modulation, "f", "h", "proj"), packed(mlp, "fc1", "fc2")
+        self.weights = BlockWeights(norm1, modulation, norm2, mlp, gamma_1, gamma_2, post_norm)
 
 
 @functools.partial(registered, "focalnet::frozen_block")
@@ -365,14 +377,19 @@ def _shared(parameter: torch.Tensor) -> bool:
 
 
 def _refrozen(module: nn.Module) -> nn.Module:
-    freeze([module], unshared=True)
+    frozen, reasons = freeze([module], unshared=True)
+    if not frozen and "int8_steps" in module.__dict__:
+        reason = (reasons or ["the CPU kernels or oneDNN are missing"])[0]
+        warnings.warn(
+            f"a copy of a block in int8 computes in the dtype of its weights: {reason}", RuntimeWarning, stacklevel=2
+        )
     return module
 
 
-def _pack(layer: Linear) -> Linear:
+def _pack(layer: Linear, steps: Steps | None) -> Linear:
     weight, bias = layer
     assert isinstance(weight, torch.Tensor)
-    return PackedWeight(weight), bias
+    return PackedWeight(weight) if steps is None else Int8Weight(weight, bias, steps), bias
 
 
 def _detached(weights: Any) -> Any:

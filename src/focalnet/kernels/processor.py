@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # of x86
+
 
 def capabilities() -> Mapping[str, Any]:
     """PyTorch's report of instruction sets and more, by name; empty if it has none."""
@@ -40,5 +42,9 @@ def computes_int8() -> bool:
     True if PyTorch does not report it.
     """
     report = capabilities()
-    x86 = ("avx512_vnni", "avx_vnni", "amx_int8")
-    return not any(name in report for name in x86) or any(report.get(name, False) for name in x86)
+    return not any(name in report for name in _INT8) or multiplies_int8()
+
+
+def multiplies_int8() -> bool:
+    """Whether it multiplies int8 numbers without intermediate sums of 16 bits, which could saturate (VNNI)."""
+    return any(capabilities().get(name, False) for name in _INT8)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 Norm = tuple[torch.Tensor, torch.Tensor, float]  # weight, bias, eps
-Linear = tuple[Any, torch.Tensor]  # weight (O, I), or a PackedWeight of it; bias
+Linear = tuple[Any, torch.Tensor]  # weight (O, I), or a PackedWeight or Int8Weight of it; bias
 
 
 class ModulationWeights(NamedTuple):

@@ -17,20 +17,23 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from focalnet.errors import InputError
 from focalnet.kernels.cpu import arguments, library_file, proof
-from focalnet.kernels.cpu.arguments import DTYPES
+from focalnet.kernels.cpu.arguments import DTYPES, Steps
 from focalnet.kernels.cpu.jobs import MAX_LEVELS, MAX_SCALES, DeformableJob, FocalContextJob, RowsJob
 from focalnet.ops import modes
 
 KERNELS = range(1, 16, 2)
-_ABI = 3  # FOCALNET_ABI of dispatch.cpp
+_ABI = 4  # FOCALNET_ABI of dispatch.cpp
 ROWS_OF_A_PART = 32  # FOCALNET_ROWS_OF_A_PART of rows.h
 _MAX_THREADS = 1024
-_COLUMN_SUM, _GELU, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(5)  # RowsKernel of rows.h
+# RowsKernel of rows.h
+_COLUMN_SUM, _GELU, _GELU_BACKWARD, _NORM_FORWARD, _NORM_BACKWARD = range(5)
+_QUANTIZE, _QUANTIZE_GELU, _QUANTIZE_NORM, _QUANTIZE_PRODUCT = range(5, 9)
 
 
 class Library:
@@ -185,6 +188,42 @@ class Library:
         self._rows(_COLUMN_SUM, x, sums=sums)
         return sums.sum(0)[0]
 
+    def quantize(self, x: torch.Tensor, steps: Steps) -> torch.Tensor:
+        """``x``, which has one of ``DTYPES``, as uint8 levels; see ``Steps``."""
+        return self._quantized(_QUANTIZE, _with_columns(x), steps)
+
+    def quantize_gelu(self, x: torch.Tensor, steps: Steps) -> torch.Tensor:
+        """The exact GELU of ``x``, which has one of ``DTYPES``, as uint8 levels; see ``Steps``."""
+        return self._quantized(_QUANTIZE_GELU, _with_columns(x), steps)
+
+    def quantize_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, steps: Steps
+    ) -> torch.Tensor:
+        """The layer norm of ``x``, as in ``layer_norm``, as uint8 levels; see ``Steps``."""
+        x = _with_columns(x)
+        weight, bias = arguments.floats("weight", weight, x.shape[-1:]), arguments.floats("bias", bias, x.shape[-1:])
+        return self._quantized(_QUANTIZE_NORM, x, steps, weight=weight, bias=bias, eps=eps)
+
+    def quantize_product(self, x: torch.Tensor, factor: torch.Tensor, steps: Steps) -> torch.Tensor:
+        """``x * factor`` as uint8 levels; see ``Steps``.
+
+        Args:
+            x: ``(..., C)``, of one of ``DTYPES``; a slice of the last axis of a contiguous tensor is not copied.
+            factor: like ``x``.
+            steps: step and zero point of the result.
+        """
+        factor = arguments.values("the factor", _with_columns(factor), like=x)
+        arguments.check("x", x)
+        stride = x.stride(-2) if x.ndim > 1 else x.shape[-1]
+        if x.stride() != (*(stride * x.shape[i + 1 : -1].numel() for i in range(x.ndim - 1)), 1):
+            x, stride = x.contiguous(), x.shape[-1]
+        return self._quantized(_QUANTIZE_PRODUCT, x, steps, factor=factor, x_stride=stride)
+
+    def _quantized(self, kernel: int, x: torch.Tensor, steps: Steps, **others: Any) -> torch.Tensor:
+        out = torch.empty(x.shape, dtype=torch.uint8)
+        self._rows(kernel, x, out=out, levels=steps.levels, zero_point=steps.zero_point, **others)
+        return out
+
     def deformable_attention(
         self, values: torch.Tensor, sizes: Sequence[int], locations: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
@@ -229,9 +268,13 @@ class Library:
         self._run("deformable", job, values.dtype == torch.bfloat16, True)
         return grad_values, others[0], others[1]
 
-    def _rows(self, kernel: int, x: torch.Tensor, *, eps: float = 0.0, **tensors: torch.Tensor | None) -> None:
-        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-        job = RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], eps=eps, **pointers)
+    def _rows(self, kernel: int, x: torch.Tensor, **fields: torch.Tensor | float | None) -> None:
+        given = {
+            name: value.data_ptr() if isinstance(value, torch.Tensor) else value
+            for name, value in fields.items()
+            if value is not None
+        }
+        job = RowsJob(x=x.data_ptr(), rows=_rows(x), columns=x.shape[-1], **given)
         self._run("rows", job, kernel, x.dtype == torch.bfloat16)
 
     def _run(self, kernels: str, job: FocalContextJob | RowsJob | DeformableJob, *options: int) -> None:

@@ -1,8 +1,9 @@
-"""Checks of a tensor before its address is passed to a kernel, which does no checks of its own."""
+"""Arguments of kernels: checks of a tensor before its address is passed, since a kernel does no checks of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -10,6 +11,25 @@ from focalnet.errors import InputError
 
 DTYPES = (torch.float32, torch.bfloat16)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
+
+class Steps(NamedTuple):
+    """How numbers become uint8 levels: ``round(y / scale) + zero_point``, ties to even, limited to 0 ... 255.
+
+    NaN becomes the zero point.
+
+    Args:
+        scale: the step between two levels, positive.
+        zero_point: the level of 0, from 0 to 255.
+    """
+
+    scale: float
+    zero_point: int
+
+    @property
+    def levels(self) -> float:
+        """Levels per unit."""
+        return 1 / self.scale
 
 
 def check(name: str, x: torch.Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None) -> None:

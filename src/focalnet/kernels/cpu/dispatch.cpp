@@ -4,7 +4,7 @@
 #include "focal_context.h"
 #include "rows.h"
 
-enum { FOCALNET_ABI = 3 };
+enum { FOCALNET_ABI = 4 };
 
 #define KERNELS_OF(VARIANT)                                      \
   int focal_context_##VARIANT(const FocalContextJob*, int, int); \

@@ -35,6 +35,7 @@ class RowsJob(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
         ("residual_grad", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("gelu_out", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
@@ -43,7 +44,10 @@ class RowsJob(ctypes.Structure):
         ("sums", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("x_stride", ctypes.c_int64),
         ("eps", ctypes.c_float),
+        ("levels", ctypes.c_float),
+        ("zero_point", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focalnet.kernels import reference
+from focalnet.kernels.cpu.arguments import Steps
 from focalnet.ops import deformable
 
 if TYPE_CHECKING:
@@ -69,7 +70,28 @@ def _cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, 
     ):
         yield "the gradient of gelu", result, expected_gradient
     yield "column_sum", library.column_sum(x), x.double().sum((0, 1, 2))
+    yield from _quantized_cases(library, x, grad, weight, bias)
     yield from _deformable_cases(library, dtype)
+
+
+def _quantized_cases(
+    library: Library, x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The same for uint8 levels, some of which are at the limits: the exact number is at most half a level away."""
+    steps = Steps(0.011, 77)
+    slices = torch.cat([factor, x], -1)[..., _SHAPE[3] :]  # x with gaps between its rows
+    for name, levels, exact in (
+        ("quantize", library.quantize(x, steps), x.double()),
+        ("quantize_gelu", library.quantize_gelu(x, steps), F.gelu(x.double())),
+        (
+            "quantize_norm",
+            library.quantize_norm(x, weight, bias, _EPS, steps),
+            F.layer_norm(x.double(), weight.shape, weight.double(), bias.double(), _EPS),
+        ),
+        ("quantize_product", library.quantize_product(slices, factor, steps), x.double() * factor.double()),
+    ):
+        number = (exact / steps.scale + steps.zero_point).clamp(0, 255)
+        yield name, levels, number + (levels.double() - number).clamp(-0.5, 0.5)
 
 
 def _deformable_cases(library: Library, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-// Row-wise operations: layer norm, GELU, and gradients of biases. They are bound by memory bandwidth, so each tensor is
+// Row-wise operations: layer norm, GELU, gradients of biases, and inputs of int8 products. They are bound by memory bandwidth, so each tensor is
 // read and written once, and gradients that are sums over rows are accumulated in the same pass. Norms process rows in
 // groups, because each step of a row depends on a sum of the step before, but not on other rows.
 
@@ -10,6 +10,22 @@
 #include <cmath>
 
 namespace {
+
+// Levels of a quantized row. The sum with 1.5 * 2^23 rounds to the nearest integer, ties to even, and its last bits are
+// that integer. NaN becomes the zero point.
+struct Levels {
+  const vf levels, lowest, highest;
+  const vu zero_point;
+  Levels(const RowsJob& job)
+      : levels(splat(job.levels)), lowest(splat(-(float)job.zero_point)), highest(splat(255.0f - (float)job.zero_point)),
+        zero_point((uint32_t)job.zero_point + vu{}) {}
+  vb operator()(vf y) const {
+    vf level = y * levels;
+    level = level < lowest ? lowest : level;
+    level = level > highest ? highest : level;
+    return __builtin_convertvector((vu)(level + 12582912.0f) + zero_point, vb);
+  }
+};
 
 // Rows in a group; fewer for long rows, since the values of a group must stay in the L1 cache.
 const int GROUP = 4, GROUP_VECTORS = 48;
@@ -94,7 +110,48 @@ template <class T> struct Rows {
     }
   }
 
+  void quantize(int64_t first, int count) {
+    const Levels levels(job);
+    for (int64_t row = first; row < first + count; ++row) {
+      const T* const x = at(job.x, row);
+      uint8_t* const out = (uint8_t*)job.out + row * C;
+      each([=](int64_t i, int lanes) { store(out + i * VLEN, levels(load(x + i * VLEN, lanes)), lanes); });
+    }
+  }
+
+  void quantize_gelu(int64_t first, int count) {
+    const Levels levels(job);
+    for (int64_t row = first; row < first + count; ++row) {
+      const T* const x = at(job.x, row);
+      uint8_t* const out = (uint8_t*)job.out + row * C;
+      each([=](int64_t i, int lanes) { store(out + i * VLEN, levels(::gelu(load(x + i * VLEN, lanes))), lanes); });
+    }
+  }
+
+  void quantize_product(int64_t first, int count) {
+    const Levels levels(job);
+    for (int64_t row = first; row < first + count; ++row) {
+      const T *const x = (const T*)job.x + row * job.x_stride, *const factor = at(job.factor, row);
+      uint8_t* const out = (uint8_t*)job.out + row * C;
+      each([=](int64_t i, int lanes) {
+        store(out + i * VLEN, levels(load(x + i * VLEN, lanes) * load(factor + i * VLEN, lanes)), lanes);
+      });
+    }
+  }
+
   void norm_forward(int64_t first, int count) {
+    normalize(first, count, [this](int64_t row, auto value) { write(at(job.out, row), value); });
+  }
+
+  void quantize_norm(int64_t first, int count) {
+    const Levels levels(job);
+    normalize(first, count, [this, levels](int64_t row, auto value) {
+      write((uint8_t*)job.out + row * C, [=](int64_t i) { return levels(value(i)); });
+    });
+  }
+
+  // Calls output with the index of each row and a function that returns its normalized vectors.
+  template <class Output> void normalize(int64_t first, int count, Output output) {
     const int64_t n = this->n;
     const vf *const weight = this->weight, *const bias = this->bias;
     float mean[GROUP], scale[GROUP];
@@ -114,7 +171,7 @@ template <class T> struct Rows {
     for (int r = 0; r < count; ++r) scale[r] = 1.0f / std::sqrt(scale[r] + job.eps);
     for (int r = 0; r < count; ++r) {
       const vf *const value = values + r * n, m = splat(mean[r]), s = splat(scale[r]);
-      write(at(job.out, first + r), [=](int64_t i) { return (value[i] - m) * s * weight[i] + bias[i]; });
+      output(first + r, [=](int64_t i) { return (value[i] - m) * s * weight[i] + bias[i]; });
     }
     for (int r = 0; job.moments && r < count; ++r) {
       job.moments[2 * (first + r)] = mean[r];
@@ -189,7 +246,11 @@ template <class T> int run(const RowsJob& job, int kernel) {
     case GELU: return by_parts<T, &Rows<T>::gelu>(job, 0);
     case GELU_BACKWARD: return by_parts<T, &Rows<T>::gelu_backward>(job, 1);
     case NORM_FORWARD: return by_parts<T, &Rows<T>::norm_forward>(job, 0);
-    default: return by_parts<T, &Rows<T>::norm_backward>(job, 2);
+    case NORM_BACKWARD: return by_parts<T, &Rows<T>::norm_backward>(job, 2);
+    case QUANTIZE: return by_parts<T, &Rows<T>::quantize>(job, 0);
+    case QUANTIZE_GELU: return by_parts<T, &Rows<T>::quantize_gelu>(job, 0);
+    case QUANTIZE_NORM: return by_parts<T, &Rows<T>::quantize_norm>(job, 0);
+    default: return by_parts<T, &Rows<T>::quantize_product>(job, 0);
   }
 }
 

@@ -93,6 +93,8 @@ inline void narrow(float x, bfloat16* out) {  // to nearest, ties to even; NaN s
 typedef uint16_t vh __attribute__((vector_size(2 * VLEN), aligned(2), may_alias));
 typedef uint32_t vu __attribute__((vector_size(4 * VLEN), aligned(4), may_alias));
 
+typedef uint8_t vb __attribute__((vector_size(VLEN), aligned(1), may_alias));
+
 inline vf load(const float* from) { return *(const vf*)from; }
 inline vf load(const bfloat16* from) { return (vf)(__builtin_convertvector(*(const vh*)from, vu) << 16); }
 inline void store(float* to, vf v) { *(vf*)to = v; }
@@ -114,6 +116,12 @@ template <class T> inline vf load(const T* from, int lanes) {
 template <class T> inline void store(T* to, vf v, int lanes) {
   if (lanes == VLEN) return store(to, v);
   for (int i = 0; i < lanes; ++i) narrow(v[i], to + i);
+}
+
+inline void store(uint8_t* to, vb v) { *(vb*)to = v; }
+inline void store(uint8_t* to, vb v, int lanes) {
+  if (lanes == VLEN) return store(to, v);
+  for (int i = 0; i < lanes; ++i) to[i] = v[i];
 }
 
 }  // namespace
