@@ -75,9 +75,7 @@ class Int8Weight:
             out = torch.ops.onednn.qlinear_pointwise.default(*given, *output, "none", [], "")
         else:
             how = "sum" if inplace else "add"
-            out = torch.ops.onednn.qlinear_pointwise.binary(
-                *given, residual, *output, 1.0, 0, how, 1.0, "none", [], ""
-            )
+            out = torch.ops.onednn.qlinear_pointwise.binary(*given, residual, *output, 1.0, 0, how, 1.0, "none", [], "")
         return out
 
 

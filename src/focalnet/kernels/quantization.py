@@ -356,7 +356,9 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, FusedFocalNetBlock]]:
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
-        _joined(prefix, name): block.get_submodule(name) for prefix, block in _blocks(model) for name in _LAYERS.values()
+        _joined(prefix, name): block.get_submodule(name)
+        for prefix, block in _blocks(model)
+        for name in _LAYERS.values()
     }
 
 
