@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -28,10 +28,10 @@ from focalnet.runtime import Predictor as Runtime
 from focalnet.runtime import read_header
 from focalnet.runtime.header import EXTRA_FILE, Header
 from focalnet.runtime.preprocess import preprocess
+from tests.docs.pages import PAGES, code
+from tests.docs.pages import commands as commands_of
 from tests.exporting.conftest import Case
 from tests.exporting.networks import network
-
-PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
 
 
 @pytest.fixture
@@ -137,9 +137,9 @@ def test_other_opsets(tmp_path: Path, opset: int) -> None:
 @pytest.mark.parametrize(
     ("path", "options", "says"),
     [
-        ("model.bin", {}, "model.bin: must end in .onnx or .pt2, or give format"),
+        ("model.bin", {}, "model.bin: must end in .onnx, .xml or .pt2, or give format"),
         ("model.pt2", {"format": "onnx"}, "a file of the format onnx must end in .onnx"),
-        ("model.onnx", {"format": "tensorrt"}, 'format="tensorrt" must be "onnx" or "torch"'),
+        ("model.onnx", {"format": "tensorrt"}, 'format="tensorrt" must be "onnx", "openvino" or "torch"'),
         ("model.onnx", {"opset": 11}, "opset=11 must be one of 18, 19, 20"),
         ("model.pt2", {"opset": 18}, "opset=18 is an option of the format onnx only"),
     ],
@@ -206,6 +206,16 @@ def test_files_that_cannot_be_read(classifier: Case, tmp_path: Path) -> None:
         focalnet.Predictor(tmp_path / "header.pt2")
 
 
+def test_a_graph_with_other_names(classifier: Case, tmp_path: Path) -> None:
+    graph = onnx.load(classifier.onnx.path)
+    for node in graph.graph.node:
+        node.input[:] = ["pixels" if name == "images" else name for name in node.input]
+    graph.graph.input[0].name = "pixels"
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="its inputs are pixels, and images by its metadata"):
+        focalnet.Predictor(tmp_path / "model.onnx")
+
+
 class Evil:
     """What runs code when it is unpickled."""
 
@@ -257,17 +267,26 @@ def test_metadata_that_cannot_be_read(classifier: Case, old: str, new: str, says
         Header.from_json(text.replace(old, new, 1), Path("x.onnx"))
 
 
-def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:
+def test_the_commands_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:
+    """Commands and code of the pages on export, in one folder; an export that several pages have is run once."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     photo.rename(tmp_path / "images/photo.png")
-    commands = [shlex.split(line)[1:] for line in re.findall(r"^focalnet .*$", PAGE, re.MULTILINE)]
-    assert len(commands) == 3
-    for command in commands:
-        assert main(command) == 0, command
+    targets = [page for page in PAGES if page.startswith("docs/deploy/")]
+    if importlib.util.find_spec("openvino") is None:
+        targets.remove("docs/deploy/openvino.md")
+    assert len(targets) >= 2
+    commands = {
+        command.text: command.arguments for page in ["docs/export.md", *targets] for command in commands_of(page)
+    }
+    for text, arguments in commands.items():
+        runnable = arguments[0] != "benchmark" and (len(targets) == 3 or "nano.xml" not in text)
+        assert not runnable or main(arguments) == 0, text
     said = capsys.readouterr().out
     assert "wrote nano.onnx" in said
     assert "largest difference from PyTorch: logits" in said
     assert (tmp_path / "out/predictions.json").exists()
-    assert main(commands[0]) == 2
+    assert main(["export", "focalnet_nano.cifar10", "--out", "nano.onnx"]) == 2
     assert "nano.onnx: already exists; overwrite it with --force" in capsys.readouterr().err
+    for block in (block for page in targets for block in code(page)):
+        exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {})
