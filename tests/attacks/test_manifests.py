@@ -55,9 +55,7 @@ def start(*args: Any, **options: Any) -> Any:
     return process
 
 
-@pytest.mark.parametrize(
-    "kills", [20, pytest.param(200, marks=pytest.mark.skipif("not os.environ.get('FOCALNET_LONG')"))]
-)
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=LONG)])
 def test_twenty_random_kills_of_four_workers(kills, tmp_path, attacks):
     order = random.Random(kills)
     paths = write_list(tmp_path / "list.txt", 120 * kills)
