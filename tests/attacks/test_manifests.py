@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from focalnet.errors import DataError, FocalNetError
 from focalnet.inference.manifest import running
 from focalnet.inference.manifest.ledger import NAME
 from tests.attacks.killing import Killer, ten_moments
@@ -55,9 +56,7 @@ def start(*args: Any, **options: Any) -> Any:
     return process
 
 
-@pytest.mark.parametrize(
-    "kills", [20, pytest.param(200, marks=pytest.mark.skipif("not os.environ.get('FOCALNET_LONG')"))]
-)
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=LONG)])
 def test_twenty_random_kills_of_four_workers(kills, tmp_path, attacks):
     order = random.Random(kills)
     paths = write_list(tmp_path / "list.txt", 120 * kills)
@@ -147,6 +146,34 @@ def test_a_killed_worker_is_replaced_by_the_others(tmp_path, caplog):
     assert totals.missing == 0
     assert f"process {killed[0]} was killed (signal 9); the others take over its shard" in caplog.text
     check(tmp_path / "out", paths)
+
+
+def die(image: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(image: Any) -> None:
+    raise DataError("the manifest is gone")
+
+
+def divide(image: Any) -> None:
+    sys.stderr = open(os.devnull, "w")  # the traceback
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "message"),
+    [
+        (die, FocalNetError, "all processes were killed, and 12 of 12 shards are not finished: run the same command"),
+        (refuse, DataError, "the manifest is gone"),
+        (divide, FocalNetError, "failed, as shown above; what was finished before is kept"),
+    ],
+)
+def test_what_ends_all_processes_is_told(fails, error, message, tmp_path):
+    write_list(tmp_path / "list.txt", 120)
+    failing = job(tmp_path / "list.txt", tmp_path / "out", rows_per_shard=10, workers=2, fails=fails)
+    with pytest.raises(error, match=message):
+        running.run(failing, lambda line: None, "fork")
 
 
 @LONG

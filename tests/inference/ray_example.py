@@ -28,5 +28,6 @@ def predict(manifest: str, results: str, checkpoint: str, model: str, actors: in
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=4, include_dashboard=False)  # or ray.init(): the cluster that "ray start" has joined
+    # On one machine; ray.init() takes a cluster. Actors, reading and writing have a processor each, or wait for one.
+    ray.init(num_cpus=4, include_dashboard=False)
     predict(*map(str, map(Path.absolute, map(Path, sys.argv[1:4]))), model=sys.argv[4])

@@ -153,7 +153,7 @@ def test_ray_data_predicts_and_resumes(images, tmp_path):
 
     weights.save(classifier(), tmp_path / "model.safetensors")
     arguments = [str(tmp_path / name) for name in ("list.parquet", "out", "checkpoint", "model.safetensors")]
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, configure_logging=False, log_to_driver=False)
     try:
         parquet.write_table(arrow.table({"path": [images[0], "missing.png"]}), tmp_path / "list.parquet")
         predict(*arguments, actors=1)

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Stub:
         seconds: that each row takes.
         processes: folder in which each process leaves a file with its number.
         identity: of the model.
+        fails: called with each row before it is predicted.
     """
 
     output = "classification"
@@ -39,15 +40,17 @@ class Stub:
         seconds: float = 0,
         processes: Path | None = None,
         identity: dict[str, str] = IDENTITY,
+        fails: Callable[[Any], object] = str,
         **_: Any,
     ) -> None:
-        self.seconds, self.identity = seconds, identity
+        self.seconds, self.identity, self.fails = seconds, identity, fails
         if processes is not None:
             (processes / str(os.getpid())).touch()
 
     def attempt(self, images: Iterable[Any]) -> Iterator[Classification | FocalNetError]:
         for image in images:
             time.sleep(self.seconds)
+            self.fails(image)
             try:
                 name = image if isinstance(image, str) else f"{len(image.read())} bytes of {image.name}"
             except ImageError as error:

@@ -333,6 +333,21 @@ def test_without_locks_processes_divide_the_shards(photos, stub, monkeypatch, ca
     assert "there are no locks" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "workers", "devices"),
+    [
+        (0, 0, 2, [None, None]),
+        (1, 0, 2, [None, None]),
+        (4, 0, 2, ["cuda:0", "cuda:1"]),
+        (2, 1, 2, ["cuda:0", "cuda:1"]),
+    ],
+)
+def test_processes_use_the_gpus_in_turns(gpus, local_rank, workers, devices, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert [running._device(number, workers) for number in range(workers)] == devices
+
+
 def test_a_full_disk_ends_the_run_in_one_line(photos, stub, monkeypatch, capsys):
     def full(descriptor):
         raise OSError(28, "No space left on device")

@@ -172,10 +172,14 @@ def predict_manifest(
 def run(job: Job, report: Callable[[str], object], start_method: str = "spawn") -> Totals:
     """Predicts the shards of a job; see ``predict_manifest``."""
     progress = Progress(job.out, job.manifest.shards)
+
+    def report_shard(line: str) -> None:
+        report(f"{line}; {progress.totals(job.mine).shards} of {len(job.mine)} shards are finished")
+
     if job.workers == 1:
-        work(job, 0, report)
+        work(job, 0, report_shard)
     else:
-        _run_processes(job, report, start_method)
+        _run_processes(job, report_shard, start_method)
     totals = progress.totals(job.mine)
     if totals.missing:
         raise FocalNetError(

@@ -303,8 +303,8 @@ class Manifest:
 
 
 def is_manifest(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the suffix of a manifest."""
-    return Path(path).suffix.lower() in MANIFESTS
+    """Whether a path, which may be a pattern of files, has the suffix of a manifest and is not a folder."""
+    return Path(path).suffix.lower() in MANIFESTS and not Path(path).is_dir()
 
 
 def open_manifest(
