@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -98,7 +99,11 @@ def test_frames_with_any_number_of_objects_are_listed(masks, tmp_path, monkeypat
     monkeypatch.setattr(zoo, "load", lambda name: network)
     monkeypatch.setattr(Colours, "_result", lambda self, scores, given: objects(next(left), given[::-1], masks=masks))
     video = write_video(images((320, 240), len(counts)), tmp_path / "in/more/clip.mp4", 10.0)
-    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path)]) == 0
+    table = tmp_path / "all.csv"
+    assert main(["predict", str(video), "--model", "colours", "--out", str(tmp_path), "--table", str(table)]) == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["frame"] for row in rows] == [str(i) for i, count in enumerate(counts) for _ in range(count)]
+    assert (rows[0]["path"], rows[0]["time"], rows[0]["score"][:3]) == (str(video), "0.1", "0.8")
     written = json.loads((tmp_path / "clip-prediction.json").read_text())
     assert (written["video"], written["frame_rate"], written["model"]) == (str(video), 10.0, "colours")
     assert [(one["frame"], one["time"], len(one["objects"])) for one in written["frames"]] == [

@@ -35,6 +35,10 @@ RUNS = {
 if torch.__version__.startswith("2.10."):
     del RUNS["fsdp"]  # torch 2.10 crashes when it gathers shards on a CPU, where only this test has them
 
+#: A run whose rate does not depend on where it is stopped: within its second epoch, of three updates as the first.
+STEADY = {**OPTIONS, "model.schedule": {"kind": "step", "decay_rate": 1.0, "warmup_epochs": 0}}
+STOP = {"trainer.max_steps": 4}
+
 
 def history(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
@@ -49,10 +53,10 @@ def in_two(*program: str) -> str:
     return run.stderr
 
 
-def arguments(folder: Path, strategy: str) -> list[str]:
-    options = {**RUNS[strategy], "trainer.devices": 2, "trainer.strategy": strategy}
+def arguments(folder: Path, options: dict[str, Any], strategy: str = "ddp") -> list[str]:
+    options = {**options, "trainer.devices": 2, "trainer.strategy": strategy}
     given = [f"--{name}={'null' if value is None else value}" for name, value in options.items()]
-    return ["fit", DIGITS, "--output", str(folder / "two" / strategy), *given]
+    return ["fit", DIGITS, "--output", str(folder), *given]
 
 
 def assert_the_same_run(one: Path, other: Path, *figures: str) -> None:
@@ -103,7 +107,10 @@ def both(tmp_path_factory) -> Path:
         write(folder / name, images=5)
         (folder / f"{name}.yaml").write_text(json.dumps(two_processes.RECIPES[name]))
     weights.save(two_processes.panoptic_network(), folder / "segments.safetensors")
-    (folder / "commands.json").write_text(json.dumps([arguments(folder, strategy) for strategy in RUNS]))
+    fit(DIGITS, output=folder / "one_then_two", **STEADY, **STOP)
+    commands = [arguments(folder / "two" / strategy, options, strategy) for strategy, options in RUNS.items()]
+    commands += [arguments(folder / "two_then_one", {**STEADY, **STOP}), arguments(folder / "one_then_two", STEADY)]
+    (folder / "commands.json").write_text(json.dumps(commands))
     (folder / "shown").write_text(in_two("-m", "tests.training.two_processes", str(folder)))
     for name in ("boxes", "maps"):
         fit(folder / f"{name}.yaml", output=folder / "one" / name, **{"data.root": str(folder / name)})
@@ -120,7 +127,19 @@ def test_two_processes_reach_the_loss_of_one(both, strategy):
 @pytest.mark.slow
 def test_one_process_speaks(both):
     lines = (both / "shown").read_text().splitlines()
-    assert sum("epoch 2/2" in line for line in lines) == len(RUNS)
+    assert sum("epoch 2/2" in line for line in lines) == len(RUNS) + 1  # and the one that goes on in two
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_within_an_epoch_with_another_number_of_processes(both):
+    """The same images in the same order: the weights are those of a run that was not stopped."""
+    reference = fit(DIGITS, output=both / "reference", **STEADY)
+    stopped = json.loads((both / "two_then_one" / "results.json").read_text())
+    assert (stopped["ended"], stopped["kept"]["updates"]) == ("trainer.max_steps", 3)  # of the only validation
+    fit(DIGITS, output=both / "two_then_one", **STEADY)
+    for folder in (both / "two_then_one", both / "one_then_two"):
+        assert json.loads((folder / "results.json").read_text())["ended"] == "complete"
+        assert_the_same_run(reference, folder, "val_loss", "top1")
 
 
 @pytest.mark.slow

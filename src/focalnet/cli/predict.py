@@ -85,7 +85,9 @@ def predict(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Write all results to this table: .csv or .parquet.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write all results to this table: .csv or .parquet; those of a video by frame.")
+    ] = None,
     stream: Annotated[
         str | None,
         typer.Option(
@@ -199,8 +201,6 @@ def predict(
         raise ConfigError(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"
         )
-    if videos and table is not None:
-        raise ConfigError(f"{videos[0]}: --table is for images: the results of a video are in NAME-prediction.json")
     images = [file for file in files if file not in videos]
     results = Results(out, model, None if classifies else Ids(network, annotations, images), table)
     names = dict(zip(map(str, files), unique_names(files, below=paths or ()), strict=True))
@@ -214,14 +214,14 @@ def predict(
                 say(result.path, *(f"  {line}" for line in result.summary()))
         if out is not None and results.count:
             say(results.write())
-        if table is not None:
-            say(results.write_table())
     followed = 0
     for video in videos:
         assert out is not None
         with _skipping(skip):
-            say(video, f"  {_predict_video(predictor, video, out, names[str(video)], results.header)}")
+            say(video, f"  {_predict_video(predictor, video, out, names[str(video)], results)}")
             followed += 1
+    if table is not None and (results.count or followed):
+        say(results.write_table())
     if not results.count and not followed:
         raise ImageError(f"none of the {len(files)} images could be read")
 
@@ -270,8 +270,10 @@ def _skipping(skip: Callable[[FocalNetError], None] | None) -> Iterator[None]:
         skip(error)
 
 
-def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, header: Mapping[str, Any]) -> str:
+def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, results: Results) -> str:
     """Writes a video with the predictions drawn on its frames, as many as it has, and a JSON file of all frames.
+
+    The table of ``results`` gets the rows of all frames, once the video is complete.
 
     Returns:
         What was written.
@@ -298,8 +300,10 @@ def _predict_video(predictor: Predictor, video: Path, folder: Path, name: str, h
             raise FocalNetError(f"{video}: {read} frames were read, and {lists.count} have predictions")
 
     target, listed = folder / f"{name}-prediction.mp4", folder / f"{name}-prediction.json"
-    with frame_list(listed, {**header, "video": str(video), "frame_rate": rate}) as lists:
+    with frame_list(listed, {**results.header, "video": str(video), "frame_rate": rate}) as lists:
+        lists.keep_rows = results.table is not None
         write_video(with_predictions(lists), target, rate, sound_of=video)
+    results.add_rows(str(video), lists.rows)
     return f"{target} and {listed}"
 
 

@@ -87,6 +87,10 @@ class Results:
         self.count += 1
         self._coco |= dict.fromkeys(coco)
 
+    def add_rows(self, path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds the rows of a video to the table."""
+        self._rows += [{"path": path, **row} for row in rows]
+
     def write_table(self) -> str:
         """Writes the table; returns a message with its name."""
         from focalnet.results.tables import write_table
@@ -148,15 +152,26 @@ class Results:
 
 
 class FrameList:
-    """A list of the results of a video's frames, in a JSON file that is being written."""
+    """A list of the results of a video's frames, in a JSON file that is being written.
+
+    Attributes:
+        count: frames so far.
+        keep_rows: whether the rows of a table are kept, too.
+        rows: those of all frames so far, each with its frame and time.
+    """
 
     def __init__(self, file: TextIO, rate: float) -> None:
         self._file, self._rate, self.count = file, rate, 0
+        self.keep_rows = False
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, result: Result) -> None:
         """Adds the result of the next frame, with its number from 0 and its time in seconds."""
-        entry = {"frame": self.count, "time": round(self.count / self._rate, 6), **result.to_dict()}
+        place = {"frame": self.count, "time": round(self.count / self._rate, 6)}
+        entry = {**place, **result.to_dict()}
         entry.pop("path")
+        if self.keep_rows:
+            self.rows += [{**place, **row} for row in result.table_rows()]
         self._file.write((",\n" if self.count else "\n") + "    " + json.dumps(entry, ensure_ascii=False))
         self.count += 1
 

@@ -44,7 +44,7 @@ class BatchPredictor:
         device: str | None = None,
         batch_size: int | None = None,
         top_k: int = 5,
-        min_score: float = 0.3,
+        min_score: float | None = None,
         views: Views | None = None,
     ) -> None:
         self.model, self.column = model, column

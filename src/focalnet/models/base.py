@@ -401,7 +401,8 @@ def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[d
         ConfigError: neither has an option of this name, or a value has another type.
     """
     own, backbone = ({f.name for f in dataclasses.fields(c)} for c in (cls, FocalNetConfig))  # type: ignore[arg-type]
-    for name in options if own - {"backbone", "num_classes"} else ():  # otherwise the backbone's configuration raises
+    of_classifier = own <= {"backbone", "num_classes", "multi_label"}  # whose backbone's configuration raises
+    for name in () if of_classifier else options:
         if name not in own | backbone:
             known = did_you_mean(name, own | backbone)
             raise ConfigError(f'neither {cls.__name__} nor its backbone has an option "{name}"{known}')

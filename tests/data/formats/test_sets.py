@@ -19,6 +19,7 @@ from PIL import Image
 
 from focalnet.data.formats.coco import check_coco
 from focalnet.data.formats.object_set import ObjectSet
+from focalnet.data.formats.outlines import to_bitmaps
 from focalnet.data.formats.sets import find_set, find_single, find_split
 from focalnet.errors import DataError
 from tests.data.voc import OBJECT
@@ -403,6 +404,45 @@ def test_what_label_studio_leaves_open_is_not_guessed(tmp_path):
     refuses(found(root), "brushlabels")
     (root / "images/a.jpg").unlink()
     refuses(found(root), "is not below")
+
+
+#: What label-studio-converter 0.0.59 encodes of ``BRUSHED``.
+BRUSH = [
+    0, 0, 0, 192, 57, 27, 254, 39, 0, 194, 127, 246, 192, 48, 159, 253, 176, 12, 39, 255, 124, 2, 63, 252, 94, 0
+]  # fmt: skip
+BRUSHED = np.zeros((6, 8), bool)
+BRUSHED[1:4, 2:7] = True
+BRUSHED[4, 3] = True
+
+
+def test_masks_of_label_studios_brush(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.png")
+    value = {"format": "rle", "rle": BRUSH, "brushlabels": ["cat"]}
+    box = {"value": {"x": 0, "y": 0, "width": 50, "height": 50, "rectanglelabels": ["cat"]}}
+
+    def written(**changes):
+        region = {"type": "brushlabels", "original_width": 8, "original_height": 6, "value": {**value, **changes}}
+        regions = {"a": [region], "b": [box]}
+        dump(
+            tmp_path / "export.json",
+            [{"data": {"image": f"{n}.png"}, "annotations": [{"result": result}]} for n, result in regions.items()],
+        )
+        return found(tmp_path)
+
+    one, _ = written().content(None).content["annotations"]
+    assert one["bbox"] == [2, 1, 5, 4]
+    assert one["area"] == BRUSHED.sum()
+    assert to_bitmaps([one["segmentation"]], 6, 8)[0].tolist() == BRUSHED.tolist()
+    for code, reason in (
+        ([], "ends too early"),
+        (BRUSH[:-6], "ends too early"),
+        ([0, 0, 1, *BRUSH[3:]], "has 448 values, an image of 6 x 8 pixels has four each"),
+        ([*BRUSH[:4], 249, *BRUSH[5:]], "values of 32 bits"),
+        ([300], "is not a list of bytes"),
+        ("text", "is not a list of bytes"),
+    ):
+        refuses(written(rle=code), reason)
 
 
 def test_attributes_of_regions_must_say_the_class(tmp_path):

@@ -133,7 +133,7 @@ def test_shares_are_disjoint_and_together_all(photos, stub, monkeypatch, capsys)
     ("changes", "message"),
     [
         (["--top", "3"], "begun with --top 5, not --top 3"),
-        (["--min-score", "0.5"], "begun with --min-score 0.3, not --min-score 0.5"),
+        (["--min-score", "0.5"], "begun with no --min-score, not --min-score 0.5"),
         (["--tile", "64"], "begun with no --tile, not --tile 64"),
         (["--rows-per-shard", "3"], "begun with --rows-per-shard 2, not --rows-per-shard 3"),
         (["--shard-format", "jsonl"], "begun with --shard-format parquet, not --shard-format jsonl"),

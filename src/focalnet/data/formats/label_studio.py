@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Self
 
 from focalnet.data.formats.object_set import (
@@ -26,6 +28,7 @@ _LABELS = {
     "rectanglelabels": "rectangle",
     "polygonlabels": "polygon",
     "ellipselabels": "ellipse",
+    "brushlabels": "brush",
     "labels": "rectangle",
 }
 
@@ -151,12 +154,21 @@ def _shapes(region: Any, size: tuple[int, int]) -> Iterator[Shape | str]:
     value = region.get("value", region) if isinstance(region, dict) else {}
     key = next((key for key in _LABELS if key in value), None)
     if key is None:
-        if any(name in value for name in ("brushlabels", "keypointlabels", "rle", "vector")) or "x" in value:
-            yield f"has a region with {', '.join(sorted(value))[:80]}, which is not a labeled box, polygon or ellipse"
+        if any(name in value for name in ("keypointlabels", "rle", "vector")) or "x" in value:
+            yield f"has a region with {', '.join(sorted(value))[:80]}, which is not a labeled box, polygon or mask"
         return
     labels = value[key]
     if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
         yield f"has a region with the classes {labels!r:.60}, and an object has one"
+        return
+    if "rle" in value or _LABELS[key] == "brush":
+        try:
+            bitmap = brush_mask(value["rle"], size)
+        except (KeyError, TypeError, ValueError) as error:
+            yield f"has a region of brushlabels whose mask cannot be read: {error}"
+            return
+        if bitmap.any():  # a stroke that was erased again is no object
+            yield _of_bitmap(labels[0], bitmap)
         return
     try:
         yield _shape(labels[0], value, _LABELS[key], size)
@@ -176,3 +188,53 @@ def _shape(label: str, value: Mapping[str, Any], form: str, size: tuple[int, int
     if not angle:
         return Shape(label, (x, y, w, h))
     return polygon_shape(label, turned([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], angle, (x, y)))
+
+
+def _of_bitmap(label: str, bitmap: npt.NDArray[np.bool_]) -> Shape:
+    rows, columns = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return Shape(label, (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top), bitmap=bitmap)
+
+
+def brush_mask(code: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Decodes the mask of a brush, ``(H, W)``: where the fourth channel of an image of four channels is not 0.
+
+    The code is that of the package ``@thi.ng/rle-pack``: a stream of bits with the number of values (32 bits), the bits
+    of a value less one (5), and four sizes of run lengths, less one (4 each). Each run has a bit for "one value,
+    repeated", which of the sizes its length has (2), its length less one, and its value, or all of its values.
+
+    Args:
+        code: bytes as numbers.
+        size: height and width of the image.
+
+    Raises:
+        ValueError: it is not such a code, or of an image of another size.
+    """
+    if not isinstance(code, list) or not all(type(byte) is int and 0 <= byte <= 255 for byte in code):
+        raise ValueError("its rle is not a list of bytes")
+    bits = "".join(f"{byte:08b}" for byte in code)
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        if place > len(bits):
+            raise ValueError("its rle ends too early")
+        return int(bits[place - count : place], 2)
+
+    total = read(32)
+    if total != 4 * size[0] * size[1]:
+        raise ValueError(f"its rle has {total} values, an image of {size[0]} x {size[1]} pixels has four each")
+    width, lengths = read(5) + 1, [read(4) + 1 for _ in range(4)]
+    if width > 8:
+        raise ValueError(f"its rle has values of {width} bits")
+    values, at = np.zeros(total, np.uint8), 0
+    while at < total:
+        repeated = read(1)
+        end = at + 1 + read(lengths[read(2)])
+        if end > total:
+            raise ValueError("its rle has more values than it says")
+        values[at:end] = read(width) if repeated else [read(width) for _ in range(end - at)]
+        at = end
+    mask: npt.NDArray[np.bool_] = values.reshape(*size, 4)[..., 3] > 0
+    return mask

@@ -24,9 +24,9 @@ from focalnet.results import Result
 logger = logging.getLogger(__name__)
 
 #: Percentage points of each headline metric that int8 may cost.
-MAX_LOSS = {"classification": 0.3, "detection": 0.5, "instance": 0.5, "semantic": 0.5, "panoptic": 0.5}
+MAX_LOSS = {"classification": 0.3} | dict.fromkeys(("multilabel", "detection", "instance", "semantic", "panoptic"), 0.5)
 #: Calibration images whose results are compared, to choose ranges and to order layers.
-COMPARED = {"classification": 64, "detection": 4, "instance": 4, "semantic": 4, "panoptic": 4}
+COMPARED = {"classification": 64, "multilabel": 64, "detection": 4, "instance": 4, "semantic": 4, "panoptic": 4}
 SHOWN = 8  # layers in the table on the terminal
 
 

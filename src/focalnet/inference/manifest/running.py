@@ -91,7 +91,7 @@ def predict_manifest(
     device: str | None = None,
     batch_size: int | None = None,
     top_k: int = 5,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     views: Views | None = None,
     max_megapixels: int = 200,
     on_error: str = "skip",
