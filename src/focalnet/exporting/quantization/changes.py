@@ -33,12 +33,16 @@ def _compare(expected: Result, actual: Result) -> tuple[float, float]:
     """What differs of an image, and of how much: a sum of squares, of scores, or a number of pixels."""
     if isinstance(expected, Classification):
         assert isinstance(actual, Classification)
+        assert expected.logits is not None
+        assert actual.logits is not None
         logits = expected.logits.double()
         return float((logits - actual.logits).square().sum()), float((logits - logits.mean()).square().sum())
     if isinstance(expected, Detections):
         assert isinstance(actual, Detections)
         whole = float(expected.scores.sum())
         return whole - _kept(expected, actual), whole
+    assert isinstance(expected, (SemanticMap, PanopticMap))
+    assert isinstance(actual, (SemanticMap, PanopticMap))
     first, second = classes(expected), classes(actual)
     return float((first != second).sum()), float(first.numel())
 

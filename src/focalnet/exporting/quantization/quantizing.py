@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,10 +37,11 @@ class Layers(Protocol):
         layers: by name.
     """
 
-    layers: Mapping[str, Layer]
+    @property
+    def layers(self) -> Mapping[str, Layer]: ...
 
-    def observe(self, batches: Iterator[Inputs]) -> Mapping[str, Any]:
-        """The ranges of activations by the rule that finds them; layers that no image reaches are removed."""
+    def observe(self, batches: Iterable[Inputs]) -> Mapping[str, Any]:
+        """The ranges of activations by the rule that finds them; layers that no image reaches are left out."""
 
     def write(self, path: Path, ranges: Any, names: Collection[str], metadata: Mapping[str, str]) -> None:
         """Writes the file with these layers in int8, and entries of its metadata replaced."""
@@ -284,8 +285,9 @@ def _refusal(
 ) -> str:
     kept, after = min(tries, key=lambda one: loss(before, one[1]))
     lost = loss(before, after)
+    accepted = math.ceil(100 * lost) / 100
     figures = ", ".join(f"{metric.title} {metric} in float32, {after[name]} in int8" for name, metric in before.items())
     return (
         f"{path}: not written: int8 loses {lost:.2f} percentage points with {kept} of {layers} layers in float32 "
-        f"({figures}; {data.images} images), more than {max_loss:g}; --max-loss {math.ceil(100 * lost) / 100:.2f} accepts it"
+        f"({figures}; {data.images} images), more than {max_loss:g}; --max-loss {accepted:.2f} accepts it"
     )
