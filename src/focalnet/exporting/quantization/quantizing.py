@@ -24,9 +24,11 @@ from focalnet.results import Result
 logger = logging.getLogger(__name__)
 
 #: Percentage points of each headline metric that int8 may cost.
-MAX_LOSS = {"classification": 0.3, "detection": 0.5, "instance": 0.5, "semantic": 0.5, "panoptic": 0.5}
+MAX_LOSS = {"classification": 0.3}
+_MAX_LOSS = 0.5  # of other types of results
 #: Calibration images whose results are compared, to choose ranges and to order layers.
-COMPARED = {"classification": 64, "detection": 4, "instance": 4, "semantic": 4, "panoptic": 4}
+COMPARED = {"classification": 64, "multilabel": 64}
+_COMPARED = 4  # for other types of results
 SHOWN = 8  # layers in the table on the terminal
 
 
@@ -152,7 +154,7 @@ class Quantization:
 def check_max_loss(max_loss: float | None, output: str) -> float:
     """The percentage points that may be lost: those given, or the default for the type of results."""
     if max_loss is None:
-        return MAX_LOSS[output]
+        return MAX_LOSS.get(output, _MAX_LOSS)
     if not 0 <= max_loss <= 100:
         raise ConfigError(f"max_loss={max_loss} must be between 0 and 100 percentage points")
     return max_loss
@@ -193,7 +195,7 @@ def quantize(
     ranges = layers.observe(data.inputs())
     if not layers.layers:
         raise ExportError(f"{path}: not written: none of its layers can be computed in int8; leave int8 out")
-    compared = list(data.inputs(COMPARED[output]))
+    compared = list(data.inputs(COMPARED.get(output, _COMPARED)))
     expected = _results(network, compared)
     with TemporaryDirectory() as folder:
         part = Path(folder) / f"int8{path.suffix}"
