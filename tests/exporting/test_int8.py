@@ -31,7 +31,7 @@ from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import processor
 from focalnet.metrics.base import Metric
 from focalnet.models import Model
-from focalnet.results import Classification, Detections, PanopticMap, Segment, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Segment, SemanticMap
 from focalnet.runtime import Predictor as RuntimePredictor
 from focalnet.runtime import read_header
 from tests.exporting.networks import network
@@ -260,6 +260,8 @@ def test_changes_of_results() -> None:
     second = Classification((0,), (1.0,), ("a",), logits=torch.tensor([3.3, -3.0]))
     assert change([first], [first]) == 0
     assert change([first], [second]) == pytest.approx(0.3 / 18**0.5)
+    several, others = (MultiLabel((), (), (), logits=torch.tensor([[value]])) for value in (2.0, 1.0))
+    assert change([several], [others]) == pytest.approx(0.5)
 
     def detections(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
         return Detections(

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from focalnet.results import Classification, Detections, PanopticMap, Result, SemanticMap
+from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, SemanticMap
 
 
 def change(expected: Sequence[Result], actual: Sequence[Result]) -> float:
     """The difference of two lists of results, 0 where they are equal.
 
-    Of a classifier: the norm of the differences of logits over that of the logits without their mean. Of a detector:
+    Of a classifier: the norm of the differences of logits over that of the logits (without their mean, where
+    an image has one class). Of a detector:
     the share of the scores that is lost, where an object keeps of its score the best product of IoU, mask IoU and 1
     minus the difference of scores that an object of the same class gives. Of label maps: the share of the pixels that
     change their class.
@@ -26,19 +27,24 @@ def change(expected: Sequence[Result], actual: Sequence[Result]) -> float:
     pairs = [_compare(one, other) for one, other in zip(expected, actual, strict=True)]
     changed, whole = (sum(values) for values in zip(*pairs, strict=True))
     ratio = changed / whole if whole else 0.0
-    return ratio**0.5 if isinstance(expected[0], Classification) else ratio
+    return ratio**0.5 if isinstance(expected[0], Classification | MultiLabel) else ratio
 
 
 def _compare(expected: Result, actual: Result) -> tuple[float, float]:
     """What differs of an image, and of how much: a sum of squares, of scores, or a number of pixels."""
-    if isinstance(expected, Classification):
-        assert isinstance(actual, Classification)
+    if isinstance(expected, Classification | MultiLabel):
+        assert isinstance(actual, Classification | MultiLabel)
+        assert expected.logits is not None
+        assert actual.logits is not None
         logits = expected.logits.double()
-        return float((logits - actual.logits).square().sum()), float((logits - logits.mean()).square().sum())
+        size = logits - logits.mean() if isinstance(expected, Classification) else logits  # a softmax ignores the mean
+        return float((logits - actual.logits).square().sum()), float(size.square().sum())
     if isinstance(expected, Detections):
         assert isinstance(actual, Detections)
         whole = float(expected.scores.sum())
         return whole - _kept(expected, actual), whole
+    assert isinstance(expected, (SemanticMap, PanopticMap))
+    assert isinstance(actual, (SemanticMap, PanopticMap))
     first, second = classes(expected), classes(actual)
     return float((first != second).sum()), float(first.numel())
 

@@ -20,7 +20,6 @@ from focalnet.inference.exported import ExportedNetwork
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models import Model
 from focalnet.samples import Size
-from focalnet.training.preprocessing import data_options
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
@@ -158,6 +157,7 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
     if output not in ("classification", "multilabel"):
         require("pycocotools", "dense")
     from focalnet.data import ClassificationData, DetectionData, MultiLabelData, PanopticData, SemanticData
+    from focalnet.training.preprocessing import data_options
 
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; --data must be {EXPECTED[output]}")

@@ -52,7 +52,7 @@ class OnnxLayers:
         path: the file.
 
     Attributes:
-        layers: by name, in the order of the graph.
+        layers: by name, in the order of the graph; after ``observe``, those that an image has reached.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,6 +110,9 @@ class OnnxLayers:
             with contextlib.redirect_stdout(io.StringIO()):  # it tells of each batch
                 collector.collect({name: values[name] for name in observed if values[name].size})
         histograms = collector.histogram_dict
+        for name, nodes in list(self._nodes.items()):
+            if not any(node.input[0] in histograms for node in nodes):  # no image has reached it
+                del self._nodes[name], self.layers[name]
         found: dict[str, Ranges] = {"minmax": {name: (float(h[2]), float(h[3])) for name, h in histograms.items()}}
         with contextlib.redirect_stdout(io.StringIO()):
             for rule, compute in (("percentile", collector.compute_percentile), ("entropy", collector.compute_entropy)):
@@ -121,7 +124,7 @@ class OnnxLayers:
 
         Args:
             path: the file to write.
-            ranges: of activations. A layer of which there are none, because no image has reached it, stays in float32.
+            ranges: of activations; a node of which there are none, because no image has reached it, stays in float32.
             names: of layers.
             metadata: entries of the file to replace.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,9 +24,11 @@ from focalnet.results import Result
 logger = logging.getLogger(__name__)
 
 #: Percentage points of each headline metric that int8 may cost.
-MAX_LOSS = {"classification": 0.3} | dict.fromkeys(("multilabel", "detection", "instance", "semantic", "panoptic"), 0.5)
+MAX_LOSS = {"classification": 0.3}
+_MAX_LOSS = 0.5  # of other types of results
 #: Calibration images whose results are compared, to choose ranges and to order layers.
-COMPARED = {"classification": 64, "multilabel": 64, "detection": 4, "instance": 4, "semantic": 4, "panoptic": 4}
+COMPARED = {"classification": 64, "multilabel": 64}
+_COMPARED = 4  # for other types of results
 SHOWN = 8  # layers in the table on the terminal
 
 
@@ -37,10 +39,11 @@ class Layers(Protocol):
         layers: by name.
     """
 
-    layers: Mapping[str, Layer]
+    @property
+    def layers(self) -> Mapping[str, Layer]: ...
 
-    def observe(self, batches: Iterator[Inputs]) -> Mapping[str, Any]:
-        """The ranges of activations by the rule that finds them; layers that no image reaches are removed."""
+    def observe(self, batches: Iterable[Inputs]) -> Mapping[str, Any]:
+        """The ranges of activations by the rule that finds them; layers that no image reaches are left out."""
 
     def write(self, path: Path, ranges: Any, names: Collection[str], metadata: Mapping[str, str]) -> None:
         """Writes the file with these layers in int8, and entries of its metadata replaced."""
@@ -151,7 +154,7 @@ class Quantization:
 def check_max_loss(max_loss: float | None, output: str) -> float:
     """The percentage points that may be lost: those given, or the default for the type of results."""
     if max_loss is None:
-        return MAX_LOSS[output]
+        return MAX_LOSS.get(output, _MAX_LOSS)
     if not 0 <= max_loss <= 100:
         raise ConfigError(f"max_loss={max_loss} must be between 0 and 100 percentage points")
     return max_loss
@@ -192,7 +195,7 @@ def quantize(
     ranges = layers.observe(data.inputs())
     if not layers.layers:
         raise ExportError(f"{path}: not written: none of its layers can be computed in int8; leave int8 out")
-    compared = list(data.inputs(COMPARED[output]))
+    compared = list(data.inputs(COMPARED.get(output, _COMPARED)))
     expected = _results(network, compared)
     with TemporaryDirectory() as folder:
         part = Path(folder) / f"int8{path.suffix}"
@@ -284,8 +287,9 @@ def _refusal(
 ) -> str:
     kept, after = min(tries, key=lambda one: loss(before, one[1]))
     lost = loss(before, after)
+    accepted = math.ceil(100 * lost) / 100
     figures = ", ".join(f"{metric.title} {metric} in float32, {after[name]} in int8" for name, metric in before.items())
     return (
         f"{path}: not written: int8 loses {lost:.2f} percentage points with {kept} of {layers} layers in float32 "
-        f"({figures}; {data.images} images), more than {max_loss:g}; --max-loss {math.ceil(100 * lost) / 100:.2f} accepts it"
+        f"({figures}; {data.images} images), more than {max_loss:g}; --max-loss {accepted:.2f} accepts it"
     )
