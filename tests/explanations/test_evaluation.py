@@ -274,8 +274,8 @@ def test_the_command_line_evaluates(folders: Path, tmp_path: Path, capsys: pytes
     assert main([*command, "some.png"]) == 2
     assert main([*command, "--levels", "--target", "ant"]) == 2
     assert "--target, --levels: have no effect with --evaluate" in capsys.readouterr().err
-    assert main(["explain", "some.png", "--measure", "road"]) == 2
-    assert "--measure: need --evaluate DATA" in capsys.readouterr().err
+    assert main(["explain", "some.png", "--measure", "road", "--images", "3"]) == 2
+    assert "--measure, --images: need --evaluate DATA" in capsys.readouterr().err
     assert main(["explain"]) == 2
 
 
