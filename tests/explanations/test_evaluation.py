@@ -137,6 +137,16 @@ def test_detections_are_compared_with_annotated_objects(tmp_path: Path) -> None:
     score = subjects.probability(subjects.pixels[..., :64, :82], torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(score, found.scores[:1])  # of the detection, times an IoU of 1
 
+    middle = left + box[2] / 2  # the left half of the box
+    entry["segmentation"] = [[left, top, middle, top, middle, bottom, left, bottom]]
+    entry["area"] = box[2] * box[3] / 2
+    (tmp_path / "annotations" / "instances_test.json").write_text(json.dumps(content))
+    (subjects,) = subjects_of.find_subjects(model, tmp_path, 1, "test")
+    assert subjects.inside is not None
+    assert float(subjects.inside.float().mean()) == pytest.approx(share / 2, abs=0.05)  # of the mask, not of the box
+    columns = subjects.inside[0].any(0).nonzero().flatten()
+    assert float(columns.max()) == pytest.approx(middle * 82 / 90, abs=2)
+
 
 def test_segments_are_compared_with_label_maps(tmp_path: Path) -> None:
     for folder in ("images/test", "annotations/test"):
@@ -264,8 +274,8 @@ def test_the_command_line_evaluates(folders: Path, tmp_path: Path, capsys: pytes
     assert main([*command, "some.png"]) == 2
     assert main([*command, "--levels", "--target", "ant"]) == 2
     assert "--target, --levels: have no effect with --evaluate" in capsys.readouterr().err
-    assert main(["explain", "some.png", "--measure", "road"]) == 2
-    assert "--measure: need --evaluate DATA" in capsys.readouterr().err
+    assert main(["explain", "some.png", "--measure", "road", "--images", "3"]) == 2
+    assert "--measure, --images: need --evaluate DATA" in capsys.readouterr().err
     assert main(["explain"]) == 2
 
 

@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from focalnet.models import Model
 
 
-DRAWING = ("block", "kernels", "profiles", "target", "levels", "animation", "dark")
-EVALUATING = ("measure", "images", "split")
+IMAGES, SPLIT = 100, "test"  # that --evaluate looks at by default
 
 
 def explain(
-    context: typer.Context,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="FILES|FOLDERS|GLOBS...", help="Images.", show_default=False)
     ] = None,
@@ -70,8 +68,8 @@ def explain(
             "insertion, road; repeatable; default: everything."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="With --evaluate: images to look at, chosen at random.")] = 100,
-    split: Annotated[str, typer.Option(help="With --evaluate: split of the data: train, val or test.")] = "test",
+    images: Annotated[int, typer.Option(min=1, help="With --evaluate: images to look at, chosen at random.")] = IMAGES,
+    split: Annotated[str, typer.Option(help="With --evaluate: split of the data: train, val or test.")] = SPLIT,
 ) -> None:
     """Draws what the network attends to.
 
@@ -79,8 +77,10 @@ def explain(
     --method it also draws where the answer comes from, as a heat map. With --evaluate it measures how faithful such
     heat maps are.
     """
-    idle = DRAWING if evaluate is not None else EVALUATING
-    if given := [f"--{name}" for name in idle if _is_given(context, name)]:
+    to_draw = {"block": block, "kernels": kernels, "profiles": profiles, "target": target, "levels": levels}
+    to_draw |= {"animation": animation, "dark": dark}
+    to_measure = {"measure": measure, "images": images != IMAGES, "split": split != SPLIT}
+    if given := [f"--{name}" for name, value in (to_measure if evaluate is None else to_draw).items() if value]:
         why = "need --evaluate DATA" if evaluate is None else "have no effect with --evaluate, which draws no images"
         raise ConfigError(f"{', '.join(given)}: {why}; leave them out or change the command")
     if evaluate is not None:
@@ -124,11 +124,6 @@ def explain(
         strides = [profile.stride for profile in found.values()]
         drawing = draw_profiles(shares, strides, title=f"{model}: effective kernels", dark=dark)
         say("profiles", f"  {save_image(drawing, out / 'kernel-profiles.png')}")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _evaluate(

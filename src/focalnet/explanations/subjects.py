@@ -31,6 +31,8 @@ from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.results.base import class_name
 
 if TYPE_CHECKING:
+    from focalnet.data.augment import ImageWithObjects
+    from focalnet.data.dataset import DetectionDataset
     from focalnet.data.formats.coco_panoptic import PanopticFile
 
 BATCH = 16  # images of a classifier that are evaluated together
@@ -134,8 +136,10 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
         image = prepare(model, _as_image(read.image))
         if output == "panoptic":
             yield from _panoptic_segments(model, image, read.labels, samples.annotated, i)
+        elif output == "semantic":
+            yield from _segments(model, image, read)
         else:
-            yield from (_segments if output == "semantic" else _objects)(model, image, read)
+            yield from _objects(model, image, read, _annotated_masks(samples, i) if data.masks else None)
 
 
 def _check_classes(model: Model[Any, Any], names: Sequence[str], root: Path) -> None:
@@ -175,8 +179,16 @@ def _classes(model: Model[Any, Any], prepared: Sequence[Prepared]) -> Subjects:
     )
 
 
-def _objects(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[Subjects]:
-    """The best detections that match annotated objects, each once."""
+def _annotated_masks(samples: DetectionDataset, index: int) -> Tensor:
+    """Masks ``(N, H, W)`` of the objects of an image that are no crowds; samples of evaluation come without."""
+    masks, _, crowds = samples.annotated_masks(samples.images[index].image_id)
+    return masks[~crowds]
+
+
+def _objects(
+    model: Model[Any, Any], prepared: Prepared, read: ImageWithObjects, masks: Tensor | None
+) -> Iterator[Subjects]:
+    """The best detections that match annotated objects, each once; ``masks`` of these are None if they are boxes."""
     found = predict(model, prepared)
     assert isinstance(found, Detections)
     if not len(found) or not len(read.boxes):
@@ -194,7 +206,6 @@ def _objects(model: Model[Any, Any], prepared: Prepared, read: Any) -> Iterator[
         label, name = int(labels[match]), found.name(int(labels[match]))
         left, top, right, bottom = truth[match].tolist()
         place: Target = BoxTarget(label, name, box=(left, top, right, bottom))
-        masks = getattr(read, "masks", None)
         target: Target = BoxTarget(label, name, box=tuple(found.boxes[i].tolist()))
         if found.masks is not None:
             target = MaskTarget(label, name, mask=found.masks[i].cpu())
