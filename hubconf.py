@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import pathlib
 import sys
-from functools import partial
-from pathlib import Path
-from typing import Any
+import typing
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))  # PyTorch downloads the repository, but does not install it
+sys.path.insert(
+    0, str(pathlib.Path(__file__).parent / "src")
+)  # PyTorch downloads the repository, but does not install it
 
 from focalnet.models import published as _published
 
 dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub", "yaml", "PIL", "numpy"]
 
 
-def _network(name: str, weights: str | None = None, **options: Any) -> Any:
+def _network(name: str, weights: str | None = None, **options: typing.Any) -> typing.Any:
     """Builds a network.
 
     Args:
@@ -30,6 +32,6 @@ def _network(name: str, weights: str | None = None, **options: Any) -> Any:
 
 
 for _name in _published.networks():
-    _entry = partial(_network, _name)
+    _entry = functools.partial(_network, _name)
     _entry.__doc__ = f"``{_name}``; see ``focalnet.create_model``."
     globals()[_name] = _entry

@@ -57,3 +57,13 @@ __getattr__ = lazy.attributes(__name__, _WHERE)
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# timm and transformers find our networks by name, whichever is imported first.
+lazy.follow(
+    {
+        "timm": "focalnet.integrations.timm",
+        "transformers.models.auto.configuration_auto": "focalnet.integrations.transformers_config",
+        "transformers.models.auto.modeling_auto": "focalnet.integrations.transformers",
+    }
+)

@@ -1,8 +1,10 @@
 """Our FocalNet as a backbone for transformers' UperNet, MaskFormer, Mask2Former and DETR family.
 
-Importing this module registers it. A ``FocalNetDenseConfig`` can then be the ``backbone_config`` of any model that
-creates its backbone by ``AutoBackbone``. transformers' own FocalNet backbone returns feature maps after downsampling
-(strides 8, 16, 32, 32) and without a norm; ours has another name, so both can be used.
+Importing this module registers it; ``import focalnet`` does it where transformers' ``AutoBackbone`` is used. A
+``FocalNetDenseConfig`` can then be the ``backbone_config`` of any model that creates its backbone by ``AutoBackbone``,
+as can ``{"model_type": "focalnet_dense", "architecture": "focalnet_tiny_srf"}``. transformers' own FocalNet backbone
+returns feature maps after downsampling (strides 8, 16, 32, 32) and without a norm; ours has another name, so both can be
+used.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -11,63 +13,21 @@ creates its backbone by ``AutoBackbone``. transformers' own FocalNet backbone re
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from focalnet.errors import ConfigError, UnknownName, did_you_mean, require
-from focalnet.models.backbone import FocalNetConfig
-from focalnet.models.variants import VARIANTS
+from focalnet.errors import ConfigError
+from focalnet.integrations.transformers_config import FocalNetDenseConfig as FocalNetDenseConfig
+from focalnet.models.backbone import init_weights
+from focalnet.nn import FocalNetBlock
 
-require("transformers", "dense")
-
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin  # noqa: E402
-from transformers.modeling_outputs import BackboneOutput  # noqa: E402
-
-
-class FocalNetDenseConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Configuration of the backbone: architecture and returned feature maps.
-
-    Args:
-        architecture: one of ``focalnet.list_models()``.
-        options: fields of ``FocalNetConfig`` that differ from the architecture's. ``pad_to_stride`` is on by
-            default, since dense-prediction heads expect feature maps of ``ceil(size / stride)``.
-        out_features: names among ``"stage1"`` (stride 4) to ``"stage4"`` (stride 32); all by default.
-        out_indices: the same as stage numbers from 1.
-
-    Raises:
-        UnknownName: there is no architecture of this name.
-        ConfigError: an option is unknown or invalid, or ``out_features`` contains the stem.
-    """
-
-    model_type = "focalnet_dense"
-
-    architecture: str = "focalnet_tiny_srf"
-    options: dict[str, Any] | None = None
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.shape().depths) + 1))]
-        if features is None and indices is None:
-            features = self.stage_names[1:]
-        self.set_output_features_output_indices(out_features=features, out_indices=indices)
-        if "stem" in self.out_features:
-            raise ConfigError(
-                f"the stem of a FocalNet has no feature map to return; out_features can be {self.stage_names[1:]}"
-            )
-        super().__post_init__(**kwargs)
-
-    def shape(self) -> FocalNetConfig:
-        """The configuration of the FocalNet, with all its feature maps."""
-        if self.architecture not in VARIANTS:
-            near = did_you_mean(self.architecture, VARIANTS)
-            raise UnknownName(f'no model "{self.architecture}"{near}; "focalnet models" lists all')
-        settings = {"pad_to_stride": True, **VARIANTS[self.architecture].shape, **(self.options or {})}
-        return FocalNetConfig.from_dict(settings)
+# From the modules that define them: this module may be imported while the package transformers is.
+from transformers.backbone_utils import BackboneMixin  # isort: skip
+from transformers.modeling_outputs import BackboneOutput  # isort: skip
+from transformers.modeling_utils import PreTrainedModel  # isort: skip
+from transformers.models.auto.modeling_auto import AutoBackbone  # isort: skip
 
 
 class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
@@ -81,16 +41,35 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
     base_model_prefix = "focalnet"
     main_input_name = "pixel_values"
     has_attentions = False
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["FusedFocalNetBlock"]  # on several devices a block stays on one
 
     def __init__(self, config: FocalNetDenseConfig) -> None:
         super().__init__(config)
-        indices = tuple(index - 1 for index in config.out_indices)
-        self.focalnet = dataclasses.replace(config.shape(), out_indices=indices).build()
-        self.num_features = [self.focalnet.config.embed_dim, *self.focalnet.config.channels]  # the stem's first
+        shape = config.shape()
+        self.focalnet = dataclasses.replace(shape, out_indices=_stages(config)).build()
+        self.num_features = [shape.embed_dim, *shape.channels]  # the stem's first
         self.post_init()
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations of blocks are recomputed in the backward pass; transformers sets it in whole models."""
+        return all(stage.grad_checkpointing for stage in self.focalnet.stages)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.focalnet.set_grad_checkpointing(enable)
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Does nothing: the network initializes itself."""
+        """Initial values; in ``from_pretrained``, transformers keeps what it has read, so that this fills the rest."""
+        if isinstance(module, FocalNetBlock):
+            for gamma in (module.gamma_1, module.gamma_2):
+                if gamma is not None:
+                    nn.init.constant_(gamma, self.config.shape().layer_scale)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            module.reset_parameters()
+            init_weights(module)
 
     def forward(
         self,
@@ -100,12 +79,25 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BackboneOutput | tuple[tuple[torch.Tensor, ...], ...]:
-        features = tuple(self.focalnet(pixel_values).values())
+        maps = dict(zip(self.focalnet.out_indices, self.focalnet(pixel_values).values(), strict=True))
+        wanted = _stages(self.config)  # which may have been changed since
+        if not set(wanted) <= set(maps):
+            built = [self.stage_names[i + 1] for i in maps]
+            raise ConfigError(
+                f"out_features={self.out_features} must be among {built}, which this backbone was built for"
+            )
+        features = tuple(maps[i] for i in wanted)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         hidden_states = features if output_hidden_states else None
-        if return_dict is False:
+        if not (self.config.return_dict if return_dict is None else return_dict):
             return (features,) if hidden_states is None else (features, hidden_states)
         return BackboneOutput(feature_maps=features, hidden_states=hidden_states, attentions=None)
 
 
-AutoConfig.register(FocalNetDenseConfig.model_type, FocalNetDenseConfig, exist_ok=True)
+def _stages(config: FocalNetDenseConfig) -> tuple[int, ...]:
+    """Stages counted from 0, of what a configuration returns; before the first stage comes the stem."""
+    return tuple(config.stage_names.index(name) - 1 for name in config.out_features)
+
+
 AutoBackbone.register(FocalNetDenseConfig, FocalNetDenseBackbone, exist_ok=True)

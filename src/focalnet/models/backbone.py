@@ -351,6 +351,8 @@ class FocalNet(FocalNetBase):
         for i in self.out_indices if config.out_norms else ():
             self.add_module(f"norm{i}", nn.LayerNorm(config.channels[i]))
         init_weights(self)
+        for module in self._unused():  # DDP waits for the gradient of every parameter that requires one
+            module.requires_grad_(requires_grad=False)
 
     @property
     def config(self) -> FocalNetConfig:
@@ -364,7 +366,16 @@ class FocalNet(FocalNetBase):
             if i in self.out_indices:
                 normed = getattr(self, f"norm{i}")(x) if self.shape.out_norms else x
                 features[self.feature_info[len(features)].name] = normed.permute(0, 3, 1, 2)
+            if len(features) == len(self.feature_info):
+                break
         return features
+
+    def _unused(self) -> Iterator[nn.Module]:
+        """What follows the last returned feature map: part of the state dict, but not run."""
+        last = max(self.out_indices, default=0)
+        if (downsample := self.stages[last].downsample) is not None:
+            yield downsample
+        yield from self.stages[last + 1 :]
 
 
 def init_weights(module: nn.Module) -> None:

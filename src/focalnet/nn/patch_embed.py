@@ -59,8 +59,9 @@ class PatchEmbed(nn.Module):
 
     @property
     def on_meta(self) -> bool:
-        """Whether the weights are on the meta device."""
-        return self.proj.weight.is_meta
+        """Whether the weights are on the meta device, and nothing loads them when ``proj`` is called."""
+        loaded_when_called = "forward" in vars(self.proj) or bool(self.proj._forward_pre_hooks)  # by accelerate
+        return self.proj.weight.is_meta and not loaded_when_called
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the feature map for an input of ``height`` x ``width``."""

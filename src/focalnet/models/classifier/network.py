@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from focalnet.card import Preprocessing
+from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetBase, init_weights
 from focalnet.models.base import Model
 from focalnet.models.classifier.config import ClassifierConfig
@@ -22,6 +23,8 @@ from focalnet.samples import Batch, Size
 
 class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
     """Image classifier. It is its own backbone, so that its state dict is that of the official release."""
+
+    output_fmt = "NHWC"  # of forward_features (timm's protocol)
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config.backbone)
@@ -98,8 +101,23 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         """The head (timm's protocol)."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a new one, for finetuning; 0 removes it."""
+    def forward_head(self, x_BHWC: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits of what ``forward_features`` returns, or its mean alone (timm's protocol)."""
+        pooled = x_BHWC.mean((1, 2))
+        return pooled if pre_logits else self.head(pooled)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head by a new one, for finetuning; 0 removes it.
+
+        Args:
+            num_classes: of the new head.
+            global_pool: timm's name of the pooling, which is always ``"avg"`` here.
+
+        Raises:
+            ConfigError: another pooling.
+        """
+        if global_pool not in (None, "avg"):
+            raise ConfigError(f'global_pool="{global_pool}" must be "avg"; forward_features gives what is not pooled')
         self.config = replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
         self.head = self._new_head().to(self.norm.weight)
