@@ -105,6 +105,18 @@ def test_out_indices_and_norms() -> None:
     ]
 
 
+def test_stages_that_no_feature_map_needs_do_not_run() -> None:
+    model = dataclasses.replace(TOY, out_indices=(0, 1)).build()
+    model.stages[2].register_forward_hook(lambda *_: pytest.fail("the last stage ran"))
+    x = torch.randn(1, 3, 32, 32)
+    maps = model(x)
+    expected = TOY.build()
+    expected.load_state_dict(model.state_dict(), strict=False)
+    torch.testing.assert_close(maps, {name: expected(x)[name] for name in ("s4", "s8")}, rtol=0, atol=0)
+    sum(feature_map.square().mean() for feature_map in maps.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+
+
 def test_config_goes_through_plain_dicts() -> None:
     config = dataclasses.replace(TOY, out_indices=(0, 2), layer_scale=1e-4)
     assert FocalNetConfig.from_dict(dataclasses.asdict(config)) == config

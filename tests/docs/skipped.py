@@ -42,6 +42,12 @@ CODE: list[tuple[str, str, str]] = [
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]
 
+#: Pages whose package only readers of the page need; their code runs where it is installed.
+PACKAGES = {
+    "docs/interop/ray.md": "ray",
+    "docs/interop/segmentation_models.md": "segmentation_models_pytorch",
+}
+
 
 def reason_of(page: str, text: str, table: list[tuple[str, str, str]]) -> str | None:
     """The reason of the first entry that matches, or None if this is run."""

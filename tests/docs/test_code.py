@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import focalnet
-from tests.docs.pages import PAGES, Block, code
-from tests.docs.skipped import CODE, reason_of
+from tests.docs.pages import PAGES, ROOT, Block, code
+from tests.docs.skipped import CODE, PACKAGES, reason_of
 from tests.docs.stand_ins import IMAGE, network, patch_published, write_inputs
 from tests.integrations.foreign import timm_model
 
@@ -41,6 +41,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "images": lambda: torch.zeros(2, 3, 64, 64),
     "array": lambda: np.zeros((20, 30, 3), np.uint8),
     "many_paths": lambda: ["photos/cat.jpg"],
+    "clone": lambda: str(ROOT),
     "classification": lambda: focalnet.Predictor(network("classifier"))(str(IMAGE)),
     "detections": lambda: focalnet.Predictor(network("detection"))(str(IMAGE)),
     "label_map": lambda: focalnet.Predictor(network("segmentation"))(str(IMAGE)),
@@ -72,8 +73,14 @@ def resolve(node: ast.expr, names: dict[str, Any]) -> Any:
     return None
 
 
+def import_or_skip(page: str) -> None:
+    if page in PACKAGES:
+        pytest.importorskip(PACKAGES[page])
+
+
 @pytest.mark.parametrize("block", ALL, ids=lambda b: f"{b.page}:{b.line}")
 def test_it_names_what_exists(block: Block) -> None:
+    import_or_skip(block.page)
     tree = ast.parse(block.text, f"{block.page}:{block.line}")
     names = {"focalnet": focalnet, **dict(imported(tree))}
     for node in ast.walk(tree):
@@ -90,6 +97,7 @@ def test_it_names_what_exists(block: Block) -> None:
 
 @pytest.mark.parametrize("page", RUN)
 def test_it_runs(page, tmp_path, monkeypatch):
+    import_or_skip(page)
     monkeypatch.chdir(tmp_path)
     patch_published(monkeypatch)
     monkeypatch.setattr(PIL.Image.Image, "show", lambda image: None)  # opens a window
@@ -99,6 +107,8 @@ def test_it_runs(page, tmp_path, monkeypatch):
         write_inputs(block.text, tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # for the reader's sake a file is not closed
+            if page.startswith("docs/interop/"):
+                warnings.simplefilter("ignore")  # other libraries' advice, such as more workers
             exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
             gc.collect()
 

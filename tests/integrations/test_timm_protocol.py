@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from transformers import AutoBackbone, TimmBackboneConfig
 
 import focalnet
 from focalnet.card import Preprocessing
@@ -56,6 +59,60 @@ def test_feature_maps() -> None:
     torch.testing.assert_close(loaded(x), model.forward_intermediates(x, intermediates_only=True))
 
 
+@pytest.mark.parametrize(
+    ("out_indices", "stages"), [(None, [0, 1, 2]), ((0, -1), [0, 2]), ([1], [1]), (2, [1, 2]), ((2, 0), [0, 2])]
+)
+def test_stages_are_chosen_as_in_timm(out_indices: Any, stages: list[int]) -> None:
+    features = timm.create_model("focalnet_nano_fused", features_only=True, out_indices=out_indices, **SMALL).eval()
+    assert features.feature_info.channels() == [8 * 2**i for i in stages]
+    assert features.feature_info.reduction() == [2 * 2**i for i in stages]
+    assert features.feature_info.channels([0, 1, 2]) == [8, 16, 32]  # of all stages
+    x = images()
+    expected = features.backbone.forward_intermediates(x, stages, intermediates_only=True)
+    torch.testing.assert_close(features(x), expected, rtol=0, atol=0)
+
+
+def test_a_list_of_features_trains_and_is_copied() -> None:
+    features = timm.create_model("focalnet_nano_fused", features_only=True, out_indices=(0, 1), **SMALL)
+    x = images()
+    gradients = []
+    for recompute in (False, True):
+        features.set_grad_checkpointing(recompute)
+        features.zero_grad()
+        sum(feature_map.square().mean() for feature_map in features(x)).backward()
+        gradients.append({name: p.grad.clone() for name, p in features.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(*gradients)  # every parameter has a gradient: DDP would wait for it
+    assert not any(p.requires_grad for p in features.backbone.layers[2].parameters())
+    for twin in (copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
+        torch.testing.assert_close(twin(x), features(x), rtol=0, atol=0)
+    half = copy.deepcopy(features).to(torch.bfloat16)(x.bfloat16())
+    torch.testing.assert_close([m.float() for m in half], features(x), rtol=0.05, atol=0.05)
+
+
+def test_transformers_finds_them_by_timms_name() -> None:
+    config = TimmBackboneConfig(backbone="focalnet_nano_fused", out_indices=[1, 2])
+    backbone = AutoBackbone.from_config(config).eval()
+    assert backbone.channels == [128, 256]
+    x = images()
+    output = backbone(x, output_hidden_states=True)
+    inner = backbone._backbone.backbone
+    expected = inner.forward_intermediates(x, intermediates_only=True)
+    torch.testing.assert_close(list(output.hidden_states), expected, rtol=0, atol=0)
+    torch.testing.assert_close(list(output.feature_maps), expected[1:], rtol=0, atol=0)
+    torch.testing.assert_close(list(backbone(x).feature_maps), expected[1:], rtol=0, atol=0)
+
+
+def test_the_parts_of_a_classifier() -> None:
+    model = timm.create_model("focalnet_nano_fused", num_classes=3, global_pool="avg", **SMALL).eval()
+    x = images()
+    features = model.forward_features(x)
+    assert model.output_fmt == "NHWC"
+    assert features.shape[3] == model.num_features == 32
+    torch.testing.assert_close(model.forward_head(features), model(x), rtol=0, atol=0)
+    model.reset_classifier(0, "avg")
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), model(x), rtol=0, atol=0)
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(UnknownName, match=r'no weights "focalnet_nano\.ms_in1k" were published'):
         timm.create_model("focalnet_nano_fused.ms_in1k", pretrained=True)
@@ -65,6 +122,13 @@ def test_what_cannot_be() -> None:
         timm.create_model("focalnet_nano_fused", cache_dir="x")
     with pytest.raises(ConfigError, match="out_indices needs features_only"):
         timm.create_model("focalnet_nano_fused", out_indices=(0,))
+    with pytest.raises(ConfigError, match="output_stride=16"):
+        timm.create_model("focalnet_nano_fused", features_only=True, output_stride=16)
+    for out_indices in ((3,), (-4,), 4, ()):
+        with pytest.raises(ConfigError, match="must be among the 3 stages"):
+            timm.create_model("focalnet_nano_fused", features_only=True, out_indices=out_indices)
+    with pytest.raises(ConfigError, match='global_pool="max" must be "avg"'):
+        timm.create_model("focalnet_nano_fused", **SMALL).reset_classifier(3, "max")
 
 
 def test_intermediates_are_those_of_timm() -> None:
@@ -125,9 +189,8 @@ def test_torch_hub_finds_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec.loader is not None
     hubconf: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hubconf)
-    assert {name for name in vars(hubconf) if "focalnet_" in name and not name.startswith("_")} == set(
-        focalnet.list_models()
-    )
+    listed = {name for name in vars(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")}
+    assert listed == set(focalnet.list_models())  # as torch.hub.list finds them
     assert hubconf.focalnet_nano(num_classes=3, **SMALL).num_classes == 3
     assert hubconf.focalnet_nano(weights="focalnet_nano.cifar10").num_classes == 10
     assert all(importlib.util.find_spec(name) for name in hubconf.dependencies)

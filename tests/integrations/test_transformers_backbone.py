@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,80 @@ def test_some_maps_by_name_or_number() -> None:
     assert by_name.channels == by_number.channels == [16, 64]
     maps = by_name(torch.randn(1, 3, 64, 64), return_dict=False)[0]
     assert [tuple(m.shape[2:]) for m in maps] == [(8, 8), (2, 2)]
+
+
+@pytest.mark.parametrize("settings", [{"out_indices": [-1]}, {"out_indices": (2, -1)}, {"out_indices": [2, 4]}])
+def test_maps_from_the_end(settings) -> None:
+    backbone = FocalNetDenseBackbone(small(**settings))
+    stages = [index % 5 for index in settings["out_indices"]]
+    assert backbone.channels == [8 * 2 ** (stage - 1) for stage in stages]
+    maps = backbone(torch.randn(1, 3, 64, 64)).feature_maps
+    assert [m.shape[2] for m in maps] == [64 // 2 ** (stage + 1) for stage in stages]
+
+
+def test_other_maps_of_a_finished_backbone() -> None:
+    backbone, images = FocalNetDenseBackbone(small(out_indices=[2, 3, 4])).eval(), torch.randn(1, 3, 64, 64)
+    _, *coarsest = backbone(images).feature_maps
+    backbone.out_features = ["stage3", "stage4"]
+    assert backbone.channels == [32, 64]
+    torch.testing.assert_close(list(backbone(images).feature_maps), coarsest, rtol=0, atol=0)
+    backbone.out_indices = [1]
+    with pytest.raises(ConfigError, match=r"out_features=\['stage1'\] must be among \['stage2', 'stage3', 'stage4'\]"):
+        backbone(images)
+
+
+def test_settings_of_the_output() -> None:
+    backbone = FocalNetDenseBackbone(small(return_dict=False, output_hidden_states=True))
+    maps, hidden = backbone(torch.randn(1, 3, 64, 64))
+    assert len(maps) == len(hidden) == 4
+
+
+@pytest.mark.parametrize("options", [{"layer_scale": 0.1, "post_norm": True}, {"overlapped": True}])
+def test_what_a_file_lacks_has_initial_values(options, tmp_path: Path, monkeypatch) -> None:
+    """transformers gives new parameters whatever memory holds before they are initialized."""
+    options = {**SMALL, **options}
+    FocalNetDenseBackbone(FocalNetDenseConfig(options=options, out_features=["stage4"])).save_pretrained(tmp_path)
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **more: empty(*args, **more).fill_(torch.nan))
+    deeper = FocalNetDenseBackbone.from_pretrained(
+        tmp_path, options={**options, "depths": [1, 1, 1, 2]}, out_features=["stage1", "stage4"]
+    )
+    assert all(p.isfinite().all() for p in deeper.parameters())
+    new = deeper.focalnet.layers[3].blocks[1]
+    assert (new.norm1.weight == 1).all()
+    assert 0.01 < new.mlp.fc1.weight.std() < 0.03
+    assert not new.mlp.fc1.bias.any()
+    assert (deeper.focalnet.norm0.weight == 1).all()
+    if "layer_scale" in options:
+        assert (new.gamma_2 == 0.1).all()
+
+
+def test_whole_models_recompute_activations() -> None:
+    layers = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "num_labels": 3}
+    maps = small(out_features=["stage2", "stage3", "stage4"])
+    model = DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=maps, **layers)).train()
+    (backbone,) = (m for m in model.modules() if isinstance(m, FocalNetDenseBackbone))
+    images, gradients = torch.randn(1, 3, 64, 64), []
+    for recompute in (False, True):
+        if recompute:
+            model.activation_checkpointing_enable()
+        assert backbone.gradient_checkpointing is recompute
+        assert all(stage.grad_checkpointing is recompute for stage in backbone.focalnet.stages)
+        model.zero_grad()
+        sum(m.square().mean() for m in backbone(images).feature_maps).backward()
+        gradients.append({name: p.grad.clone() for name, p in backbone.named_parameters()})
+    torch.testing.assert_close(*gradients)
+    model.activation_checkpointing_disable()
+    assert not backbone.gradient_checkpointing
+
+
+def test_copies_and_types() -> None:
+    backbone, images = FocalNetDenseBackbone(small()).eval(), torch.randn(1, 3, 64, 64)
+    expected = backbone(images).feature_maps
+    for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        torch.testing.assert_close(twin(images).feature_maps, expected, rtol=0, atol=0)
+    half = copy.deepcopy(backbone).to(torch.bfloat16)(images.bfloat16()).feature_maps
+    torch.testing.assert_close([m.float() for m in half], list(expected), rtol=0.05, atol=0.05)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
