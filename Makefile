@@ -23,9 +23,9 @@ lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed  ## build the docs site into build/site; broken links, anchors and images are errors
+docs: $(VENV)/.installed  ## run the notebooks and build the docs site into build/site; broken links are errors
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	FOCALNET_RUN_NOTEBOOKS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 asan: $(VENV)/.installed  ## run the tests of the CPU kernels with AddressSanitizer (a few minutes)
 	bash tests/asan.sh $(BIN)/python

@@ -12,6 +12,7 @@ from tests.docs.pages import ROOT
 
 pytest.importorskip("mkdocs", reason="the site needs the extra docs")
 pytest.importorskip("mkdocstrings", reason="the site needs the extra docs")
+pytest.importorskip("nbconvert", reason="the site needs the extra docs")
 
 
 def build(site: os.PathLike[str], *options: str) -> subprocess.CompletedProcess[str]:
@@ -28,3 +29,6 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     assert '<script src="http' not in page
     assert "create_model" in (tmp_path / "site/reference/focalnet.html").read_text()
     assert (tmp_path / "site/repository/src/focalnet/nn/modulation.py").is_file()
+    notebook = (tmp_path / "site/notebooks/quickstart.html").read_text()
+    assert 'href="../explain.html"' in notebook
+    assert "quickstart.ipynb" not in page
