@@ -1,7 +1,7 @@
-"""What MkDocs does not do: links to files of the repository outside ``docs/`` go to copies in the site; notebooks are pages.
+"""What MkDocs does not do: notebooks are pages, and links to files of the repository outside ``docs/`` go to copies.
 
-A notebook becomes a Markdown page of the same name, so that MkDocs checks its links. With ``FOCALNET_RUN_NOTEBOOKS=1``, as
-``make docs`` has it, it is run first, and the page has its outputs; a cell that fails ends the build.
+A notebook becomes a Markdown page of the same name, so that MkDocs checks its links. With ``FOCALNET_RUN_NOTEBOOKS=1``,
+as ``make docs`` has it, it is run first, and the page has its outputs; a cell that fails ends the build.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = 600  # for a cell
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Turns notebooks into pages, and adds the files beside ``docs/`` that pages link to; MkDocs reports missing ones."""
+    """Turns notebooks into pages, and adds files beside ``docs/`` that pages link to; MkDocs reports missing ones."""
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         files.remove(notebook)
         add_page(notebook, files, config)
