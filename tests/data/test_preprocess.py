@@ -17,7 +17,7 @@ from focalnet import Predictor, explain
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 from focalnet.data.augment import Augmentation
-from focalnet.data.preprocess import covering_size, eval_transform, fitted_size, preprocess
+from focalnet.data.preprocess import covering_size, eval_transform, fitted_size, preprocess, resize
 from focalnet.errors import InputError
 from focalnet.inference import Views
 from tests.data.coco import write_coco
@@ -53,6 +53,20 @@ def test_evaluation_is_the_official_one(image_size: int, size: tuple[int, int]):
     ours = eval_transform(Preprocessing(image_size=image_size))(image)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, official(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16, torch.int16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_resizing_is_torchvisions(dtype, channels):
+    torch.manual_seed(0)
+    for height, width in ((40, 60), (33, 7), (1, 5)):
+        rows = torch.randint(256, (channels, height, width)).to(dtype)
+        for image in (rows, rows.permute(1, 2, 0).contiguous().permute(2, 0, 1), rows[:, ::2]):
+            for size in ((17, 23), (80, 120), tuple(image.shape[1:]), (50, 3)):
+                expected = F.resize(image, list(size), antialias=False)
+                found = resize(image, size)
+                assert found.dtype == dtype
+                assert torch.equal(found, expected)
 
 
 def test_the_resized_side_is_the_official_one_at_every_usual_size():

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -172,8 +173,19 @@ def resize(image: T, size: Size) -> T:
         image: ``(C, H, W)``; or masks or boxes of ``torchvision.tv_tensors``, resized as becomes them.
         size: height and width.
     """
+    if type(image) is Tensor and _interpolated_as_it_is(image):  # what torchvision does, without its import
+        if tuple(image.shape[1:]) == tuple(size):
+            return image
+        return F.interpolate(image[None], list(size), mode="bilinear", align_corners=False)[0]  # type: ignore[return-value]
     resized: T = _torchvision().resize(image, list(size), antialias=False)
     return resized
+
+
+def _interpolated_as_it_is(image: Tensor) -> bool:
+    """Whether torchvision resizes it in its own type; other processors and types go through float32 and back."""
+    if image.dtype == torch.uint8:
+        return image.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return image.dtype in (torch.float32, torch.float64)
 
 
 def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:

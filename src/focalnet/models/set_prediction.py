@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
 
+from focalnet.ops import vision
 from focalnet.ops.assign import hungarian_match
 from focalnet.samples import ObjectTarget
 
@@ -28,7 +28,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, objects: Tensor, labels: Tensor
     height, width = size
     scale = boxes.new_tensor([width, height, width, height])
     distance = torch.cdist(boxes / scale, objects / scale, p=1)
-    overlap = generalized_box_iou(boxes, objects)
+    overlap = vision.generalized_box_iou(boxes, objects)
     cost: Tensor = class_cost(logits, labels) + L1_WEIGHT * distance - GIOU_WEIGHT * overlap
     return cost
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from focalnet.errors import require
-from focalnet.ops import modes
+from focalnet.ops import modes, vision
 from focalnet.ops.boxes import cover
 
 _INSIDE = 0.01  # minimum distance in pixels of an anchor's center from the object's border (ATSS)
@@ -42,7 +41,8 @@ def max_iou_assign(
             IoU is at least this; None to disable.
         ignore: a box is ignored if more than this share of it lies in a crowd region; None to disable.
     """
-    iou = torch.cat([box_iou(objects, chunk) for chunk in torch.split(boxes, _CHUNK)], 1).nan_to_num(0.0)  # (G, N)
+    chunks = torch.split(boxes, _CHUNK)
+    iou = torch.cat([vision.box_iou(objects, chunk) for chunk in chunks], 1).nan_to_num(0.0)  # (G, N)
     if ignore is not None and len(ignored):
         iou[:, cover(boxes, ignored).amax(1) > ignore] = -1.0
     assigned = boxes.new_full((len(boxes),), -1, dtype=torch.long)
@@ -87,7 +87,7 @@ def atss_assign(
         near.append(of_level.topk(min(candidates, len(level)), 0, largest=False).indices + start)
         start += len(level)
     nearest = torch.cat(near)  # (K, G)
-    iou = box_iou(boxes, objects).nan_to_num(0.0)
+    iou = vision.box_iou(boxes, objects).nan_to_num(0.0)
     near_iou = iou.gather(0, nearest)
     threshold = near_iou.mean(0) + near_iou.std(0)
     low, high = objects[:, :2], objects[:, 2:]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from focalnet.ops import vision
+
 _MAX_LOG_RATIO = math.log(1000 / 16)  # sizes change at most by 62.5, the usual limit in R-CNN implementations
 
 
@@ -44,6 +46,12 @@ def decode(
     half = extent * log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() / 2
     boxes = torch.cat([center - half, center + half], -1)
     return boxes if size is None else clip(boxes, size)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes ``(..., 4)`` given by center, width and height as x1, y1, x2, y2."""
+    center, size = boxes.chunk(2, -1)
+    return torch.cat([center - size / 2, center + size / 2], -1)
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
@@ -102,9 +110,7 @@ def nms_mask(
     place = torch.stack([labels % columns, labels // columns + image * columns], -1).to(boxes)
     moved = boxes + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 1, 2)
     ranked = scores.masked_fill(~valid, -1.0)
-    from torchvision.ops import nms  # see batched_nms below
-
-    kept = nms(moved.flatten(0, 1), ranked.flatten(), iou_threshold)
+    kept = vision.nms(moved.flatten(0, 1), ranked.flatten(), iou_threshold)
     stays = torch.zeros_like(ranked, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
     return (stays.view(ranked.shape) > 0) & valid
 
@@ -124,9 +130,7 @@ def nms_of_some(boxes: Tensor, scores: Tensor, candidate: Tensor, iou_threshold:
     label, image = index % classes, index // (regions * classes)
     place = torch.stack([label % columns, label // columns + image * columns], -1).to(boxes)
     moved = boxes.flatten(0, 2)[index] + (place * (boxes.flatten().amax(0) + 1)).repeat(1, 2)
-    from torchvision.ops import nms  # see batched_nms below
-
-    kept = index[nms(moved, scores.flatten()[index], iou_threshold)]
+    kept = index[vision.nms(moved, scores.flatten()[index], iou_threshold)]
     stays = torch.zeros_like(scores, dtype=torch.int64).flatten().scatter(0, kept, torch.ones_like(kept))
     return stays.view(scores.shape) > 0
 
@@ -162,9 +166,7 @@ def best_per_class(
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that non-maximum suppression within each class keeps, best first; see ``best_per_class``."""
-    from torchvision.ops import batched_nms  # takes two seconds, which a classifier need not wait for
-
-    keep: Tensor = batched_nms(boxes, scores, labels, iou_threshold)
+    keep: Tensor = vision.batched_nms(boxes, scores, labels, iou_threshold)
     return keep
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torchvision.ops
 from torch import Tensor
 
-from focalnet.ops import modes
+from focalnet.ops import modes, vision
 from focalnet.ops.weighted_rows import weighted_rows
 
 
@@ -35,7 +34,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, samples: 
     if not len(rois):
         return features[:0, :, :1, :1].expand(-1, -1, size, size)
     if features.device.type != "cpu" and not modes.transformed():
-        pooled: Tensor = torchvision.ops.roi_align(features, rois, size, scale, samples, aligned=True)
+        pooled: Tensor = vision.roi_align(features, rois, size, scale, samples, aligned=True)
         return pooled
     count, (_, channels, height, width) = len(rois), features.shape
     boxes = rois[:, 1:].detach().nan_to_num(0)  # of a diverged network; its loss shows it

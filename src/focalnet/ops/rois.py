@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torchvision.ops
 from torch import Tensor
 
-from focalnet.ops import modes
+from focalnet.ops import modes, vision
 from focalnet.ops.roi_align import roi_align
 
 _FINEST = 14  # regions below 2 * 14 cells of the finest level, 112 pixels at stride 4, are pooled from it
@@ -64,7 +63,7 @@ def _pool_all(
     for i, (x, stride) in enumerate(zip(features, strides, strict=True)):
         here = (level == i)[:, None]
         boxes = torch.cat([rois[:, :1], rois[:, 1:].where(here, 0.0)], 1)
-        on_level = torchvision.ops.roi_align(x.float(), boxes, size, 1 / stride, samples, aligned=True)
+        on_level = vision.roi_align(x.float(), boxes, size, 1 / stride, samples, aligned=True)
         pooled = torch.where(here[..., None, None], on_level, pooled)
     return pooled
 
@@ -113,7 +112,7 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int) -> Tens
     """
     rois = torch.cat([index[:, None].to(boxes), boxes], 1)
     # torchvision's kernel is faster for one channel without gradients, also on CPUs.
-    coverage = torchvision.ops.roi_align(masks[:, None].to(boxes), rois, size, 1.0, 0, aligned=True)
+    coverage = vision.roi_align(masks[:, None].to(boxes), rois, size, 1.0, 0, aligned=True)
     targets: Tensor = (coverage[:, 0] >= 0.5).to(boxes)
     return targets
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from focalnet.ops import anchors, assign, boxes
+from focalnet.ops import anchors, assign, boxes, vision
 from focalnet.ops.counting import mean_over_processes
 from focalnet.samples import ObjectTarget
 
@@ -38,9 +37,9 @@ def losses(config: ATSSConfig, outputs: ATSSOutputs, targets: Sequence[ObjectTar
 
     expected = torch.zeros_like(scores)
     expected[image, anchor, labels] = 1.0
-    focal = sigmoid_focal_loss(scores, expected, 0.25, 2.0)[assigned >= 0].sum()
+    focal = vision.sigmoid_focal_loss(scores, expected, 0.25, 2.0)[assigned >= 0].sum()
     center_targets = centerness_of(priors[anchor], objects)
-    giou = generalized_box_iou_loss(boxes.decode(priors[anchor], deltas[image, anchor], config.stds), objects)
+    giou = vision.generalized_box_iou_loss(boxes.decode(priors[anchor], deltas[image, anchor], config.stds), objects)
     centerness_loss = F.binary_cross_entropy_with_logits(centerness[image, anchor, 0], center_targets, reduction="sum")
     count = mean_over_processes((assigned > 0).sum(1).clamp(min=1).sum())
     return {

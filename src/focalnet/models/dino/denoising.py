@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from focalnet.models.dino.heads import inverse_sigmoid
+from focalnet.ops import vision
 
 if TYPE_CHECKING:
     from focalnet.models.dino.config import DINOConfig
@@ -119,5 +119,5 @@ class DenoisingGenerator(nn.Module):
         negative = torch.arange(2 * groups, device=device).repeat_interleave(count // (2 * groups)) % 2
         distance = sample(count, 4, device=device) + negative[:, None]
         half = boxes[:, 2:].repeat(1, 2) / 2
-        corners = box_convert(boxes, "cxcywh", "xyxy") + sign * distance * half * config.box_noise
-        return labels, box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
+        corners = vision.box_convert(boxes, "cxcywh", "xyxy") + sign * distance * half * config.box_noise
+        return labels, vision.box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")

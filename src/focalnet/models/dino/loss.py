@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from focalnet.models.dino.denoising import Objects
 from focalnet.models.set_prediction import GIOU_WEIGHT, L1_WEIGHT, class_cost
+from focalnet.ops import vision
 from focalnet.ops.assign import hungarian_match
 from focalnet.ops.counting import mean_over_processes
 from focalnet.ops.precision import without_autocast
@@ -37,7 +37,7 @@ def objects_of(targets: Sequence[ObjectTarget], sizes: Sequence[Size]) -> list[O
     objects = []
     for target, (height, width) in zip(targets, sizes, strict=True):
         scale = target.boxes.new_tensor([width, height, width, height])
-        objects.append(Objects(target.labels, box_convert(target.boxes / scale, "xyxy", "cxcywh").float()))
+        objects.append(Objects(target.labels, vision.box_convert(target.boxes / scale, "xyxy", "cxcywh").float()))
     return objects
 
 
@@ -98,7 +98,8 @@ def matching_cost(logits: Tensor, boxes: Tensor, target: Objects) -> Tensor:
 
 def giou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalized IoU of boxes ``(..., 4)``, center and size in units of the image, with others that broadcast."""
-    (low, high), (other_low, other_high) = (box_convert(x, "cxcywh", "xyxy").split(2, -1) for x in (boxes, others))
+    corners = (vision.box_convert(x, "cxcywh", "xyxy") for x in (boxes, others))
+    (low, high), (other_low, other_high) = (x.split(2, -1) for x in corners)
     common = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
     union = (high - low).prod(-1) + (other_high - other_low).prod(-1) - common
     hull = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).prod(-1)
@@ -120,7 +121,7 @@ def _terms(outputs: DINOOutputs, targets: Sequence[Objects], assigned: Tensor, c
     classes = torch.zeros_like(logits)
     classes[image, query, labels] = 1.0
     return {
-        "loss_cls": sigmoid_focal_loss(logits, classes, 0.25, 2.0, "sum") / count,
+        "loss_cls": vision.sigmoid_focal_loss(logits, classes, 0.25, 2.0, "sum") / count,
         "loss_bbox": L1_WEIGHT * (boxes - wanted).abs().sum() / count,
         "loss_iou": GIOU_WEIGHT * (1 - giou(boxes, wanted)).sum() / count,
     }

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from focalnet.models.backbone import FocalNet
 from focalnet.models.base import Model, check_sizes
@@ -158,7 +157,7 @@ class DINO(Model[DINOConfig, DINOOutputs]):
             kept = score >= self.config.score_threshold
             score, index = score[kept], index[kept]
             queries = index.div(logits.shape[1], rounding_mode="floor")
-            corners = box_convert(places[queries], "cxcywh", "xyxy") * places.new_tensor([width, height, width, height])
+            corners = boxes.corners(places[queries]) * places.new_tensor([width, height, width, height])
             box = boxes.clip(corners, (height, width))
             names = self.class_names
             results.append(Detections(box, score, index % logits.shape[1], names, size=(height, width)))
@@ -169,7 +168,7 @@ class DINO(Model[DINOConfig, DINOOutputs]):
         flat = outputs.logits.sigmoid().flatten(1)
         scores, index = flat.topk(torch.sym_min(self.config.max_per_image, flat.shape[1]))
         classes = outputs.logits.shape[2]
-        corners = box_convert(gather(outputs.boxes, index // classes), "cxcywh", "xyxy")
+        corners = boxes.corners(gather(outputs.boxes, index // classes))
         height_width = original_sizes_B2[:, None].to(corners)
         extent = height_width.flip(-1).repeat(1, 1, 2)
         box = boxes.clip(corners * extent, height_width)

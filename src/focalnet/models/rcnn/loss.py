@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from focalnet.errors import DataError
-from focalnet.ops import anchors, assign, boxes, rois
+from focalnet.ops import anchors, assign, boxes, rois, vision
 from focalnet.samples import ObjectTarget
 
 if TYPE_CHECKING:
@@ -94,7 +93,8 @@ def _sample_anchors(
 
 def _box_loss(config: StageConfig, priors: Tensor, deltas: Tensor, objects: Tensor) -> Tensor:
     if config.box_loss == "giou":
-        giou: Tensor = generalized_box_iou_loss(boxes.decode(priors, deltas, config.stds), objects, reduction="sum")
+        decoded = boxes.decode(priors, deltas, config.stds)
+        giou: Tensor = vision.generalized_box_iou_loss(decoded, objects, reduction="sum")
         return giou
     return _smooth_l1(deltas, boxes.encode(priors, objects, config.stds), config.smooth_l1_beta)
 

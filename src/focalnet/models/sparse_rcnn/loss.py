@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from focalnet.models.set_prediction import CLASS_WEIGHT, GIOU_WEIGHT, L1_WEIGHT, match
+from focalnet.ops import vision
 from focalnet.ops.counting import mean_over_processes
 from focalnet.samples import ObjectTarget
 
@@ -43,7 +43,7 @@ def _stage(stage: SparseStage, sizes: Tensor, targets: Sequence[ObjectTarget]) -
     expected[image, proposal, labels] = 1.0
     count = mean_over_processes(assigned.new_tensor(len(matched)))
     return {
-        "loss_cls": CLASS_WEIGHT * sigmoid_focal_loss(stage.logits, expected, 0.25, 2.0, "sum") / count,
+        "loss_cls": CLASS_WEIGHT * vision.sigmoid_focal_loss(stage.logits, expected, 0.25, 2.0, "sum") / count,
         "loss_bbox": L1_WEIGHT * F.l1_loss(predicted / scale, objects / scale, reduction="sum") / count,
-        "loss_iou": GIOU_WEIGHT * generalized_box_iou_loss(predicted, objects, reduction="sum") / count,
+        "loss_iou": GIOU_WEIGHT * vision.generalized_box_iou_loss(predicted, objects, reduction="sum") / count,
     }
