@@ -13,7 +13,7 @@ can be used.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     has_attentions = False
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["FusedFocalNetBlock"]  # on several devices a block stays on one
+    _no_split_modules = ["FusedFocalNetBlock"]  # noqa: RUF012  # on several devices a block stays on one
 
     def __init__(self, config: FocalNetDenseConfig) -> None:
         super().__init__(config)
@@ -95,7 +95,7 @@ class FocalNetDenseBackbone(BackboneMixin, PreTrainedModel):
         return BackboneOutput(feature_maps=features, hidden_states=hidden_states, attentions=None)
 
 
-def _stages(config: FocalNetDenseConfig) -> tuple[int, ...]:
+def _stages(config: Any) -> tuple[int, ...]:
     """Stages counted from 0, of what a configuration returns; before the first stage comes the stem."""
     return tuple(config.stage_names.index(name) - 1 for name in config.out_features)
 

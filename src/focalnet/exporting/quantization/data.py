@@ -16,7 +16,6 @@ from focalnet.card import ModelCard
 from focalnet.data.loader import collate
 from focalnet.data.preprocess import pad, preprocess
 from focalnet.errors import ConfigError, DataError, require
-from focalnet.inference.exported import ExportedNetwork
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models import Model
 from focalnet.samples import Size
@@ -113,8 +112,8 @@ class LabelledData:
         pixels = read.image.as_subclass(Tensor)
         return preprocess(pixels, self.preprocessing), (pixels.shape[1], pixels.shape[2])
 
-    def measure(self, network: ExportedNetwork) -> dict[str, Metric]:
-        """The headline metrics of an exported network on all images of the split, by name."""
+    def measure(self, network: Model[Any, Any]) -> dict[str, Metric]:
+        """The headline metrics of a network, exported or not, on all images of the split, by name."""
         evaluator = self._evaluator()
         for start in range(0, self.images, self.batch_size):
             chunk = [self._measured[index] for index in range(start, min(start + self.batch_size, self.images))]
