@@ -72,7 +72,7 @@ class BatchPredictor:
         Returns:
             The same kind of batch: its columns, without the images if they are bytes or arrays, and those of the
             shards of ``predict_manifest``: ``error``, which is null or says why there is no result, and by the model's
-            results ``top``, or ``height``, ``width`` and ``objects``, ``classes`` or ``segments``.
+            results ``top``, ``labels``, or ``height``, ``width`` and ``objects``, ``classes`` or ``segments``.
 
         Raises:
             InputError: the column is missing or holds something else, or another one has the name of a result.

@@ -6,10 +6,13 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pandas
 import pyarrow as arrow
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 from pycocotools import mask as coco_masks
@@ -17,9 +20,10 @@ from pycocotools import mask as coco_masks
 from focalnet import Predictor, zoo
 from focalnet.cli.main import main
 from focalnet.errors import ConfigError
-from focalnet.inference import predict_manifest
+from focalnet.inference import BatchPredictor, predict_manifest
 from focalnet.inference.manifest import ledger, running
 from focalnet.inference.manifest.shards import FIELDS, schema
+from focalnet.models.base import Output
 from tests.docs.stand_ins import network as dense_network
 from tests.inference.manifest.stub import Stub, job, read_rows
 from tests.inference.segmenters import blocks, colours
@@ -81,6 +85,21 @@ def test_rows_are_what_the_predictor_says(output, photos, monkeypatch, capsys):
         assert line == {**row, **{field: without_null_masks(row[field]) for field in FIELDS[output]}}
         assert set(line) == {"source", "row", "path", "error", *FIELDS[output]}
     assert parquet.read_schema("one/part-00001.parquet").equals(schema(output))
+
+
+def test_every_kind_of_result_has_fields():
+    assert set(FIELDS) == set(NETWORKS) == set(get_args(Output))
+
+
+def test_the_least_score_is_that_of_the_task(photos, monkeypatch):
+    network = classifier(multi_label=True)
+    network.head.bias.data = torch.tensor([-0.4, 0.4, 9.0])  # scores of about 0.4, 0.6 and 1
+    network.head.weight.data *= 0
+    monkeypatch.setattr(zoo, "load", lambda name: network)
+    predict_manifest("list.txt", "out", "mine", device="cpu", shard_format="jsonl")
+    assert [one["name"] for one in read_rows(Path("out"))[0]["labels"]] == ["cat", "bee"]
+    (names,) = BatchPredictor(network, device="cpu")({"path": np.array(["a.png"])})["labels"]
+    assert [one["name"] for one in names] == ["cat", "bee"]
 
 
 def without_null_masks(value):
