@@ -34,10 +34,11 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
-        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        # On the CPU, since PyTorch imports its compiler to compute on the meta device.
+        angle = torch.arange(self.heads, device="cpu") * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
-        distance = torch.arange(1, self.points + 1)[:, None]
+        distance = torch.arange(1, self.points + 1, device="cpu")[:, None]
         offsets = (direction[:, None, None] * distance).expand(-1, self.levels, -1, -1)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.flatten())

@@ -25,7 +25,7 @@ UNUSED = "(unused)"
 UNUSED_INDEX = 850
 IMAGENET22K_CLASSES = 21842
 
-NUMBERED = ("coco", "objects365")  # label sets whose classes have numbers
+NUMBERED = {"coco": 80, "objects365": 365}  # label sets whose classes have numbers, and how many classes
 
 _NO_CLASS = ("__background__", "N/A")  # what stands for a number that COCO gives to no class
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -80,7 +80,10 @@ def category_ids(label_set: str) -> tuple[int, ...]:
 
 def ids_of(names: tuple[str, ...]) -> tuple[int, ...]:
     """The numbers of the classes of a label set that are called so; none if there is no such set."""
-    return next((category_ids(label_set) for label_set in NUMBERED if names == class_names(label_set)), ())
+    for label_set, count in NUMBERED.items():
+        if len(names) == count and names == class_names(label_set):  # reading COCO's names takes two seconds
+            return category_ids(label_set)
+    return ()
 
 
 def cut_to_imagenet1k(model: Classifier) -> Classifier:
