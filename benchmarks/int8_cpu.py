@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256)
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     options = parser.parse_args()
@@ -97,7 +98,7 @@ def images_of(options: argparse.Namespace) -> tuple[torch.Tensor, list[tuple[tor
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """CPU milliseconds of each engine in each round, and how many times as fast int8 is."""
     result: dict[str, Any] = {"model": "focalnet_tiny_srf", "pixels": 224, "cpu_ms": {}, "ratios": {}}
-    for batch in (1, 8):
+    for batch in options.batches:
         calls = {}
         for name in options.engines:
             engine = ENGINES[name]
