@@ -340,10 +340,7 @@ def _relative_change(outputs: list[list[torch.Tensor]], expected: list[list[torc
 def _outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     tensors = [t for t in tree_leaves(model(x)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     if not tensors:
-        raise ConfigError(
-            "int8 takes models that return tensors for a batch of images: classifiers and backbones "
-            "(focalnet.optimize(detector.backbone, int8=...))"
-        )
+        raise ConfigError("int8 takes models that return tensors for a batch of images: classifiers and backbones")
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise InputError("the model's output is not finite on the calibration images: int8 cannot use them")
     return tensors
