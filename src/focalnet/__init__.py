@@ -19,6 +19,7 @@ _WHERE = {
     "FocalNet": "models.backbone",
     "FocalNetConfig": "models.backbone",
     "FocalNetError": "errors",
+    "Int8": "kernels.quantization",
     "Predictor": "inference",
     "accelerate": "integrations",
     "create_model": "zoo",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from focalnet.inference import Predictor as Predictor
     from focalnet.integrations import accelerate as accelerate
     from focalnet.kernels.optimize import optimize as optimize
+    from focalnet.kernels.quantization import Int8 as Int8
     from focalnet.models import Classifier as Classifier
     from focalnet.models import ClassifierConfig as ClassifierConfig
     from focalnet.models.backbone import FocalNet as FocalNet

@@ -20,6 +20,7 @@ import focalnet
 from focalnet.errors import InputError
 from focalnet.kernels import backend, cpu
 from focalnet.kernels.cpu import library_file, proof
+from focalnet.kernels.cpu.arguments import Steps
 from focalnet.kernels.fuse import fuse
 from focalnet.kernels.rowwise import layer_norm
 from focalnet.nn import FocalModulation, FocalNetBlock, Mlp
@@ -27,6 +28,7 @@ from focalnet.nn import FocalModulation, FocalNetBlock, Mlp
 pytestmark = pytest.mark.skipif(not cpu.built(), reason="the CPU kernels were not built")
 
 C = 5
+STEPS = Steps(0.02, 100)
 
 
 def arguments() -> dict[str, tuple[Any, ...]]:
@@ -42,6 +44,10 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         "gelu_": (x,),
         "gelu_backward": (torch.randn_like(x), x),
         "column_sum": (x,),
+        "quantize": (x, STEPS),
+        "quantize_gelu": (x, STEPS),
+        "quantize_norm": (x, torch.randn(C), torch.randn(C), 1e-5, STEPS),
+        "quantize_product": (x, torch.randn_like(x), STEPS),
         "deformable_attention": sampled,
         "deformable_attention_backward": (torch.randn(2, 4, 3 * C), *sampled),
     }
@@ -102,8 +108,9 @@ def places(name: str) -> list[tuple[int, int | None]]:
     return found
 
 
-ANY_SHAPE = {("gelu_", 0), ("column_sum", 0)}  # of tensors that stand alone every shape is right
-ANY_ROWS = {("layer_norm", 0)}
+# Of tensors that stand alone every shape is right.
+ANY_SHAPE = {(name, 0) for name in ("gelu_", "column_sum", "quantize", "quantize_gelu")}
+ANY_ROWS = {("layer_norm", 0), ("quantize_norm", 0)}
 ANY_COLUMNS = {*ANY_SHAPE, ("deformable_attention", 0)}
 
 

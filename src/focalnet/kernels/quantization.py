@@ -157,6 +157,7 @@ def calibrate(model: nn.Module, options: Int8) -> Quantization:
                 raise ConfigError(f"{name} did not run on the calibration images: int8 cannot choose its range")
             steps = inputs[name].steps()
             low, high = ((limit - steps.zero_point) * steps.scale for limit in (0, 255))
+            assert isinstance(layer.weight, torch.Tensor)
             shape = (layer.weight.shape[0], layer.weight.shape[1])
             result.layers.append(LayerCost(name, shape, low, high, 0.0))
             result._steps[name] = steps
@@ -190,7 +191,7 @@ def accuracy(model: nn.Module, evaluation: Sequence[tuple[torch.Tensor, torch.Te
 def assign(model: nn.Module, quantization: Quantization) -> list[nn.Module]:
     """Sets the attribute ``int8_steps`` of the blocks, which ``freeze`` reads; returns these blocks."""
     chosen = {layer.name for layer in quantization.layers if layer.int8}
-    blocks = []
+    blocks: list[nn.Module] = []
     for prefix, block in _blocks(model):
         steps = {
             key: quantization._steps[_joined(prefix, name)]
@@ -339,10 +340,7 @@ def _relative_change(outputs: list[list[torch.Tensor]], expected: list[list[torc
 def _outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     tensors = [t for t in tree_leaves(model(x)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     if not tensors:
-        raise ConfigError(
-            "int8 takes models that return tensors for a batch of images: classifiers and backbones "
-            "(focalnet.optimize(detector.backbone, int8=...))"
-        )
+        raise ConfigError("int8 takes models that return tensors for a batch of images: classifiers and backbones")
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise InputError("the model's output is not finite on the calibration images: int8 cannot use them")
     return tensors
