@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,6 +45,42 @@ def atomic(path: str | Path, error: type[FocalNetError] = FocalNetError) -> Iter
     finally:
         with suppress(OSError):  # moved into place, or never created
             part.unlink()
+
+
+@contextmanager
+def atomic_together(paths: Sequence[Path], error: type[FocalNetError] = FocalNetError) -> Iterator[list[Path]]:
+    """Like ``atomic`` for files of one folder that belong together: all of them are replaced, or none.
+
+    Yields the paths to write to, which have the same names in a hidden folder.
+
+    Args:
+        paths: the targets.
+        error: exception class to raise if a file cannot be written.
+    """
+    folder = paths[0].with_name(f".{cut(paths[0].name, 99)}.{uuid.uuid4().hex}.part")
+    before = folder / "before"
+    moved: list[tuple[Path, Path]] = []  # from where to where
+    try:
+        before.mkdir(parents=True)
+        parts = [folder / path.name for path in paths]
+        yield parts
+        for part in parts:
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+        for part, path in zip(parts, paths, strict=True):
+            for source, target in ((path, before / path.name), (part, path)):
+                if source.exists():
+                    os.replace(source, target)
+                    moved.append((source, target))
+        moved.clear()
+    except OSError as reason:
+        raise error(
+            f"cannot write {paths[0]}: {reason.strerror or reason}; choose another path or free some space"
+        ) from reason
+    finally:
+        for source, target in reversed(moved):  # not all of them could be moved
+            os.replace(target, source)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cut(name: str, size: int) -> str:

@@ -14,10 +14,12 @@ from focalnet.errors import ConfigError
 
 def export(
     model: Annotated[str, typer.Argument(help="A name in 'focalnet models', or a weights file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .onnx or .pt2.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .onnx, .xml or .pt2.")],
     format: Annotated[
-        Literal["onnx", "torch"] | None,
-        typer.Option(help="onnx, or torch for a program of torch.export; default: as the suffix of --out says."),
+        Literal["onnx", "openvino", "torch"] | None,
+        typer.Option(
+            help="onnx, openvino, or torch for a program of torch.export; default: as the suffix of --out says."
+        ),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set, 18 to 20; default: 18.")] = None,
     grid_sample: Annotated[

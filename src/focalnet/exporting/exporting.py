@@ -23,16 +23,22 @@ from focalnet.exporting.quantization.data import EXPECTED, LabelledData
 from focalnet.exporting.quantization.onnx_layers import OnnxLayers
 from focalnet.exporting.quantization.quantizing import Quantization, check_max_loss, quantize, report
 from focalnet.exporting.tracing import Trace, check_exportable, trace
-from focalnet.files import atomic, write
+from focalnet.files import atomic, atomic_together, write
 from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import processor
 from focalnet.models import Model
-from focalnet.runtime.header import EXTRA_FILE, KEY, Header
+from focalnet.runtime.header import EXTRA_FILE, FORMATS, KEY, Header
+from focalnet.runtime.sessions import DIGEST_KEY, store_digest
 
 logger = logging.getLogger(__name__)
 
-Format = Literal["onnx", "torch"]
-SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
+Format = Literal["onnx", "openvino", "torch"]
+#: Packages that write and check a file of each format, and the extra that installs them.
+_PACKAGES = {
+    "onnx": ("export", ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": ("openvino", ("onnx", "onnxscript", "openvino")),
+    "torch": ("export", ()),
+}
 OPSETS = (18, 19, 20)  # GridSample came with 16; the exporter writes 18 and converts to later ones
 _LARGEST = 2**31 - 2**24  # bytes: an ONNX file is one protobuf message of less than 2 GiB
 _THRESHOLDS = ("score_threshold", "nms_threshold", "max_per_image", "object_threshold", "overlap_threshold", "things")
@@ -73,13 +79,14 @@ def export(
 ) -> Exported:
     """Writes a network to one file, for any batch size, height and width, with its postprocessing and metadata.
 
-    The file is first compared with the network, at several sizes and batch sizes; one that disagrees is not written.
+    OpenVINO's format has a second file, ``.bin``, with the weights. What is written is compared with the network, at
+    several sizes and batch sizes; a file that disagrees is not kept.
 
     Args:
         model: a classifier, detector or segmenter, float32, on the CPU, with a card or without.
         path: the file; missing folders are created.
-        format: ``"onnx"``, or ``"torch"`` for a program of ``torch.export``; default: as the suffix says, ``.onnx`` or
-            ``.pt2``.
+        format: ``"onnx"``, ``"openvino"``, or ``"torch"`` for a program of ``torch.export``; default: as the suffix
+            says, ``.onnx``, ``.xml`` or ``.pt2``.
         opset: of ONNX, 18 to 20; default: 18.
         grid_sample: whether the graph may contain ``GridSample``; without it, points are sampled by gathers, which
             needs more memory.
@@ -98,26 +105,18 @@ def export(
         ConfigError: an option has an invalid value, or the network cannot be exported.
         DataError: the data for int8 cannot be read or do not fit the network.
         ExportError: the file disagrees with the network, int8 loses too much, or it cannot be written as one file.
-        MissingDependency: ONNX files need the extra ``export``; int8 also needs ``train`` or ``dense``.
+        MissingDependency: ONNX files need the extra ``export``, OpenVINO's files the extra ``openvino``; int8 also needs
+            ``train`` or ``dense``.
     """
     path = Path(path)
     format = format or _format_of(path)
-    if format not in SUFFIX:
-        raise ConfigError(f'format="{format}" must be "onnx" or "torch"')
-    if path.suffix != SUFFIX[format]:
-        raise ConfigError(f"{path}: a file of the format {format} must end in {SUFFIX[format]}")
-    if opset is not None and (format != "onnx" or opset not in OPSETS):
-        raise ConfigError(
-            f"opset={opset} must be one of {', '.join(map(str, OPSETS))}"
-            if format == "onnx"
-            else f"opset={opset} is an option of the format onnx only"
-        )
+    _check_options(path, format, opset)
     check_exportable(model)
-    if format == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            require(package, "export")
-        if sum(tensor.nbytes for tensor in model.state_dict().values()) > _LARGEST:
-            raise ExportError(f"{path}: these weights exceed the 2 GiB of an ONNX file; choose the format torch")
+    extra, packages = _PACKAGES[format]
+    for package in packages:
+        require(package, extra)
+    if format != "torch" and sum(tensor.nbytes for tensor in model.state_dict().values()) > _LARGEST:
+        raise ExportError(f"{path}: these weights exceed the 2 GiB of an ONNX graph; choose the format torch")
     labelled = None
     if int8:
         labelled = _labelled(model, format, data, split=split, calibration=calibration)
@@ -128,9 +127,11 @@ def export(
     with _evaluating(model):
         traced = trace(model, grid_sample=grid_sample)
         header = _header(model, traced)
-        with atomic(path, ExportError) as part:
+        with _unfinished(path, format) as part:
             if format == "onnx":
                 _write_onnx(traced, header, part, opset or OPSETS[0])
+            elif format == "openvino":
+                _write_openvino(traced, header, part)
             else:
                 _write_program(traced, header, part)
             differences = check_agreement(model, ExportedNetwork(part, format), path)
@@ -168,10 +169,35 @@ def _labelled(
 
 
 def _format_of(path: Path) -> Format:
-    for format, suffix in SUFFIX.items():
+    for format, suffix in FORMATS.items():
         if path.suffix == suffix:
             return format  # type: ignore[return-value]
-    raise ConfigError(f'{path}: must end in .onnx or .pt2, or give format="onnx" or "torch"')
+    raise ConfigError(f'{path}: must end in .onnx, .xml or .pt2, or give format="onnx", "openvino" or "torch"')
+
+
+def _check_options(path: Path, format: Format, opset: int | None) -> None:
+    if format not in FORMATS:
+        raise ConfigError(f'format="{format}" must be "onnx", "openvino" or "torch"')
+    if path.suffix != FORMATS[format]:
+        raise ConfigError(f"{path}: a file of the format {format} must end in {FORMATS[format]}")
+    if opset is not None and format != "onnx":
+        raise ConfigError(f"opset={opset} is an option of the format onnx only")
+    if opset is not None and opset not in OPSETS:
+        raise ConfigError(f"opset={opset} must be one of {', '.join(map(str, OPSETS))}")
+    weights = path.with_suffix(".bin")
+    if format == "openvino" and weights.exists() and not path.exists():
+        raise ConfigError(f"{weights}: exists, and is where the weights of {path.name} belong: choose another name")
+
+
+@contextmanager
+def _unfinished(path: Path, format: Format) -> Iterator[Path]:
+    """A path to write to; the file there then replaces ``path``, and of OpenVINO also the one with the weights."""
+    if format == "openvino":
+        with atomic_together([path.with_suffix(".bin"), path], ExportError) as (_, part):
+            yield part
+    else:
+        with atomic(path, ExportError) as part:
+            yield part
 
 
 def _header(model: Model[Any, Any], traced: Trace) -> Header:
@@ -208,6 +234,13 @@ def weights_hash(model: Model[Any, Any]) -> str:
 
 
 def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
+    program = _onnx_program(traced, header, opset)
+    program.model.metadata_props[KEY] = header.to_json()
+    program.save(str(path), external_data=False)
+
+
+def _onnx_program(traced: Trace, header: Header, opset: int) -> torch.onnx.ONNXProgram:
+    """The network as an ONNX graph."""
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
@@ -231,8 +264,26 @@ def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
         optimizer.fold_constants(graph)
         for cleanup in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
             cleanup(graph)
-        graph.metadata_props[KEY] = header.to_json()
-        program.save(str(path), external_data=False)
+    return program
+
+
+def _write_openvino(traced: Trace, header: Header, path: Path) -> None:
+    """Writes OpenVINO's files: the graph to ``path``, the weights to the ``.bin`` file beside it."""
+    import openvino
+
+    onnx = _onnx_program(traced, header, OPSETS[0]).model_proto.SerializeToString()
+    try:
+        # Its function convert_model does the same, and reports each use to the authors of OpenVINO.
+        graph = openvino.Core().read_model(onnx)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"OpenVINO cannot express this {header.family}: {reason}; choose the format onnx or torch"
+        ) from error
+    graph.set_rt_info(header.to_json(), KEY)
+    graph.set_rt_info("0" * 64, DIGEST_KEY)
+    openvino.save_model(graph, path, compress_to_fp16=False)
+    store_digest(path)
 
 
 def _write_program(traced: Trace, header: Header, path: Path) -> None:

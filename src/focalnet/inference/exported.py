@@ -20,15 +20,15 @@ from focalnet.errors import CheckpointError, ConfigError, escaped
 from focalnet.files import cut
 from focalnet.models import Model
 from focalnet.models.base import ModelConfig, Output, check_finite
-from focalnet.runtime.header import SUFFIXES, Header, stored
-from focalnet.runtime.predictor import Session
+from focalnet.runtime.header import FORMATS, Header, stored
 from focalnet.runtime.results import results
+from focalnet.runtime.sessions import open_session
 from focalnet.samples import Batch, Size
 
 
 def load_network(model: str | Path) -> Any:
     """The network of an exported file, or of a name or file that ``zoo.load`` takes."""
-    return ExportedNetwork(model) if Path(model).suffix in SUFFIXES else zoo.load(model)
+    return ExportedNetwork(model) if Path(model).suffix in FORMATS.values() else zoo.load(model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,12 @@ class ExportedNetwork(Model[ExportedConfig, dict[str, Tensor]]):
     """The network of a file that ``focalnet export`` wrote, on the CPU: it predicts, and cannot be trained.
 
     Args:
-        path: an ``.onnx`` file, which needs onnxruntime, or a ``.pt2`` file.
-        format: ``"onnx"`` or ``"torch"``; default: as the suffix says.
+        path: an ``.onnx`` file, which needs onnxruntime, an ``.xml`` file, which needs openvino, or a ``.pt2`` file.
+        format: ``"onnx"``, ``"openvino"`` or ``"torch"``; default: as the suffix says.
 
     Raises:
         CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
-        MissingDependency: onnxruntime is not installed.
+        MissingDependency: the package that the file needs is not installed.
     """
 
     takes_sizes = True
@@ -76,8 +76,8 @@ class ExportedNetwork(Model[ExportedConfig, dict[str, Tensor]]):
     def __init__(self, path: str | Path, format: str | None = None) -> None:
         super().__init__()
         path = Path(path)
-        onnx = path.suffix == ".onnx" if format is None else format == "onnx"
-        self._run: Session | _Program = Session(path) if onnx else _Program(path)
+        program = path.suffix == FORMATS["torch"] if format is None else format == "torch"
+        self._run = _Program(path) if program else open_session(path, format)
         self.header: Header = self._run.header
         header = self.header
         self.card = header.card

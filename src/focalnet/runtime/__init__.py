@@ -1,6 +1,7 @@
-"""Prediction with exported files, by ONNX Runtime, NumPy and Pillow alone: nothing in this package imports PyTorch."""
+"""Prediction with exported files by ONNX Runtime or OpenVINO, NumPy and Pillow; nothing here imports PyTorch."""
 
-from focalnet.runtime.header import Header, read_header
+from focalnet.runtime.header import Header
 from focalnet.runtime.predictor import Predictor
+from focalnet.runtime.sessions import read_header
 
 __all__ = ["Header", "Predictor", "read_header"]

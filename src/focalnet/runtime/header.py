@@ -8,16 +8,15 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import CheckpointError, ConfigError, InputError, require
+from focalnet.errors import CheckpointError, ConfigError, InputError
 
 FORMAT = 1  # raised where an older version of this library would read a file wrongly
-KEY = "focalnet"  # of the metadata of an ONNX file
+KEY = "focalnet"  # of the metadata of an ONNX or OpenVINO file
 EXTRA_FILE = "focalnet.json"  # within a .pt2 file
-SUFFIXES = (".onnx", ".pt2")
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # names, and suffixes of their files
 OUTPUTS = ("classification", "multilabel", "detection", "instance", "semantic", "panoptic")
 
 
@@ -102,17 +101,6 @@ class Header:
         return header
 
 
-def read_header(path: str | Path) -> Header:
-    """Reads the metadata of an exported file without loading its network.
-
-    Raises:
-        CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
-        MissingDependency: a ``.onnx`` file needs onnxruntime.
-    """
-    path = Path(path)
-    return Header.from_json(stored(path), path) if path.suffix == ".pt2" else open_session(path)[1]
-
-
 def stored(path: Path) -> str:
     """The metadata of a ``.pt2`` file, as text."""
     try:
@@ -123,31 +111,6 @@ def stored(path: Path) -> str:
             return archive.read(names[0]).decode()
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: cannot be read as an exported program: {error}") from error
-
-
-def open_session(path: Path) -> tuple[Any, Header]:
-    """An ``onnxruntime.InferenceSession`` on the CPU, and the metadata of its file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
-        MissingDependency: onnxruntime is not installed.
-    """
-    runtime: ModuleType = require("onnxruntime", "export")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    # Without VNNI, sums of products of 8-bit integers overflow unless this is set; with it, it changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # its exceptions share no class
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: ONNX Runtime cannot read it: {reason}") from error
-    if KEY not in metadata:
-        raise CheckpointError(f'{path}: has no metadata of ours; write it with "focalnet export"')
-    return session, Header.from_json(metadata[KEY], path)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,35 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from focalnet.data import images as decoding
 from focalnet.errors import ConfigError
 from focalnet.results import Detections, Result
 from focalnet.results.classification import THRESHOLD
-from focalnet.runtime.header import Header, open_session
+from focalnet.runtime.header import Header
 from focalnet.runtime.preprocess import pad, preprocess
 from focalnet.runtime.results import results
+from focalnet.runtime.sessions import open_session
 
 MIN_SCORE = 0.3  # of objects, unless the caller says otherwise
 
 
-class Session:
-    """The network of an ``.onnx`` file, run by ONNX Runtime on the CPU."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.runtime, self.header = open_session(Path(path))
-
-    def __call__(self, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """The outputs by name."""
-        self.header.check_size(*inputs["images"].shape[2:])
-        given = {name: inputs[name] for name in self.header.inputs}
-        return dict(zip(self.header.outputs, self.runtime.run(list(self.header.outputs), given), strict=True))
-
-
 class Predictor:
-    """Predicts what images show with an ``.onnx`` file of ``focalnet export``, without PyTorch.
+    """Predicts what images show with an ``.onnx`` or ``.xml`` file of ``focalnet export``, without PyTorch.
 
     ``Predictor("detector.onnx")("street.jpg")`` returns the result that ``focalnet.Predictor`` returns, with NumPy
     arrays in the place of tensors. Its ``to_dict()``, ``summary()`` and fields need nothing else; drawing needs
@@ -49,22 +36,29 @@ class Predictor:
         batch_size: images that go through the network at once.
         top_k: of a classifier: classes in each result, best first.
         min_score: objects below are left out, and classes of a multi-label classifier; default: 0.3 and 0.5.
+        threads: that compute; default: as many as the runtime chooses.
 
     Raises:
         CheckpointError: the file cannot be read, or ``focalnet export`` did not write it.
         ConfigError: an option has an invalid value.
-        MissingDependency: onnxruntime is not installed.
+        MissingDependency: onnxruntime or openvino, whichever the file needs, is not installed.
     """
 
     def __init__(
-        self, path: str | Path, *, batch_size: int = 1, top_k: int = 5, min_score: float | None = None
+        self,
+        path: str | Path,
+        *,
+        batch_size: int = 1,
+        top_k: int = 5,
+        min_score: float | None = None,
+        threads: int | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-            if value < 1:
+        for name, value in (("batch_size", batch_size), ("top_k", top_k), ("threads", threads)):
+            if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
         if min_score is not None and not 0 <= min_score <= 1:
             raise ConfigError(f"min_score={min_score} must be between 0 and 1")
-        self.session = Session(path)
+        self.session = open_session(Path(path), threads=threads)
         self.header: Header = self.session.header
         self.class_names = self.header.class_names
         self.batch_size, self.top_k, self.min_score = batch_size, top_k, min_score
