@@ -1,8 +1,16 @@
-"""Timing in turns."""
+"""Timing in turns, and the table of formats."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
 from focalnet.cli.benchmark import Timing, in_turns
+from focalnet.cli.formats import FORMATS, Row, table, ties
+from focalnet.cli.main import main
 
 
 def test_every_candidate_is_called_once_a_round_in_rotating_order() -> None:
@@ -17,3 +25,57 @@ def test_median_and_quartiles() -> None:
     assert Timing((3.0, 1.0, 2.0, 5.0, 4.0)).median == 3.0
     assert Timing((3.0, 1.0, 2.0, 5.0, 4.0)).quartiles == (2.0, 4.0)
     assert Timing((2.0,)).quartiles == (2.0, 2.0)
+
+
+def row(name: str, *seconds: float, reason: str = "") -> Row:
+    return Row(name, FORMATS["PyTorch"], Path(__file__), reason, {"top-1": 91.25}, seconds, 123_400_000)
+
+
+def test_ties_of_formats() -> None:
+    rows = [row("a", 1.04), row("b", 1.0), row("c", 1.06), row("d", 1.1), row("e", 2.0), row("f", reason="no")]
+    assert ties(rows) == [["b", "a"], ["c", "d"]]
+    assert ties([row("a", 1.0), row("b", 1.2)]) == []
+
+
+def test_the_table_of_formats() -> None:
+    rows = [row("one", *[0.01 * i for i in range(1, 22)]), row("two\n", 0.1), row("three", reason="no compiler")]
+    assert rows[0].p95 == pytest.approx(0.2)
+    header, first, second, *rest = table(rows)
+    assert header.split() == ["format", "file", "top-1", "median", "p95", "peak", "memory"]
+    assert " ".join(first.split()).endswith("MB 91.25 110.00 ms 200.00 ms 123 MB")
+    assert second.split()[0] == "two\\n"
+    assert rest == ["not measured: three: no compiler"]
+    assert rows[2].to_dict() == {"format": "three", "not_measured": "no compiler"}
+    assert rows[1].to_dict()["median_s"] == 0.1
+
+
+def test_formats_that_cannot_be_measured_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ("PyTorch eager", "PyTorch compiled", "ONNX Runtime")
+    monkeypatch.setattr("focalnet.cli.formats.FORMATS", {name: FORMATS[name] for name in kept})
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    out = tmp_path / "out.json"
+    assert main(["benchmark", "focalnet_nano.cifar10", "--formats", "--rounds", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "not measured: PyTorch compiled: takes minutes; add --compile" in said
+    assert 'not measured: ONNX Runtime: this needs the package "onnxscript"' in said
+    eager, compiled, onnx = json.loads(out.read_text())["rows"]
+    assert len(eager["seconds"]) == 2
+    assert eager["peak_memory_bytes"] > 50e6
+    assert compiled.keys() == onnx.keys() == {"format", "not_measured"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--formats", "--batch", "2"], "leave out --batch, --size, --dtype and --device"),
+        (["--split", "test"], "--data, --split and --file are options of --formats"),
+        (["--formats", "--file", "model.bin"], 'model.bin: --file takes files of "focalnet export"'),
+        (["--formats", "--file", "missing.onnx"], "missing.onnx: no such file"),
+        (["--formats", "--data", "missing"], "missing: no such file or folder"),
+    ],
+)
+def test_options_of_formats_that_cannot_work(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "focalnet_nano.cifar10", *options]) == 2
+    assert says in capsys.readouterr().err

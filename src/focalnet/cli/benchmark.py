@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import focalnet
+from focalnet.cli.formats import compare_formats
 from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, UnknownName, did_you_mean
 from focalnet.files import write
@@ -35,11 +36,32 @@ def benchmark(
     compiled: Annotated[bool, typer.Option("--compile", help="Also time torch.compile, which takes a while.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each variant.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write all times to this JSON file.")] = None,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Compare PyTorch with every exported format, from image file to result.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="With --formats: a labelled data set as for training, to measure accuracy on.")
+    ] = None,
+    split: Annotated[Literal["val", "test"], typer.Option(help="With --data: the images to measure on.")] = "val",
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --formats: also compare this exported file of the model, e.g. in int8; repeatable."),
+    ] = None,
 ) -> None:
     """Times a model on this machine.
 
-    Compares plain PyTorch operations, the library's kernels, the optimized and the compiled model.
+    Compares plain PyTorch operations, the library's kernels, the optimized and the compiled model. With --formats,
+    compares file size, accuracy, time and memory of the model in every format.
     """
+    if formats:
+        if (batch, size, dtype, device) != (1, None, "float32", None):
+            raise ConfigError(
+                "--formats reads single images, on the CPU, in float32: leave out --batch, --size, --dtype and --device"
+            )
+        compare_formats(model, data=data, split=split, files=file or (), compiled=compiled, rounds=rounds, out=out)
+        return
+    if data is not None or file or split != "val":
+        raise ConfigError("--data, --split and --file are options of --formats")
     import torch
 
     from focalnet import zoo
