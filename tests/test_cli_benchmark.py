@@ -43,7 +43,7 @@ def test_the_table_of_formats() -> None:
     header, first, second, *rest = table(rows)
     assert header.split() == ["format", "file", "top-1", "median", "p95", "peak", "memory"]
     assert " ".join(first.split()).endswith("MB 91.25 110.00 ms 200.00 ms 123 MB")
-    assert second.split()[0] == "two\\n"
+    assert second.split()[0] == r"two\x0a"
     assert rest == ["not measured: three: no compiler"]
     assert rows[2].to_dict() == {"format": "three", "not_measured": "no compiler"}
     assert rows[1].to_dict()["median_s"] == 0.1

@@ -12,7 +12,11 @@ FOLDERS = "run by tests/test_docs_{}.py, in folders as the page describes them"
 COMMANDS: list[tuple[str, str, str]] = [
     (r"docs/data/(classes|labels|masks|checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/data/objects\.md", r"", FOLDERS.format("objects")),
-    (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
+    (
+        r"docs/(export|deploy/(onnxruntime|openvino|tensorrt))\.md",
+        r"",
+        "run by tests/exporting/test_files.py, with the files that they export",
+    ),
     (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),
     (r"", r"(fit|validate|test|finish) ", "trains or evaluates; options are checked; tests/test_recipes.py trains"),
     (
@@ -37,6 +41,11 @@ COMMANDS: list[tuple[str, str, str]] = [
 CODE: list[tuple[str, str, str]] = [
     (r"docs/data/(checkpoints|inputs)\.md", r"", FOLDERS.format("data")),
     (r"docs/export\.md", r"", "takes a minute; tests/exporting does the same with small networks"),
+    (
+        r"docs/deploy/(onnxruntime|openvino|tensorrt)\.md",
+        r"",
+        "run by tests/exporting/test_files.py, with the files that the page exports",
+    ),
     (r"docs/first_hour\.md", r"", "run by tests/test_first_hour.py, in its order"),
     (
         r"docs/weights\.md",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -29,10 +28,10 @@ from focalnet.runtime import Predictor as Runtime
 from focalnet.runtime import read_header
 from focalnet.runtime.header import EXTRA_FILE, Header
 from focalnet.runtime.preprocess import preprocess
+from tests.docs.pages import PAGES, code
+from tests.docs.pages import commands as commands_of
 from tests.exporting.conftest import Case
 from tests.exporting.networks import network
-
-PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
 
 
 @pytest.fixture
@@ -258,19 +257,26 @@ def test_metadata_that_cannot_be_read(classifier: Case, old: str, new: str, says
         Header.from_json(text.replace(old, new, 1), Path("x.onnx"))
 
 
-def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:
+def test_the_commands_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:
+    """Commands and code of the pages on export, in one folder; an export that several pages have is run once."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     photo.rename(tmp_path / "images/photo.png")
-    commands = [shlex.split(line)[1:] for line in re.findall(r"^focalnet .*$", PAGE, re.MULTILINE)]
-    assert len(commands) == 4
+    targets = [page for page in PAGES if page.startswith("docs/deploy/")]
     if importlib.util.find_spec("openvino") is None:
-        commands = [command for command in commands if "nano.xml" not in command]
-    for command in commands:
-        assert main(command) == 0, command
+        targets.remove("docs/deploy/openvino.md")
+    assert len(targets) >= 2
+    commands = {
+        command.text: command.arguments for page in ["docs/export.md", *targets] for command in commands_of(page)
+    }
+    for text, arguments in commands.items():
+        runnable = arguments[0] != "benchmark" and (len(targets) == 3 or "nano.xml" not in text)
+        assert not runnable or main(arguments) == 0, text
     said = capsys.readouterr().out
     assert "wrote nano.onnx" in said
     assert "largest difference from PyTorch: logits" in said
     assert (tmp_path / "out/predictions.json").exists()
-    assert main(commands[0]) == 2
+    assert main(["export", "focalnet_nano.cifar10", "--out", "nano.onnx"]) == 2
     assert "nano.onnx: already exists; overwrite it with --force" in capsys.readouterr().err
+    for block in (block for page in targets for block in code(page)):
+        exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {})

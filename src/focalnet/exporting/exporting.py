@@ -105,7 +105,7 @@ def export(
         ConfigError: an option has an invalid value, or the network cannot be exported.
         DataError: the data for int8 cannot be read or do not fit the network.
         ExportError: the file disagrees with the network, int8 loses too much, or it cannot be written as one file.
-        MissingDependency: ONNX files need the extra ``export``, OpenVINO's files the extra ``openvino``; int8 also needs
+        MissingDependency: ONNX files need the extra ``export``, OpenVINO's the extra ``openvino``; int8 also needs
             ``train`` or ``dense``.
     """
     path = Path(path)
