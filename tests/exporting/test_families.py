@@ -28,7 +28,7 @@ def test_an_onnx_file_with_nms_and_roi_align(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not ALL, reason="takes half an hour; set FOCALNET_ALL_EXPORTS=1")
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 @pytest.mark.parametrize(("method", "options"), FAMILIES)
 def test_all_formats(method: str, options: dict[str, Any], suffix: str, tmp_path: Path) -> None:
     assert network(method, **options).export(tmp_path / f"model{suffix}").differences

@@ -206,6 +206,16 @@ def test_files_that_cannot_be_read(classifier: Case, tmp_path: Path) -> None:
         focalnet.Predictor(tmp_path / "header.pt2")
 
 
+def test_a_graph_with_other_names(classifier: Case, tmp_path: Path) -> None:
+    graph = onnx.load(classifier.onnx.path)
+    for node in graph.graph.node:
+        node.input[:] = ["pixels" if name == "images" else name for name in node.input]
+    graph.graph.input[0].name = "pixels"
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="its inputs are pixels, and images by its metadata"):
+        focalnet.Predictor(tmp_path / "model.onnx")
+
+
 class Evil:
     """What runs code when it is unpickled."""
 

@@ -93,6 +93,8 @@ class OpenVinoSession:
             raise CheckpointError(
                 f"{path}: it or {weights.name} was changed, or they do not belong together; export the model again"
             )
+        _check_names(path, self.header.inputs, [value.any_name for value in graph.inputs], "inputs")
+        _check_names(path, self.header.outputs, [value.any_name for value in graph.outputs], "outputs")
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
