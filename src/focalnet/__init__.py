@@ -66,6 +66,5 @@ lazy.follow(
     {
         "timm": "focalnet.integrations.timm",
         "transformers.models.auto.configuration_auto": "focalnet.integrations.transformers_config",
-        "transformers.models.auto.modeling_auto": "focalnet.integrations.transformers",
     }
 )

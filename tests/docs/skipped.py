@@ -53,6 +53,11 @@ CODE: list[tuple[str, str, str]] = [
         "needs the Hub; tests/weights and tests/integrations run it without",
     ),
     (r"docs/scale\.md", r"import pandas", "reads shards; tests/inference/manifest/test_running.py reads such a folder"),
+    (
+        r"docs/int8_cpu\.md",
+        r"int8 = ",
+        "measures the reader's labeled images; tests/kernels/test_int8.py does so with its own",
+    ),
     (r"docs/training\.md", r"run = focalnet\.fit", "trains; tests/training does so at toy size"),
     (r"docs/accelerate\.md", r"model = UperNet|model = timm", "downloads weights; tests/integrations run it without"),
 ]

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import ROOT
 
 PACKAGES = ("models", "results", "inference", "explanations", "training", "weights")
-CONSTANTS = {"CONTROLS", "METHODS"}
+CONSTANTS = {"CONTROLS", "DEFAULT_METHOD", "METHODS"}
 ELSEWHERE = {"Predictor"}  # on the page of focalnet itself
 
 

@@ -13,6 +13,13 @@ import pytest
 
 from focalnet import lazy
 
+LOOKS = """
+import focalnet, sys
+import transformers
+transformers.AutoModel, transformers.AutoTokenizer  # as torchmetrics looks at them
+assert "focalnet.integrations.transformers_config" in sys.modules
+assert "transformers.modeling_utils" not in sys.modules
+"""
 BEFORE = """
 import focalnet, sys
 assert "timm" not in sys.modules and "torch" not in sys.modules
@@ -39,6 +46,11 @@ def test_networks_are_found(imports: str) -> None:
     done = subprocess.run([sys.executable, "-c", imports + FOUND], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "could not be imported" not in done.stderr
+
+
+def test_who_only_looks_at_transformers_does_not_wait() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOKS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

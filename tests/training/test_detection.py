@@ -222,7 +222,7 @@ def test_a_classifier_is_not_measured_on_boxes(coco):
     model = zoo.create_model("focalnet_nano")
     model_options, trainer = {"architecture": "mask_rcnn_focalnet_nano"}, {"max_epochs": 1}
     recipe = {"task": "detection", "model": model_options, "data": {"root": str(coco)}, "trainer": trainer}
-    with pytest.raises(ConfigError, match="not for a Classifier"):
+    with pytest.raises(ConfigError, match="the weights are of a Classifier for classification"):
         engine.validate(recipe, model)
 
 

@@ -239,7 +239,7 @@ def test_a_classifier_is_not_measured_on_pixels(masks):
         "data": {"root": str(masks)},
         "trainer": {"max_epochs": 1},
     }
-    with pytest.raises(ConfigError, match="not for a Classifier"):
+    with pytest.raises(ConfigError, match="the weights are of a Classifier for classification"):
         engine.validate(recipe, zoo.create_model("focalnet_nano"))
 
 

@@ -1,10 +1,10 @@
 """Our FocalNet as a backbone for transformers' UperNet, MaskFormer, Mask2Former and DETR family.
 
-Importing this module registers it; ``import focalnet`` does it where transformers' ``AutoBackbone`` is used. A
-``FocalNetDenseConfig`` can then be the ``backbone_config`` of any model that creates its backbone by ``AutoBackbone``,
-as can ``{"model_type": "focalnet_dense", "architecture": "focalnet_tiny_srf"}``. transformers' own FocalNet backbone
-returns feature maps after downsampling (strides 8, 16, 32, 32) and without a norm; ours has another name, so that both
-can be used.
+Importing this module registers it; after ``import focalnet``, the first ``FocalNetDenseConfig`` does. It can be the
+``backbone_config`` of any model that creates its backbone by ``AutoBackbone``; so can the mapping
+``{"model_type": "focalnet_dense", "architecture": "focalnet_tiny_srf"}``. transformers' own FocalNet backbone returns
+feature maps after downsampling (strides 8, 16, 32, 32) and without a norm; ours has another name, so that both can be
+used.
 """
 
 # mypy: disable-error-code="no-untyped-call"

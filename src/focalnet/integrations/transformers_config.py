@@ -1,6 +1,7 @@
 """The configuration of our backbone for transformers, registered with its ``AutoConfig``; see ``transformers.py``.
 
-It is apart from the backbone because transformers reads configurations before it imports what they configure.
+It is apart from the backbone, which is imported with the first configuration: that takes much of transformers, which
+programs that only look at its names (torchmetrics, for one) must not wait for.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -8,6 +9,7 @@ It is apart from the backbone because transformers reads configurations before i
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from focalnet.errors import ConfigError, UnknownName, did_you_mean, require
@@ -45,6 +47,7 @@ class FocalNetDenseConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        importlib.import_module("focalnet.integrations.transformers")  # AutoBackbone gets to know the backbone
         features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.shape().depths) + 1))]
         if features is None and indices is None:

@@ -232,7 +232,9 @@ def validate(
         family = registry.family_of(model)
         if run.task.name not in family.tasks or not model.config.is_trained_for(run.task.name):
             kind = f"{type(model).__name__} for {model.config.output}"
-            raise ConfigError(f"the recipe is for {run.task.name}, the weights are of a {kind}: choose one of its task")
+            raise ConfigError(
+                f"the recipe is for {run.task.name}, the weights are of a {kind}: choose a recipe for their task"
+            )
         run.data.class_order = model.class_names
         run.task.records = records
         run.data.setup("validate")
