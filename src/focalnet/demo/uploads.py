@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +72,7 @@ def read_upload(value: Any, folder: Path) -> Upload:
     if _is_svg(content):
         raise ImageError(f"{name}: is a drawing (SVG), not an image of pixels: export it as PNG")
     try:
-        with pixel_limit(MOST_MEGAPIXELS):
+        with images.size_limit(MOST_MEGAPIXELS):
             image = images.read(content, name)
     except ImageError as error:
         if isinstance(error.__context__, Image.DecompressionBombError):
@@ -100,18 +98,6 @@ def shown_name(name: Any) -> str:
     last = str(name).replace("\\", "/").rpartition("/")[2]
     last = "".join(character if character.isprintable() else "?" for character in last) or "image"
     return last if len(last) <= LONGEST_NAME else f"{last[: LONGEST_NAME - 12]}…{last[-11:]}"
-
-
-@contextmanager
-def pixel_limit(megapixels: int) -> Iterator[None]:
-    """Makes Pillow refuse images of more pixels before it decodes them; it refuses twice ``MAX_IMAGE_PIXELS``."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, megapixels * 500_000
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 class Sweeper:
