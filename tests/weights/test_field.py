@@ -30,6 +30,7 @@ from focalnet import weights, zoo
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.data.preprocess import preprocess
 from focalnet.errors import CheckpointError
+from focalnet.runtime.header import FORMATS
 from focalnet.weights import pickles
 from focalnet.weights.files import read_tensors
 from tests.weights.small import PLAIN, classifier
@@ -316,6 +317,13 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, content: byt
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=expected):
         read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+def test_an_exported_network_is_called_what_it_is(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(b"<net>")
+    with pytest.raises(CheckpointError, match="give the weights that it was exported from"):
+        weights.read(tmp_path / f"x{suffix}")
 
 
 # --- how images were prepared

@@ -45,6 +45,7 @@ IN_FOLDER = (
     *("last.ckpt", "mp_rank_00_model_states.pt"),
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+EXPORTED = (".onnx", ".pt2", ".xml")  # those of ``runtime.header.FORMATS``, which comes after this package
 _DEEPEST = 4  # mappings within mappings
 
 _LENGTHS = 26  # where the local header of a zip file tells how long its name is
@@ -176,6 +177,10 @@ def _find(path: Path) -> Path:
             start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
             if not start and not file.read(1):
                 raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+            if path.suffix in EXPORTED:
+                raise CheckpointError(
+                    f"{path}: an exported network can only predict; give the weights that it was exported from"
+                )
             if start.startswith(b"<"):
                 raise CheckpointError(
                     f"{path}: not a readable checkpoint but a web page; delete it and download the file again"
