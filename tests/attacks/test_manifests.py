@@ -53,6 +53,7 @@ def start(*args: Any, **options: Any) -> Any:
 
     process = fork.Process(target=main)
     process.start()
+    os.setpgid(process.pid, process.pid)  # whichever of the two comes first: it may be killed before it does so itself
     return process
 
 
@@ -68,8 +69,9 @@ def test_twenty_random_kills_of_four_workers(kills, tmp_path, attacks):
         run = start(tmp_path / "list.txt", tmp_path / "out", processes=pids, **options)
         time.sleep(order.uniform(0.01, 0.4))
         victim = ("all", "parent", "worker")[len(list(tmp_path.glob("processes-*"))) % 3]
-        workers = [int(path.name) for path in pids.iterdir()]
-        if victim == "worker" and workers:
+        if victim == "worker":
+            while not (workers := [int(path.name) for path in pids.iterdir()]):
+                time.sleep(0.01)
             os.kill(order.choice(workers), signal.SIGKILL)
             done["worker"] += 1
             time.sleep(order.uniform(0.01, 0.2))
