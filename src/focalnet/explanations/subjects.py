@@ -180,7 +180,7 @@ def _classes(model: Model[Any, Any], prepared: Sequence[Prepared]) -> Subjects:
 
 
 def _annotated_masks(samples: DetectionDataset, index: int) -> Tensor:
-    """Masks ``(N, H, W)`` of the objects of an image that are no crowds; samples of evaluation come without."""
+    """Masks ``(N, H, W)`` of an image's objects, without crowds; evaluation samples do not carry them."""
     masks, _, crowds = samples.annotated_masks(samples.images[index].image_id)
     return masks[~crowds]
 

@@ -99,7 +99,7 @@ def create(
     if pretrained_cfg is not None and not isinstance(pretrained_cfg, str):
         raise ConfigError(f"{name}{SUFFIX} takes the tag of its weights as pretrained_cfg, not a configuration")
     if features_only:
-        options.pop("num_classes", None)  # there is no head
+        options.pop("num_classes", None)  # a backbone has no head
         stages = len(options.get("depths") or VARIANTS[name].shape["depths"])
         options |= {"features_only": True, "out_norms": False, "out_indices": _stages(out_indices, stages)}
     elif out_indices is not None:

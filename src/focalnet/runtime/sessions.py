@@ -100,7 +100,7 @@ class OpenVinoSession:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             self._request = core.compile_model(graph, "CPU", options).create_infer_request()
-        except Exception as error:
+        except Exception as error:  # as above
             raise CheckpointError(f"{path}: OpenVINO cannot compute it here: {_one_line(error)}") from error
 
     def __call__(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

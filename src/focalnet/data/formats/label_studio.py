@@ -167,7 +167,7 @@ def _shapes(region: Any, size: tuple[int, int]) -> Iterator[Shape | str]:
         except (KeyError, TypeError, ValueError) as error:
             yield f"has a region of brushlabels whose mask cannot be read: {error}"
             return
-        if bitmap.any():  # a stroke that was erased again is no object
+        if bitmap.any():  # a stroke that was erased completely leaves no object
             yield _of_bitmap(labels[0], bitmap)
         return
     try:

@@ -1,7 +1,8 @@
 """What names the images of a job: text files, Parquet files, tar files and folders, read range by range.
 
 No source is ever held in memory: of a text file there is one offset for each shard, a Parquet file is read in batches
-of its row groups, a tar file in its own order, and a folder is listed to a file.
+of its row groups, a tar file in its own order, and a folder is listed to a file. This
+file is long because it has every kind of source: each is short, and all have the same contract.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Source(ABC):
 
 
 class TextFile(Source):
-    """Paths in UTF-8 or any other encoding that file names have, one a line; a line break at the end is no line.
+    """Paths in UTF-8 or any other encoding that file names have, one a line; the last line may end with a break.
 
     Args:
         path: the file.
@@ -485,7 +486,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FocalNetError:
         raise
-    except Exception as error:
+    except Exception as error:  # Arrow and tar decoders raise many types for a damaged file
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise DataError(f"{path}: cannot be read: {' '.join(reason.split())[:300]}") from error
 
