@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +17,7 @@ from focalnet.data.augment import DetectionAugmentation
 from focalnet.errors import ConfigError, DataError, TrainingError
 from focalnet.samples import Batch
 from focalnet.training import probe
+from focalnet.training.callbacks import ReturnFreedMemory
 from focalnet.training.failures import explained
 from focalnet.training.run import Run
 from focalnet.training.run_folder import RunFolder
@@ -106,3 +112,20 @@ def test_a_stream_is_not_resumed_in_another_order():
     loader.__dict__["num_workers"] = 3
     with pytest.raises(DataError, match="2 workers in all have read the shards, 3 would"):
         loader.load_state_dict(state)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_is_given_back():
+    """Small tensors that stay between large ones that go leave gaps, as images of many sizes do."""
+    stay, go = [], []
+    for _ in range(2000):
+        go.append(torch.ones(25_000))
+        stay.append(torch.ones(10))
+    go.clear()
+    before = resident_bytes()
+    ReturnFreedMemory().on_train_batch_end(SimpleNamespace(is_last_batch=True), None, {}, None, 0)
+    assert before - resident_bytes() > 100e6

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -176,6 +178,32 @@ def refuse_nan(trainer: pl.Trainer, loss: torch.Tensor, batch_idx: int) -> None:
             f"the loss is no finite number any more in epoch {trainer.current_epoch + 1}, "
             f"batch {batch_idx + 1} or shortly before: lower --model.optimizer.lr"
         )
+
+
+class ReturnFreedMemory(pl.Callback):
+    """Gives memory that was freed back to the system, where the C library is glibc.
+
+    With images of many sizes, tensors leave gaps between each other that glibc keeps: a process grows by gigabytes,
+    and so do worker processes that start later. This is done every ``every_s`` seconds and at the end of an epoch,
+    before validation starts its workers; a call takes about 0.15 s for 4 GB.
+    """
+
+    def __init__(self, every_s: float = 20.0) -> None:
+        self.every_s = every_s
+        self.last = time.monotonic()
+        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch[Any],
+        batch_idx: int,
+    ) -> None:
+        if self.trim and (trainer.is_last_batch or time.monotonic() - self.last > self.every_s):
+            self.trim(0)
+            self.last = time.monotonic()
 
 
 class Stopwatch(pl.Callback):

@@ -29,7 +29,7 @@ from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
 from focalnet.models.base import Model
 from focalnet.nn import FocalNetBlock
-from focalnet.training.callbacks import Progress, StopAtNaN
+from focalnet.training.callbacks import Progress, ReturnFreedMemory, StopAtNaN
 from focalnet.training.checkpoints import AtomicCheckpoints, choose_resume_point
 from focalnet.training.failures import explained
 from focalnet.training.finishing import Measurement, finish, measure
@@ -295,7 +295,7 @@ def _build(
     plugins = _listed(arguments["plugins"])
     requeue = slurm_requeue_signal(plugins)
     processes, stop = Watch(), StopRequest([*SIGNALS, *([requeue] if requeue else [])])
-    arguments["callbacks"] = [*_listed(arguments["callbacks"]), processes]
+    arguments["callbacks"] = [*_listed(arguments["callbacks"]), processes, ReturnFreedMemory()]
     own = {name: arguments.pop(name) for name in OWN_TRAINER_OPTIONS}
     limits = _limits(arguments, own)
     task.max_steps = limits.max_steps
