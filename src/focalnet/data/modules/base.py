@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -177,7 +178,9 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
             groups, labels = self._groups(samples), self._balanced_labels(samples) if training else None
             more: dict[str, Any] = {"training": training, "groups": groups, "labels": labels}
             order = EpochBatches(len(samples), batch_size, seed=self.seed, **more)
-        options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+        # A forked worker shares the memory of a process that trains on, and soon holds a copy: it does not stay then.
+        stays = workers > 0 and (training or multiprocessing.get_start_method() != "fork")
+        options = {"num_workers": workers, "persistent_workers": stays, "pin_memory": torch.cuda.is_available()}
         make_batch = partial(collate, divisor=self.size_divisor, training=training)
         return Loader(samples, order, collate=make_batch, **options)
 
