@@ -99,7 +99,7 @@ def test_targets_are_padded_like_the_images_and_never_cut(name: str) -> None:
     terms = []
     for target in (LabelMapTarget(labels), LabelMapTarget(labels).padded((64, 96))):
         torch.manual_seed(0)  # for random points
-        terms.append(model.loss(Batch(small.images(), small.SIZES, [target] * 2, [])))
+        terms.append(model.loss(Batch(small.images(), [small.SIZES[0]] * 2, [target] * 2, [])))
     assert all(torch.equal(terms[0][key], terms[1][key]) for key in terms[0])
     original = LabelMapTarget(torch.zeros(122, 180, dtype=torch.int64))
     with pytest.raises(InputError, match=r"122 x 180 pixels .* do not fit into 64 x 96"):

@@ -219,6 +219,9 @@ class FrozenPatchEmbed(Frozen, FusedPatchEmbed):
         self.check(x_BCHW)
         return super().forward(x_BCHW)
 
+    def _check_dtype(self, x_BCHW: torch.Tensor) -> None:
+        """``check`` has done so."""
+
     def _project(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         packed: _PackedEmbed = self.__dict__["packed"]
         with without_autocast(x_BCHW.device):  # the dtype is the one it was frozen for

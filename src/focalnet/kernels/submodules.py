@@ -172,6 +172,20 @@ def _depthwise(module: Any) -> torch.Tensor | None:
     return weight if weight is not None and weight.shape[2:] == side else None
 
 
+def wide_kernel(module: Any) -> torch.Tensor | None:
+    """The kernel of an unmodified 3x3 convolution of all channels, "same" padding and no bias; None otherwise."""
+    if not unmodified(module, nn.Conv2d):
+        return None
+    supported = (
+        module.kernel_size == (3, 3)
+        and module.padding == module.stride == module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module._parameters.get("bias") is None
+    )
+    return parameter(module, "weight") if supported else None
+
+
 def of_dtype(kernels: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether all kernels have the dtype. Our operation would cast others, where PyTorch raises an error."""
     for kernel in kernels:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 import focalnet
 from focalnet.card import ModelCard
-from focalnet.errors import ConfigError, InputError
+from focalnet.errors import ConfigError, ExportError, InputError
 from focalnet.kernels.fuse import fuse
 from focalnet.models import official_arguments
 from focalnet.models.plain import from_plain
@@ -166,6 +166,13 @@ class Shareable:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes what ``push_to_hub`` uploads to a folder, which ``focalnet.load`` reads."""
         return focalnet.save_pretrained(cast(Any, self), folder)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by ``torch.jit.script``, which fails on type annotations otherwise."""
+        raise ExportError(
+            "torch.jit.script cannot compile the source of this network: use torch.jit.trace(model, images), "
+            "torch.export.export or focalnet.export"
+        )
 
 
 class FocalNetBase(Shareable, nn.Module):
@@ -321,8 +328,11 @@ class FocalNetBase(Shareable, nn.Module):
             yield from (self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages])
 
     def _check(self, images: torch.Tensor) -> None:
-        embeds = [self.patch_embed, *(stage.downsample for stage in self.stages if stage.downsample is not None)]
-        if not images.is_meta and any(embed.on_meta for embed in embeds):  # PyTorch would return zeros
+        if isinstance(images, torch.fx.Proxy):  # it has neither shape nor device
+            return
+        embeds = [self.patch_embed, *(stage.downsample for stage in self.stages)]
+        on_meta = any(getattr(embed, "on_meta", False) for embed in embeds)  # None and modules of users have no such
+        if on_meta and not images.is_meta:  # PyTorch would return zeros
             raise InputError(
                 "this FocalNet's weights are on the meta device and have no values: call "
                 "load_state_dict(..., assign=True), or to_empty(device=...) and load_state_dict(...)"

@@ -439,6 +439,8 @@ def check_sizes(images_BCHW: Tensor, sizes: Sequence[Size] | Tensor) -> None:
     """
     if isinstance(sizes, Tensor):
         return
+    if images_BCHW.ndim != 4:
+        raise InputError(f"images must be a batch (B, C, H, W), not {tuple(images_BCHW.shape)}")
     height, width = images_BCHW.shape[2:]
-    if len(sizes) != len(images_BCHW) or any(h > height or w > width for h, w in sizes):
+    if len(sizes) != len(images_BCHW) or not all(0 < h <= height and 0 < w <= width for h, w in sizes):
         raise InputError(f"sizes {list(sizes)} do not fit a batch of images {tuple(images_BCHW.shape)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.nn.fpn import FPNConfig
+from focalnet.ops.rois import FINEST_CELLS
 from focalnet.samples import IGNORED
 
 _NO_SHAPE = ("type", "pretrained", "init_cfg")  # keys of a backbone that do not affect its architecture
@@ -95,6 +96,40 @@ def anchor_scale(generator: Mapping[str, Any], backbone: FocalNetConfig, levels:
     if len(scales) != 1 or generator.get("scales_per_octave", 1) != 1:
         raise ConfigError(f"anchor_generator: one scale is supported, not {scales}")
     return float(scales[0])
+
+
+def roi_extractor(
+    roi_head: Mapping[str, Any], name: str, backbone: FocalNetConfig, *, size: int, samples: int = 0
+) -> int:
+    """Number of pyramid levels that a RoI extractor pools from.
+
+    Args:
+        roi_head: holds the extractor's configuration.
+        name: of the extractor.
+        backbone: configuration of the backbone.
+        size: side of the grid of a pooled region.
+        samples: sampling points per bin and axis; 0 for the bin's size.
+
+    Raises:
+        ConfigError: it pools in another way, or from other levels.
+    """
+    where = f"roi_head.{name}"
+    extractor = expect(roi_head[name], where, "SingleRoIExtractor")
+    layer, strides = expect(extractor["roi_layer"], f"{where}.roi_layer", "RoIAlign"), extractor["featmap_strides"]
+    expected = {"output_size": size, "sampling_ratio": samples, "pool_mode": "avg", "aligned": True}
+    for option, value in {"sampling_ratio": 0, **layer}.items():
+        if option in expected and value not in (expected[option], [expected[option]] * 2):
+            raise ConfigError(f"{where}.roi_layer: {option}={value} is not supported, only {expected[option]}")
+    finest = backbone.strides[(backbone.out_indices or (0,))[0]]
+    if list(strides) != [finest * 2**i for i in range(len(strides))]:
+        raise ConfigError(f"{where}: featmap_strides {list(strides)} are not the pyramid's, from {finest}")
+    scale = extractor.get("finest_scale", 56)
+    if scale != FINEST_CELLS * finest:
+        raise ConfigError(
+            f"{where}: finest_scale={scale} is not supported with a finest stride of {finest}, only "
+            f"{FINEST_CELLS * finest}: a region of twice that size belongs to the second level"
+        )
+    return len(strides)
 
 
 def stds(coder: Mapping[str, Any]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from focalnet.ops.assign import hungarian_match
 from focalnet.samples import ObjectTarget
 
 CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0  # Sparse R-CNN's, in both cost and loss
+HIGHEST_COST = 1e6  # stands for what is not a number, so that the loss, and not the matching, reports it
 _ALPHA, _GAMMA, _EPS = 0.25, 2.0, 1e-12
 
 
@@ -45,4 +46,4 @@ def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
 def match(logits: Tensor, boxes: Tensor, target: ObjectTarget, size: Sequence[float]) -> Tensor:
     """Matches an image's objects to predictions at the lowest cost; for the return value see ``ops.assign``."""
     cost = matching_cost(logits, boxes, target.boxes.to(boxes), target.labels, size)
-    return hungarian_match(cost)
+    return hungarian_match(cost.nan_to_num(HIGHEST_COST, HIGHEST_COST, -HIGHEST_COST))

@@ -17,6 +17,8 @@ def no_single_cells(x_BCHW: torch.Tensor) -> torch.Tensor:
     This does not change the output. Without it, PyTorch (2.14, oneDNN) in bfloat16 on the CPU leaves the gradients of
     kernel weights that only see padding uninitialized, possibly NaN.
     """
+    if isinstance(x_BCHW, torch.fx.Proxy):  # a graph of torch.fx is the same for all sizes
+        return x_BCHW
     height, width = x_BCHW.shape[2:]
     reduced = x_BCHW.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     if not (x_BCHW.is_cpu and torch.is_grad_enabled() and reduced) or min(height, width) > 1:
@@ -48,7 +50,8 @@ class ConvNorm(nn.Module):
             self.add_module(norm, nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(32, channels))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        x = no_single_cells(x_BCHW) if self.conv.stride == (2, 2) else x_BCHW
+        strided = getattr(self.conv, "stride", None) == (2, 2)  # what has replaced it may have none
+        x = no_single_cells(x_BCHW) if strided else x_BCHW
         return self.after_conv(self.conv(x))
 
     def after_conv(self, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -56,4 +59,4 @@ class ConvNorm(nn.Module):
         x = x_BCHW
         if self.norm_name is not None:
             x = self.get_submodule(self.norm_name)(x)
-        return x.relu_() if self.relu else x  # in place is safe: convolutions and norms do not save their output
+        return x.relu() if self.relu else x  # not in place: a hook may have kept the norm's output

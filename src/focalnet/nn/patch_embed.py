@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from focalnet.errors import InputError
 from focalnet.nn.conv import no_single_cells
 
 
@@ -41,6 +42,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x = x_BCHW
+        if type(x) in (torch.Tensor, nn.Parameter):
+            self._check_dtype(x)
         if self.pad_to_stride:
             x = F.pad(x, (0, _missing(x.shape[3], self.stride), 0, _missing(x.shape[2], self.stride)))
         elif (self.kernel, self.stride, self.padding) == (3, 2, 1):
@@ -49,6 +52,16 @@ class PatchEmbed(nn.Module):
         # support torch.channels_last.)
         channels_last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self._normalized(self._project(channels_last).permute(0, 2, 3, 1))
+
+    def _check_dtype(self, x_BCHW: torch.Tensor) -> None:
+        """Raises InputError where the convolution would refuse the dtype."""
+        proj = self.proj
+        if type(proj) is not nn.Conv2d or proj._forward_pre_hooks or type(proj.weight) is not nn.Parameter:
+            return  # what has replaced it may take any dtype
+        if x_BCHW.dtype != proj.weight.dtype and not torch.is_autocast_enabled(x_BCHW.device.type):
+            given, weights = (str(dtype).removeprefix("torch.") for dtype in (x_BCHW.dtype, proj.weight.dtype))
+            prepared = "" if x_BCHW.is_floating_point() else "; images are first normalized, as focalnet.Predictor does"
+            raise InputError(f"the input of this FocalNet is {given}, its weights are {weights}{prepared}")
 
     def _project(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.proj(x_BCHW)
@@ -61,7 +74,8 @@ class PatchEmbed(nn.Module):
     def on_meta(self) -> bool:
         """Whether the weights are on the meta device, and nothing loads them when ``proj`` is called."""
         loaded_when_called = "forward" in vars(self.proj) or bool(self.proj._forward_pre_hooks)  # by accelerate
-        return self.proj.weight.is_meta and not loaded_when_called
+        weight = getattr(self.proj, "weight", None)  # of any module that has replaced it
+        return isinstance(weight, torch.Tensor) and weight.is_meta and not loaded_when_called
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the feature map for an input of ``height`` x ``width``."""

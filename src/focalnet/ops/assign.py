@@ -46,7 +46,7 @@ def max_iou_assign(
     if ignore is not None and len(ignored):
         iou[:, cover(boxes, ignored).amax(1) > ignore] = -1.0
     assigned = boxes.new_full((len(boxes),), -1, dtype=torch.long)
-    if not len(objects):
+    if not len(objects) or not len(boxes):
         assigned[:] = 0
         return _without_ignored(assigned, boxes, ignored, ignore)
     best, index = iou.max(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from focalnet.ops import modes, vision
 from focalnet.ops.roi_align import roi_align
 
-_FINEST = 14  # regions below 2 * 14 cells of the finest level, 112 pixels at stride 4, are pooled from it
+FINEST_CELLS = 14  # regions below 2 * 14 cells of the finest level, 112 pixels at stride 4, are pooled from it
 _CHUNK = 1 << 22  # mask pixels held in float32 at once; fastest if they fit a cache
 
 
@@ -26,9 +26,14 @@ def batch_to_rois(boxes: Tensor) -> Tensor:
 
 
 def levels(boxes: Tensor, finest_stride: int, count: int) -> Tensor:
-    """The pyramid level of each box, by its size (Lin et al. 2017, equation 1): ``(N,)``, 0 is the finest."""
+    """The pyramid level of each box, by its size (Lin et al. 2017, equation 1): ``(N,)``, 0 is the finest.
+
+    A box of 224 pixels, ImageNet's size, belongs to stride 16, where it has 14 cells; half the size is one level finer.
+    So it is 14 cells at any stride, as in torchvision and detectron2. mmdet's ``finest_scale`` counts pixels and is 56
+    whatever the stride; both agree at stride 4, that of all published networks, and ``rcnn/mmdet.py`` refuses others.
+    """
     size = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
-    level = (size / (_FINEST * finest_stride) + 1e-6).log2().floor()
+    level = (size / (FINEST_CELLS * finest_stride) + 1e-6).log2().floor()
     return level.long().clamp(0, count - 1)  # the clamp also maps NaN boxes to a level
 
 

@@ -17,6 +17,7 @@ from focalnet.models.atss.config import ATSSConfig
 from focalnet.models.atss.loss import losses
 from focalnet.models.backbone import FocalNet
 from focalnet.models.base import Model, check_sizes
+from focalnet.models.targets import checked_objects
 from focalnet.nn.conv import ConvNorm
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import anchors, boxes
@@ -113,7 +114,8 @@ class ATSS(Model[ATSSConfig, ATSSOutputs]):
         return ATSSOutputs(scores, deltas, centerness, self.grid(features), inside)
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
-        return losses(self.config, self(batch.images, batch.sizes), batch.targets)
+        targets = checked_objects(batch, self.config.num_classes)
+        return losses(self.config, self(batch.images, batch.sizes), targets)
 
     def postprocess(
         self, outputs: ATSSOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

@@ -16,6 +16,7 @@ from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetBase, init_weights
 from focalnet.models.base import Model
 from focalnet.models.classifier.config import ClassifierConfig
+from focalnet.models.targets import checked_classes
 from focalnet.results import Classification, MultiLabel
 from focalnet.results.base import class_name
 from focalnet.results.classification import THRESHOLD
@@ -69,8 +70,9 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
 
         Of a multi-label classifier, binary cross entropy with targets ``(B, num_classes)``, 0 to 1, a mean over both.
         """
-        targets = torch.as_tensor(batch.targets, device=batch.images.device)
         logits = self(batch.images.contiguous(memory_format=torch.channels_last)).float()
+        num_classes = 0 if type(self.head) is nn.Identity else logits.shape[1]  # a head may have been replaced
+        targets = checked_classes(batch, num_classes, multi_label=self.config.multi_label)
         if self.config.multi_label:
             return {"loss": F.binary_cross_entropy_with_logits(logits, targets.to(logits))}
         return {"loss": F.cross_entropy(logits, targets)}

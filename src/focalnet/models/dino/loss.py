@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from focalnet.models.dino.denoising import Objects
-from focalnet.models.set_prediction import GIOU_WEIGHT, L1_WEIGHT, class_cost
+from focalnet.models.set_prediction import GIOU_WEIGHT, HIGHEST_COST, L1_WEIGHT, class_cost
 from focalnet.ops import vision
 from focalnet.ops.assign import hungarian_match
 from focalnet.ops.counting import mean_over_processes
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _EPS = 1e-6  # the published one: added to areas, in units of the image's
 _AT_ONCE = 64  # objects that are compared with all predictions: it bounds what a crowd takes in between
-_HIGHEST_COST = 1e6  # stands for what is not a number, so that the loss, and not the matching, reports it
 
 
 def objects_of(targets: Sequence[ObjectTarget], sizes: Sequence[Size]) -> list[Objects]:
@@ -79,7 +78,7 @@ def matches(outputs: DINOOutputs, targets: Sequence[Objects]) -> Tensor:
             for logits, boxes, target in zip(outputs.logits, outputs.boxes, targets, strict=True)
         )
         return torch.stack(
-            [hungarian_match(cost.nan_to_num(_HIGHEST_COST, _HIGHEST_COST, -_HIGHEST_COST)) for cost in costs]
+            [hungarian_match(cost.nan_to_num(HIGHEST_COST, HIGHEST_COST, -HIGHEST_COST)) for cost in costs]
         )
 
 

@@ -21,6 +21,7 @@ from focalnet.models.dino.encoder import Encoder, Levels, Projections
 from focalnet.models.dino.heads import Heads, inverse_sigmoid
 from focalnet.models.dino.loss import losses, objects_of
 from focalnet.models.dino.proposals import best, gather, proposals
+from focalnet.models.targets import checked_objects
 from focalnet.nn.deformable import DeformableAttention
 from focalnet.nn.positions import masked_sine_positions
 from focalnet.ops import boxes
@@ -141,7 +142,7 @@ class DINO(Model[DINOConfig, DINOOutputs]):
         return content, refined.detach(), encoder
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
-        targets = objects_of(batch.targets, batch.sizes)
+        targets = objects_of(checked_objects(batch, self.config.num_classes), batch.sizes)
         denoised = sampled(targets, self.config.most_denoised)
         denoising: DenoisingQueries = self.dn_query_generator(denoised)
         outputs = self.training_outputs(batch.images, batch.sizes, denoising)

@@ -19,6 +19,7 @@ from focalnet.models.mask2former import tensors
 from focalnet.models.mask2former.config import Mask2FormerConfig
 from focalnet.models.mask2former.head import Mask2FormerHead
 from focalnet.models.mask2former.loss import losses
+from focalnet.models.targets import checked_segments
 from focalnet.ops.resizing import OriginalSize
 from focalnet.results import Detections, PanopticMap, SemanticMap
 from focalnet.samples import Batch, LabelMapTarget, ObjectTarget, PanopticTarget, Size
@@ -54,9 +55,8 @@ class Mask2Former(ScoresPixels[Mask2FormerConfig, Mask2FormerOutputs]):
         return self._layers(images_BCHW, every_layer=False)[-1]
 
     def loss(self, batch: Batch[ObjectTarget | LabelMapTarget | PanopticTarget]) -> dict[str, Tensor]:
-        size = (batch.images.shape[2], batch.images.shape[3])
-        segments = [target.padded(size).segments() for target in batch.targets]
-        return losses(self.config, self.training_outputs(batch.images), segments)
+        targets = checked_segments(batch, self.config.num_classes)
+        return losses(self.config, self.training_outputs(batch.images), targets)
 
     def training_outputs(self, images_BCHW: Tensor) -> list[Mask2FormerOutputs]:
         """Predictions before the first decoder layer and after each."""

@@ -39,7 +39,7 @@ class BoxHead(nn.Module):
             x = conv(x)
         x = x.flatten(1)
         for linear in self.shared_fcs:
-            x = linear(x).relu_()
+            x = linear(x).relu()
         return self.fc_cls(x).float(), self.fc_reg(x).float().unflatten(1, (self.fc_reg.out_features // 4, 4))
 
 
@@ -59,7 +59,7 @@ class MaskHead(nn.Module):
         x = regions
         for conv in self.convs:
             x = conv(x)
-        logits: Tensor = self.conv_logits(self.upsample(x).relu_())
+        logits: Tensor = self.conv_logits(self.upsample(x).relu())
         return logits.float()
 
 

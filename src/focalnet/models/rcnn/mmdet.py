@@ -7,8 +7,10 @@ from typing import Any
 
 from focalnet.errors import ConfigError
 from focalnet.models import openmmlab
+from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.openmmlab import expect
 from focalnet.models.rcnn.config import RPNConfig, SamplingConfig, StageConfig
+from focalnet.models.rcnn.heads import BOX_GRID, MASK_GRID
 
 _DETECTORS = {False: ("FasterRCNN", "MaskRCNN"), True: ("CascadeRCNN",)}
 
@@ -27,6 +29,7 @@ def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
             f"roi_head: {len(heads)} bbox_head, {len(settings)} train_cfg.rcnn and {len(weights)} stage_loss_weights "
             "must be as many"
         )
+    levels = openmmlab.roi_extractor(roi, "bbox_roi_extractor", backbone, size=BOX_GRID)
     stages = tuple(_stage(*args) for args in zip(heads, settings, weights, strict=True))
     return {
         "backbone": backbone,
@@ -34,11 +37,11 @@ def translate(model: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
         "num_classes": openmmlab.same([head["num_classes"] for head in heads], "num_classes"),
         "rpn": _rpn(model, openmmlab.anchor_scale(model["rpn_head"]["anchor_generator"], backbone, neck.levels)),
         "stages": stages,
-        "roi_levels": len(roi["bbox_roi_extractor"]["featmap_strides"]),
+        "roi_levels": levels,
         "score_threshold": test["rcnn"]["score_thr"],
         "nms_threshold": openmmlab.nms_threshold(test["rcnn"]),
         "max_per_image": test["rcnn"]["max_per_img"],
-        **_masks(roi, cascade),
+        **_masks(roi, cascade, backbone, levels, test["rcnn"]),
     }
 
 
@@ -101,9 +104,18 @@ def _sampling(settings: Mapping[str, Any]) -> SamplingConfig:
     )
 
 
-def _masks(roi: Mapping[str, Any], cascade: bool) -> dict[str, Any]:
+def _masks(
+    roi: Mapping[str, Any], cascade: bool, backbone: FocalNetConfig, levels: int, test: Mapping[str, Any]
+) -> dict[str, Any]:
     if roi.get("mask_head") is None:
         return {"masks": False}
+    shared = roi.get("mask_roi_extractor") is None  # mmdet then pools boxes and masks alike, on the same grid
+    if shared or openmmlab.roi_extractor(roi, "mask_roi_extractor", backbone, size=MASK_GRID) != levels:
+        raise ConfigError(
+            f"roi_head: mask_roi_extractor must pool a grid of {MASK_GRID} from the levels that boxes use"
+        )
+    if test.get("mask_thr_binary", 0.5) != 0.5:
+        raise ConfigError(f"test_cfg.rcnn: mask_thr_binary={test['mask_thr_binary']} is not supported, only 0.5")
     heads = roi["mask_head"] if cascade and not isinstance(roi["mask_head"], Mapping) else [roi["mask_head"]]
     head = expect(openmmlab.same(heads, "mask_head"), "mask_head", "FCNMaskHead")
     openmmlab.unweighted(head["loss_mask"], "mask_head.loss_mask", "CrossEntropyLoss")

@@ -17,6 +17,7 @@ from focalnet.models.rcnn.config import RCNNConfig, SamplingConfig
 from focalnet.models.rcnn.heads import BOX_GRID, MASK_GRID, BoxHead, MaskHead, own_class
 from focalnet.models.rcnn.loss import losses
 from focalnet.models.rcnn.rpn import RPN, Proposals, RPNOutputs
+from focalnet.models.targets import checked_objects
 from focalnet.nn.feature_info import FeatureInfo
 from focalnet.ops import assign, boxes, rois
 from focalnet.results import Detections
@@ -154,8 +155,8 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
         return RCNNTrainingOutputs(rpn, inside, stages)
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
-        outputs = self.training_outputs(batch.images, batch.sizes, batch.targets)
-        return losses(self.config, outputs, batch.targets)
+        targets = checked_objects(batch, self.config.num_classes, masks=self.config.masks)
+        return losses(self.config, self.training_outputs(batch.images, batch.sizes, targets), targets)
 
     def postprocess(
         self, outputs: RCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

@@ -59,7 +59,7 @@ class RPN(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutputs:
-        hidden = [self.rpn_conv(x).relu_() for x in features]
+        hidden = [self.rpn_conv(x).relu() for x in features]
         return RPNOutputs(
             scores=[self.rpn_cls(x).float() for x in hidden],
             deltas=[self.rpn_reg(x).float() for x in hidden],

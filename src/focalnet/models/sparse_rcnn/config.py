@@ -61,7 +61,10 @@ class SparseRCNNConfig(DetectorConfig):
 
     @classmethod
     def from_official(cls, model: Mapping[str, Any]) -> Self:
+        from focalnet.models.sparse_rcnn.network import GRID, SAMPLES  # built from this configuration
+
         model = openmmlab.whole(model, "SparseRCNN")
+        backbone, neck = openmmlab.backbone(model), openmmlab.neck(model)
         rpn = openmmlab.expect(model["rpn_head"], "rpn_head", "EmbeddingRPNHead")
         roi = openmmlab.expect(model["roi_head"], "roi_head", "SparseRoIHead")
         heads = [openmmlab.expect(head, "bbox_head", "DIIHead") for head in roi["bbox_head"]]
@@ -70,9 +73,12 @@ class SparseRCNNConfig(DetectorConfig):
         losses = {name: head[f"loss_{name}"]["loss_weight"] for name in ("cls", "bbox", "iou")}
         if losses != {"cls": 2.0, "bbox": 5.0, "iou": 2.0}:
             raise ConfigError(f"bbox_head: loss weights {losses} are not supported, only those of the paper: 2, 5, 2")
+        levels = openmmlab.roi_extractor(roi, "bbox_roi_extractor", backbone, size=GRID, samples=SAMPLES)
+        if levels != neck.levels:
+            raise ConfigError(f"roi_head: bbox_roi_extractor must pool from all {neck.levels} levels, not {levels}")
         return cls(
-            backbone=openmmlab.backbone(model),
-            neck=openmmlab.neck(model),
+            backbone=backbone,
+            neck=neck,
             num_classes=head["num_classes"],
             proposals=rpn["num_proposals"],
             stages=roi["num_stages"],

@@ -17,6 +17,7 @@ from focalnet.models.backbone import FocalNet
 from focalnet.models.base import Model, check_sizes
 from focalnet.models.sparse_rcnn.config import SparseRCNNConfig
 from focalnet.models.sparse_rcnn.loss import losses
+from focalnet.models.targets import checked_objects
 from focalnet.nn.feed_forward import FeedForward
 from focalnet.ops import boxes, rois
 from focalnet.ops.derivatives import attention_of_any_order
@@ -182,7 +183,8 @@ class SparseRCNN(Model[SparseRCNNConfig, SparseRCNNOutputs]):
         return SparseRCNNOutputs(stages, extents)
 
     def loss(self, batch: Batch[ObjectTarget]) -> dict[str, Tensor]:
-        return losses(self.config, self(batch.images, batch.sizes), batch.targets)
+        targets = checked_objects(batch, self.config.num_classes)
+        return losses(self.config, self(batch.images, batch.sizes), targets)
 
     def postprocess(
         self, outputs: SparseRCNNOutputs, sizes: Sequence[Size], original_sizes: Sequence[Size]

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalnet.errors import InputError
+from focalnet.kernels import submodules
 from focalnet.kernels.resized_conv import resized_conv
 from focalnet.models.backbone import FocalNet
 from focalnet.models.base import ScoresPixels
+from focalnet.models.targets import checked_label_maps
 from focalnet.models.upernet.config import UPerNetConfig
 from focalnet.models.upernet.loss import losses
 from focalnet.nn.conv import ConvNorm
@@ -124,9 +126,8 @@ class UPerNet(ScoresPixels[UPerNetConfig, UPerNetOutputs]):
         return _resized(outputs.logits, outputs.size)
 
     def loss(self, batch: Batch[LabelMapTarget]) -> dict[str, Tensor]:
-        size = (batch.images.shape[2], batch.images.shape[3])
-        labels = [target.padded(size).labels for target in batch.targets]
-        return losses(self.config, self.training_outputs(batch.images), torch.stack(labels))
+        labels = checked_label_maps(batch, self.config.num_classes)
+        return losses(self.config, self.training_outputs(batch.images), labels)
 
     def training_outputs(self, images_BCHW: Tensor) -> UPerNetTrainingOutputs:
         """Logits of both heads.
@@ -165,7 +166,11 @@ def _conv(in_channels: int, channels: int, kernel: int) -> ConvNorm:
 
 def _joined(layer: ConvNorm, inputs: Sequence[Tensor]) -> Tensor:
     """Applies the layer to the concatenation of all feature maps, resized to the first one's size."""
-    return layer.after_conv(resized_conv(inputs, layer.conv.weight))
+    weight = submodules.wide_kernel(layer.conv)
+    if weight is None or not submodules.unmodified(layer, ConvNorm) or submodules.changed_from_outside():
+        out: Tensor = layer(torch.cat([_resized(x, inputs[0].shape[2:]) for x in inputs], 1))
+        return out
+    return layer.after_conv(resized_conv(inputs, weight))
 
 
 def _resized(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
