@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from focalnet.card import ModelCard, Preprocessing
 from focalnet.cli.main import main
 from focalnet.cli.results import Ids, Results
 from focalnet.cli.train import fit, validate
-from focalnet.data import DetectionData
+from focalnet.data import ClassificationData, DetectionData
 from focalnet.errors import ConfigError
 from focalnet.models.dino import DINOConfig
 from focalnet.models.dino.layouts import to_release
 from focalnet.results import Detections
+from focalnet.training import engine
 from focalnet.training.tasks.detection import DetectionTask
 from focalnet.weights.labels import category_ids, class_names
 from tests.data.coco import content, write_images, write_json
@@ -177,6 +179,42 @@ def test_a_network_is_measured_on_data_that_numbers_its_classes_differently(tmp_
     path = weights.save(network, tmp_path / "a.safetensors")
     options = {"data.root": str(root), "data.batch_size": 2, "data.num_workers": 0, "trainer.accelerator": "cpu"}
     assert validate("detection/coco_atss_tiny_srf_3x", path, **options)["images"] == 4
+
+
+def measured(names: tuple[str, ...], known: tuple[str, ...], things: tuple[int, int] | None = None) -> None:
+    """Checks data with classes of these names against a network that calls its classes so."""
+    of_data, of_network = things or (0, 0)
+    task = SimpleNamespace(name="panoptic" if things else "semantic", num_things=lambda data: of_data)
+    config = SimpleNamespace(output=task.name, things=of_network)
+    run = SimpleNamespace(task=task, data=SimpleNamespace(class_names=names))
+    engine._check_numbering(run, SimpleNamespace(class_names=known, config=config))  # type: ignore[arg-type]
+
+
+def test_weights_of_other_classes_are_refused_or_told(caplog: pytest.LogCaptureFixture) -> None:
+    measured(ANIMALS, ANIMALS)
+    measured(ANIMALS, ())
+    measured(ANIMALS, ANIMALS, (2, 2))
+    assert not caplog.records
+    measured(ANIMALS, ("n01", "n02", "n03"))
+    assert 'class 0 is "ant" in the data and "n01" in the weights: they are compared by number' in caplog.text
+    with pytest.raises(ConfigError, match='"ant" is class 0 of the data and class 1 of the weights, so the metrics'):
+        measured(ANIMALS, ("bee", "ant", "cricket"))
+    with pytest.raises(ConfigError, match="the weights know 1 classes of things, the data has 2"):
+        measured(ANIMALS, ANIMALS, (2, 1))
+
+
+def test_images_of_class_folders_are_labelled_as_the_weights_number_their_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ANIMALS:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "a.png")
+    data = ClassificationData(tmp_path, batch_size=1, num_workers=0, image_size=8)
+    data.class_order = ("cricket", "ant", "bee")
+    data.setup("validate")
+    samples: Any = data.samples["val"]
+    labels = {Path(samples.path(i)).parent.name: samples[i].target for i in range(3)}
+    assert labels == {"cricket": 0, "ant": 1, "bee": 2}
+    assert data.class_names == data.class_order
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: std={self.std} must be above 0, and have as many values as mean={self.mean}"
             )
+        if max(self.mean) > 1 or max(self.std) > 1:
+            raise ConfigError(
+                f"preprocessing: mean={self.mean} and std={self.std} are for values from 0 to 255, and images have "
+                "values from 0 to 1: divide them by 255"
+            )
 
     @property
     def crop(self) -> tuple[int, int]:

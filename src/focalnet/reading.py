@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,30 @@ import yaml
 MOST_BYTES = 1 << 20  # of a YAML file
 MOST_VALUES = 100_000  # of a YAML document with all its aliases written out
 DEEPEST = 100  # levels of a YAML document
+_NO_NULL = "a null character, as in UTF-16 without its mark; save it as UTF-8"
 _MOST_DIGITS = 18  # of a number that fits 64 bits
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain words as YAML 1.2 does: ``no`` and ``on`` are text, as are ``1:30``, ``007``, ``1_0`` and dates.
+
+    In YAML 1.1, which PyYAML reads, they are false, true, 90, 7, 10 and days; nobody means that in a list of names.
+    """
+
+
+_WORDS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "null": (r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    "merge": ("<<", "<"),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _WORDS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def read_text(path: Path, most_bytes: int | None = None) -> str:
@@ -29,7 +53,7 @@ def read_text(path: Path, most_bytes: int | None = None) -> str:
 
     Raises:
         OSError: the file cannot be read, or is not a regular file: reading a pipe blocks, and a device has no end.
-        ValueError: it is neither UTF-8 nor UTF-16 (``UnicodeDecodeError``), or too large.
+        ValueError: it is neither UTF-8 nor UTF-16 with a byte order mark (``UnicodeDecodeError``), or too large.
     """
     if path.exists() and not path.is_file():
         raise OSError(None, "is not a regular file", str(path))
@@ -38,6 +62,8 @@ def read_text(path: Path, most_bytes: int | None = None) -> str:
     if most_bytes is not None and len(content) > most_bytes:
         raise ValueError(f"has more than {most_bytes} bytes")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and b"\0" in content:  # valid UTF-8, but no text
+        raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), content.index(b"\0") + 1, _NO_NULL)
     text = content.decode("utf-16" if wide else "utf-8-sig")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -58,10 +84,11 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text says: plain values, never objects.
 
     Raises:
-        ValueError: it is not YAML, holds itself, is nested too deeply, or has too many values with aliases expanded.
+        ValueError: it is not YAML, holds itself or a key twice, is nested too deeply, or has too many values with
+            aliases expanded.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         document = loader.get_single_node()
         if document is None:
             return None
@@ -84,11 +111,23 @@ def _count(node: yaml.Node, known: dict[int, int], above: Sequence[int]) -> int:
         if isinstance(node, yaml.SequenceNode):
             parts = node.value
         elif isinstance(node, yaml.MappingNode):
+            _check_keys(node)
             parts = [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_count(part, known, (*above, id(node))) for part in parts)
         if known[id(node)] > MOST_VALUES:
             raise ValueError(f"has more than {MOST_VALUES} values with all its aliases written out")
     return known[id(node)]
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises ValueError where a mapping has a key twice, of which YAML would silently take the last."""
+    known: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (key.tag, key.value) in known:
+            raise ValueError(f'has "{key.value}" twice in one place (line {key.start_mark.line + 1}): keep one')
+        known.add((key.tag, key.value))
 
 
 def whole_number(text: str) -> int | None:

@@ -197,6 +197,9 @@ def predict(
         return
     videos = [file for file in files if is_video(file)]
     classifies = network.config.classifies
+    of_objects = {"--annotations": annotations, "--tile": tile, "--flip": flip, "--short-side": short_side}
+    if classifies and (ignored := [name for name, value in of_objects.items() if value]):
+        say(f"warning: {', '.join(ignored)}: for detectors and segmenters, without effect on a classifier", err=True)
     if videos and (out is None or classifies):
         raise ConfigError(
             f"{videos[0]}: a video needs a detector or segmenter, and --out for the video with the result"

@@ -337,13 +337,13 @@ def _measure_and_say(
         write_table(measurement.rows or [], table)
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, str]:
-    """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``.
+def parse_overrides(arguments: list[str]) -> dict[str, str | None]:
+    """``["--a.b", "1", "--c=2", "--d", "null"]`` as ``{"a.b": "1", "c": "2", "d": None}``.
 
     Raises:
         ConfigError: an argument is neither an option nor the value of one.
     """
-    overrides: dict[str, str] = {}
+    overrides: dict[str, str | None] = {}
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
@@ -353,7 +353,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, str]:
             value = next(remaining, "--")
             if value.startswith("--"):
                 raise ConfigError(f"option {name} needs a value, e.g. {name} true")
-        overrides[name.removeprefix("--")] = value
+        overrides[name.removeprefix("--")] = None if value == "null" else value
     return overrides
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import io
+import logging
 import os
 import re
 import warnings
@@ -21,8 +22,14 @@ from focalnet.errors import DataError, ImageError
 
 #: What counts as an image in a folder. A file named one by one is opened whatever its suffix.
 SUFFIXES = tuple(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+#: Images that Pillow alone does not open.
+UNREAD = frozenset(".arw .cr2 .cr3 .dcm .dng .exr .heic .heif .jxl .nef .npy .psd .raw .svg".split())
 # Pillow also opens documents and scientific containers, some through external programs; those are not images.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+logger = logging.getLogger(__name__)
+
+_PHOTOMETRIC = 262  # TIFF's tag that says which value is white
 
 T = TypeVar("T")
 
@@ -91,8 +98,11 @@ def size_limit(megapixels: int) -> Iterator[None]:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an image once its Exif orientation is applied; its pixels are not loaded."""
-    turned = orientation(image) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
+    width, height = image.size
+    if image.format == "TIFF":  # of which Pillow gives the upright size, while its orientation is still to be applied
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+    return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -123,6 +133,10 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
 def _find(path: Path) -> list[Path]:
     if path.is_dir():
         files = list_folder(path)
+        if unread := list_folder(path, tuple(UNREAD)):
+            logger.warning(
+                "%s: %d files are not read, e.g. %s; save them as PNG", path, len(unread), unread[0].relative_to(path)
+            )
     elif path.exists():
         return [path]
     elif glob.has_magic(str(path)):
@@ -138,6 +152,8 @@ def _find(path: Path) -> list[Path]:
 def list_folder(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Every image in a folder and its subfolders, sorted by path; hidden ones are passed over.
 
+    Links to folders are followed, but never into a folder that they are in: that would list its files again and again.
+
     Args:
         folder: where to look.
         suffixes: of the files to list, in lower case.
@@ -151,9 +167,19 @@ def list_folder(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
 
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+        folders[:] = [f for f in folders if not f.startswith(".") and not is_loop(Path(parent, f), folder)]
         found += [Path(parent, f) for f in files if is_image(Path(f), suffixes)]
     return sorted(found)
+
+
+def is_loop(link: Path, root: Path) -> bool:
+    """Whether a folder below a root is a link to a folder that it is itself in, at any depth."""
+    if not link.is_symlink():
+        return False
+    real = os.path.realpath(link)
+    above = [link.parent, *link.parent.parents]
+    inside = above[: len(link.relative_to(root).parts)]  # the last of them is the root
+    return any(Path(os.path.realpath(folder)).is_relative_to(real) for folder in inside)
 
 
 def is_image(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
@@ -174,6 +200,9 @@ def _open(file: IO[bytes], name: str, convert: Callable[[Image.Image], T]) -> T:
     try:
         image = Image.open(file, formats=_known_formats())
     except UnidentifiedImageError:
+        suffix = Path(name).suffix.lower()
+        if suffix in UNREAD:
+            raise ImageError(f"{name}: images of this kind ({suffix}) are not read; save it as PNG") from None
         raise ImageError(f"{name}: is not an image, or damaged from its first bytes") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
@@ -217,7 +246,7 @@ def orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # I;16, I;16B, I, F
-        return _to_8_bit(np.asarray(image), image.mode).convert("RGB")
+        return _to_8_bit(_black_is_0(image), image.mode).convert("RGB")
     if image.has_transparency_data:
         colors = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -225,6 +254,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
         raise ImageError(f"has the color mode {image.mode}, which cannot be turned into RGB")
     return image.convert("RGB")
+
+
+def _black_is_0(image: Image.Image) -> npt.NDArray[Any]:
+    """The values of a gray image; Pillow leaves 16-bit TIFF files as they are in which 0 is white."""
+    values_HW = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    return 65535 - values_HW if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0 else values_HW
 
 
 def _to_8_bit(values_HW: npt.NDArray[Any], mode: str) -> Image.Image:

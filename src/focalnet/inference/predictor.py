@@ -209,6 +209,6 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError:  # not even the name of one
         device = None
-    if device is None or (device.type != "cpu" and f"{device.type}:{device.index or 0}" not in devices()):
+    if device is None or f"{device.type}:{device.index or 0}" not in ("cpu:0", *devices()):
         raise ConfigError(f'no device "{wanted}" here; there are: {", ".join(devices())}')
     return device

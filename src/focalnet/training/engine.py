@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 import focalnet
 from focalnet import registry
+from focalnet.data.readers.classes import other_class_names, other_numbering
 from focalnet.errors import ConfigError, DataError, FocalNetError, TrainingError
 from focalnet.kernels import processor
 from focalnet.kernels.memory import keep_freed_memory
@@ -245,9 +246,27 @@ def validate(
         known = model.config.num_classes
         if run.data.num_classes != known:
             raise ConfigError(f"the weights know {known} classes, the data has {run.data.num_classes}")
+        _check_numbering(run, model)
         with run.processes.running():
             measurement, _ = measure(run.trainer, run.task, run.data, _for_task(run, model), test=test)
         return measurement
+
+
+def _check_numbering(run: Run, model: Model[Any, Any]) -> None:
+    """Raises ConfigError where a label means one class to the network and another to the data; warns of other names."""
+    known, names = model.class_names, run.data.class_names
+    if not known:
+        return
+    if why := other_numbering(known, names):
+        raise ConfigError(
+            f"{why}, so the metrics would be wrong: number the classes of the data as the weights do "
+            "(data.class_map of folders, data.class_names and data.label_map of label maps, ids of annotations)"
+        )
+    if why := other_class_names(known, names):
+        log.warning("%s: they are compared by number; see that both number the same classes", why)
+    things = run.task.num_things(run.data)
+    if model.config.output == run.task.name == "panoptic" and things != model.config.things:
+        raise ConfigError(f"the weights know {model.config.things} classes of things, the data has {things}")
 
 
 def _for_task(run: Run, model: Model[Any, Any]) -> Model[Any, Any]:

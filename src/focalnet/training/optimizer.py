@@ -47,7 +47,7 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0:
+        if not (self.lr > 0 and self.weight_decay >= 0):
             raise ConfigError(f"lr={self.lr} must be positive and weight_decay={self.weight_decay} not negative")
         if self.reference_batch is not None and self.reference_batch < 1:
             raise ConfigError(f"reference_batch={self.reference_batch} must be at least 1, or null for no scaling")

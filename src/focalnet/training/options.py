@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -124,6 +125,9 @@ class Options:
                 self.values: Namespace = self._parser.parse_object(recipe)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(_one_line(str(error))) from error
+        for name, value in vars(self.values.as_flat()).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"option {name} cannot be {value}: expected a finite number")
         trainer = self.values.trainer
         if (trainer.max_epochs or 0) < 1:
             raise ConfigError("a run is measured in epochs: trainer.max_epochs must be at least 1")

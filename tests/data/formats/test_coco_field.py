@@ -140,7 +140,7 @@ def test_an_object_of_no_image_cannot_be_skipped(tmp_path):
 @pytest.mark.parametrize("outline", [[1, 1, 5, 1, 5, 5, 1, 5], [[]], [[1, 2, 3, 4]], "x", [1, 2, 3, 4], {"size": 3}])
 def test_nobody_looks_at_outlines_of_boxes(tmp_path, outline):
     dataset = content()
-    dataset["annotations"][0]["segmentation"] = outline
+    dataset["annotations"][0] |= {"segmentation": outline, "bbox": [1.0, 1.0, 4.0, 4.0]}
     coco = read(tmp_path, dataset)
     assert coco.problems == []
     assert all("segmentation" not in one for one in coco.to_coco()["annotations"])

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-
 from focalnet.data.formats.image_entries import (
     Annotated,
     Annotation,
@@ -27,8 +25,9 @@ from focalnet.data.formats.image_entries import (
     read_images,
 )
 from focalnet.data.formats.object_set import Written
-from focalnet.data.formats.outlines import are_numbers, polygons, segmentation_problem
+from focalnet.data.formats.outlines import are_numbers, around, polygons, segmentation_problem
 from focalnet.data.formats.outlines import to_bitmaps as to_bitmaps
+from focalnet.data.formats.plausible import CORNERS, SHARES, BoxesSeen, alike, are_shares, repeated
 from focalnet.data.formats.problems import Problem, Report
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
@@ -157,6 +156,8 @@ def read_listing(path: Path, content: Mapping[str, Any] | None = None, *, keep_r
         if uses[entry["name"]] > 1:
             what = f'{uses[entry["name"]]} categories have its name "{entry["name"]}"; rename them, or give them one id'
             listing.report(f"category {number}", what, skippable=False)
+    if remark := alike(listing.categories):
+        listing.remarks.append(remark)
     listing.check()
     return listing
 
@@ -212,7 +213,7 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
     """
     images = {number: replace(image, annotations=[]) for number, image in listing.images.items()}
     spoiled: set[Id] = set()
-    measured = 0
+    measured, seen = 0, BoxesSeen()
     first_with: dict[Any, Mapping[str, Any]] = {}  # by id
     for place, entry in enumerate(listing.annotations, start=1):
         if not isinstance(entry, dict):
@@ -232,8 +233,8 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
             continue
         image = images[image_id]
         entry = {**entry, "image_id": image_id}
-        if "bbox" not in entry and (around := _around(entry.get("segmentation"))) is not None:
-            entry["bbox"] = around
+        if "bbox" not in entry and (box := around(entry.get("segmentation"))) is not None:
+            entry["bbox"] = box
             measured += 1
         if category is not None:
             entry["category_id"] = category
@@ -246,9 +247,12 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
         clipped: tuple[float, ...] | None = None
         if wrong is None:
             clipped, over = _clip(entry["bbox"], image)
+            seen.add(entry, image, over=over is not None)
             if over:
                 listing.report(where, over, clipped is None)
-        else:
+            elif masks and _are_apart(entry["bbox"], around(entry.get("segmentation"))):
+                wrong, clipped = "its segmentation lies outside its box", None
+        if wrong is not None:
             listing.report(where, wrong)
         if clipped is not None:
             image.annotations.append(_complete(_with_outline(entry, masks, where, listing.report)))
@@ -259,16 +263,11 @@ def read_annotations(listing: Listing, *, masks: bool) -> CocoFile:
     if measured:
         listing.remarks.append(f"{measured} objects have no box in it; the boxes around their polygons are used")
     kept = [image for number, image in images.items() if number not in spoiled]
-    if _are_shares(kept):
-        what = "all of its boxes lie within one pixel: boxes must be in pixels, not in fractions of the image size"
-        listing.report("", what, skippable=False)
+    if are_shares(kept) or seen.are_corners():
+        what = CORNERS if seen.are_corners() else SHARES
+        listing.problems.insert(0, Problem(str(listing.path), "", what, skippable=False))
+    listing.remarks.extend(remark for remark in (seen.remark(), repeated(kept)) if remark)
     return CocoFile(listing.path, listing.class_names, listing.category_ids, kept, listing.problems, listing.remarks)
-
-
-def _are_shares(images: Sequence[Annotated]) -> bool:
-    """Whether boxes seem to be in fractions of the image size instead of pixels."""
-    boxes = [one["bbox"] for image in images for one in image.annotations if image.height > 1 or image.width > 1]
-    return bool(boxes) and max(max(box) for box in boxes) <= 1
 
 
 def _unknown(key: str, entry: Mapping[str, Any], known: Mapping[Id, Any]) -> str:
@@ -296,23 +295,14 @@ def _region(entry: Annotation, image: Annotated, masks: bool) -> Annotation | No
     """A crowd region for a refused object: its box, else the box around its polygons; None if neither is known."""
     box = entry.get("bbox")
     clipped = _clip(box, image)[0] if isinstance(box, list) and are_numbers(box) and len(box) == 4 else None
-    if clipped is None and (around := _around(entry.get("segmentation"))) is not None:
-        clipped = _clip(around, image)[0]
+    if clipped is None and (outer := around(entry.get("segmentation"))) is not None:
+        clipped = _clip(outer, image)[0]
     if clipped is None:
         return None
     left, top, right, bottom = clipped
     region = {key: entry.get(key) for key in ("id", "image_id", "category_id")}
     region |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 1, "area": (right - left) * (bottom - top)}
     return region | ({"segmentation": [[left, top, right, top, right, bottom, left, bottom]]} if masks else {})
-
-
-def _around(segmentation: Any) -> list[float] | None:
-    """The box around the polygons of a segmentation: left, top, width, height; None if it has none."""
-    points = np.array([value for part in polygons(segmentation) for value in part]).reshape(-1, 2)
-    if not len(points):
-        return None
-    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-    return [left, top, right - left, bottom - top]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -370,6 +360,13 @@ def _shape_problem(entry: Mapping[str, Any], image: Annotated, masks: bool) -> s
     return segmentation_problem(segmentation, (image.height, image.width))
 
 
+def _are_apart(box: Sequence[float], other: Sequence[float] | None) -> bool:
+    """Whether two boxes (left, top, width, height) do not even touch."""
+    if other is None:
+        return False
+    return any(max(box[i], other[i]) > min(box[i] + box[i + 2], other[i] + other[i + 2]) + TOLERANCE for i in (0, 1))
+
+
 def _clip(box: Sequence[float], image: Annotated) -> tuple[tuple[float, ...] | None, str | None]:
     """The part of a box (left, top, width, height) within the image as corners, if any, and what is wrong with it."""
     corners = inside(box, image.height, image.width)
@@ -395,8 +392,8 @@ def inside(box: Sequence[float], height: int, width: int) -> tuple[float, float,
 
 
 def _complete(entry: dict[str, Any]) -> Annotation:
-    """With the two fields that the evaluation needs and some tools leave out."""
-    given = {key: value for key, value in entry.items() if value is not None}
+    """With the two fields that the evaluation needs and some tools leave out; an area of 0 is none."""
+    given = {key: value for key, value in entry.items() if value is not None and (key != "area" or value > 0)}
     return {"iscrowd": 0, "area": entry["bbox"][2] * entry["bbox"][3], **given}
 
 
@@ -504,7 +501,8 @@ def check_coco(
     listing.check()
     files = find_images(root, annotations, [image.file_name for image in listing.images.values()], images)
     others = other_splits(annotations)
-    located = locate(listing.images, files, listing.report, listing.remarks, other_splits=others)
+    options: dict[str, Any] = {"other_splits": others, "measured": written.measured}
+    located = locate(listing.images, files, listing.report, listing.remarks, **options)
     listing.refused.update(listing.images.keys() - located.keys())
     listing.images.clear()
     listing.images.update(located)

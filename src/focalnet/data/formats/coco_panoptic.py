@@ -32,6 +32,7 @@ from focalnet.data.formats.image_entries import (
     read_images,
 )
 from focalnet.data.formats.outlines import are_numbers
+from focalnet.data.formats.plausible import alike
 from focalnet.data.formats.problems import Problem, Report
 from focalnet.data.readers.image_files import ImageFiles, find_images, find_maps, other_splits
 from focalnet.errors import DataError, ImageError
@@ -105,7 +106,8 @@ def read_panoptic(path: Path) -> PanopticFile:
     ids = sorted(in_order(list(categories)), key=lambda number: not categories[number]["isthing"])
     names = tuple(str(categories[number]["name"]) for number in ids)
     things = sum(bool(categories[number]["isthing"]) for number in ids)
-    return PanopticFile(path, names, tuple(ids), things, annotated, maps, problems)
+    remark = alike(dict(zip(ids, names, strict=True)))
+    return PanopticFile(path, names, tuple(ids), things, annotated, maps, problems, [remark] if remark else [])
 
 
 def _with_name_of_image(entry: Any) -> Any:

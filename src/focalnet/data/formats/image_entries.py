@@ -172,6 +172,7 @@ def locate(
     *,
     other_splits: frozenset[str] = frozenset(),
     compare: bool = True,
+    measured: bool = False,
 ) -> dict[Id, Annotated]:
     """Finds the files of images, and keeps the images whose file exists and has the annotated size.
 
@@ -182,6 +183,7 @@ def locate(
         remarks: a line is appended for each assumption.
         other_splits: names of folders that belong to other splits.
         compare: compare all sizes with the files; if false, only files whose size is not annotated are opened.
+        measured: the sizes are those of the files, so that they do not tell what annotations refer to.
 
     Returns:
         By id, with the names and sizes of the files.
@@ -197,7 +199,7 @@ def locate(
         headers |= dict(zip([image.image_id for image in opened], read, strict=True))
     uses = Counter(posixpath.normpath(file) for file in matches.files.values())
     found: dict[Id, Annotated] = {}
-    turned = measured = 0
+    turned = without_size = 0
     for image in images.values():
         if image.file_name in matches.ambiguous:
             report(str(image), matches.why_ambiguous(image.file_name))
@@ -216,12 +218,12 @@ def locate(
         if image.has_size and (what := _other_size(image, header)):
             report(str(image), f"{files.path(name)}: {what}")
             continue
-        square = header.height == header.width
-        turned += header.orientation != 1 and (header.orientation < 5 or square or not image.has_size)
-        measured += not image.has_size
+        confirmed = image.has_size and not measured and header.height != header.width
+        turned += (header.orientation >= 5 and not confirmed) or 1 < header.orientation < 5
+        without_size += not image.has_size
         found[image.image_id] = replace(image, file_name=name, height=header.height, width=header.width)
-    if measured:
-        remarks.append(f"{measured} images have no size in it; the sizes of the files are used")
+    if without_size:
+        remarks.append(f"{without_size} images have no size in it; the sizes of the files are used")
     if turned:
         remarks.append(
             f"{turned} images are turned by their Exif orientation, which the sizes cannot confirm; their annotations "

@@ -116,13 +116,17 @@ def check_masks(pairs: Pairs, rule: LabelRule, num_classes: int | None, *, decod
         num_classes: None takes every number that can be a class.
         decode: decode the images, too, and not their first bytes only.
     """
+    turned: list[int] = []  # indices of images whose size does not tell whether the mask is turned likewise
 
     def count(index: int) -> npt.NDArray[np.int64] | Problem:
         try:
             labels_HW = pairs.labels(index, rule, num_classes)
-            image = pairs.image(index) if decode else None
-            size = (image.height, image.width) if image else pairs.size(index)
-            check_sizes(pairs, index, size, (labels_HW.shape[0], labels_HW.shape[1]))
+            height, width, orientation = pairs.header(index)
+            if decode:
+                pairs.image(index)
+            check_sizes(pairs, index, (height, width), (labels_HW.shape[0], labels_HW.shape[1]))
+            if 1 < orientation < 5 or (orientation != 1 and height == width):
+                turned.append(index)
         except ImageError as error:
             path, _, what = str(error).partition(": ")
             return Problem(path, "", what)
@@ -136,7 +140,14 @@ def check_masks(pairs: Pairs, rule: LabelRule, num_classes: int | None, *, decod
     problems = pairs.problems + [one for one in counts if isinstance(one, Problem)]
     beside_classes = [bool(one[1:IGNORED].any()) for one in read if one[IGNORED]]
     ignored_alone = bool(beside_classes) and not any(beside_classes)
-    return CheckedPairs(replace(pairs, names=whole), problems, pixels, ignored_alone)
+    told = pairs.remarks
+    if turned:
+        told += (
+            f"{pairs.name}: {len(turned)} images are turned by their Exif orientation, e.g. "
+            f"{pairs.names[min(turned)][0]}, which the sizes of their masks cannot confirm: masks should be of the "
+            "upright images; if not, remove the orientation (exiftool -Orientation= FILES)",
+        )
+    return CheckedPairs(replace(pairs, names=whole, remarks=told), problems, pixels, ignored_alone)
 
 
 def unchecked(pairs: Pairs) -> CheckedPairs:

@@ -41,6 +41,7 @@ class LabelStudioSet(ObjectSet):
     """
 
     format = "Label Studio"
+    measures = True
 
     def __init__(self, root: Path, files: Mapping[str | None, Path]) -> None:
         super().__init__(root)

@@ -24,7 +24,7 @@ from focalnet.data.formats.object_set import (
     read_json,
     split_of,
 )
-from focalnet.data.readers.image_files import hidden
+from focalnet.data.images import list_folder
 from focalnet.errors import DataError
 
 
@@ -59,7 +59,7 @@ class LabelmeSet(ObjectSet):
 
     @cached_property
     def _files(self) -> list[Path]:
-        return [file for file in sorted(self.root.rglob("*.json")) if not hidden(file.relative_to(self.root))]
+        return list_folder(self.root, (".json",))
 
     def _read(self, file: Path) -> WrittenImage:
         content = read_json(file)

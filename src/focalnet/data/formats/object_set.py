@@ -11,7 +11,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -79,11 +79,13 @@ class Written:
         content: ``images``, ``annotations`` and ``categories``.
         refused: why an image cannot be used, by file name.
         remarks: assumptions, one line each.
+        measured: whether the sizes of images are those of the files, so that comparing the two tells nothing.
     """
 
     content: dict[str, Any]
     refused: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    measured: bool = False
 
 
 class ObjectSet(ABC):
@@ -95,6 +97,8 @@ class ObjectSet(ABC):
 
     format: ClassVar[str]
     """The name of the format in messages."""
+    measures: ClassVar[bool] = False
+    """Whether places are in shares of the image's sides, which are read from the files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -152,7 +156,7 @@ class ObjectSet(ABC):
             names = tuple(sorted({shape.label for image in everywhere for shape in image.shapes}))
         if not names:
             raise DataError(f"{self.root}: neither objects in its annotations nor classes given")
-        return to_coco(images, names, remarks)
+        return replace(to_coco(images, names, remarks), measured=self.measures)
 
     def convert(self, target: Path, *, split: str | None = None, classes: Sequence[str] | None = None) -> Path:
         """Writes a split, or all of them, as a COCO annotation file; the images stay where they are.

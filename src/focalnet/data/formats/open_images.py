@@ -22,6 +22,7 @@ class OpenImagesSet(ObjectSet):
     """
 
     format = "Open Images"
+    measures = True
 
     def __init__(self, root: Path, files: Mapping[str | None, Path]) -> None:
         super().__init__(root)

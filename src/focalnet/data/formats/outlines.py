@@ -27,10 +27,20 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None
         runs = all(is_whole(run) and run >= 0 for run in counts)
         if not runs or sum(counts) != math.prod(size):
             return "the runs of its segmentation do not add up to the image"
+    else:
+        counts = _decoded(counts) if isinstance(counts, str) else None
+        if counts is None or sum(counts) != math.prod(size):
+            return "the compressed runs of its segmentation do not add up to the image"
+    return None if any(counts[1::2]) else "its segmentation has no pixel"
+
+
+def around(segmentation: Any) -> list[float] | None:
+    """The box around the polygons of a segmentation: left, top, width, height; None if it has none."""
+    points = np.array([value for part in polygons(segmentation) for value in part]).reshape(-1, 2)
+    if not len(points):
         return None
-    if not isinstance(counts, str) or _decoded_length(counts) != math.prod(size):
-        return "the compressed runs of its segmentation do not add up to the image"
-    return None
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    return [left, top, right - left, bottom - top]
 
 
 def polygons(segmentation: Any) -> list[list[float]]:
@@ -43,8 +53,8 @@ def _is_polygon(part: Any) -> bool:
     return are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0
 
 
-def _decoded_length(counts: str) -> int | None:
-    """Pixels that a compressed run-length code covers; None where it is none.
+def _decoded(counts: str) -> list[int] | None:
+    """The runs of a compressed run-length code; None where it is none.
 
     The code (cocodataset.github.io): each run in groups of five bits, lowest first, as characters from 48 on, the
     sixth bit for "more follows"; from the fourth run on the difference to the run before the last.
@@ -65,7 +75,7 @@ def _decoded_length(counts: str) -> int | None:
         if runs[-1] < 0:
             return None
         value = shift = 0
-    return None if shift else sum(runs)
+    return None if shift else runs
 
 
 def are_numbers(values: Any) -> bool:

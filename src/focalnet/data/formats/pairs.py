@@ -120,14 +120,18 @@ class Pairs:
         name = self.names[index][0]
         return decoding.read(_content(self.images, name), self.images.path(name))
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, without decoding it.
+    def header(self, index: int) -> tuple[int, int, int]:
+        """Height, width and Exif orientation of an image, without decoding it.
 
         Raises:
             ImageError: its first bytes cannot be read.
         """
         name = self.names[index][0]
-        return decoding.decode(_content(self.images, name), self.images.path(name), decoding.upright_size)
+
+        def convert(image: Image.Image) -> tuple[int, int, int]:
+            return *decoding.upright_size(image), decoding.orientation(image)
+
+        return decoding.decode(_content(self.images, name), self.images.path(name), convert)
 
     def numbers(self, index: int) -> npt.NDArray[np.int64]:
         """The number of each pixel as it is stored, ``(H, W)``; of a mask in colors, that of the palette.

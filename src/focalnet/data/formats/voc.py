@@ -11,10 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing_extensions import Self
 
 from focalnet.data.formats.object_set import ObjectSet, Shape, WrittenImage, same_name, split_of
-from focalnet.data.images import SUFFIXES
-from focalnet.data.readers.image_files import hidden
+from focalnet.data.formats.plausible import SHARES
+from focalnet.data.images import SUFFIXES, list_folder
 from focalnet.errors import DataError
 from focalnet.reading import read_text
+
+_NO, _YES = ("0", "0.0", "false", "no", "unspecified"), ("1", "1.0", "true", "yes")
 
 
 class VocSet(ObjectSet):
@@ -58,6 +60,8 @@ class VocSet(ObjectSet):
                 f"e.g. {renamed[0].name}"
             )
         boxes = [shape.box for image in images for shape in image.shapes]
+        if boxes and all(left + width <= 1 and top + height <= 1 for left, top, width, height in boxes):
+            raise DataError(f"{files[0]} and all others: {SHARES}")
         if from_zero := sum(min(box[:2]) < 0 for box in boxes):
             self.remarks.append(
                 f"{from_zero} of {len(boxes)} boxes begin at 0, but Pascal VOC counts pixels from 1, and so they are "
@@ -98,7 +102,7 @@ class VocSet(ObjectSet):
 
     @cached_property
     def _files(self) -> list[Path]:
-        files = [file for file in sorted(self.root.rglob("*.xml")) if not hidden(file.relative_to(self.root))]
+        files = list_folder(self.root, (".xml",))
         if not files:
             raise DataError(f"{self.root / 'Annotations'}: no XML files there")
         return files
@@ -156,8 +160,10 @@ def _object(file: Path, one: ElementTree.Element, place: int) -> Shape:
     if not name:
         raise DataError(f"{file}: object {place} has no name")
     x1, y1, x2, y2 = (_number(file, one, f"bndbox/{side}", place) for side in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (one.findtext("difficult") or "0").strip() == "1"
-    return Shape(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), crowd=difficult)
+    difficult = (one.findtext("difficult") or "0").strip().casefold()
+    if difficult not in _NO + _YES:
+        raise DataError(f"{file}: object {place}: difficult is {difficult!r:.60}, not 0 or 1")
+    return Shape(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), crowd=difficult in _YES)
 
 
 def _number(file: Path, parent: ElementTree.Element, path: str, place: int | None = None) -> float:

@@ -19,6 +19,7 @@ from focalnet.data.formats.object_set import (
     split_of,
     text_of,
 )
+from focalnet.data.images import list_folder
 from focalnet.data.readers.collection import SYNONYMS
 from focalnet.data.readers.file_names import last_parts
 from focalnet.errors import DataError
@@ -39,6 +40,7 @@ class YoloSet(ObjectSet):
     """
 
     format = "YOLO"
+    measures = True
 
     def __init__(self, root: Path, described: Path | None) -> None:
         super().__init__(root)
@@ -84,12 +86,12 @@ class YoloSet(ObjectSet):
     def class_list(self) -> tuple[str, ...] | None:
         names = self._options.get("names")
         if isinstance(names, Mapping):
-            by_number = {whole_number(str(number)): str(name) for number, name in names.items()}
+            by_number = {whole_number(str(number)): self._as_name(name) for number, name in names.items()}
             if set(by_number) != set(range(len(names))) or not names:
                 raise DataError(f"{self.described}: names must number the classes from 0 without gaps")
             return tuple(by_number[number] for number in range(len(names)))
         if isinstance(names, list):
-            return tuple(map(str, names))
+            return tuple(map(self._as_name, names))
         for pattern in NAME_FILES:
             for file in sorted(self.root.glob(pattern)):
                 return tuple(line.strip() for line in text_of(file).split("\n") if line.strip())
@@ -97,6 +99,11 @@ class YoloSet(ObjectSet):
             f"{self.root}: its text files number the classes, and nothing names them: list the names in classes.txt, "
             "one a line, or in data.yaml"
         )
+
+    def _as_name(self, name: Any) -> str:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):  # 1.10 would be 1.1, and true True
+            raise DataError(f'{self.described}: the class name {name!r:.60} is not text; write it in quotes: "..."')
+        return str(name)
 
     def images(self, split: str | None) -> list[WrittenImage]:
         names = self.class_list()
@@ -159,8 +166,7 @@ class YoloSet(ObjectSet):
     @cached_property
     def _texts(self) -> dict[str, Path]:
         """Every text file, by its path below the root."""
-        files = (path for path in self.root.rglob("*") if path.suffix.lower() == ".txt")
-        return {path.relative_to(self.root).as_posix(): path for path in files}
+        return {path.relative_to(self.root).as_posix(): path for path in list_folder(self.root, (".txt",))}
 
     @cached_property
     def _folded(self) -> dict[str, Path]:

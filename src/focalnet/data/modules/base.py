@@ -62,8 +62,8 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
     size_divisor: int = 1
     """Sides of batches are multiples of it. A task sets its network's here before there are loaders."""
     class_order: tuple[str, ...] = ()
-    """Names of the classes of a network that is to be measured, in its order; set before ``setup``. Objects of classes
-    with the same names are labelled in this order, whatever their category ids."""
+    """Names of the classes of a network that is to be measured, in its order; set before ``setup``. Images and objects
+    of classes with the same names are labelled in this order, whatever their order or ids in the data."""
 
     def __init__(self, *, batch_size: int, num_workers: int | None, seed: int) -> None:
         super().__init__()

@@ -213,6 +213,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
             why = f"no val split; it has {', '.join(collection.splits)}" if collection.has_splits else NO_VALIDATION
             way_out = "; set data.holdout, or data.val_split to a split" * collection.has_splits
             raise DataError(f"{self.root}: {why}{way_out}: {error}") from error
+        source.number_as(self.class_order)
         if training and (source.labels == source.labels[0]).all():
             raise DataError(
                 f'{source.name}: all images are of one class ("{source.class_names[source.labels[0]]}"), a classifier '

@@ -107,6 +107,42 @@ def number_classes(
     return label_of | {name: label_of[same] for name, same in spelled.items()}, shown
 
 
+_MADE_UP = re.compile(r"(class )?\d+")  # names of classes that nobody has named
+
+
+def other_numbering(known: Sequence[str], names: Sequence[str]) -> str | None:
+    """Why labels do not mean the same to a network and to data, as far as their class names tell.
+
+    Args:
+        known: names of the network's classes, by index; empty if unknown.
+        names: those of the data, by label, as many.
+
+    Returns:
+        A class whose number differs; None where no name of the one has another number in the other.
+    """
+    ours, theirs = ([_folded(name) for name in some] for some in (known, names))
+    for label, name in enumerate(theirs):
+        if ours.count(name) == theirs.count(name) == 1 and ours.index(name) != label:
+            return f'"{names[label]}" is class {label} of the data and class {ours.index(name)} of the weights'
+    return None
+
+
+def other_class_names(known: Sequence[str], names: Sequence[str]) -> str | None:
+    """A class that a network and data with as many classes call differently, unless nobody has named them."""
+    if any(all(_MADE_UP.fullmatch(name) for name in some) for some in (known, names)):
+        return None
+    pairs = enumerate(zip(known, names, strict=True))
+    different = [(label, own, other) for label, (own, other) in pairs if _folded(own) != _folded(other)]
+    if not different:
+        return None
+    label, own, other = different[0]
+    return f'class {label} is "{other}" in the data and "{own}" in the weights'
+
+
+def _folded(name: str) -> str:
+    return class_name(name).casefold().replace("_", " ").strip()
+
+
 class ClassList(NamedTuple):
     """What a file says of the classes of label maps.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from focalnet.data.images import SUFFIXES
+from focalnet.data.images import list_folder
 from focalnet.data.readers import folder, parquet, tar, webdataset
 from focalnet.data.readers.digits import SPLITS as DIGITS_SPLITS
 from focalnet.data.readers.digits import Digits
@@ -55,8 +55,7 @@ def _holds(root: Path, suffix: str) -> bool:
 
 
 def _holds_images(root: Path) -> bool:
-    files = (path for child in folder.list_folders(root) for path in child.rglob("*"))
-    return any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") for path in files)
+    return any(list_folder(child) for child in folder.list_folders(root))
 
 
 def check_exists(root: Path) -> None:

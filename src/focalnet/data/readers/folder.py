@@ -8,17 +8,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from timm.data.readers.reader_factory import create_reader
+from timm.utils.misc import natural_key
 
-from focalnet.data.images import SUFFIXES
+from focalnet.data.images import SUFFIXES, UNREAD, is_loop, list_folder
 from focalnet.data.readers.classes import class_name, is_like_split, number_classes
 from focalnet.data.readers.source import Source
 from focalnet.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-#: Images that Pillow alone does not open.
-UNREAD = frozenset(".arw .cr2 .cr3 .dcm .dng .exr .heic .heif .jxl .nef .npy .psd .raw .svg".split())
 
 #: Folders that programs leave behind.
 NO_DATA = ("__macosx", "__pycache__")
@@ -33,11 +30,9 @@ class Folder(Source):
     """An image's class is the name of the folder it lies in, at any depth; hidden ones are passed over."""
 
     def __init__(self, folder: Path, titles: Mapping[str, str] | None = None) -> None:
-        try:
-            reader = create_reader("", root=str(folder), input_key=";".join(SUFFIXES))
-        except RuntimeError:
-            raise DataError(f"{folder}: no images there (looked for {' '.join(SUFFIXES)})") from None
-        paths = [Path(path) for path, _ in reader.samples]
+        paths = sorted(list_folder(folder), key=lambda path: natural_key(str(path)))
+        if not paths:
+            raise DataError(f"{folder}: no images there (looked for {' '.join(SUFFIXES)})")
         visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
         self._paths = [path for path in visible if path.parent != folder]
         if visible and not self._paths:
@@ -77,7 +72,8 @@ class Folder(Source):
     def _tell_unread(self, folder: Path) -> None:
         """Warns of class folders that lose files, or have none."""
         for place, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            shown_folders = (name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in shown_folders if not is_loop(Path(place, name), folder))
             shown = [Path(name).suffix.lower() for name in files if not name.startswith(".")]
             unread = sorted({suffix for suffix in shown if suffix in UNREAD})
             if unread:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -225,12 +226,13 @@ def _image_names(rows: _Rows, image: str) -> tuple[str, ...]:
     for name, line in zip(names, rows.lines, strict=True):
         if not name or name.casefold() in UNKNOWN:
             raise DataError(f'{rows.path}, line {line}: names no image in column "{image}"')
-        if name in first:
+        path = posixpath.normpath(name.replace("\\", "/"))
+        if path in first:
             raise DataError(
-                f'{rows.path}: "{name}" is in lines {first[name]} and {line}; each image needs one row with all of its '
+                f'{rows.path}: "{name}" is in lines {first[path]} and {line}; each image needs one row with all of its '
                 "labels"
             )
-        first[name] = line
+        first[path] = line
     return tuple(names)
 
 

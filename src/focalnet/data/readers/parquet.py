@@ -13,6 +13,8 @@ from focalnet.data.readers.classes import number_classes
 from focalnet.data.readers.source import Source
 from focalnet.errors import DataError, FocalNetError, require
 
+logger = logging.getLogger(__name__)
+
 MOST_CLASSES = 1 << 20
 
 
@@ -58,8 +60,11 @@ def _columns(root: Path, datasets: ModuleType) -> tuple[str, str]:
     def column(kind: type, names: Sequence[str]) -> str:
         typed: list[str] = [name for name, feature in features.items() if isinstance(feature, kind)]
         found = typed or [name for name in names if name in features]
+        found = [name for name in names if name in found] or found
         if not found:
             raise DataError(f"{root}: no column {' or '.join(names)}; its columns are {', '.join(features)}")
+        if len(found) > 1 and found[0] not in names:
+            logger.warning("%s: of the columns %s, %s is read as %s", root, ", ".join(found), found[0], names[0])
         return found[0]
 
     return column(datasets.Image, ("image", "img")), column(datasets.ClassLabel, ("label", "labels"))

@@ -48,6 +48,13 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def number_as(self, names: Sequence[str]) -> None:
+        """Numbers the classes in the order of these names, unless they are not exactly its own."""
+        if len(set(names)) != len(names) or sorted(names) != sorted(self.class_names):
+            return
+        new_label = np.array([names.index(name) for name in self.class_names])
+        self.class_names, self.labels = tuple(names), new_label[self.labels]
+
     def read(self, index: int) -> Image.Image:
         """The image as 8-bit RGB.
 

@@ -42,15 +42,17 @@ class Tar(Source):
         except ValueError:  # timm's when it finds no image
             raise DataError(f"{root}: no images there (looked for {' '.join(SUFFIXES)})") from None
         class_of = {label: name for name, label in numbers.items()}
-        self._members: list[tuple[Path, int, int, str, str]] = []  # file, offset, size, path inside, class
+        found: dict[tuple[Path, str], tuple[Path, int, int, str, str]] = {}  # file, offset, size, path inside, class
         for (member, archive, parent), label in zip(listed, labels.tolist(), strict=True):
             if PurePosixPath(member.path).name.startswith("."):
                 continue
             file = root / archive if archive else root
             inside = f"{parent.path}/{member.path}" if parent else member.path
             offset = member.offset_data + (parent.offset_data if parent else 0)
-            self._members.append((file, offset, member.size, inside, class_of[label]))
-        self._members.sort(key=lambda member: (str(member[0]), member[3]))
+            known = found.get((file, inside))
+            if known is None or known[1] < offset:  # of a path that is packed again, the last counts
+                found[file, inside] = (file, offset, member.size, inside, class_of[label])
+        self._members = sorted(found.values(), key=lambda member: (str(member[0]), member[3]))
         names = [member[4] for member in self._members]
         if "" in names:
             raise DataError(f"{root}: has images outside any class folder; pack them as <class>/<image>")
