@@ -84,7 +84,7 @@ def spied(method, seen):
         ({}, {"lowest": 1.0, "highest": 0.1}, "must be above 0 and below the highest"),
         ({}, {"lowest": 0.0}, "must be above 0"),
         ({}, {"updates": 3}, "3 updates are too few"),
-        ({"trainer.strategy": "fsdp"}, {}, "does not go with trainer.strategy=fsdp"),
+        ({"trainer.strategy": "fsdp"}, {}, "cannot be combined with trainer.strategy=fsdp"),
         ({"trainer.devices": 2}, {}, "runs in one process"),
     ],
 )

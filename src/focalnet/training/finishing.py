@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Sentences for ``ended`` in ``results.json``.
 REASONS = {
-    "interrupted": "it was interrupted; the same command goes on from here",
-    "trainer.max_time": "trainer.max_time is over; with more of it, the same command goes on from here",
-    "trainer.max_steps": "trainer.max_steps is reached; with more of them, the same command goes on from here",
+    "interrupted": "it was interrupted; the same command continues from here",
+    "trainer.max_time": "trainer.max_time has passed; the same command with a higher limit continues from here",
+    "trainer.max_steps": "trainer.max_steps was reached; the same command with a higher limit continues from here",
     "trainer.patience": "the headline metric has not improved for trainer.patience validations",
 }
 

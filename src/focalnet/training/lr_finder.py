@@ -123,7 +123,7 @@ def find_learning_rate(
         pl.seed_everything(options.values.seed_everything, workers=True, verbose=False)
         task, data, arguments = options.build()
         if arguments["strategy"] == "fsdp":
-            raise ConfigError("a range test does not go with trainer.strategy=fsdp: leave it out")
+            raise ConfigError("a range test cannot be combined with trainer.strategy=fsdp: leave it out")
         for name in (*OWN_TRAINER_OPTIONS, "max_steps", "max_time", "fast_dev_run", "min_epochs", "min_steps"):
             arguments.pop(name, None)
         watch = _Watch(np.geomspace(lowest, highest, updates).tolist())
