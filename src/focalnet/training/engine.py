@@ -187,7 +187,9 @@ class _Opening(pl.Callback):
             for scheduler in (entry.scheduler for entry in trainer.lr_scheduler_configs):
                 _set_rates(scheduler)
             extends = "; ".join(self.start.extends)
-            log.info("the learning rate goes on along the schedule of the longer run (%s)", extends)
+            reschedules = any(name in extends for name in ("trainer.max_epochs", "trainer.max_steps"))
+            rates = "; the learning rate follows the schedule of the longer run" if reschedules else ""
+            log.info("extending the run (%s)%s", extends, rates)
 
     def _open(self) -> None:
         self.folder.lock.take()
