@@ -162,7 +162,7 @@ def _label_tables(root: Path, images: str | None, columns: Mapping[str, Any]) ->
     from focalnet.data import MultiLabelData, SemanticData
 
     if root.suffix == ".csv" and root.is_file():
-        alone = dict.fromkeys(("train_labels", "val_labels", "test_labels"), root.name)
+        alone: dict[str, Any] = dict.fromkeys(("train_labels", "val_labels", "test_labels"), root.name)
         return MultiLabelData(root.parent, images=images, **alone, **columns)
     data = MultiLabelData(root, images=images, **columns)
     if columns:

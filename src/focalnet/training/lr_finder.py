@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 SMOOTHING = 0.9  # of the losses: an exponential moving average, corrected for its start
 DIVERGED = 4.0  # times the lowest smoothed loss, and the test ends
 SKIPPED = 5  # updates at the start that suggest nothing: their average is of few losses
-#: Standard deviations of the noise between updates by which the smoothed loss must fall, or nothing is suggested. Losses
-#: that are noise alone exceed it in fewer than one of a hundred tests of 30 to 300 updates.
+#: Standard deviations of the noise between updates by which the smoothed loss must fall, or nothing is suggested:
+#: losses that are noise alone fall that far in fewer than one of a hundred tests of 30 to 300 updates.
 FALL = 2.0
 
 

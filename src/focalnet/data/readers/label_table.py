@@ -100,7 +100,7 @@ def read_label_table(
         DataError: the file cannot be read, or a row is not what it should be; the message names file and line.
     """
     flawed: set[int] = set()
-    refuse = partial(_refuse, path) if report is None else report
+    refuse: ReportLine = partial(_refuse, path) if report is None else report
 
     def tell(line: int, what: str) -> None:
         flawed.add(line)
@@ -126,7 +126,11 @@ def read_label_table(
         labels = _of_cells(rows, cells, columns.delimiter or "", frozenset(classes), tell)
     _check_names(rows, image, labels, tell)
     whole = [line not in flawed for line in rows.lines]
-    names, labels, lines = (list(compress(values, whole)) for values in (names, labels, rows.lines))
+    names, labels, lines = (
+        list(compress(names, whole)),
+        list(compress(labels, whole)),
+        list(compress(rows.lines, whole)),
+    )
     if columns.classes is not None:
         shown = columns.classes
     else:
