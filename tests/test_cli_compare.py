@@ -50,6 +50,24 @@ def test_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]  # fmt: skip
 
 
+def test_classes_of_multi_label_and_the_test_split_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("a", 60.0), ("b", 70.0)):
+        per_class = [{"name": "cat", "ap": value, "precision": None, "images": 3}]
+        results = {"map": value, "per_class": per_class, "test": {"map": value / 2, "per_class": per_class}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert lines(capsys) == [
+        ["metric", "a.json", "b.json"],
+        ["map", "60.00", "70.00", "(+10.00)"],
+        ["test.map", "30.00", "35.00", "(+5.00)"],
+        [],
+        ["class", "(ap)"],
+        ["cat", "60.00", "70.00", "(+10.00)"],
+    ]
+
+
 def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = run(tmp_path / "a", 80.0, {})
     assert "two runs" in refused(capsys, "compare", one)

@@ -169,3 +169,95 @@ def test_what_is_wrong_with_the_data_is_named(capsys, voc: Path, tmp_path: Path)
     (voc / "Annotations/a.xml").write_text("<annotation>")
     assert "a.xml: cannot be read as XML" in refused(capsys, "convert-data", str(voc), str(target))
     assert written(tmp_path) == []
+
+
+def write_tables(root: Path, images: int = 8, **tables: str) -> Path:
+    """Images ``images/0.png``, ..., and a table of labels for each split."""
+    (root / "images").mkdir(parents=True)
+    for i in range(images):
+        Image.new("RGB", (12, 10)).save(root / f"images/{i}.png")
+    for split, text in tables.items():
+        (root / f"{split}.csv").write_text(text.replace(" ", "\n"))
+    return root
+
+
+def test_check_data_lists_all_that_is_wrong_with_tables_of_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = (
+        "image,labels 0.png,cat|dog 1.png, 2.png,dog 3.png,nan 2.png,cat 2.png,dog x.png,cat ./0.png,cat ,dog 4.png,a,9"
+    )
+    val = "image,labels 5.png,dogs 6.png,dog 2.png,cat z.png,dog"
+    root = write_tables(tmp_path / "photos", train=train, val=val)
+    (root / "images/6.png").write_bytes(b"")
+    assert main(["check-data", str(root), "--decode"]) == 2
+    shown = capsys.readouterr()
+    lines = {line.removeprefix(f"{root}/") for line in shown.out.splitlines()}
+    rows = "each image needs one row with all of its labels, and these have"
+    assert lines == {
+        'train.csv: line 5: has the label "nan"; leave the cell empty for an image of no class, or list the class in a '
+        "data.class_map",
+        f'train.csv: line 6: "2.png" is in lines 4 and 6; {rows} different labels',
+        f'train.csv: line 7: "2.png" is in lines 4 and 7; {rows} the same labels',
+        f'train.csv: line 8: the image "x.png": not in {root}/images',
+        'train.csv: line 9: the image "./0.png": line 2 names the same file; each image needs one row',
+        'train.csv: line 10: names no image in column "image"',
+        "train.csv: line 11: has 3 columns, the first line names 2",
+        'val.csv: line 2: the class "dogs" is not among the 2 of the training images or the class map; did you mean '
+        '"dog"?; list all classes in a data.class_map',
+        f'val.csv: line 5: the image "z.png": not in {root}/images',
+        f"val.csv: {root}/images/6.png: is empty (0 bytes)",
+    }
+    assert "train.csv: 3 images; 1 cat, 2 dog, 1 without a class; 12 x 10 pixels" in shown.err
+    assert "also in the table of another split: 1 of 3, 1 of them with different labels" in shown.err
+    assert "10 problems, listed above" in shown.err
+    assert main(["check-data", str(root / "val.csv")]) == 2  # alone: its own classes are all there are
+    assert "1 problem, listed above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tables", "code", "expected"),
+    [
+        ({"train": "image,labels 0.png,cat 1.png,dog"}, 0, "every image has exactly one class"),
+        ({"train": "image,labels 0.png,cat 1.png,"}, 0, "20 % of its images are held out"),
+        ({"labels": "image;cat;dog 0;1;1 1;0;0"}, 0, "labels.csv: 2 images; 1 cat, 1 dog, 1 without a class"),
+        (
+            {"labels": "image,cat,dog 0,1,1 1,0,0", "val": "image,cat,cow 2,1,0"},
+            2,
+            'val.csv: has no column for the class "dog"',
+        ),
+        ({"train": "image,labels 0.png,cat|dog", "val": "image,labels 1.png,dog"}, 0, "no image has the class cat"),
+        ({"train": "image,labels 0.png, 1.png,"}, 2, "train.csv: no image has any class"),
+        ({"train": "image,labels,fold 0.png,cat,1"}, 2, "which columns hold the labels?"),
+        ({"train": "image,labels p.png,cat"}, 2, "train.csv: none of its images (p.png, ...) is there"),
+    ],
+)
+def test_check_data_says_what_is_odd_about_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tables: dict[str, str], code: int, expected: str
+) -> None:
+    root = write_tables(tmp_path / "photos", **tables)
+    assert main(["check-data", str(root)]) == code
+    shown = capsys.readouterr()
+    assert expected in shown.out + shown.err
+
+
+def test_check_data_takes_the_columns_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tables(tmp_path / "kaggle")
+    (root / "train.csv").write_text("Id,Tags,fold\n0,cat dog,1\n1,,2\n2,dog,1\n")
+    assert main(["check-data", str(root)]) == 2
+    assert "which of its columns names the images? data.image_column says it" in capsys.readouterr().out
+    columns = ["--image-column", "Id", "--label-column", "Tags", "--label-delimiter", " "]
+    assert main(["check-data", str(root), *columns]) == 0
+    assert "3 images; 1 cat, 2 dog, 1 without a class" in capsys.readouterr().err
+    (root / "train.csv").write_text("Id,cat,dog,fold\n0,1,1,1\n1,0,0,2\n")
+    assert main(["check-data", str(root), "--image-column", "Id", "--class-columns", "[dog, cat]"]) == 0
+    assert "2 images; 1 dog, 1 cat, 1 without a class" in capsys.readouterr().err
+    assert 'e.g. "[cat, dog]"' in refused(capsys, "check-data", str(root), "--class-columns", "{cat: dog}")
+
+
+def test_check_data_reads_class_folders_beside_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.csv").write_text("image,label\ntrain/bee/000.jpg,bee\n")
+    assert main(["check-data", str(folder)]) == 0
+    assert "train: 24 images; 8 ant, 8 bee, 8 cat" in capsys.readouterr().err
+    assert main(["check-data", str(folder / "train.csv")]) == 0
+    assert "train.csv: 1 images; 1 bee" in capsys.readouterr().err

@@ -268,7 +268,7 @@ def test_damaged_results_are_made_anew(folder, options, content, caplog):
     folder.results.write_bytes(content)
     with caplog.at_level(logging.WARNING, "focalnet"):
         assert folder.start(options).state == "unfinished"
-    assert "results.json is damaged: it is made anew" in caplog.text
+    assert "results.json is damaged and will be written again" in caplog.text
     folder.results.write_bytes(json.dumps({"top1": 1}).encode())
     assert folder.start(options).state == "finished"
 

@@ -198,7 +198,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "focalnet"):
         lock = RunLock(path)
         lock.take()
-    assert "no locks on this file system" in caplog.text
+    assert "this file system has no file locks" in caplog.text
     lock.release()
 
 

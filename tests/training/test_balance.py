@@ -84,6 +84,21 @@ def test_every_class_is_drawn_equally_often(seed):
     assert list(batches) != first
 
 
+def test_with_several_classes_each_is_drawn_equally_often_and_so_are_images_of_none():
+    several = np.zeros((100, 3), bool)
+    several[:80, 0], several[75:85, 1], several[98:, 2] = True, True, True  # 13 images of no class
+    order = balanced_order(several, np.random.default_rng(0))
+    assert len(order) == 100
+    drawn = several[order]
+    assert (~drawn.any(1)).sum() == 25
+    assert drawn[:, 2].sum() == 25
+    assert 50 <= drawn[:, :2].sum() <= 75  # each 25 times, and more where an image has both
+    single = np.arange(12) % 3
+    one_hot = np.eye(3, dtype=bool)[single]
+    orders = [balanced_order(labels, np.random.default_rng(1)).tolist() for labels in (single, one_hot)]
+    assert orders[0] == orders[1]
+
+
 def test_distillation_is_hintons():
     logits, teacher = torch.tensor([[0.0, 2 * math.log(3.0)]]), torch.tensor([[0.0, 0.0]])
     expected = 4 * (0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75))  # T = 2: 1/4, 3/4 against 1/2, 1/2

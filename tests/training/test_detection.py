@@ -303,7 +303,7 @@ def test_check_data_names_every_problem_and_ends_in_exit_code_2(tmp_path, capsys
     assert main(["check-data", str(tmp_path / "nowhere")]) == 2
     (root / "annotations/instances_train.json").write_text("{")
     assert main(["check-data", str(root)]) == 2
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
 
 
 # --- predict

@@ -14,7 +14,8 @@ import focalnet
 from focalnet import weights
 from focalnet.cli.train import fit, validate
 from focalnet.errors import ConfigError, MissingDependency
-from focalnet.training.lora import add_adapters, merged
+from focalnet.training.lora import add_adapters
+from focalnet.weights.adapters import merged
 from tests.models import small
 from tests.training.toy import NETWORK, TOY, weights_of
 
@@ -54,6 +55,7 @@ def test_a_run_with_adapters_keeps_an_ordinary_network(tmp_path):
     start = focalnet.create_model("focalnet_nano_patch1", num_classes=10, **NETWORK)
     path = weights.save(start, tmp_path / "start.safetensors")
     options = {"model.architecture": None, "model.weights": str(path), "model.lora_rank": 2, "trainer.max_epochs": 2}
+    options |= {"model.keep": "last", "model.ema_decay": 0.5}
     run = fit(DIGITS, output=tmp_path / "run", **{**TOY, "model.options": {}, **options})
     before, after = start.state_dict(), weights_of(run)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -61,6 +63,9 @@ def test_a_run_with_adapters_keeps_an_ordinary_network(tmp_path):
     layers = (".f.weight", ".proj.weight", ".fc1.weight", ".fc2.weight")
     assert all(name.startswith("head.") or name.endswith(layers) for name in changed)
     assert not [name for name in changed if "patch_embed" in name or "downsample" in name]
+    of_checkpoint = focalnet.load(run / "last.ckpt").state_dict()
+    assert of_checkpoint.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in of_checkpoint.items())
     same_images = {"trainer.limit_val_batches": 2, "data.batch_size": 32}
     assert run.metrics["top1"] == pytest.approx(validate(DIGITS, run / "model.safetensors", **same_images)["top1"])
 

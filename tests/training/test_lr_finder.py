@@ -33,6 +33,18 @@ def test_the_suggestion_is_where_the_smoothed_loss_falls_most_steeply():
     assert RangeTest(RATES[:4], (2.0, 1.0, 0.5, 0.2)).suggestion is None
 
 
+def test_a_small_fall_is_told_from_noise():
+    """What counts is the fall over the noise, not the size of the loss: a large constant term changes nothing."""
+    random = np.random.default_rng(0)
+    noise = random.normal(0.0, 0.02, (200, len(RATES)))
+    assert sum(RangeTest(RATES, tuple(2.3 + losses)).suggestion is not None for losses in noise) <= 6
+    fall = np.array([-0.2 / (1 + math.exp(-4 * (math.log10(rate) + 3))) for rate in RATES])
+    for constant in (2.3, 20.0):
+        found = RangeTest(RATES, tuple(constant + fall + noise[0])).suggestion
+        assert found is not None
+        assert 10**-3 < found < 10**-2
+
+
 def test_the_smoothed_loss_is_the_corrected_moving_average():
     assert RangeTest((1e-3, 1e-2), (2.0, 4.0)).smoothed == pytest.approx((2.0, (0.9 * 0.1 * 2 + 0.1 * 4) / 0.19))
 
@@ -84,7 +96,7 @@ def spied(method, seen):
         ({}, {"lowest": 1.0, "highest": 0.1}, "must be above 0 and below the highest"),
         ({}, {"lowest": 0.0}, "must be above 0"),
         ({}, {"updates": 3}, "3 updates are too few"),
-        ({"trainer.strategy": "fsdp"}, {}, "does not go with trainer.strategy=fsdp"),
+        ({"trainer.strategy": "fsdp"}, {}, "cannot be combined with trainer.strategy=fsdp"),
         ({"trainer.devices": 2}, {}, "runs in one process"),
     ],
 )

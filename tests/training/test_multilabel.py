@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ from focalnet.errors import CheckpointError, ConfigError
 from focalnet.results import Classification, MultiLabel
 from focalnet.samples import Batch, ImageInfo
 from focalnet.training import MultiLabelTask
-from tests.training.toy import NETWORK
+from focalnet.training.tasks.classification import MixConfig
+from focalnet.training.tasks.multilabel import mixed
+from tests.training.toy import NETWORK, assert_same_weights, weights_of
 
 RECIPE = "classification/multilabel"
 TOY = {
@@ -137,7 +140,7 @@ def test_the_loss_is_binary_cross_entropy_with_weights_of_the_classes():
     task = MultiLabelTask(architecture="focalnet_nano", class_weights="balanced")
     task._trainer = SimpleNamespace(datamodule=SimpleNamespace(label_counts=lambda: (torch.tensor([3.0, 1.0]), 4)))
     assert task._positive_weights().tolist() == pytest.approx([1 / 3, 3.0])
-    task.network, task._weights = network, task._positive_weights()
+    task.network, task._weights, task.mixer = network, task._positive_weights(), None
     task.reseed, task.total = lambda _: None, lambda losses, images: losses["loss"]
     logits = network(batch.images)
     reference = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=torch.tensor([1 / 3, 3.0]))
@@ -168,3 +171,31 @@ def test_an_explanation_shows_the_predicted_classes(run, data):
     explanation = focalnet.explain(focalnet.load(run / "model.safetensors"), data / "0.png", target="dog")
     assert isinstance(explanation.prediction, MultiLabel)
     assert explanation.heat is not None
+
+
+def test_mixing_gives_targets_the_shares_of_the_images():
+    """Every pixel of a mixed image and its targets say alike how much of which image is in it."""
+    numbers = torch.eye(4)  # image i has the value i + 1 everywhere, and class i alone
+    for options in ({"mixup": 5.0}, {"cutmix": 5.0}):
+        np.random.seed(0)
+        images = torch.arange(1.0, 5.0).view(4, 1, 1, 1).expand(4, 3, 32, 32).clone()
+        images, targets = mixed(MixConfig(**options).build(7), images, numbers)
+        assert targets.sum(1).tolist() == pytest.approx([1.0] * 4)
+        assert 0.1 < targets[0, 0] < 0.9
+        torch.testing.assert_close(images.mean((1, 2, 3)), targets @ torch.arange(1.0, 5.0))
+    several = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    _, targets = mixed(MixConfig(mixup=1.0).build(3), torch.rand(2, 3, 8, 8), several)
+    assert targets[:, 1].tolist() == pytest.approx([1.0, 1.0])  # both images have the class
+    assert targets[:, 2].tolist() == [0.0, 0.0]
+    assert targets[:, 0].sum() == pytest.approx(1.0)
+
+
+def test_mixed_balanced_and_cached_runs_end_and_differ(run, data, tmp_path):
+    options = {**TOY, "data.root": data, "model.class_weights": "balanced"}
+    mixes = {"model.mix.mixup": 0.8, "model.mix.cutmix": 0.8}
+    both = fit(RECIPE, output=tmp_path / "both", **options, **mixes, **{"data.sampling": "balanced"})
+    assert not torch.equal(weights_of(both)["head.weight"], weights_of(run)["head.weight"])
+    cached = fit(RECIPE, output=tmp_path / "cached", **options, **{"data.cache_in_memory": True})
+    assert_same_weights(cached, run)
+    with pytest.raises(ConfigError, match="need even batches, not of 3 images"):
+        fit(RECIPE, output=tmp_path / "odd", **{**options, **mixes, "data.batch_size": 3})

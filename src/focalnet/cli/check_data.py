@@ -14,7 +14,7 @@ from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, DataError, ImageError
 
 if TYPE_CHECKING:
-    from focalnet.data import SemanticData
+    from focalnet.data import MultiLabelData, SemanticData
     from focalnet.data.formats.coco import AnnotationFormat
     from focalnet.data.formats.image_entries import Annotated as AnnotatedImage
     from focalnet.data.formats.problems import Problem
@@ -36,7 +36,8 @@ def check_data(
     root: Annotated[
         Path,
         typer.Argument(
-            help="A folder with annotations (or an annotation file), with label maps, or with class folders."
+            help="A folder with annotations (or an annotation file), with label maps, with class folders, or with "
+            "tables of labels (or one such CSV file)."
         ),
     ],
     images: Annotated[
@@ -57,6 +58,21 @@ def check_data(
     label_map: Annotated[
         str | None, typer.Option(help='Replace labels in label maps, as data.label_map does: "{255: 1}".')
     ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Tables of labels: the column with the files of the images.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Tables of labels: the column with all labels of an image.")
+    ] = None,
+    class_columns: Annotated[
+        str | None, typer.Option(help='Tables of labels: the columns of 0 and 1, one for each class: "[cat, dog]".')
+    ] = None,
+    label_delimiter: Annotated[
+        str | None, typer.Option(help='Tables of labels: what is between two labels in one cell, e.g. "|".')
+    ] = None,
+    class_map: Annotated[
+        Path | None, typer.Option(help="Tables of labels: a file that lists the classes, as data.class_map does.")
+    ] = None,
 ) -> None:
     """Reports every problem in a data set, and what training would read of it.
 
@@ -64,11 +80,23 @@ def check_data(
     Objects and segments: broken JSON, missing images, duplicate ids, unknown categories, boxes that are empty or
     outside their image, sizes that differ, invalid segmentations, panoptic PNG files that do not match. Label maps:
     images without masks, masks without images, sizes that differ, labels that are not classes, colors in place of
-    labels, a single class, broken files. Class folders: with --decode, broken files. Training runs the same check
-    before it starts.
+    labels, a single class, broken files. Class folders: with --decode, broken files. Tables of labels: missing images,
+    images in two rows, unknown classes and columns, cells that are not labels. Training runs the same check before it
+    starts.
     """
-    if found := _annotations(root):
+    columns = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "class_columns": None if class_columns is None else _parse_names(class_columns),
+        "label_delimiter": label_delimiter,
+        "class_map": class_map,
+    }
+    columns = {name: value for name, value in columns.items() if value is not None}
+    maps = label_maps or mask_suffix or label_map or class_names
+    if not columns and (found := _annotations(root)):
         reports = _check_annotations(root, found, images, label_maps, masks=masks, decode=decode)
+    elif not maps and (tables := _label_tables(root, images, columns)):
+        reports = _check_tables(tables, decode=decode)
     else:
         from focalnet.data import SemanticData
 
@@ -113,13 +141,66 @@ def _parse_label_map(text: str) -> dict[int, int]:
     return content
 
 
+def _parse_names(text: str) -> list[str]:
+    """Parses ``[cat, dog]``, as recipes write it."""
+    from focalnet.reading import parse_yaml
+
+    try:
+        content = parse_yaml(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
+        raise ConfigError(f'--class-columns {text!r} must list names of columns, e.g. "[cat, dog]"')
+    return content
+
+
+def _label_tables(root: Path, images: str | None, columns: Mapping[str, Any]) -> MultiLabelData | None:
+    """The data set of a folder with tables of labels, or of one such table; None for other data sets.
+
+    Pairs of images and label maps, and class folders, come first, unless columns are given.
+    """
+    from focalnet.data import MultiLabelData, SemanticData
+
+    if root.suffix == ".csv" and root.is_file():
+        alone: dict[str, Any] = dict.fromkeys(("train_labels", "val_labels", "test_labels"), root.name)
+        return MultiLabelData(root.parent, images=images, **alone, **columns)
+    data = MultiLabelData(root, images=images, **columns)
+    if columns:
+        return data
+    is_other = not root.is_dir() or not data.found() or SemanticData(root).found() or _are_classes(root)
+    return None if is_other else data
+
+
+def _are_classes(root: Path) -> bool:
+    """Whether images lie in two class folders or more."""
+    from focalnet.data.images import SUFFIXES
+    from focalnet.data.readers.classes import is_like_split
+    from focalnet.data.readers.folder import list_folders
+
+    names: set[str] = set()
+    for folder in list_folders(root):
+        for path in folder.rglob("*"):
+            name = path.parent.name
+            if path.suffix.lower() in SUFFIXES and not is_like_split(name) and name.casefold() not in NO_CLASSES:
+                names.add(name)
+            if len(names) > 1:
+                return True
+    return False
+
+
 def _annotations(root: Path) -> list[Annotations]:
     """The annotations of a data set, of objects or segments; none for other data sets."""
     from focalnet.data.formats.sets import Annotations, find_set, find_split
 
     if root.is_file():
         found = find_set(root)
-        return [Annotations(root, True, found)] if found else [Annotations(root)] if root.suffix != ".tar" else []
+        return (
+            [Annotations(root, True, found)]
+            if found
+            else [Annotations(root)]
+            if root.suffix not in (".tar", ".csv")
+            else []
+        )
     splits: tuple[Split, ...] = ("train", "val", "test")
     formats: tuple[AnnotationFormat, ...] = ("instances", "panoptic")
     each = [find_split(root, split, format=format) for format in formats for split in splits]
@@ -174,6 +255,8 @@ def _check_annotations(
 
 
 MOST_CLASSES = 20  # that a line lists
+#: Names of folders that are not classes.
+NO_CLASSES = frozenset({"images", "masks", "labels", "annotations", "jpegimages", "segmentationclass", "imagesets"})
 
 
 def _summary(images: Sequence[AnnotatedImage], counts: Mapping[str, int]) -> str:
@@ -213,8 +296,7 @@ def _has_class_folders(data: SemanticData) -> bool:
             return data.root.is_dir()
     except DataError:
         return False
-    names = {path.name.casefold() for path in data.root.iterdir() if path.is_dir()}
-    return not names & {"images", "masks", "labels", "annotations", "jpegimages", "segmentationclass", "imagesets"}
+    return not NO_CLASSES & {path.name.casefold() for path in data.root.iterdir() if path.is_dir()}
 
 
 def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
@@ -249,6 +331,31 @@ def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
         if collection.holds_only_training:
             remarks.append("is all there is: training holds out 20 % of each class to validate on (data.holdout)")
         yield Report(source.name, f"{len(source)} images; {classes}{more}{_sizes(sizes)}", problems, remarks)
+
+
+def _check_tables(data: MultiLabelData, *, decode: bool) -> Iterator[Report]:
+    from focalnet.data.formats.problems import Problem
+    from focalnet.data.images import read
+    from focalnet.data.modules.table_check import check_tables
+
+    for checked in check_tables(data):
+        problems, sizes = [*checked.problems], []
+        for name in checked.names if decode and checked.images is not None else ():
+            try:
+                sizes.append(read(checked.images.content(name), checked.images.path(name)).size)
+            except (ImageError, OSError) as error:
+                problems.append(Problem(str(checked.path), "", str(error)))
+        counts = Counter({name: 0 for name in checked.class_names})
+        counts.update(name for labels in checked.labels.values() for name in labels)
+        listed = [*counts.items()] if len(counts) <= MOST_CLASSES else counts.most_common(MOST_CLASSES)
+        classes = ", ".join(f"{count} {name}" for name, count in listed)
+        more = f" and {len(counts) - MOST_CLASSES} more classes" if len(counts) > MOST_CLASSES else ""
+        without = sum(not labels for labels in checked.labels.values())
+        no_class = f", {without} without a class" if without else ""
+        summary = f"{len(checked.labels)} images; {classes}{more}{no_class}{_sizes(sizes)}"
+        if checked.images is None:
+            summary = "cannot be used as it is"
+        yield Report(str(checked.path), summary, problems, checked.remarks)
 
 
 def _data_folder(file: Path) -> Path:

@@ -14,7 +14,7 @@ from focalnet.errors import ConfigError, DataError
 from focalnet.reading import parse_yaml, read_text
 
 #: The value of ``per_class`` to compare, the first that there is.
-_OF_CLASSES = ("accuracy", "iou", "mask_ap", "box_ap", "pq")
+_OF_CLASSES = ("accuracy", "iou", "mask_ap", "box_ap", "pq", "ap")
 _LONGEST = 32  # characters of a cell
 
 
@@ -66,10 +66,17 @@ def _results(run: Path) -> dict[str, Any]:
 
 
 def _metrics(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for name in dict.fromkeys(name for one in results for name, value in one.items() if _is_number(value)):
-        values = [one.get(name) for one in results]
+    measured = [{**one, **_of_test(one)} for one in results]
+    for name in dict.fromkeys(name for one in measured for name, value in one.items() if _is_number(value)):
+        values = [one.get(name) for one in measured]
         cells = ["" if value is None else f"{value:.2f}" for value in values]
         yield [name, *_with_differences(values, cells)]
+
+
+def _of_test(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of the test split, if there is one: ``test.top1``, ..."""
+    test = result.get("test")
+    return {f"test.{name}": value for name, value in test.items()} if isinstance(test, Mapping) else {}
 
 
 def _classes(results: Sequence[Mapping[str, Any]], most: int) -> list[list[str]]:

@@ -323,7 +323,7 @@ def _received(connection: Connection) -> Any:
     try:
         return connection.recv()
     except EOFError:
-        raise ConfigError("a process of the benchmark ended by itself, most often for want of memory") from None
+        raise ConfigError("a process of the benchmark died, most likely because memory ran out") from None
 
 
 def _serve(connection: Connection, format: Format, path: Path, images: Sequence[str], threads: int) -> None:

@@ -32,7 +32,7 @@ from focalnet.data.images import read as decode
 from focalnet.data.loader import random_state_kept, seed_all
 from focalnet.data.preprocess import Transform, fitted_size, normalize, preprocess
 from focalnet.data.readers.image_files import ImageFiles
-from focalnet.data.readers.source import MAX_BROKEN_IN_A_ROW, Source
+from focalnet.data.readers.source import MAX_BROKEN_IN_A_ROW, DecodedImages, Source
 from focalnet.errors import DataError, ImageError
 from focalnet.samples import ImageInfo, LabelMapTarget, ObjectTarget, PanopticTarget, Sample, pad_to
 
@@ -188,6 +188,7 @@ class MultiLabelDataset(Samples[Sample[Tensor], Image.Image]):
         seed: with epoch and index it determines what a random transform does.
         training: whether the transform is random, and whether a broken image is replaced or left out.
         on_error: as for ``Samples``.
+        in_memory: decode every image once, now, and keep it.
     """
 
     def __init__(
@@ -202,10 +203,12 @@ class MultiLabelDataset(Samples[Sample[Tensor], Image.Image]):
         seed: int = 0,
         training: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
+        in_memory: bool = False,
     ) -> None:
         super().__init__(len(names), seed=seed, training=training, on_error=on_error)
         self._name, self._class_names = name, class_names
         self.names, self.images, self.targets, self.transform = names, images, targets, transform
+        self._read = DecodedImages(len(names), self._decode).read if in_memory else self._decode
 
     @property
     def name(self) -> str:
@@ -219,6 +222,9 @@ class MultiLabelDataset(Samples[Sample[Tensor], Image.Image]):
         return self.images.path(self.names[index])
 
     def read(self, index: int) -> Image.Image:
+        return self._read(index)
+
+    def _decode(self, index: int) -> Image.Image:
         try:
             content = self.images.content(self.names[index])
         except OSError as error:

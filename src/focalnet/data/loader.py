@@ -130,7 +130,7 @@ class Loader(DataLoader[Any]):
             if not self._is_death(error):
                 raise
             raise DataError(
-                f"a process that loads images died ({_last_line(error)}), most often for want of memory; "
+                f"a process that loads images died ({_last_line(error)}), most likely because memory ran out; "
                 "use fewer num_workers, or 0 to see the error itself"
             ) from error
         finally:
@@ -239,7 +239,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         training: shuffle and leave out the rest, or take everything once.
         groups: by index; in training, images of one group share a batch (see ``by_group``): those upright do not
             pad those lying, and the other way round.
-        labels: by index; in training, every class is drawn equally often (see ``balanced_order``).
+        labels: by index; in training, every class is drawn equally often; see ``balanced_order``.
 
     Raises:
         DataError: the batch size does not divide among the processes.
@@ -253,7 +253,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         training: bool,
         groups: Sequence[int] | None = None,
-        labels: npt.NDArray[np.int64] | None = None,
+        labels: npt.NDArray[Any] | None = None,
     ) -> None:
         self.size, self.batch_size, self.seed, self.training, self.groups = size, batch_size, seed, training, groups
         self.labels = labels
@@ -302,23 +302,28 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return order[rank::processes]
 
 
-def balanced_order(labels: npt.NDArray[np.int64], random_numbers: np.random.Generator) -> npt.NDArray[np.int64]:
+def balanced_order(labels: npt.NDArray[Any], random_numbers: np.random.Generator) -> npt.NDArray[np.int64]:
     """As many images as there are, of every class equally many but for one, in random order.
 
-    Of a class with too few, each comes as often as another but for one; of one with too many, chance chooses.
+    Of a class with too few, each comes as often as another but for one; of one with too many, chance chooses. Where
+    images can have several classes, each class is drawn equally often, and so are images of no class.
 
     Args:
-        labels: by index, ``(N,)``.
+        labels: by index, ``(N,)``; or whether each image has each class, ``(N, C)``.
         random_numbers: what is drawn from.
 
     Returns:
         Indices ``(N,)``.
     """
-    classes = random_numbers.permutation(np.unique(labels))
+    if labels.ndim == 1:
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    else:
+        groups = [np.flatnonzero(has_class) for has_class in (*labels.T, ~labels.any(1))]
+        groups = [members for members in groups if len(members)]
     chosen = []
-    for place, label in enumerate(classes.tolist()):
-        members = np.flatnonzero(labels == label)
-        wanted = len(labels) // len(classes) + (place < len(labels) % len(classes))
+    for place, group in enumerate(random_numbers.permutation(len(groups)).tolist()):
+        members = groups[group]
+        wanted = len(labels) // len(groups) + (place < len(labels) % len(groups))
         rounds = [random_numbers.permutation(members) for _ in range(-(-wanted // len(members)))]
         chosen.append(np.concatenate(rounds)[:wanted])
     return random_numbers.permutation(np.concatenate(chosen))

@@ -150,7 +150,7 @@ class Progress(pl.Callback):
 
 
 class StopAtNaN(pl.Callback):
-    """Ends the run at a loss that is no finite number, before such weights could be saved.
+    """Ends the run at a loss that is NaN or infinite, before such weights could be saved.
 
     Looks every ``every`` batches and at the end of an epoch: each look waits for the device, and all
     processes take part in it.
@@ -172,10 +172,10 @@ class StopAtNaN(pl.Callback):
 
 
 def refuse_nan(trainer: pl.Trainer, loss: torch.Tensor, batch_idx: int) -> None:
-    """Raises TrainingError where the loss of any process is no finite number; all processes take part."""
+    """Raises TrainingError where the loss of any process is NaN or infinite; all processes take part."""
     if trainer.strategy.reduce_boolean_decision(not torch.isfinite(loss).item(), all=False):
         raise TrainingError(
-            f"the loss is no finite number any more in epoch {trainer.current_epoch + 1}, "
+            f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}, "
             f"batch {batch_idx + 1} or shortly before: lower --model.optimizer.lr"
         )
 

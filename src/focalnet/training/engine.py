@@ -142,7 +142,7 @@ def finish_run(folder: RunFolder, *, trusted: bool = False) -> dict[str, Any]:
     with explained(folder):
         folder.lock.refuse_if_taken()
         if (point := choose_resume_point(folder.checkpoint, folder.previous)) is None:
-            raise ConfigError(f"{folder.root} holds no {folder.checkpoint.name}: there is no run to finish")
+            raise ConfigError(f"{folder.root} has no {folder.checkpoint.name}: there is no run to finish")
         options = Options(folder.stored_options(point), trusted=trusted)
         if folder.start(options).state == "finished":
             raise ConfigError(f"{folder.root} is finished: {folder.results} has its results")
@@ -188,7 +188,9 @@ class _Opening(pl.Callback):
             for scheduler in (entry.scheduler for entry in trainer.lr_scheduler_configs):
                 _set_rates(scheduler)
             extends = "; ".join(self.start.extends)
-            log.info("the learning rate goes on along the schedule of the longer run (%s)", extends)
+            reschedules = any(name in extends for name in ("trainer.max_epochs", "trainer.max_steps"))
+            rates = "; the learning rate follows the schedule of the longer run" if reschedules else ""
+            log.info("extending the run (%s)%s", extends, rates)
 
     def _open(self) -> None:
         self.folder.lock.take()
@@ -241,7 +243,7 @@ def validate(
         run.data.setup("validate")
         if test:
             if not run.data.has_test_split():
-                raise DataError("the data has no test split besides the images of validation: use focalnet validate")
+                raise DataError("the data has no test split; focalnet validate measures on the validation split")
             run.data.setup("test")
         known = model.config.num_classes
         if run.data.num_classes != known:
@@ -377,9 +379,11 @@ def _advise(trainer: pl.Trainer) -> None:
 def _sharded(task: Task) -> FSDPStrategy:
     """Fully sharded data parallel, block by block: within its forward, all weights of a block are whole."""
     if task.ema_decay is not None:
-        raise ConfigError("model.ema_decay does not go with trainer.strategy=fsdp: the average would not be sharded")
+        raise ConfigError("model.ema_decay cannot be combined with trainer.strategy=fsdp: averages are not sharded")
     if task.optimizer_config.name == "muon":
-        raise ConfigError("model.optimizer.name=muon does not go with trainer.strategy=fsdp: it needs whole matrices")
+        raise ConfigError(
+            "model.optimizer.name=muon cannot be combined with trainer.strategy=fsdp: it needs full matrices"
+        )
     return FSDPStrategy(auto_wrap_policy={FocalNetBlock})
 
 

@@ -96,7 +96,7 @@ def _reason(error: BaseException | None) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory: {WAY_OUT}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return "a data loading worker died, most often for want of memory: lower --data.num_workers"
+        return "a data loading worker died, most likely because memory ran out: lower --data.num_workers"
     return _reason(error.__cause__) if isinstance(error, FocalNetError) else None
 
 

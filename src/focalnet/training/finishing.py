@@ -19,19 +19,19 @@ from focalnet.errors import DataError
 from focalnet.metrics.base import Evaluator, Metric
 from focalnet.models.base import Model
 from focalnet.training.callbacks import Stopwatch, headline
-from focalnet.training.lora import merged
 from focalnet.training.report import write_report
 from focalnet.training.run_folder import COMPLETE, RunFolder
 from focalnet.training.tasks.base import Data, Task
+from focalnet.weights.adapters import merged
 from focalnet.weights.checkpoint import HEADER, read_header
 
 log = logging.getLogger(__name__)
 
 #: Sentences for ``ended`` in ``results.json``.
 REASONS = {
-    "interrupted": "it was interrupted; the same command goes on from here",
-    "trainer.max_time": "trainer.max_time is over; with more of it, the same command goes on from here",
-    "trainer.max_steps": "trainer.max_steps is reached; with more of them, the same command goes on from here",
+    "interrupted": "it was interrupted; the same command continues from here",
+    "trainer.max_time": "trainer.max_time has passed; the same command with a higher limit continues from here",
+    "trainer.max_steps": "trainer.max_steps was reached; the same command with a higher limit continues from here",
     "trainer.patience": "the headline metric has not improved for trainer.patience validations",
 }
 
@@ -128,7 +128,8 @@ def finish(folder: RunFolder, path: Path, trainer: pl.Trainer, task: Task, data:
     best = state.keeps_best(task.keep)
     if why != COMPLETE and trainer.is_global_zero:
         reason = REASONS.get(why, f"{why} has stopped it")
-        log.info("the run ends after %d epochs, %d updates: %s", state.epochs, state.updates, reason)
+        done = f"{_counted(state.epochs, 'epoch')}, {_counted(state.updates, 'update')}"
+        log.info("the run ends after %s: %s", done, reason)
     task.examples = True
     measurement, evaluator = measure(trainer, task, data, state.network(best=best))
     kept = {"weights": "best" if best else "last", "epoch": _epoch(state, best=best), "updates": _updates(state, best)}
@@ -151,6 +152,10 @@ def finish(folder: RunFolder, path: Path, trainer: pl.Trainer, task: Task, data:
             log.info("test: %s of %d images", ", ".join(headline(test.metrics)), test.images)
         log.info("see %s", folder.report)
     return results
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _epoch(state: State, *, best: bool) -> int:

@@ -137,7 +137,10 @@ class RunLock:
         if _lives_here(holder := _holder(descriptor)):
             raise self._refusal(holder)
         if not shared:
-            log.warning("%s: there are no locks on this file system: start no second run in it", self.path.parent)
+            log.warning(
+                "%s: this file system has no file locks: make sure that only one run uses this folder at a time",
+                self.path.parent,
+            )
 
     def _refuse_if_own(self) -> None:
         if _identity(os.stat(self.path)) in _own:

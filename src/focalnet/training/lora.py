@@ -6,18 +6,13 @@ that of an ordinary network.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from focalnet.errors import ConfigError, require
 from focalnet.models.base import Model
 
 #: Projections of the modulation and of the MLP of each block; convolutions keep their weights.
 LAYERS = r"(backbone\.)?layers\.\d+\.blocks\..*\.(f|proj|fc1|fc2)"
-ADAPTER = re.compile(r"(.*)\.lora_A\.default\.weight")
 
 
 def add_adapters(network: Model[Any, Any], rank: int) -> None:
@@ -36,14 +31,3 @@ def add_adapters(network: Model[Any, Any], rank: int) -> None:
     for name, parameter in network.named_parameters():
         above = not name.startswith("backbone.") if inside else name.startswith("head.")
         parameter.requires_grad_(above or ".lora_" in name)
-
-
-def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict whose adapters are added to the weights (products in float64); without any, it stays as it is."""
-    found = {match[1]: name for name in state if (match := ADAPTER.fullmatch(name))}
-    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for layer, name in found.items():
-        down, up = state[name], state[name.replace(".lora_A.", ".lora_B.")]
-        weight = plain[f"{layer}.weight"]
-        plain[f"{layer}.weight"] = (weight.double() + up.double() @ down.double()).to(weight.dtype)
-    return plain

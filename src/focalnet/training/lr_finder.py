@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 SMOOTHING = 0.9  # of the losses: an exponential moving average, corrected for its start
 DIVERGED = 4.0  # times the lowest smoothed loss, and the test ends
 SKIPPED = 5  # updates at the start that suggest nothing: their average is of few losses
-FALL = 0.02  # share of the loss that must be won, or nothing is suggested
+#: Standard deviations of the noise between updates by which the smoothed loss must fall, or nothing is suggested:
+#: losses that are noise alone fall that far in fewer than one of a hundred tests of 30 to 300 updates.
+FALL = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class RangeTest:
         if len(losses) <= SKIPPED + 2:
             return None
         lowest = SKIPPED + int(losses[SKIPPED:].argmin())
-        if lowest - SKIPPED < 2 or losses[lowest] > (1 - FALL) * losses[SKIPPED]:
+        noise = float(np.std(np.diff(self.losses[: lowest + 1]))) / math.sqrt(2)
+        needed = FALL * noise + 1e-6 * abs(losses[SKIPPED])  # or rounding would count where there is no noise
+        if lowest - SKIPPED < 2 or losses[SKIPPED] - losses[lowest] <= needed:
             return None
         part = slice(SKIPPED, lowest + 1)
         slopes = np.gradient(losses[part], np.log(self.rates[part]))
@@ -123,7 +127,7 @@ def find_learning_rate(
         pl.seed_everything(options.values.seed_everything, workers=True, verbose=False)
         task, data, arguments = options.build()
         if arguments["strategy"] == "fsdp":
-            raise ConfigError("a range test does not go with trainer.strategy=fsdp: leave it out")
+            raise ConfigError("a range test cannot be combined with trainer.strategy=fsdp: leave it out")
         for name in (*OWN_TRAINER_OPTIONS, "max_steps", "max_time", "fast_dev_run", "min_epochs", "min_steps"):
             arguments.pop(name, None)
         watch = _Watch(np.geomspace(lowest, highest, updates).tolist())

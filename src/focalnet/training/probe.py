@@ -48,7 +48,9 @@ class Probe(pl.Callback):
         sharded = isinstance(trainer.strategy, FSDPStrategy)
         if sharded or pl_module.compile_network:
             if self.tries:
-                raise ConfigError("trainer.probe does not go with trainer.strategy=fsdp or model.compile: leave it out")
+                raise ConfigError(
+                    "trainer.probe cannot be combined with trainer.strategy=fsdp or model.compile: leave it out"
+                )
             return
         share = pl_module.data.batch_size // trainer.world_size
         count = min(share, COUNTED_IMAGES)

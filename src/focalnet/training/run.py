@@ -33,7 +33,7 @@ class Run(PosixOrWindowsPath):  # type: ignore[misc, valid-type]  # a path's cla
         """
         path = RunFolder(Path(self)).results
         if not path.is_file():
-            raise ConfigError(f"{path} is not there: the run is not finished; focalnet finish {self} makes it")
+            raise ConfigError(f"{path} does not exist: the run has not finished; focalnet finish {self} writes it")
         return dict(json.loads(path.read_bytes()))
 
     @cached_property

@@ -176,7 +176,7 @@ class RunFolder:
         for path in (self.checkpoint, self.previous):
             with suppress(CheckpointError):
                 return f"{read_resume_point(path)}, and the same command goes on from it"
-        return "nothing is kept: not one epoch was complete"
+        return "nothing was kept: no epoch was completed"
 
     def seen(self) -> object:
         """Changes whenever a run changes what the next one decides by."""
@@ -238,7 +238,7 @@ class RunFolder:
                 return results.get("ended") != INTERRUPTED
         except ValueError:
             pass
-        log.warning("%s is damaged: it is made anew", self.results)
+        log.warning("%s is damaged and will be written again", self.results)
         return False
 
     def _refuse_without_checkpoint(self) -> None:
@@ -264,11 +264,11 @@ class RunFolder:
         fault = f"{self.config} is {'damaged' if self.config.is_file() else 'missing'}"
         if point is not None and point.options is not None:  # its content is checked
             if stored is None:
-                log.warning("%s: written anew from %s", fault, point.path)
+                log.warning("%s: written again from %s", fault, point.path)
             stored = _mapping(point.options)
         if stored is None:
             raise ConfigError(
-                f"{fault}, and the options of the run there are not known without it: write it anew (the same command "
+                f"{fault}, and the options of the run there are not known without it: restore it (the same command "
                 f"with --print_config shows it), or --force to start afresh"
             )
         every, absent = _differences(stored, _mapping(options.to_yaml()) or {}, _mapping(options.defaults()) or {})

@@ -35,6 +35,7 @@ from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
 from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts
+from focalnet.weights.adapters import merged
 from focalnet.weights.catalogue import Entry, entries
 from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import NUMBERED, category_ids, class_names, ids_of
@@ -366,11 +367,17 @@ def _read_dense(
 
 
 def _of_run(raw: RawFile) -> RawFile:
-    """The checkpoint of a run of ours with the tensors of its network alone: of the average, if there is one."""
+    """The checkpoint of a run of ours with the tensors of its network alone: of the average, if there is one.
+
+    Low-rank adapters are merged, as in the weights that the run keeps.
+    """
     prefixes = [f"{name}." for name in ("average.module", "network")]
     prefix = next((one for one in prefixes if any(key.startswith(one) for key in raw.tensors)), "")
     inside = {key.removeprefix(prefix): tensor for key, tensor in raw.tensors.items() if key.startswith(prefix)}
-    return dataclasses.replace(raw, tensors=inside)
+    try:
+        return dataclasses.replace(raw, tensors=merged(inside))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"its low-rank adapters are damaged ({_reason(error)}); copy it again") from error
 
 
 def _read_native(raw: RawFile, header: str, architecture: str | None, settings: Mapping[str, Any]) -> Checkpoint:

@@ -138,9 +138,9 @@ def test_boxes_alone_need_no_segmentation(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "expected images, annotations and categories"),
         ('{"images": [], "annotations": {}}', 'no list "annotations"'),
         ('{"images": [], "annotations": [], "categories": []}', "no usable image"),

@@ -340,7 +340,7 @@ def test_255_that_never_meets_another_class_is_told(tmp_path, caplog, capsys):
         ([0, 1], {"reduce_zero_label": True}, r"255 and 0.*data\.reduce_zero_label false"),
         ([0, 0], {}, "one class"),
         ([0, 0], {"class_names": ["a", "b"]}, 'one class, "a"'),
-        ([255, 255], {}, "not one pixel of its masks has a class"),
+        ([255, 255], {}, "no pixel of its masks has a class"),
         ([0, 0], {"class_names": ["a"], "check": False}, 'one class only, "a"'),
     ],
 )
@@ -439,7 +439,7 @@ def test_masks_that_are_mostly_ignored_are_refused_unless_asked_for(tmp_path):
 
 def test_a_split_to_evaluate_on_needs_labels(tmp_path):
     root = write_masks(tmp_path, train=[[0, 1]] * 2, val=[[255, 255]])
-    with pytest.raises(DataError, match="images/val: not one pixel of its masks has a class"):
+    with pytest.raises(DataError, match="images/val: no pixel of its masks has a class"):
         data(root)
 
 

@@ -349,7 +349,7 @@ def test_without_locks_processes_divide_the_shards(photos, stub, monkeypatch, ca
     assert [json.loads(line)["shard"] for line in Path("out/_ledger.jsonl").read_text().splitlines()[1:]] == [0, 2, 4]
     running.work(one, 1, print)
     assert [row["row"] for row in read_rows(Path("out"))] == list(range(6))
-    assert "there are no locks" in caplog.text
+    assert "this file system has no file locks" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ def load(path: Path) -> dict[str, Any]:
     """The content of an annotation file.
 
     Raises:
-        DataError: it is no JSON, or one without images, annotations and categories.
+        DataError: it is not JSON, or one without images, annotations and categories.
     """
     try:
         content = parse_json(read_text(path))
@@ -317,7 +317,7 @@ def load(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{path}: cannot be read as annotations: {reason}") from error
     except ValueError as error:
-        raise DataError(f"{path}: is no JSON: {error}") from error
+        raise DataError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: is not in COCO's format: expected images, annotations and categories")
     for key in ("images", "annotations", "categories"):

@@ -200,7 +200,7 @@ def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]
     if len(labels) > 1 or not len(checked.pairs):  # of no masks at all, something else is said
         return None
     if not labels:
-        found, other = "not one pixel of its masks has a class", first
+        found, other = "no pixel of its masks has a class", first
     else:
         name = names[labels[0]] if labels[0] < len(names) else f"class {labels[0]}"
         found = f'every labelled pixel of its masks is of one class, "{name}", and a segmenter needs two or more'
@@ -249,7 +249,7 @@ def implausible(checked: CheckedPairs, rule: LabelRule) -> str | None:
     way_out = f"data.label_map {mapping} numbers them" if not rule.label_map else "let data.label_map number them"
     return (
         f"its masks hold {len(labels)} numbers up to {labels[-1] + first}{ignored}: {shown}; {way_out} without gaps, "
-        "data.class_names lists more classes; if resizing or a lossy format has blurred the masks, make them anew"
+        "data.class_names lists more classes; if resizing or a lossy format has blurred the masks, create them again"
     )
 
 

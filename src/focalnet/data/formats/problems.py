@@ -94,7 +94,7 @@ def decide(checked: Checked, on_error: Literal["raise", "skip"]) -> None:
         return
     hopeless = [problem for problem in checked.problems if not problem.skippable]
     if on_error == "skip" and hopeless:
-        raise DataError(f"{'; '.join(list_problems(hopeless))}; that cannot be skipped, mend it")
+        raise DataError(f"{'; '.join(list_problems(hopeless))}; this cannot be skipped: fix it")
     found = "; ".join(list_problems(checked.problems))
     if on_error == "raise":
         raise DataError(f"{found}. focalnet check-data lists all; data.on_error skip leaves such entries out")

@@ -160,8 +160,8 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
         """By index: training images of one group share a batch; None where all have one size by then."""
         return None
 
-    def _balanced_labels(self, samples: S) -> npt.NDArray[np.int64] | None:
-        """By index, the class of each training image where all classes are to be drawn equally often; else None."""
+    def _balanced_labels(self, samples: S) -> npt.NDArray[Any] | None:
+        """The classes of training images, where all are to be drawn equally often (``balanced_order``); else None."""
         return None
 
     def _workers(self) -> int:

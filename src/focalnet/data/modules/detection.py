@@ -96,7 +96,7 @@ class DetectionData(AnnotatedData[DetectionDataset]):
         say(found.path, checked.coco.remarks)
         checked.coco.images[:] = self._part(checked.coco.images, split)
         if training and not any(map(has_objects, checked.coco.images)):
-            raise DataError(f"{checked.coco.path}: not one of its images has an object that can be used to train on")
+            raise DataError(f"{checked.coco.path}: none of its images has an object to train on")
         return DetectionDataset(
             checked.coco.in_order_of(self.class_order),
             checked.images,

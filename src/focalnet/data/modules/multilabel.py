@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from focalnet.data.preprocess import eval_transform
 from focalnet.data.readers.classes import class_name, read_class_map
 from focalnet.data.readers.collection import SYNONYMS, Split, check_exists
 from focalnet.data.readers.image_files import ImageFiles, find_images, other_splits
-from focalnet.data.readers.label_table import Columns, LabelTable, has_image_suffix, read_label_table
+from focalnet.data.readers.label_table import Columns, LabelTable, ReportLine, has_image_suffix, read_label_table
 from focalnet.errors import ConfigError, DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,9 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         num_workers: processes that load, for each training process; by default one a core, at most 8.
         on_error: what to do about a broken or missing image: ``"raise"``, or ``"skip"`` and report.
         seed: determines shuffling and augmentation.
+        cache_in_memory: decode every image once, at the start, and keep it; for small images.
+        sampling: ``"shuffled"``: every training image once an epoch. ``"balanced"``: every class, and images of no
+            class, equally often, images of rare classes several times; an epoch has as many images.
 
     Raises:
         ConfigError: an option has an impossible value.
@@ -95,6 +98,8 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         num_workers: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
+        cache_in_memory: bool = False,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.preprocessing = cropped(image_size, crop_pct, fit, interpolation, mean, std)
@@ -115,6 +120,7 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             delimiter=label_delimiter,
         )
         self.on_error: Literal["raise", "skip"] = on_error
+        self.cache_in_memory, self.sampling = cache_in_memory, sampling
         self._train_transform = augmentation.build(self.preprocessing)
         self._eval_transform = eval_transform(self.preprocessing)
         self._titles: dict[str, str] | None = None
@@ -138,22 +144,34 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             if split != "train" and "train" in self.samples:
                 self._say_trained_on(samples)
 
+    def found(self) -> dict[Split, Path]:
+        """The table of each split that has one.
+
+        Raises:
+            DataError: one that an option names does not exist.
+        """
+        found = {split: self.table_file(split) for split in get_args(Split)}
+        return {split: file for split, file in found.items() if file is not None}
+
     def label_counts(self) -> tuple[Tensor, int]:
         """Training images with each class, ``(N,)``, and of all; known after ``setup``."""
         targets = self.samples["train"].targets
         return targets.sum(0), len(targets)
 
+    def _balanced_labels(self, samples: MultiLabelDataset) -> npt.NDArray[np.bool_] | None:
+        return samples.targets.numpy() > 0 if self.sampling == "balanced" else None
+
     def has_test_split(self) -> bool:
-        test = self._table_file("test")
-        return test is not None and test != self._table_file("val")
+        test = self.table_file("test")
+        return test is not None and test != self.table_file("val")
 
     def _open(self, split: Split) -> MultiLabelDataset:
-        file = self._table_file(split)
+        file = self.table_file(split)
         if split == "test" and file is None:
             return self._open("val")
-        held_out = split != "test" and (self.holdout is not None or self._table_file("val") is None)
+        held_out = split != "test" and (self.holdout is not None or self.table_file("val") is None)
         if held_out or file is None:
-            file = self._training_file()
+            file = self.training_file()
         names, images, targets = self._images_of(file)
         name = str(file)
         if held_out:
@@ -167,7 +185,7 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             raise DataError(f"{name}: no images there")
         training = split == "train"
         transform = self._train_transform if training else self._eval_transform
-        shown = tuple(self._classes(file).values())
+        shown = tuple(self.classes(file).values())
         return MultiLabelDataset(
             name,
             names,
@@ -178,6 +196,7 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             seed=self.seed,
             training=training,
             on_error=self.on_error,
+            in_memory=self.cache_in_memory,
         )
 
     def _check_training(self, samples: MultiLabelDataset) -> None:
@@ -191,8 +210,13 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         if absent:
             logger.warning("%s: no image has the class %s", samples.name, ", ".join(absent[:5]))
 
-    def _training_file(self) -> Path:
-        file = self._table_file("train")
+    def training_file(self) -> Path:
+        """The table for training.
+
+        Raises:
+            DataError: there is none, or it is not clear which one it is.
+        """
+        file = self.table_file("train")
         if file is None:
             found = ", ".join(path.name for path in sorted(self.root.glob("*.csv"))[:5]) or "no CSV file"
             raise DataError(
@@ -200,7 +224,7 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             )
         return file
 
-    def _table_file(self, split: Split) -> Path | None:
+    def table_file(self, split: Split) -> Path | None:
         """The table of a split; None if there is none.
 
         Raises:
@@ -217,13 +241,13 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         only = sorted(self.root.glob("*.csv")) if split == "train" and found is None else []
         return only[0] if len(only) == 1 else found
 
-    def _table(self, file: Path) -> LabelTable:
-        """A table; all are read alike, as that for training shows."""
+    def table(self, file: Path, report: ReportLine | None = None) -> LabelTable:
+        """A table; all are read alike, as that for training shows. ``report`` as for ``read_label_table``."""
         if file not in self._read:
-            first, columns = self._table_file("train"), self.columns
+            first, columns = self.table_file("train"), self.columns
             if first is not None and first != file:  # its columns of classes are to be compared, not assumed
-                columns = replace(self._table(first).columns, classes=columns.classes)
-            self._read[file] = read_label_table(file, columns, list(self._map()))
+                columns = replace(self.table(first).columns, classes=columns.classes)
+            self._read[file] = read_label_table(file, columns, list(self._map()), report)
         return self._read[file]
 
     def _map(self) -> dict[str, str]:
@@ -233,14 +257,14 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
             self._titles = {class_name(name): title for name, title in titles.items()}
         return self._titles
 
-    def _classes(self, file: Path) -> dict[str, str]:
+    def classes(self, file: Path) -> dict[str, str]:
         """The classes in label order, name to show by name in the data: of the class map, or the training table.
 
         A network that is measured has its own order, and may know more classes than the data have.
         """
         classes = self._map()
         if not classes:
-            source = self._table(self._table_file("train") or file)
+            source = self.table(self.table_file("train") or file)
             classes = {name: name for name in source.classes}
         if not classes:
             raise DataError(f"{file}: no image has any class; list the classes in a data.class_map")
@@ -257,10 +281,10 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
     def _images_of(self, file: Path) -> tuple[list[str], ImageFiles, Tensor]:
         """The files of a table, where they are, and their targets ``(M, N)``."""
         if file not in self._whole:
-            table, classes = self._table(file), list(self._classes(file))
+            table, classes = self.table(file), list(self.classes(file))
             label_of = {name: label for label, name in enumerate(classes)}
             self._check_known(table, label_of)
-            images, files = self._find(table)
+            images, files = self.find_files(table)
             targets = torch.zeros(len(files), len(classes))
             kept = []
             for row, (file_name, labels) in enumerate(zip(files, table.labels, strict=True)):
@@ -272,21 +296,31 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         return self._whole[file]
 
     def _check_known(self, table: LabelTable, label_of: dict[str, int]) -> None:
-        rows = list(zip(table.labels, table.lines, strict=True))
-        used = {name: line for labels, line in reversed(rows) for name in labels}  # the first line of each
-        for name in table.classes:
-            if name not in label_of:
-                where = f"{table.path}, line {used[name]}" if name in used else str(table.path)
-                raise DataError(
-                    f'{where}: the class "{name}" is not among the {len(label_of)} of the training images or the class '
-                    f"map{did_you_mean(name, label_of)}; list all classes in a data.class_map"
-                )
-        missing = [name for name in label_of if table.columns.classes and name not in table.classes]
-        if missing and not self.class_order:
-            raise DataError(f'{table.path}: has no column for the class "{missing[0]}"')
+        for line, what in self.unknown_classes(table, label_of):
+            raise DataError(f"{table.path}: {what}" if line is None else f"{table.path}, line {line}: {what}")
 
-    def _find(self, table: LabelTable) -> tuple[ImageFiles, list[str | None]]:
+    def unknown_classes(self, table: LabelTable, known: Collection[str]) -> Iterator[tuple[int | None, str]]:
+        """The classes of a table that training does not know, with the first line of each, and columns it lacks."""
+        rows = list(zip(table.labels, table.lines, strict=True))
+        used = {name: line for labels, line in reversed(rows) for name in labels}
+        for name in table.classes:
+            if name not in known:
+                yield (
+                    used.get(name),
+                    f'the class "{name}" is not among the {len(known)} of the training images or the class map'
+                    f"{did_you_mean(name, known)}; list all classes in a data.class_map",
+                )
+        missing = [name for name in known if table.columns.classes and name not in table.classes]
+        if missing and not self.class_order:
+            yield None, f'has no column for the class "{missing[0]}"'
+
+    def find_files(self, table: LabelTable, report: ReportLine | None = None) -> tuple[ImageFiles, list[str | None]]:
         """Where the images of a table are, and the file of each; None for one to be left out.
+
+        Args:
+            table: names the images.
+            report: is called for each image that is not there; default: the first is an error, or all are left out
+                with a warning, as ``on_error`` says.
 
         Raises:
             DataError: an image is not there, or its name may mean several files.
@@ -296,17 +330,32 @@ class MultiLabelData(DataModule[MultiLabelDataset]):
         matches = images.match(written, other_splits(table.path))
         if remark := matches.remark():
             logger.warning("%s: %s", table.path, remark)
-        absent = [place for place, name in enumerate(written) if name not in matches.files]
-        if absent:
-            place = absent[0]
-            name = written[place]
-            why = matches.why_ambiguous(name) if name in matches.ambiguous else f"not in {images.path('')}"
-            text = f'{table.path}, line {table.lines[place]}: the image "{name}": {why}'
+        files = [matches.files.get(name) for name in written]
+        rows = list(zip(written, files, table.lines, strict=True))
+        first: dict[str, int] = {}
+        for place, (name, file, line) in enumerate(rows):
+            if file is not None and (before := first.setdefault(os.path.normpath(images.path(file)), line)) != line:
+                what = f'the image "{name}": line {before} names the same file; each image needs one row'
+                if report is None:
+                    raise DataError(f"{table.path}, line {line}: {what}")
+                report(line, what)
+                files[place] = None
+        absent = []
+        for name, file, line in rows:
+            if file is None:
+                why = matches.why_ambiguous(name) if name in matches.ambiguous else f"not in {images.path('')}"
+                absent.append((line, f'the image "{name}": {why}'))
+        if report is not None:
+            for line, what in absent:
+                report(line, what)
+        elif absent:
+            line, what = absent[0]
+            text = f"{table.path}, line {line}: {what}"
             others = f", and {len(absent) - 1} more are missing" if len(absent) > 1 else ""
             if self.on_error == "raise":
                 raise DataError(f"{text}{others}; data.images names another folder, data.on_error skip leaves them out")
             logger.warning("%s%s; left out", text, others)
-        return images, [matches.files.get(name) for name in written]
+        return images, files
 
     def _place(self, table: LabelTable) -> tuple[ImageFiles, str]:
         """Where most of the images are, and the suffix that the table leaves out of their names."""

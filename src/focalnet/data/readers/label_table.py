@@ -6,9 +6,12 @@ import csv
 import io
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 from pathlib import Path, PurePosixPath
+from typing import NoReturn, TypeAlias
 
 from timm.utils.misc import natural_key
 
@@ -25,6 +28,9 @@ COLUMN_SEPARATORS = ",;\t"
 LABEL_DELIMITERS = "|;,"
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 UNKNOWN = ("nan", "<na>", "null")  # what programs write for a missing value
+
+#: Takes the number of a line and what is wrong with it.
+ReportLine: TypeAlias = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class _Rows:
         return [row[place] for row in self.cells]
 
 
-def read_label_table(path: Path, columns: Columns = Columns(), classes: Sequence[str] = ()) -> LabelTable:
+def read_label_table(
+    path: Path, columns: Columns = Columns(), classes: Sequence[str] = (), report: ReportLine | None = None
+) -> LabelTable:
     """Reads a CSV file whose first line names its columns, separated by commas, semicolons or tabs.
 
     Args:
@@ -86,34 +94,56 @@ def read_label_table(path: Path, columns: Columns = Columns(), classes: Sequence
         columns: which of them say what; what is left open is read from the table, or refused where it could mean
             several things.
         classes: known ones; a label that reads like a missing value must be among them.
+        report: is called for each row that is not what it should be, which is then left out; default: the first such
+            row is an error.
 
     Raises:
         DataError: the file cannot be read, or a row is not what it should be; the message names file and line.
     """
-    rows = _read_rows(path)
+    flawed: set[int] = set()
+    refuse: ReportLine = partial(_refuse, path) if report is None else report
+
+    def tell(line: int, what: str) -> None:
+        flawed.add(line)
+        refuse(line, what)
+
+    rows = _read_rows(path, tell)
     image = _image_column(rows, columns.image)
     others = [name for name in rows.header if name != image]
     columns = replace(columns, image=image)
     if columns.classes is None and columns.label is None:
         columns = _label_columns(rows, others, columns)
-    names = _image_names(rows, image)
+    names = rows.column(image)
     if columns.classes is not None:
         for name in columns.classes:
             _check_column(rows, name, "data.class_columns")
-        labels = _of_class_columns(rows, columns.classes)
-        shown = tuple(columns.classes)
+        labels = _of_class_columns(rows, columns.classes, tell)
     else:
         assert columns.label is not None
         _check_column(rows, columns.label, "data.label_column")
         cells = rows.column(columns.label)
         if columns.delimiter is None:
             columns = replace(columns, delimiter=_delimiter(path, columns.label, cells))
-        labels = _of_cells(rows, cells, columns.delimiter or "", frozenset(classes))
+        labels = _of_cells(rows, cells, columns.delimiter or "", frozenset(classes), tell)
+    _check_names(rows, image, labels, tell)
+    whole = [line not in flawed for line in rows.lines]
+    names, labels, lines = (
+        list(compress(names, whole)),
+        list(compress(labels, whole)),
+        list(compress(rows.lines, whole)),
+    )
+    if columns.classes is not None:
+        shown = columns.classes
+    else:
         shown = tuple(sorted(sorted(frozenset[str]().union(*labels)), key=natural_key))
-    return LabelTable(path, names, tuple(labels), tuple(rows.lines), shown, columns)
+    return LabelTable(path, tuple(names), tuple(labels), tuple(lines), shown, columns)
 
 
-def _read_rows(path: Path) -> _Rows:
+def _refuse(path: Path, line: int, what: str) -> NoReturn:
+    raise DataError(f"{path}, line {line}: {what}")
+
+
+def _read_rows(path: Path, report: ReportLine) -> _Rows:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
@@ -125,9 +155,11 @@ def _read_rows(path: Path) -> _Rows:
     if len(readings) > 1 and len(even) != 1:
         raise DataError(f"{path}: its columns may be separated by several characters of {COLUMN_SEPARATORS!r}: use one")
     rows = even[0] if even else readings[0]
-    for cells, line in zip(rows.cells, rows.lines, strict=True):
-        if len(cells) != len(rows.header):
-            raise DataError(f"{path}, line {line}: has {len(cells)} columns, the first line names {len(rows.header)}")
+    whole = [len(cells) == len(rows.header) for cells in rows.cells]
+    for cells, line, is_whole in zip(rows.cells, rows.lines, whole, strict=True):
+        if not is_whole:
+            report(line, f"has {len(cells)} columns, the first line names {len(rows.header)}")
+    rows = replace(rows, cells=list(compress(rows.cells, whole)), lines=list(compress(rows.lines, whole)))
     if not rows.cells:
         raise DataError(f"{path}: has no rows below its first line")
     return _without_numbers(rows)
@@ -152,7 +184,7 @@ def _split(path: Path, text: str, separator: str) -> _Rows | None:
 
 
 def _without_numbers(rows: _Rows) -> _Rows:
-    """The rows without the column of row numbers that pandas writes without a name.
+    """The rows without a column of row numbers, which pandas writes without a name: whole numbers, all different.
 
     Raises:
         DataError: another column has no name, or two have the same.
@@ -161,7 +193,9 @@ def _without_numbers(rows: _Rows) -> _Rows:
     for place, name in enumerate(rows.header):
         if name and not name.startswith("Unnamed: "):
             kept.append(place)
-        elif [row[place] for row in rows.cells] != [str(number) for number in range(len(rows.cells))]:
+        elif not all(row[place].isdecimal() for row in rows.cells) or len({row[place] for row in rows.cells}) < len(
+            rows.cells
+        ):
             raise DataError(f"{rows.path}: its column {place + 1} has no name in the first line")
     header = [rows.header[place] for place in kept]
     for name in header:
@@ -220,23 +254,24 @@ def _odd_cell(rows: _Rows, binary: Sequence[str], others: Sequence[str]) -> str:
     return ""
 
 
-def _image_names(rows: _Rows, image: str) -> tuple[str, ...]:
-    names = rows.column(image)
+def _check_names(rows: _Rows, image: str, labels: Sequence[frozenset[str]], report: ReportLine) -> None:
+    """Reports rows without an image, or with that of an earlier row."""
     first: dict[str, int] = {}
-    for name, line in zip(names, rows.lines, strict=True):
+    for place, (name, line) in enumerate(zip(rows.column(image), rows.lines, strict=True)):
         if not name or name.casefold() in UNKNOWN:
-            raise DataError(f'{rows.path}, line {line}: names no image in column "{image}"')
-        path = posixpath.normpath(name.replace("\\", "/"))
-        if path in first:
-            raise DataError(
-                f'{rows.path}: "{name}" is in lines {first[path]} and {line}; each image needs one row with all of its '
-                "labels"
+            report(line, f'names no image in column "{image}"')
+            continue
+        before = first.setdefault(posixpath.normpath(name.replace("\\", "/")), place)
+        if before != place:
+            same = "the same labels" if labels[before] == labels[place] else "different labels"
+            report(
+                line,
+                f'"{name}" is in lines {rows.lines[before]} and {line}; each image needs one row with all of its '
+                f"labels, and these have {same}",
             )
-        first[path] = line
-    return tuple(names)
 
 
-def _of_class_columns(rows: _Rows, classes: Sequence[str]) -> list[frozenset[str]]:
+def _of_class_columns(rows: _Rows, classes: Sequence[str], report: ReportLine) -> list[frozenset[str]]:
     labels: list[set[str]] = [set() for _ in rows.cells]
     for name in classes:
         for found, cell, line in zip(labels, rows.column(name), rows.lines, strict=True):
@@ -244,7 +279,7 @@ def _of_class_columns(rows: _Rows, classes: Sequence[str]) -> list[frozenset[str
                 found.add(name)
             elif cell.casefold() not in NO:
                 what = f'"{cell}"' if cell else "nothing"
-                raise DataError(f'{rows.path}, line {line}: has {what} in column "{name}", where 0 or 1 is needed')
+                report(line, f'has {what} in column "{name}", where 0 or 1 is needed')
     return [frozenset(found) for found in labels]
 
 
@@ -265,16 +300,19 @@ def _delimiter(path: Path, label: str, cells: Sequence[str]) -> str:
     return found[0] if found else ""
 
 
-def _of_cells(rows: _Rows, cells: Sequence[str], delimiter: str, known: frozenset[str]) -> list[frozenset[str]]:
+def _of_cells(
+    rows: _Rows, cells: Sequence[str], delimiter: str, known: frozenset[str], report: ReportLine
+) -> list[frozenset[str]]:
     labels = []
     for cell, line in zip(cells, rows.lines, strict=True):
         parts = [cell] if not delimiter else cell.split() if delimiter.isspace() else cell.split(delimiter)
         found = frozenset(class_name(part.strip()) for part in parts if part.strip())
-        for name in found - known:
+        for name in sorted(found - known):
             if name.casefold() in UNKNOWN:
-                raise DataError(
-                    f'{rows.path}, line {line}: has the label "{name}"; leave the cell empty for an image of no class, '
-                    "or list the class in a data.class_map"
+                report(
+                    line,
+                    f'has the label "{name}"; leave the cell empty for an image of no class, or list the class in a '
+                    "data.class_map",
                 )
         labels.append(found)
     return labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -90,37 +90,57 @@ class Subset(Source):
         return self._source.path(self._indices[index])
 
 
-class InMemory(Source):
-    """A source decoded once, for sets that fit: one flat buffer, which forked workers share untouched."""
+class DecodedImages:
+    """Images decoded once, for sets that fit: one flat buffer, which forked workers share untouched.
 
-    def __init__(self, source: Source) -> None:
-        super().__init__(source.name, source.class_names, source.labels)
-        self._source = source
+    Args:
+        count: number of images.
+        decode: an image by index; an ``ImageError`` that it raises is raised again when the image is read.
+    """
+
+    def __init__(self, count: int, decode: Callable[[int], Image.Image]) -> None:
         self._errors: dict[int, str] = {}
-        images = [self._decode(index) for index in range(len(source))]
+        images = [self._pixels_of(index, decode) for index in range(count)]
         self._sizes = np.array([image.shape[:2] for image in images])
         self._ends = np.cumsum([image.size for image in images])
         self._pixels = np.concatenate([image.ravel() for image in images])
 
     def read(self, index: int) -> Image.Image:
+        """An image.
+
+        Raises:
+            ImageError: it could not be decoded.
+        """
         if index in self._errors:
             raise ImageError(self._errors[index])
         height, width = self._sizes[index]
         end = self._ends[index]
         return Image.fromarray(self._pixels[end - height * width * 3 : end].reshape(height, width, 3))
 
+    def _pixels_of(self, index: int, decode: Callable[[int], Image.Image]) -> npt.NDArray[np.uint8]:
+        try:
+            return np.asarray(decode(index))
+        except ImageError as error:
+            self._errors[index] = str(error)
+            return np.zeros((0, 0, 3), np.uint8)
+
+
+class InMemory(Source):
+    """A source decoded once."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name, source.class_names, source.labels)
+        self._source = source
+        self._decoded = DecodedImages(len(source), source.read)
+
+    def read(self, index: int) -> Image.Image:
+        return self._decoded.read(index)
+
     def content(self, index: int) -> Image.Image:
         return self.read(index)
 
     def path(self, index: int) -> str:
         return self._source.path(index)
-
-    def _decode(self, index: int) -> npt.NDArray[np.uint8]:
-        try:
-            return np.asarray(self._source.read(index))
-        except ImageError as error:
-            self._errors[index] = str(error)  # raised again when the image is asked for
-            return np.zeros((0, 0, 3), np.uint8)
 
 
 class _Named(Protocol):

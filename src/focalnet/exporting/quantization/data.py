@@ -178,7 +178,7 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
         except DataError as error:
             raise DataError(f"{error}{'; --split test measures with the test images' * tested}") from error
     elif not tested:
-        raise DataError(f"{root}: there is no test split besides the validation images; leave --split out")
+        raise DataError(f"{root}: there is no test split; leave --split out to use the validation split")
     else:
         data.setup("calibrate")
         data.setup("test")

@@ -147,7 +147,8 @@ class Ledger(Progress):
             raise
         if not self.locks:
             logger.warning(
-                "%s: there are no locks on this file system: start no second run for the same shards", folder
+                "%s: this file system has no file locks: make sure that only one run works on these shards at a time",
+                folder,
             )
 
     def close(self) -> None:

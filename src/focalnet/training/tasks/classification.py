@@ -47,6 +47,10 @@ class MixConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be a probability, 0 to 1")
 
+    def mixes(self, epoch: int, max_epochs: int | None) -> bool:
+        """Whether batches of an epoch are mixed, counted from 0."""
+        return epoch < (max_epochs or 0) - self.clean_epochs
+
     def build(self, num_classes: int) -> Mixup | None:
         """Returns timm's mixer, or None when both are off."""
         if self.mixup == 0 and self.cutmix == 0:
@@ -59,6 +63,12 @@ class MixConfig:
             label_smoothing=0.0,  # the loss smooths, mixed or not
             num_classes=num_classes,
         )
+
+
+def check_even(images: torch.Tensor) -> None:
+    """Raises ConfigError for a batch whose images cannot be mixed in pairs."""
+    if len(images) % 2:
+        raise ConfigError(f"mixup and cutmix need even batches, not of {len(images)} images: --data.batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +199,8 @@ class ClassificationTask(Task):
     def training_step(self, batch: Batch[int], batch_idx: int) -> torch.Tensor:
         self.reseed(batch_idx)
         images, targets = batch.images, cast("torch.Tensor", batch.targets)
-        if self.mixer is not None and self._mixes_now():
-            if len(images) % 2:
-                raise ConfigError(f"mixup and cutmix need even batches, not of {len(images)} images: --data.batch_size")
+        if self.mixer is not None and self.mix.mixes(self.current_epoch, self.trainer.max_epochs):
+            check_even(images)
             images, targets = self.mixer(images, targets)
         batch = replace(batch, images=images, targets=cast("Any", self._smoothed(targets)))
         if self._weights is None and self.distillation is None:
@@ -227,9 +236,6 @@ class ClassificationTask(Task):
             return spread
         smoothed: torch.Tensor = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
         return smoothed
-
-    def _mixes_now(self) -> bool:
-        return self.current_epoch < (self.trainer.max_epochs or 0) - self.mix.clean_epochs
 
     def validation_step(self, batch: Batch[int], batch_idx: int) -> None:
         images = batch.images.contiguous(memory_format=torch.channels_last)

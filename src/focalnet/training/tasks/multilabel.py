@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 
 from focalnet.errors import ConfigError
 from focalnet.metrics.classification import stacked_logits
 from focalnet.metrics.multilabel import MultiLabelEvaluator
 from focalnet.samples import Batch
 from focalnet.training.tasks.base import Task
+from focalnet.training.tasks.classification import MixConfig, check_even
+
+
+def mixed(mixer: Mixup, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch mixed by timm's mixer, whose targets are mixed by the same shares of its images.
+
+    Args:
+        mixer: for any number of classes.
+        images: an even number, ``(B, 3, H, W)``; they are changed in place.
+        targets: ``(B, N)``, in [0, 1].
+    """
+    mixer.num_classes = len(images)  # each image is a class of its own: "labels" are its shares of all images
+    images, shares = mixer(images, torch.arange(len(images), device=images.device))
+    return images, shares.to(targets) @ targets
 
 
 class MultiLabelTask(Task):
     """Trains a ``Classifier`` whose images can have several classes; ``Task`` has the options not named here.
 
     Args:
+        mix: mixup and cutmix; both are off by default. The classes of both images count by their share of the mix.
         class_weights: how much an image with each class counts in the loss of that class, in the order of the classes
             (``pos_weight``); ``"balanced"`` for the number of training images without the class over those with it;
             null for equal weights.
@@ -27,14 +44,22 @@ class MultiLabelTask(Task):
     name = "multilabel"
     evaluator_class = MultiLabelEvaluator
 
-    def __init__(self, *, class_weights: Literal["balanced"] | list[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        mix: MixConfig = MixConfig(),  # noqa: B008 (frozen)
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.mix = mix
         if isinstance(class_weights, list) and not min(class_weights, default=-1) > 0:
             raise ConfigError(f"model.class_weights={class_weights} must be above 0")
         self.class_weights = class_weights
 
     def configure_model(self) -> None:
         super().configure_model()
+        self.mixer = self.mix.build(self.network.config.num_classes)
         if not self.trainer.training:
             return
         classes = self.network.config.num_classes
@@ -58,6 +83,10 @@ class MultiLabelTask(Task):
 
     def training_step(self, batch: Batch[torch.Tensor], batch_idx: int) -> torch.Tensor:
         self.reseed(batch_idx)
+        if self.mixer is not None and self.mix.mixes(self.current_epoch, self.trainer.max_epochs):
+            check_even(batch.images)
+            images, targets = mixed(self.mixer, batch.images, cast("torch.Tensor", batch.targets))
+            batch = replace(batch, images=images, targets=cast("Any", targets))
         if self._weights is None:
             return self.total(self.network.loss(batch), len(batch))
         logits = self.network(batch.images.contiguous(memory_format=torch.channels_last)).float()
