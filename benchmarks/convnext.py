@@ -77,7 +77,8 @@ class Trainable(nn.Module):
         return self.model.get_submodule("stem")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.model.set_grad_checkpointing(enable)
+        network: Any = self.model
+        network.set_grad_checkpointing(enable)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         logits: Tensor = self.model(images_BCHW)

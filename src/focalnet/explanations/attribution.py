@@ -493,7 +493,7 @@ def _features(t: Trace | FeatureTrace) -> Tensor:
 
 
 def _cam(request: Request, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    traces, gradients = _gradients(request, lambda t: t.read)  # type: ignore[arg-type, return-value]
+    traces, gradients = _gradients(request, lambda t: t.read)
     maps = {
         name: combine(_features(t).detach().float(), t.features(gradients[name]).float()) for name, t in traces.items()
     }
