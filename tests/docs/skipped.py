@@ -54,6 +54,11 @@ CODE: list[tuple[str, str, str]] = [
     ),
     (r"docs/scale\.md", r"import pandas", "reads shards; tests/inference/manifest/test_running.py reads such a folder"),
     (
+        r"docs/explain\.md",
+        r"evaluation = evaluate\(timm_model",
+        "measures the reader's images; tests/explanations/test_features.py does so with a small network",
+    ),
+    (
         r"docs/int8_cpu\.md",
         r"int8 = ",
         "measures the reader's labeled images; tests/kernels/test_int8.py does so with its own",

@@ -90,7 +90,30 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(
     assert again.to_dict() == whole.to_dict()
     assert cut.read_text().splitlines() == [line.rstrip("\n") for line in lines]
     with pytest.raises(ConfigError, match="other options"):
-        evaluate(network(), folders, tmp_path / "cut", methods=["grad_cam"], images=2)
+        evaluate(network(), folders, tmp_path / "cut", methods=["gates"], images=3)
+
+
+def test_an_evaluation_grows_and_its_first_images_are_those_of_a_smaller_one(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects_of, "BATCH", 2)
+    options: Any = {"methods": ["grad_cam"], "measured": ["insertion_patches", "gini"]}
+    few = evaluate(network(), folders, tmp_path / "few", images=3, **options)
+    many = evaluate(network(), folders, tmp_path / "many", images=6, **options)
+    measured: list[int] = []
+    original = evaluating._measured
+
+    def counted(subjects: Any, method: str, wanted: Any) -> Any:
+        measured.append(len(subjects.targets))
+        return original(subjects, method, wanted)
+
+    monkeypatch.setattr(evaluating, "_measured", counted)
+    grown = evaluate(network(), folders, tmp_path / "few", images=6, **options)
+    assert measured == [2] * 8  # of four methods: the batch that had one image, and the new one
+    assert grown.to_dict() == many.to_dict()
+    shrunk = evaluate(network(), folders, tmp_path / "many", images=3, **options)
+    assert measured[8:] == [1] * 4
+    assert shrunk.to_dict() == few.to_dict()
 
 
 def test_a_measure_that_a_control_wins_is_invalid() -> None:

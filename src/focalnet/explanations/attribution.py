@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError, did_you_mean
+from focalnet.explanations.features import FeatureTrace, features_module, lacks_modulation, trace_features
 from focalnet.explanations.preparing import Box, Prepared, evaluating, forward, prepare, stride_of
 from focalnet.explanations.recording import Trace, block_names, chosen, of_this_thread, root, stage_of, trace
 from focalnet.explanations.targets import Target, resolve
@@ -104,6 +105,7 @@ class Method(NamedTuple):
     signed: bool = False
     needs_target: bool = True
     needs_blocks: bool = True
+    needs_modulation: bool = False
 
 
 def attribute(
@@ -120,7 +122,8 @@ def attribute(
     """Computes a heat map of an answer.
 
     Args:
-        model: a network of this library, of any task; or a FocalNet classifier of timm or transformers.
+        model: a network of this library, of any task; a FocalNet classifier of timm or transformers; or another
+            classifier of timm, for the methods that need no modulator.
         image: one image, in any form that ``Predictor`` takes; its normalized pixels ``(1, C, H, W)``; or what
             ``prepare`` gives of it.
         target: the index or name of a class; a ``BoxTarget``, ``MaskTarget`` or ``PixelsTarget`` (see ``targets_of``);
@@ -132,18 +135,21 @@ def attribute(
         seed: of the method ``"random"``.
 
     Raises:
-        ConfigError: no such method, block or class, or the network has no such target.
+        ConfigError: no such method, block or class, or the network has no such target, or no modulator for the method.
         ImageError: the image cannot be read.
         FrozenError: a model frozen by ``focalnet.optimize``; the message says how to thaw it.
         NonFiniteOutputs: the network computes NaN or infinite values.
     """
     chosen_method = method_named(method)
     with torch.inference_mode(False), evaluating(model) as network:
+        check_method(network, method)
         prepared = image if isinstance(image, Prepared) else prepare(network, image, preprocessing)
         wanted = target
         if chosen_method.needs_target or target is not None:
             wanted = resolve(network, prepared, target, result)
         found = wanted if isinstance(wanted, Target) else None
+        if blocks is not None and lacks_modulation(network):
+            raise ConfigError(f"blocks: a {type(network).__name__} has no FocalNet blocks; leave blocks out")
         names = default_blocks(network, method, prepared, found) if blocks is None else chosen(root(network), blocks)
 
         def score(pixels: Tensor, _index: Tensor) -> Tensor:
@@ -178,6 +184,22 @@ def method_named(name: str) -> Method:
     return _METHODS[name]
 
 
+def methods_of(model: nn.Module) -> list[str]:
+    """The methods that a network has: without focal modulation, those that need no modulator."""
+    lacking = lacks_modulation(model)
+    return [name for name, method in _METHODS.items() if not (lacking and method.needs_modulation)]
+
+
+def check_method(model: nn.Module, name: str) -> None:
+    """Raises ConfigError if there is no method of this name, or the network has not what it needs."""
+    method_named(name)
+    if name not in (known := methods_of(model)):
+        raise ConfigError(
+            f'method: "{name}" needs focal modulation, and a {type(model).__name__} has none; for it there are '
+            f"{', '.join(known)}"
+        )
+
+
 def default_blocks(model: nn.Module, method: str, prepared: Prepared, target: Target | None) -> list[str]:
     """The blocks that a method looks at if none are given.
 
@@ -187,10 +209,12 @@ def default_blocks(model: nn.Module, method: str, prepared: Prepared, target: Ta
     The methods in ``SUMMED`` add several blocks, since their values are parts of the same score. ``context_cam`` adds
     all blocks; the others add the last ones of the last two stages for the whole image, otherwise those of that stage
     and all later ones. These choices were best on training images of CIFAR-10; see docs/explain.md. The control methods
-    need no block.
+    need no block. Of a network without focal modulation it is the module whose output the head reads.
     """
     if not method_named(method).needs_blocks:
         return []
+    if lacks_modulation(model):
+        return [features_module(model, prepared.pixels)]
     if method == "context_cam":
         return block_names(model)
     last = {stage_of(name): name for name in block_names(model)}
@@ -289,7 +313,7 @@ def _score_cam(request: Request) -> Tensor:
     Score-CAM (Wang et al., CVPR-W 2020, arXiv 1910.01279) as pytorch-grad-cam computes it: channels are resized to the
     input and scaled to 0...1 to mask it.
     """
-    with torch.no_grad(), trace(request.model, request.blocks) as traces:
+    with torch.no_grad(), _traced(request) as traces:
         _run(request)
     size = (request.pixels.shape[2], request.pixels.shape[3])
     maps = {}
@@ -361,16 +385,29 @@ def _edges(request: Request) -> Tensor:
 
 _METHODS: dict[str, Method] = {
     "context_cam": Method(
-        "share of the score by where its context is gathered (gradient times context)", _context_cam, signed=True
+        "share of the score by where its context is gathered (gradient times context)",
+        _context_cam,
+        signed=True,
+        needs_modulation=True,
     ),
     "modulator_cam": Method(
-        "share of the score that passes through the modulator (gradient times modulator)", _modulator_cam, signed=True
+        "share of the score that passes through the modulator (gradient times modulator)",
+        _modulator_cam,
+        signed=True,
+        needs_modulation=True,
     ),
     "gates_cam": Method(
-        "share of the score that the gates let through (gradient times gates)", _gates_cam, signed=True
+        "share of the score that the gates let through (gradient times gates)",
+        _gates_cam,
+        signed=True,
+        needs_modulation=True,
     ),
-    "modulator": Method("norm of the modulator, the same for every target", _modulator, needs_target=False),
-    "gates": Method("norm of the gates over levels, the same for every target", _gates, needs_target=False),
+    "modulator": Method(
+        "norm of the modulator, the same for every target", _modulator, needs_target=False, needs_modulation=True
+    ),
+    "gates": Method(
+        "norm of the gates over levels, the same for every target", _gates, needs_target=False, needs_modulation=True
+    ),
     "grad_cam": Method("Grad-CAM: features weighted by their mean gradients", _grad_cam),
     "hires_cam": Method("HiResCAM: features times gradients", _hires_cam),
     "layer_cam": Method("LayerCAM: features times positive gradients", _layer_cam),
@@ -402,10 +439,15 @@ def _run(request: Request) -> None:
     forward(request.model, request.pixels, request.size)
 
 
-def _gradients(request: Request, part: Callable[[Trace], Tensor]) -> tuple[dict[str, Trace], dict[str, Tensor]]:
+def _traced(request: Request) -> AbstractContextManager[dict[str, Any]]:
+    """Traces of the blocks that a method looks at; those of networks without focal modulation have features alone."""
+    return (trace_features if lacks_modulation(request.model) else trace)(request.model, request.blocks)
+
+
+def _gradients(request: Request, part: Callable[[Any], Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The traces of a pass, and the derivatives of the scores by a part of each; zeros without an influence."""
     pixels = request.pixels.detach().requires_grad_()  # so that blocks with frozen weights have derivatives, too
-    with torch.enable_grad(), trace(request.model, request.blocks) as traces:
+    with torch.enable_grad(), _traced(request) as traces:
         scores = request.own_scores(pixels)
     parts = {name: part(t) for name, t in traces.items()}
     if not scores.requires_grad:  # no detection matches the target
@@ -444,14 +486,14 @@ def _constant_scales(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _features(t: Trace) -> Tensor:
+def _features(t: Trace | FeatureTrace) -> Tensor:
     """What the network reads of a block's output, ``(B, C, h, w)``."""
     assert t.read is not None
     return t.features(t.read)
 
 
 def _cam(request: Request, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    traces, gradients = _gradients(request, lambda t: t.read)  # type: ignore[arg-type, return-value]
+    traces, gradients = _gradients(request, lambda t: t.read)
     maps = {
         name: combine(_features(t).detach().float(), t.features(gradients[name]).float()) for name, t in traces.items()
     }

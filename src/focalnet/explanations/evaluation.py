@@ -25,15 +25,15 @@ from focalnet.errors import ConfigError, DataError, FocalNetError, did_you_mean
 from focalnet.explanations import measures
 from focalnet.explanations.attribution import (
     CONTROLS,
-    METHODS,
+    check_method,
     default_blocks,
-    method_named,
+    methods_of,
     saliency,
 )
+from focalnet.explanations.features import lacks_modulation, last_stride
 from focalnet.explanations.preparing import Box, evaluating, stride_of
 from focalnet.explanations.recording import block_names
-from focalnet.explanations.subjects import Subjects, find_subjects
-from focalnet.models import Model
+from focalnet.explanations.subjects import Subjects, find_subjects, output_of
 from focalnet.results.base import class_name
 
 SANE = 16  # images that the measures of sanity look at: they need many maps of each
@@ -152,7 +152,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model[Any, Any],
+    model: nn.Module,
     data: str | Path,
     folder: str | Path,
     *,
@@ -170,10 +170,12 @@ def evaluate(
     methods.
 
     Args:
-        model: a network of this library with a card.
+        model: a network of this library with a card; or a classifier of timm or transformers, of which the best class
+            is explained, without its name. Without focal modulation it has the methods that need no modulator.
         data: a data set as for training: class folders and the like, COCO annotations, or label maps.
-        folder: where to write; an evaluation with the same options that was interrupted there continues.
-        methods: keys of ``METHODS``; default: all.
+        folder: where to write; an evaluation with the same options that was interrupted there continues. It grows, too:
+            with more images, those that are measured are not measured again, and with fewer they are the first ones.
+        methods: keys of ``METHODS``; default: all that the network has.
         measured: keys of ``COLUMNS``; default: all. Those that remove or insert pixels need hundreds of passes of a
             network with large images; those of localization need none.
         images: how many images are looked at, chosen at random, the same in every run.
@@ -181,16 +183,16 @@ def evaluate(
         say: called with a line about progress.
 
     Raises:
-        ConfigError: an unknown method or measure, a measure that this network has none of, or a folder with an
-            evaluation of something else.
+        ConfigError: an unknown method or measure, one that this network has none of, or a folder with an evaluation of
+            something else.
         DataError: the data cannot be read, or nothing in it can be explained.
     """
-    chosen = list(METHODS) if not methods else [*dict.fromkeys([*methods, *CONTROLS])]
+    chosen = methods_of(model) if not methods else [*dict.fromkeys([*methods, *CONTROLS])]
     for name in chosen:
-        method_named(name)
+        check_method(model, name)
     wanted = _wanted(measured, model)
     folder = Path(folder)
-    card = model.card
+    card = getattr(model, "card", None)
     header: dict[str, Any] = {
         "model": card.name if card else type(model).__name__,
         "data": str(data),
@@ -200,24 +202,24 @@ def evaluate(
         **({"measures": wanted} if measured else {}),
     }
     with evaluating(model) as network:
-        assert isinstance(network, Model)
         record = _Record(folder / "values.jsonl", header)
         examples: list[Example] = []
-        count = 0
+        count = batches = 0
         for batch, found in enumerate(find_subjects(network, Path(data), images, split)):
             subjects = replace(found, seed=count)
             count += len(subjects.targets)
             for method in chosen:
-                if not record.has(batch, method):
+                if not record.has(batch, method, len(subjects.targets)):
                     sane = count <= max(SANE, len(subjects.targets))
                     names = wanted if sane else [name for name in wanted if name not in SANITY]
                     record.add(batch, method, _measured(subjects, method, names))
+            batches = batch + 1
             say(f"{count} explained")
             if len(examples) < 3:
                 examples.append(_example(subjects, chosen))
     if not count:
         raise DataError(f"{data}: the network predicts nothing there that is annotated; there is nothing to explain")
-    values = {method: record.values(method) for method in chosen}
+    values = {method: record.values(method, batches) for method in chosen}
     evaluation = Evaluation(
         model=header["model"],
         data=str(data),
@@ -232,15 +234,16 @@ def evaluate(
     return evaluation
 
 
-def _wanted(names: Sequence[str] | None, model: Model[Any, Any]) -> list[str]:
+def _wanted(names: Sequence[str] | None, model: nn.Module) -> list[str]:
     """The measures to take, in the order of the table."""
     for name in names or ():
         if name not in COLUMNS:
             raise ConfigError(
                 f'measure: "{name}" is unknown{did_you_mean(name, COLUMNS)}; there are {", ".join(COLUMNS)}'
             )
-    lacking = LOCALIZATION if model.config.output == "classification" else frozenset[str]()
-    if model.config.output in ("detection", "instance"):
+    output = output_of(model)
+    lacking = LOCALIZATION if output == "classification" else frozenset[str]()
+    if output in ("detection", "instance"):
         lacking = frozenset({"random_logit"})  # a detection has no score of another class
     if missing := [name for name in names or () if name in lacking]:
         raise ConfigError(
@@ -260,7 +263,7 @@ def _measured(subjects: Subjects, method: str, wanted: Sequence[str]) -> dict[st
     blocks = default_blocks(model, method, prepared, subjects.targets[0])
     maps = saliency(subjects.request(blocks), method)[:, :height, :width]
     pixels, probability = subjects.pixels[..., :height, :width], subjects.probability
-    patch = stride_of(model, block_names(model)[-1])
+    patch = last_stride(model) if lacks_modulation(model) else stride_of(model, block_names(model)[-1])
     found = {}
     for name, measure, side in (
         ("deletion", measures.deletion, 1),
@@ -333,8 +336,10 @@ class _Record:
             return
         files.write(path, (json.dumps(header) + "\n").encode())
 
-    def has(self, batch: int, method: str) -> bool:
-        return (batch, method) in self.lines
+    def has(self, batch: int, method: str, images: int) -> bool:
+        """Whether the values of a batch are known; the last one of an evaluation of fewer images had fewer images."""
+        values = self.lines.get((batch, method))
+        return values is not None and all(len(each) == images for each in values.values())
 
     def add(self, batch: int, method: str, values: dict[str, list[float]]) -> None:
         self.lines[batch, method] = values
@@ -347,9 +352,9 @@ class _Record:
         except OSError as error:
             raise FocalNetError(f"cannot write {self.path}: {error}") from error
 
-    def values(self, method: str) -> dict[str, Tensor]:
-        """All values of a method by measure, in order of the images."""
-        batches = [values for (_, name), values in sorted(self.lines.items()) if name == method]
+    def values(self, method: str, count: int) -> dict[str, Tensor]:
+        """The values of a method by measure, of the first ``count`` batches, in order of the images."""
+        batches = [self.lines[batch, method] for batch in range(count)]
         names = dict.fromkeys(name for values in batches for name in values)
         return {name: torch.tensor([v for values in batches for v in values.get(name, [])]) for name in names}
 
@@ -367,9 +372,9 @@ class _Record:
             raise ConfigError(
                 f"{self.path}: is not a file of this evaluation ({error}); choose another --out"
             ) from error
-        if first != header:
+        if {**first, "images": None} != {**header, "images": None}:  # their order does not depend on their number
             raise ConfigError(f"{self.path}: is of an evaluation with other options; choose another --out")
-        files.write(self.path, (whole + "\n").encode())
+        files.write(self.path, ("\n".join([json.dumps(header), *lines[1:]]) + "\n").encode())
         return True
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from focalnet.card import Preprocessing
 from focalnet.data.preprocess import covering_size, fitted_size, pad, preprocess
 from focalnet.errors import ConfigError, InputError
+from focalnet.explanations.features import lacks_modulation, last_stride
 from focalnet.explanations.recording import block_names, eager, root, stage_of, uncompiled
 from focalnet.inference.pipelines import SET_CARD
 from focalnet.inference.sources import Source, read
@@ -52,7 +53,7 @@ def prepare(model: nn.Module, image: Source, preprocessing: Preprocessing | None
     """What a network takes of an image, as in prediction: a classifier sees the center, a dense network all of it.
 
     Args:
-        model: a network of this library with a card, or a FocalNet of timm or transformers.
+        model: a network of this library with a card, a FocalNet of timm or transformers, or a classifier of timm.
         image: one image, in any form that ``Predictor`` takes; or its normalized pixels ``(1, C, H, W)``.
         preprocessing: of the images; default: that of the model's card or of timm's configuration.
 
@@ -136,6 +137,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 def stride_of(model: nn.Module, block: str) -> int:
     """Pixels of the network's input for each cell of a block's feature map."""
+    if lacks_modulation(model):
+        return last_stride(model)
     found = root(model)
     stages = list(dict.fromkeys(map(stage_of, block_names(found))))
     stage = stages.index(stage_of(block))
@@ -172,7 +175,8 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
         if model.card is None:
             raise ConfigError(f"this {type(model).__name__} does not know how to prepare an image: {SET_CARD}")
         return model.card.preprocessing
-    root(model)  # refuses what is not a FocalNet
+    if not lacks_modulation(model):
+        root(model)  # refuses what is not a FocalNet
     config: Any = getattr(model, "pretrained_cfg", None)
     if config is None:
         raise ConfigError(

@@ -122,6 +122,11 @@ def root(model: nn.Module) -> nn.Module:
     return found
 
 
+def has_modulation(model: nn.Module) -> bool:
+    """Whether a model has focal modulation, of this library, timm or transformers."""
+    return bool(_modulations(uncompiled(model)))
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` wrapped; any other module as it is."""
     original = model.__dict__.get("_modules", {}).get("_orig_mod")

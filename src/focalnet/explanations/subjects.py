@@ -92,7 +92,12 @@ class Subjects:
         return (target.probabilities if probabilities else target.scores)(model, pixels, prepared)
 
 
-def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -> Iterator[Subjects]:
+def output_of(model: nn.Module) -> str:
+    """The type of a network's results; what is not of this library classifies."""
+    return model.config.output if isinstance(model, Model) else "classification"
+
+
+def find_subjects(model: nn.Module, root: Path, images: int, split: str) -> Iterator[Subjects]:
     """Yields what is explained of a data set, a few images of a classifier or one object or segment at a time.
 
     Args:
@@ -108,7 +113,7 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
     require("lightning", "train")  # of the data modules
     from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
 
-    output = model.config.output
+    output = output_of(model)
     if output == "multilabel":
         raise ConfigError("evaluate: multi-label classifiers are not evaluated: each image has several targets or none")
     if split not in ("train", "val", "test"):
@@ -119,7 +124,7 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
         "panoptic": PanopticData,
     }
     data = makers.get(output, DetectionData)(root=str(root))
-    data.class_order = model.class_names
+    data.class_order = _class_names(model)
     data.setup("fit" if split in ("train", "val") else "test")
     samples = data.samples[split]
     if not hasattr(samples, "read"):
@@ -130,6 +135,7 @@ def find_subjects(model: Model[Any, Any], root: Path, images: int, split: str) -
             prepared = [prepare(model, samples.read(i)) for i in order[start : start + BATCH]]
             yield _classes(model, prepared)
         return
+    assert isinstance(model, Model)
     _check_classes(model, samples.class_names, root)
     for i in order:
         read = samples.read(i)
@@ -164,10 +170,15 @@ def _as_image(pixels: Any) -> Image.Image:
     return Image.fromarray(pixels.as_subclass(Tensor).permute(1, 2, 0).numpy())
 
 
-def _classes(model: Model[Any, Any], prepared: Sequence[Prepared]) -> Subjects:
+def _class_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of a network's classes; none for those of other libraries, which do not say them in a common way."""
+    return model.class_names if isinstance(model, Model) else ()
+
+
+def _classes(model: nn.Module, prepared: Sequence[Prepared]) -> Subjects:
     with torch.inference_mode():
         logits = forward(model, torch.cat([one.pixels for one in prepared]), prepared[0].size)
-    names, best = model.class_names, logits.argmax(1).tolist()
+    names, best = _class_names(model), logits.argmax(1).tolist()
     generator = torch.Generator().manual_seed(0)
     shifts = torch.randint(1, max(logits.shape[1], 2), (len(best),), generator=generator).tolist()
     others = [(label + shift) % logits.shape[1] for label, shift in zip(best, shifts, strict=True)]
