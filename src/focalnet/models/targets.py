@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from focalnet.errors import ConfigError, InputError
 from focalnet.models.base import check_sizes
 from focalnet.samples import IGNORED, Batch, LabelMapTarget, ObjectTarget, PanopticTarget, Segments, Size
 
-T = TypeVar("T")
 _SUM_TOLERANCE = 0.01  # of class probabilities, which may come from a network in half precision
 
 
@@ -57,7 +56,7 @@ def checked_segments(batch: Batch[ObjectTarget | LabelMapTarget | PanopticTarget
         InputError: as for ``checked_objects``.
         DataError: there are only boxes.
     """
-    found = []
+    found: list[Segments] = []
     for i, target in enumerate(_targets(batch, ObjectTarget, LabelMapTarget, PanopticTarget)):
         if isinstance(target, ObjectTarget):
             target = _object_target(i, target, batch, masks=True)
@@ -112,7 +111,7 @@ def checked_classes(batch: Batch[Any], num_classes: int, *, multi_label: bool) -
     return targets.long()
 
 
-def _targets(batch: Batch[Any], *types: type[T]) -> Sequence[T]:
+def _targets(batch: Batch[Any], *types: type) -> list[Any]:
     count = _check_images(batch)
     check_sizes(batch.images, batch.sizes)
     if isinstance(batch.targets, Tensor) or len(batch.targets) != count:
