@@ -340,9 +340,11 @@ def _check_tables(data: MultiLabelData, *, decode: bool) -> Iterator[Report]:
 
     for checked in check_tables(data):
         problems, sizes = [*checked.problems], []
-        for name in checked.names if decode and checked.images is not None else ():
+        images = checked.images
+        for name in checked.names if decode else ():
+            assert images is not None  # names are those of its files
             try:
-                sizes.append(read(checked.images.content(name), checked.images.path(name)).size)
+                sizes.append(read(images.content(name), images.path(name)).size)
             except (ImageError, OSError) as error:
                 problems.append(Problem(str(checked.path), "", str(error)))
         counts = Counter({name: 0 for name in checked.class_names})

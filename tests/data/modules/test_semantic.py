@@ -402,7 +402,7 @@ def test_masks_of_0_and_one_other_number_are_background_and_object_aloud(tmp_pat
         ([0, 50, 100, 150], r"4 numbers up to 150: 0, 50, 100, 150; data\.label_map \{50: 1, 100: 2, 150: 3\}"),
         ([0, 128, 255, 128], r"2 numbers up to 128 \(255 is ignored\): 0, 128, 255; data\.label_map \{128: 1\}"),
         ([64, 192], r"data\.label_map \{64: 0, 192: 1\}"),
-        ([0, 1, 254, 255], "make them anew"),
+        ([0, 1, 254, 255], "create them again"),
     ],
 )
 def test_numbers_with_gaps_are_refused(tmp_path, capsys, numbers, expected):
