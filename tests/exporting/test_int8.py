@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from focalnet.exporting.quantization.changes import change
 from focalnet.exporting.quantization.data import LabelledData
 from focalnet.exporting.quantization.onnx_layers import Layer, OnnxLayers
 from focalnet.inference.exported import ExportedNetwork
+from focalnet.kernels import int8 as kernels_int8
 from focalnet.kernels import processor
 from focalnet.metrics.base import Metric
 from focalnet.models import Model
@@ -370,6 +372,27 @@ def test_a_missing_package(model: Model[Any, Any], data: Path, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "lightning", None)
     with pytest.raises(MissingDependency, match=r"lightning.*focalnet\[train\]"):
         model.export(tmp_path / "m.onnx", int8=True, data=data)
+
+
+@pytest.mark.skipif(kernels_int8.why_not() is not None, reason=str(kernels_int8.why_not()))
+def test_int8_in_pytorch(model: Model[Any, Any], data: Path, tmp_path: Path) -> None:
+    ours = copy.deepcopy(model)
+    done = focalnet.optimize(ours, int8=focalnet.int8_from_data(ours, data, calibration=20, max_error=9.0))
+    assert done.quantization is not None
+    before, after = done.quantization.metrics["top-1"]
+    assert before == 1.0
+    assert after >= 1 - 0.003
+    assert done.quantization.agreement is not None
+    done.undo()
+    with pytest.raises(ConfigError, match="max_loss=-1"):
+        focalnet.int8_from_data(ours, data, max_loss=-1)
+    with pytest.raises(ConfigError, match="not a Linear"):
+        focalnet.int8_from_data(torch.nn.Linear(1, 1), data)  # type: ignore[arg-type]
+    guessing = copy.deepcopy(model)
+    with torch.no_grad():
+        guessing.head.weight.zero_()
+    with pytest.raises(DataError, match="no more than guessing"):
+        focalnet.optimize(guessing, int8=focalnet.int8_from_data(guessing, data, calibration=20))
 
 
 def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
