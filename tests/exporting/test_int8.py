@@ -182,6 +182,29 @@ def test_an_input_that_others_read_too_stays_exact(tmp_path: Path) -> None:
         layers.observe([{"x": values * np.nan}])
 
 
+def test_convolutions_that_share_a_weight_stay_in_float32(tmp_path: Path) -> None:
+    """Such as those of a head on several feature maps, with which ONNX Runtime could not open the file."""
+    from onnx import helper as h
+
+    rng = np.random.default_rng(0)
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=(4, 4, 1, 1)).astype(np.float32), f"w{i}") for i in "ab"]
+    bias = onnx.numpy_helper.from_array(np.ones(4, np.float32), "bias")
+    nodes = []
+    for number, (given, weight) in enumerate((("x", "wa"), ("y0", "wa"), ("y1", "wb"))):
+        nodes.append(h.make_node("Conv", [given, weight, "bias"], [f"y{number}"], name=f"conv{number}"))
+        scopes = f"['', 'model', 'model.{weight}', 'conv']"
+        nodes[-1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    values = [h.make_tensor_value_info(name, 1, [1, 4, 2, 2]) for name in ("x", "y2")]
+    graph = h.make_graph(nodes, "shared", values[:1], values[1:], [*weights, bias])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10), tmp_path / "f.onnx")
+    layers = OnnxLayers(tmp_path / "f.onnx")
+    assert list(layers.layers) == ["wb"]
+    ranges = layers.observe([{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
+    layers.write(tmp_path / "q.onnx", ranges["minmax"], ["wb"], {})
+    weight_types = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert weight_types["wa"] == onnx.TensorProto.FLOAT
+
+
 class Toy:
     """Layers, files and data of a network whose accuracy depends on the layers in int8 in a known way."""
 
