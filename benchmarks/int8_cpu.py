@@ -1,11 +1,14 @@
 """Accuracy and speed of int8 on the CPU kernels (``focalnet.optimize(model, int8=...)``), beside float32 and bfloat16.
 
     OMP_NUM_THREADS=1 python benchmarks/int8_cpu.py accuracy DATA/cifar10
+    python benchmarks/int8_cpu.py metrics DATA/bccd --split test --model runs/detection/dino_bccd_nano/model.safetensors
     python benchmarks/int8_cpu.py speed --threads 1
 
-``accuracy`` calibrates on training images and counts right classes of the test images in all dtypes. ``speed`` times
-FocalNet-T at 224 x 224 with random weights, which do not change the speed: all engines once per round, in rotating
-order; times are CPU seconds of the process divided by the threads. Both write their results to ``benchmarks/results``.
+``metrics`` is what ``focalnet.int8_from_data`` measures of any network on labeled data, in float32 and in int8, which
+keeps layers in higher precision if it must. ``accuracy`` calibrates on training images and counts right classes of the
+test images in all dtypes. ``speed`` times FocalNet-T at 224 x 224 with random weights, which do not change the speed:
+all engines once per round, in rotating order; times are CPU seconds of the process divided by the threads. All write
+their results to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -35,9 +38,13 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["accuracy", "speed"])
+    parser.add_argument("study", choices=["accuracy", "metrics", "speed"])
     parser.add_argument("data", nargs="?")
     parser.add_argument("--model", default="focalnet_nano.cifar10")
+    parser.add_argument("--split", default="val", choices=["val", "test"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--sensitivity", type=int, default=16)
+    parser.add_argument("--name", help="of the results of metrics")
     parser.add_argument("--calibration", type=int, default=256)
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=20)
@@ -46,9 +53,9 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = accuracy(options) if options.study == "accuracy" else speed(options)
+    result = {"accuracy": accuracy, "metrics": metrics, "speed": speed}[options.study](options)
     result |= {"hardware": HARDWARE, "torch": torch.__version__, "threads": options.threads}
-    path = RESULTS / f"int8_cpu_{options.study}.json"
+    path = RESULTS / f"int8_cpu_{options.name or options.study}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 
@@ -74,6 +81,35 @@ def accuracy(options: argparse.Namespace) -> dict[str, Any]:
             result["layers"][name] = [vars(layer) for layer in done.quantization.layers]
             result[f"{name}, CPU seconds to calibrate"] = round(seconds, 1)
     return result
+
+
+def metrics(options: argparse.Namespace) -> dict[str, Any]:
+    """Headline metrics before and after, and the table of layers; the defaults of ``int8_from_data`` limit the loss."""
+    model = focalnet.load(options.model)
+    int8 = focalnet.int8_from_data(
+        model,
+        options.data,
+        split=options.split,
+        calibration=options.calibration,
+        sensitivity_images=options.sensitivity,
+    )
+    start = time.process_time()
+    done = focalnet.optimize(model, dtype=getattr(torch, options.dtype), int8=int8)
+    seconds = time.process_time() - start
+    print(done, done.quantization, sep="\n")
+    assert done.quantization is not None
+    return {
+        "model": model.card.name,
+        "data": Path(options.data).name,
+        "split": options.split,
+        "calibration": options.calibration,
+        "dtype": options.dtype,
+        "metrics": done.quantization.metrics,
+        "error": done.quantization.error,
+        "kept": [layer.name for layer in done.quantization.kept],
+        "layers": [vars(layer) for layer in done.quantization.layers],
+        "cpu_seconds": round(seconds, 1),
+    }
 
 
 def images_of(options: argparse.Namespace) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:

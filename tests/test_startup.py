@@ -20,7 +20,7 @@ from focalnet.ops import modes
 from tests.inference.small import noise
 
 HEAVY = (
-    "torch torch._dynamo torchvision timm lightning transformers sympy matplotlib numpy PIL scipy datasets "
+    "torch torch._dynamo torchvision triton timm lightning transformers sympy matplotlib numpy PIL scipy datasets "
     "huggingface_hub.file_download"
 ).split()
 SCRIPT = """

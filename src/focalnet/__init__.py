@@ -26,6 +26,7 @@ _WHERE = {
     "explain": "explanations",
     "export": "exporting",
     "fit": "cli.train",
+    "int8_from_data": "exporting",
     "list_models": "zoo",
     "load": "zoo",
     "optimize": "kernels.optimize",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from focalnet.errors import FocalNetError as FocalNetError
     from focalnet.explanations import explain as explain
     from focalnet.exporting import export as export
+    from focalnet.exporting import int8_from_data as int8_from_data
     from focalnet.inference import Predictor as Predictor
     from focalnet.integrations import accelerate as accelerate
     from focalnet.kernels.optimize import optimize as optimize

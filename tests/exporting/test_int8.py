@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from focalnet.exporting.quantization.changes import change
 from focalnet.exporting.quantization.data import LabelledData
 from focalnet.exporting.quantization.onnx_layers import Layer, OnnxLayers
 from focalnet.inference.exported import ExportedNetwork
+from focalnet.kernels import int8 as kernels_int8
 from focalnet.kernels import processor
 from focalnet.metrics.base import Metric
 from focalnet.models import Model
@@ -178,6 +180,29 @@ def test_an_input_that_others_read_too_stays_exact(tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.run(None, {"x": values})[0], -values)
     with pytest.raises(ExportError, match="become NaN"):
         layers.observe([{"x": values * np.nan}])
+
+
+def test_convolutions_that_share_a_weight_stay_in_float32(tmp_path: Path) -> None:
+    """Such as those of a head on several feature maps, with which ONNX Runtime could not open the file."""
+    from onnx import helper as h
+
+    rng = np.random.default_rng(0)
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=(4, 4, 1, 1)).astype(np.float32), f"w{i}") for i in "ab"]
+    bias = onnx.numpy_helper.from_array(np.ones(4, np.float32), "bias")
+    nodes = []
+    for number, (given, weight) in enumerate((("x", "wa"), ("y0", "wa"), ("y1", "wb"))):
+        nodes.append(h.make_node("Conv", [given, weight, "bias"], [f"y{number}"], name=f"conv{number}"))
+        scopes = f"['', 'model', 'model.{weight}', 'conv']"
+        nodes[-1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    values = [h.make_tensor_value_info(name, 1, [1, 4, 2, 2]) for name in ("x", "y2")]
+    graph = h.make_graph(nodes, "shared", values[:1], values[1:], [*weights, bias])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10), tmp_path / "f.onnx")
+    layers = OnnxLayers(tmp_path / "f.onnx")
+    assert list(layers.layers) == ["wb"]
+    ranges = layers.observe([{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
+    layers.write(tmp_path / "q.onnx", ranges["minmax"], ["wb"], {})
+    weight_types = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert weight_types["wa"] == onnx.TensorProto.FLOAT
 
 
 class Toy:
@@ -370,6 +395,27 @@ def test_a_missing_package(model: Model[Any, Any], data: Path, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "lightning", None)
     with pytest.raises(MissingDependency, match=r"lightning.*focalnet\[train\]"):
         model.export(tmp_path / "m.onnx", int8=True, data=data)
+
+
+@pytest.mark.skipif(kernels_int8.why_not() is not None, reason=str(kernels_int8.why_not()))
+def test_int8_in_pytorch(model: Model[Any, Any], data: Path, tmp_path: Path) -> None:
+    ours = copy.deepcopy(model)
+    done = focalnet.optimize(ours, int8=focalnet.int8_from_data(ours, data, calibration=20, max_error=9.0))
+    assert done.quantization is not None
+    before, after = done.quantization.metrics["top-1"]
+    assert before == 1.0
+    assert after >= 1 - 0.003
+    assert done.quantization.agreement is not None
+    done.undo()
+    with pytest.raises(ConfigError, match="max_loss=-1"):
+        focalnet.int8_from_data(ours, data, max_loss=-1)
+    with pytest.raises(ConfigError, match="not a Linear"):
+        focalnet.int8_from_data(torch.nn.Linear(1, 1), data)  # type: ignore[arg-type]
+    guessing = copy.deepcopy(model)
+    with torch.no_grad():
+        guessing.head.weight.zero_()
+    with pytest.raises(DataError, match="no more than guessing"):
+        focalnet.optimize(guessing, int8=focalnet.int8_from_data(guessing, data, calibration=20))
 
 
 def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

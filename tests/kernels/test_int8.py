@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.exporting.networks import FAMILIES, network
 from torch.utils.flop_counter import FlopCounterMode
 
 import focalnet
@@ -290,15 +293,107 @@ def test_accuracy_is_measured_and_limited(model: torch.nn.Module) -> None:
     assert "top-1 accuracy 100.00% before" in str(done)
     done.undo()
     losing = copy.deepcopy(model)
-    original = quantization.accuracy
-    measured = iter([0.9, 0.8])
-    quantization.accuracy = lambda *_: next(measured)
-    try:
-        with pytest.raises(ConfigError, match=r"loses 10.00% of top-1 accuracy \(90.00% to 80.00%\)"):
-            focalnet.optimize(losing, int8=options(evaluation=[(IMAGES, labels)]))
-    finally:
-        quantization.accuracy = original
+    before = {name: t.clone() for name, t in losing.state_dict().items()}
+    values = itertools.chain([0.9], itertools.repeat(0.8))
+    with pytest.raises(ConfigError, match=r"loses 10.00% of AP \(90.00% to 80.00%\) with 0 of 40 layers in higher"):
+        focalnet.optimize(losing, dtype=torch.bfloat16, int8=options(evaluation=lambda _: {"AP": next(values)}))
     assert not any(isinstance(module, Frozen) or "int8_steps" in module.__dict__ for module in losing.modules())
+    assert all(torch.equal(t, before[name]) for name, t in losing.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_stay_in_higher_precision_until_the_metric_stays(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    values = iter([{"AP": 0.9, "recall": 0.5}, {"AP": 0.85, "recall": 0.6}, {"AP": 0.88, "recall": 0.6},
+                   {"AP": 0.898, "recall": 0.5}])  # fmt: skip
+    with torch.no_grad():
+        plain = model(IMAGES)
+    done = focalnet.optimize(model, dtype=dtype, int8=options(evaluation=lambda _: next(values)))
+    result = done.quantization
+    assert result is not None
+    assert len(result.kept) == 3  # one, then two more
+    assert min(layer.error for layer in result.kept) >= max(layer.error for layer in result.layers if layer.int8)
+    assert result.metrics == {"AP": (0.9, 0.898), "recall": (0.5, 0.5)}
+    assert "AP 90.00% before, 89.80% in int8" in str(done)
+    assert str(done).count("are frozen") == 1
+    done.undo()
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), plain)
+
+
+@pytest.mark.parametrize(("returned", "says"), [({}, "no metric"), ({"AP": float("nan")}, "must be finite")])
+def test_evaluations_that_say_nothing(returned: dict[str, float], says: str, model: torch.nn.Module) -> None:
+    with pytest.raises(InputError, match=says):
+        focalnet.optimize(model, int8=options(evaluation=lambda _: returned))
+
+
+# ---- detectors and segmenters ----
+
+
+@pytest.mark.parametrize(("method", "changes"), FAMILIES)
+def test_networks_of_every_family(method: str, changes: dict[str, object]) -> None:
+    net = network(method, **changes)
+    twin = copy.deepcopy(net)
+    images = torch.linspace(-2, 2, 2 * 3 * 64 * 96).view(2, 3, 64, 96).mul(99).sin()
+    done = focalnet.optimize(net, int8=Int8(images, max_layer_error=9.0, max_error=9.0))
+    result = done.quantization
+    assert result is not None
+    assert len(result.layers) == 5 * sum(twin.backbone.shape.depths)
+    assert not result.kept
+    assert (result.compared == "the feature maps") == (method != "classifier")
+    layers = quantization._linear_layers(twin)
+    with torch.no_grad():
+        plain = quantization._outputs(twin, images)
+        with quantization._replaced(layers, result._steps):
+            expected = quantization._outputs(twin, images)
+        found = quantization._outputs(net, images)
+        for ours, theirs, exact in zip(found, expected, plain, strict=True):
+            assert (ours - theirs).norm() < 1e-3 * exact.norm() + 0.5 * (theirs - exact).norm()
+            assert not torch.equal(ours, exact)
+        sizes, originals = [(64, 96), (60, 70)], [(128, 192), (30, 35)]
+        results = net.predict(images, sizes, originals)
+        assert len(results) == 2
+        done.undo()
+        for one, other in zip(
+            net.predict(images, sizes, originals), twin.predict(images, sizes, originals), strict=True
+        ):
+            assert one.to_dict() == other.to_dict()
+
+
+def test_kernels_that_compute_something_else_are_noticed(model: torch.nn.Module, monkeypatch: Any) -> None:
+    original = int8.Int8Weight.product
+    monkeypatch.setattr(int8.Int8Weight, "product", lambda *given, **how: -original(*given, **how))
+    with pytest.raises(ConfigError, match=r"in int8 an image changes the output by .* leave int8 out"):
+        focalnet.optimize(model, int8=options())
+    assert not any(isinstance(module, Frozen) for module in model.modules())
+
+
+def test_outputs_that_cannot_be_compared(model: torch.nn.Module) -> None:
+    class Objects(torch.nn.Module):
+        """A model with as many outputs as there are positive logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.net(x)
+            return logits[logits > logits.median()][: int(logits.sum().abs() * 1e6) % 7]
+
+    with pytest.raises(ConfigError, match="depend on their values"):
+        focalnet.optimize(Objects(), int8=options(images=[IMAGES, IMAGES[:1], IMAGES[1:]], sensitivity_images=9))
+
+
+def test_samples_of_many_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_SAMPLE", 64)
+    monkeypatch.setattr(quantization, "_MOST_NUMBERS", 256)
+    record = quantization._Input()
+    for i in range(40):
+        record.add(torch.full((100,), float(i)))
+    numbers = torch.cat(record.numbers)
+    assert len(numbers) <= 256
+    assert (record.low, record.high) == (0.0, 39.0)
+    assert set(numbers.tolist()) == set(map(float, range(40)))  # no batch counts more than another
+    assert len({len(one) for one in record.numbers}) == 1
 
 
 def test_backbones(model: torch.nn.Module) -> None:

@@ -165,7 +165,7 @@ def _labelled(
         )
     if not processor.computes_int8():
         logger.warning("this processor has no instructions for int8 (VNNI): the file will be slower here than float32")
-    return LabelledData(model, _card(model), data, split=split, count=calibration)
+    return LabelledData(model, card_of(model), data, split=split, count=calibration)
 
 
 def _format_of(path: Path) -> Format:
@@ -201,7 +201,7 @@ def _unfinished(path: Path, format: Format) -> Iterator[Path]:
 
 
 def _header(model: Model[Any, Any], traced: Trace) -> Header:
-    config, card = model.config, _card(model)
+    config, card = model.config, card_of(model)
     thresholds = {name: getattr(config, name) for name in _THRESHOLDS if hasattr(config, name)}
     return Header(
         output=config.output,
@@ -218,7 +218,7 @@ def _header(model: Model[Any, Any], traced: Trace) -> Header:
     )
 
 
-def _card(model: Model[Any, Any]) -> ModelCard:
+def card_of(model: Model[Any, Any]) -> ModelCard:
     """The card of the weights, or one of what is known without."""
     family = registry.family_of(model)
     return model.card or ModelCard(name=f"{family.name}.untitled", preprocessing=family.preprocessing)

@@ -35,8 +35,13 @@ class Optimization:
 
     def undo(self) -> None:
         """Reverts all changes to the model; parameters that were not modified since get their old values back."""
-        while self._reversals:
+        self._undo_after(0, len(self.steps))
+
+    def _undo_after(self, reversals: int, steps: int) -> None:
+        """Reverts all changes but the first ones, and forgets their sentences."""
+        while len(self._reversals) > reversals:
             self._reversals.pop()()
+        del self.steps[steps:]
 
     def __str__(self) -> str:
         return "\n".join(self.steps) or "nothing to optimize"
@@ -71,8 +76,9 @@ def optimize(
         for_: the purpose.
         dtype: dtype of parameters and outputs, for inference. Training keeps float32 parameters: run it under
             ``torch.autocast``.
-        int8: calibration images, or ``Int8`` with more options: linear layers of blocks compute in int8, on processors
-            with VNNI; everything else in ``dtype``. Fastest with ``dtype=torch.bfloat16``.
+        int8: calibration images, or ``Int8`` with more options, such as what ``focalnet.int8_from_data`` makes: linear
+            layers of blocks compute in int8, on processors with VNNI; everything else in ``dtype``. Fastest with
+            ``dtype=torch.bfloat16``.
         save_memory: for training: saves a quarter of a step's memory at a few percent of its time.
 
     Returns:
@@ -117,30 +123,55 @@ def _optimize_inference(
     model: nn.Module, device: str, dtype: torch.dtype | None, int8: Int8 | None, done: Optimization
 ) -> None:
     _evaluate(model, done)
-    blocks: list[nn.Module] = []
     if int8 is not None:
-        before = None if int8.evaluation is None else quantization.accuracy(model, int8.evaluation)
-        done.quantization = quantization.calibrate(model, int8)
-        blocks = _quantize(model, done)
+        _optimize_int8(model, dtype, int8, done)
+        return
     if dtype is not None:
         _convert(model, dtype, done)
     if device == "cpu":
         _freeze(model, done)
     elif device == "cuda":
         _compile(model, done)
-    if done.quantization is not None:
+
+
+def _optimize_int8(model: nn.Module, dtype: torch.dtype | None, int8: Int8, done: Optimization) -> None:
+    """Freezes blocks with int8 layers; while the model loses too much, more of them stay in higher precision."""
+    before = quantization.measure(model, int8)
+    chosen = done.quantization = quantization.calibrate(model, int8)
+    start, more = (len(done._reversals), len(done.steps)), 1
+    refusals: list[tuple[float, str]] = []
+    while True:
+        proof = quantization.Proof(model, int8, chosen)
+        blocks = _quantize(model, done)
+        if dtype is not None:
+            _convert(model, dtype, done)
+        _freeze(model, done)
         if not all(isinstance(block, Frozen) for block in blocks):
             raise ConfigError(f"int8 needs every block frozen, but {'; '.join(done.steps)}")
-        if int8 is not None and int8.evaluation is not None and before is not None:
-            after = quantization.accuracy(model, int8.evaluation)
-            done.quantization.accuracy = before, after
-            if before - after > int8.max_drop:
-                raise ConfigError(
-                    f"int8 loses {before - after:.2%} of top-1 accuracy ({before:.2%} to {after:.2%}), more than "
-                    f"max_drop={int8.max_drop}: lower max_error and max_layer_error of Int8, or give more images"
-                )
-        for step in done.quantization.summary():
-            done._did(step)
+        proof.check(model)
+        if not before:
+            break
+        after = quantization.measure(model, int8)
+        chosen.metrics = {name: (value, after.get(name, 0.0)) for name, value in before.items()}
+        if chosen.lost() <= int8.max_drop:
+            break
+        refusals.append((chosen.lost(), _refusal(chosen, int8.max_drop)))
+        if len(chosen.layers) - len(chosen.kept) <= more:
+            raise ConfigError(min(refusals)[1])
+        done._undo_after(*start)
+        quantization.keep_more(model, int8, chosen, more)
+        more *= 2
+    for step in chosen.summary():
+        done._did(step)
+
+
+def _refusal(chosen: Quantization, max_drop: float) -> str:
+    name, (before, after) = max(chosen.metrics.items(), key=lambda item: item[1][0] - item[1][1])
+    return (
+        f"int8 loses {before - after:.2%} of {name} ({before:.2%} to {after:.2%}) with {len(chosen.kept)} of "
+        f"{len(chosen.layers)} layers in higher precision, more than max_drop={max_drop}: give more images, raise "
+        "max_drop or leave int8 out"
+    )
 
 
 def _check_int8(device: str, dtype: torch.dtype) -> None:

@@ -1,13 +1,16 @@
 """From calibration images to int8: ranges of the linear layers' inputs, and what each layer costs in accuracy.
 
 All of this runs on PyTorch's float operations, before the model is frozen: hooks record the inputs of the linear layers
-and then replace single layers by the reference of the int8 arithmetic.
+and then replace single layers by the reference of the int8 arithmetic. Costs are changes of the model's outputs; of
+networks whose outputs cannot be compared (the order of a detector's objects changes with their scores), changes of what
+their method ``comparable_outputs`` returns: the backbone's feature maps.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,27 +25,33 @@ from focalnet.kernels.fused import FusedFocalNetBlock, block_weights
 
 _LAYERS = {"f": "modulation.f", "h": "modulation.h", "proj": "modulation.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _SAMPLE = 2**15  # numbers of a layer's input per batch from which its range is chosen
+_MOST_NUMBERS = 2**19  # of all batches together
+_ROUNDING = 0.1  # change of the output that is put down to bfloat16, and to sums in another order
+_TOP1 = "top-1 accuracy"
 _SHRINK = [0.94**i for i in range(40)]  # candidates for the limits of a range, relative to the largest number
 
 
 @dataclass(frozen=True)
 class Int8:
-    """How ``optimize`` computes linear layers in int8.
+    """How ``optimize`` computes linear layers in int8; ``focalnet.int8_from_data`` makes it from labeled data.
 
     Args:
-        images: calibration images, a batch or a sequence of batches, preprocessed as the model's input; some hundred
-            images like those of the application. Numbers beyond the range of these are clipped later.
-        evaluation: other images with their classes, as pairs of ``(B, 3, H, W)`` and ``(B,)``; a classifier's accuracy
-            on them is measured before and after.
-        max_drop: largest accepted loss of accuracy on ``evaluation``, as a fraction.
+        images: calibration images, a batch or several, preprocessed as the model's input; some hundred images like
+            those of the application. Numbers beyond the range of these are clipped later. What is not a tensor, list
+            or tuple is iterated over several times, so that it may read batches from disk.
+        evaluation: what is measured before and after: other images with their classes, as pairs of ``(B, 3, H, W)``
+            and ``(B,)``, for a classifier's accuracy; or a function that takes the model and returns metrics by name,
+            as fractions, larger for better models.
+        max_drop: largest accepted loss of each metric of ``evaluation``, as a fraction. While more is lost, the 1, 2,
+            4, ... layers that cost most stay in higher precision.
         max_layer_error: a layer that alone changes the model's output by more than this stays in higher precision; the
             change is relative, in the root mean square over all calibration images in ``sensitivity_images``.
         max_error: the same for all layers together: those that cost most stay in higher precision until it is met.
         sensitivity_images: number of calibration images on which costs are measured.
     """
 
-    images: torch.Tensor | Sequence[torch.Tensor]
-    evaluation: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None
+    images: torch.Tensor | Iterable[torch.Tensor]
+    evaluation: Sequence[tuple[torch.Tensor, torch.Tensor]] | Callable[[nn.Module], Mapping[str, float]] | None = None
     max_drop: float = 0.003
     max_layer_error: float = 0.05
     max_error: float = 0.1
@@ -54,17 +63,26 @@ class Int8:
                 raise ConfigError(f"{name}={getattr(self, name)} of int8 must be at least 0")
         if self.sensitivity_images < 1:
             raise ConfigError(f"sensitivity_images={self.sensitivity_images} of int8 must be at least 1")
-        for x in self.batches():
+        if isinstance(self.images, (torch.Tensor, list, tuple)):
+            for _ in self.batches():
+                pass
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The calibration images, batch by batch.
+
+        Raises:
+            InputError: there are none, or they are not finite float batches.
+        """
+        count = 0
+        for x in [self.images] if isinstance(self.images, torch.Tensor) else self.images:
             if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
                 raise InputError(f"calibration images must be float batches (B, C, H, W), got {_described(x)}")
             if not bool(x.isfinite().all()):
                 raise InputError("calibration images contain numbers that are not finite")
-        if not self.batches():
+            count += 1
+            yield x
+        if not count:
             raise InputError("int8 needs calibration images, got none")
-
-    def batches(self) -> list[torch.Tensor]:
-        """The calibration images, batch by batch."""
-        return [self.images] if isinstance(self.images, torch.Tensor) else list(self.images)
 
 
 @dataclass
@@ -96,13 +114,15 @@ class Quantization:
         layers: all linear layers of all blocks.
         error: relative change of the model's output by all int8 layers together, in the root mean square.
         agreement: fraction of the calibration images that get the same class; None for models without classes.
-        accuracy: top-1 accuracy on ``Int8.evaluation`` before and after, as fractions; None without it.
+        metrics: those of ``Int8.evaluation`` before and after, as fractions, by name.
+        compared: what ``error`` and the costs of layers are changes of: ``"the output"`` or ``"the feature maps"``.
     """
 
     layers: list[LayerCost]
     error: float = 0.0
     agreement: float | None = None
-    accuracy: tuple[float, float] | None = None
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    compared: str = "the output"
     _steps: dict[str, Steps] = field(default_factory=dict, repr=False)
 
     @property
@@ -110,27 +130,34 @@ class Quantization:
         """The layers that stay in higher precision."""
         return [layer for layer in self.layers if not layer.int8]
 
+    @property
+    def accuracy(self) -> tuple[float, float] | None:
+        """Top-1 accuracy on ``Int8.evaluation`` before and after, as fractions; None if it was not measured."""
+        return self.metrics.get(_TOP1)
+
+    def lost(self) -> float:
+        """What the metric that loses most has lost, as a fraction; negative if all gain."""
+        return max(before - after for before, after in self.metrics.values())
+
     def summary(self) -> list[str]:
         """The result in sentences."""
         count = len(self.layers) - len(self.kept)
         lines = [f"{count} of {len(self.layers)} linear layers compute in int8"]
         if self.kept:
             names = ", ".join(f"{layer.name} ({layer.error:.1%})" for layer in self.kept)
-            lines.append(f"in higher precision, for their change of the output: {names}")
+            lines.append(f"in higher precision, for their change of {self.compared}: {names}")
         same = "" if self.agreement is None else f"; {self.agreement:.1%} of the calibration images keep their class"
-        lines.append(f"int8 changes the output by {self.error:.1%}{same}")
-        if self.accuracy is not None:
-            before, after = self.accuracy
-            lines.append(f"top-1 accuracy {before:.2%} before, {after:.2%} in int8")
+        lines.append(f"int8 changes {self.compared} by {self.error:.1%}{same}")
+        lines += [f"{name} {before:.2%} before, {after:.2%} in int8" for name, (before, after) in self.metrics.items()]
         return lines
 
     def __str__(self) -> str:
         width = max([len(layer.name) for layer in self.layers], default=5)
-        rows = [f"{'layer':{width}}  {'weight':>11}  {'input from':>10}  {'to':>10}  {'change of output':>16}  int8"]
+        rows = [f"{'layer':{width}}  {'weight':>11}  {'input from':>10}  {'to':>10}  {'change':>8}  int8"]
         for layer in self.layers:
             rows.append(
                 f"{layer.name:{width}}  {'x'.join(map(str, layer.shape)):>11}  {layer.low:10.3g}  {layer.high:10.3g}  "
-                f"{layer.error:16.3%}  {'yes' if layer.int8 else 'no'}"
+                f"{layer.error:8.3%}  {'yes' if layer.int8 else 'no'}"
             )
         return "\n".join([*rows, *self.summary()])
 
@@ -146,12 +173,11 @@ def calibrate(model: nn.Module, options: Int8) -> Quantization:
         raise ConfigError(
             "int8 needs a model with unmodified FocalNet blocks, built by this library and on the CPU: it found none"
         )
-    batches = options.batches()
     with torch.no_grad():
         with _recorded(layers) as inputs:
-            for x in batches:
+            for x in options.batches():
                 _outputs(model, x)
-        result = Quantization([])
+        result = Quantization([], compared="the feature maps" if _compares_features(model) else "the output")
         for name, layer in layers.items():
             if not inputs[name].numbers:
                 raise ConfigError(f"{name} did not run on the calibration images: int8 cannot choose its range")
@@ -162,11 +188,65 @@ def calibrate(model: nn.Module, options: Int8) -> Quantization:
             result.layers.append(LayerCost(name, shape, low, high, 0.0))
             result._steps[name] = steps
         _choose(model, layers, result, options)
-        changed = _predictions(model, batches, layers, result)
-        plain = _predictions(model, batches, layers, None)
-    if changed is not None and plain is not None:
-        result.agreement = float((changed == plain).double().mean())
+        result.agreement = _agreement(model, options, result)
     return result
+
+
+class Proof:
+    """What the model's outputs for the first calibration image should be, to compare the int8 kernels' with.
+
+    Args:
+        model: not frozen.
+        options: whose first image.
+        result: which layers are in int8.
+    """
+
+    def __init__(self, model: nn.Module, options: Int8, result: Quantization) -> None:
+        self._image = next(options.batches())[:1]
+        with torch.no_grad():
+            self._expected = _outputs(model, self._image)
+            self._change = _error(model, _linear_layers(model), result, [self._image], [self._expected])
+
+    def check(self, model: nn.Module) -> None:
+        """Raises ConfigError if the outputs of the frozen model differ much more from float than they should."""
+        with torch.no_grad():
+            change = _relative_change([_outputs(model, self._image)], [self._expected])
+        if not change <= 2 * self._change + _ROUNDING:
+            raise ConfigError(
+                f"in int8 an image changes the output by {change:.1%}, where the layers should "
+                f"by {self._change:.1%}: choose dtype float32, or leave int8 out"
+            )
+
+
+def keep_more(model: nn.Module, options: Int8, result: Quantization, count: int) -> None:
+    """Keeps ``count`` more layers in higher precision: those that cost most."""
+    for layer in sorted((layer for layer in result.layers if layer.int8), key=lambda layer: -layer.error)[:count]:
+        layer.int8 = False
+    layers = _linear_layers(model)
+    images = _first_images(options)
+    with torch.no_grad():
+        result.error = _error(model, layers, result, images, [_outputs(model, x) for x in images])
+        result.agreement = _agreement(model, options, result)
+
+
+def measure(model: nn.Module, options: Int8) -> dict[str, float]:
+    """The metrics of ``options.evaluation``, as fractions, by name; none without it.
+
+    Raises:
+        InputError: the model is not a classifier and the evaluation is images with classes, or a metric is not finite.
+    """
+    if options.evaluation is None:
+        return {}
+    if not callable(options.evaluation):
+        return {_TOP1: accuracy(model, options.evaluation)}
+    with torch.no_grad():
+        metrics = {name: float(value) for name, value in options.evaluation(model).items()}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise InputError(f"the evaluation of int8 returned {name}={value}: it must be finite")
+    if not metrics:
+        raise InputError("the evaluation of int8 returned no metric")
+    return metrics
 
 
 def accuracy(model: nn.Module, evaluation: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -206,30 +286,45 @@ def assign(model: nn.Module, quantization: Quantization) -> list[nn.Module]:
 
 def _choose(model: nn.Module, layers: dict[str, nn.Module], result: Quantization, options: Int8) -> None:
     """Measures each layer's cost, and keeps those that cost too much in higher precision."""
-    images: list[torch.Tensor] = []
-    wanted = options.sensitivity_images
-    for x in options.batches():
-        if wanted > 0:
-            images.append(x[:wanted])
-            wanted -= len(images[-1])
+    images = _first_images(options)
     expected = [_outputs(model, x) for x in images]
-
-    def error(names: Sequence[str]) -> float:
-        with _replaced({name: layers[name] for name in names}, result._steps):
-            return _relative_change([_outputs(model, x) for x in images], expected)
-
     for layer in result.layers:
         if not int8.fits(layers[layer.name].weight):  # type: ignore[arg-type]
             layer.error, layer.int8 = float("inf"), False
             continue
-        layer.error = error([layer.name])
+        with _replaced({layer.name: layers[layer.name]}, result._steps):
+            layer.error = _relative_change([_outputs(model, x) for x in images], expected)
         layer.int8 = layer.error <= options.max_layer_error
     for worst in sorted(result.layers, key=lambda layer: -layer.error):
-        result.error = error([layer.name for layer in result.layers if layer.int8])
+        result.error = _error(model, layers, result, images, expected)
         if result.error <= options.max_error:
             return
         worst.int8 = False
     result.error = 0.0
+
+
+def _first_images(options: Int8) -> list[torch.Tensor]:
+    """The calibration images on which costs are measured, in batches."""
+    images: list[torch.Tensor] = []
+    wanted = options.sensitivity_images
+    for x in options.batches():
+        images.append(x[:wanted])
+        wanted -= len(images[-1])
+        if wanted <= 0:
+            break
+    return images
+
+
+def _error(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    result: Quantization,
+    images: Sequence[torch.Tensor],
+    expected: list[list[torch.Tensor]],
+) -> float:
+    """The change of the outputs if all chosen layers compute in int8."""
+    with _replaced({layer.name: layers[layer.name] for layer in result.layers if layer.int8}, result._steps):
+        return _relative_change([_outputs(model, x) for x in images], expected)
 
 
 class _Input:
@@ -238,6 +333,7 @@ class _Input:
     def __init__(self) -> None:
         self.numbers: list[torch.Tensor] = []
         self.low = self.high = 0.0
+        self._sample = _SAMPLE
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, x: torch.Tensor) -> None:
@@ -246,8 +342,11 @@ class _Input:
         low, high = (float(limit) for limit in x.detach().aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         flat = x.detach().flatten()
-        picked = torch.randint(len(flat), (min(_SAMPLE, len(flat)),), generator=self._generator)
+        picked = torch.randint(len(flat), (min(self._sample, len(flat)),), generator=self._generator)
         self.numbers.append(flat[picked].float())
+        if sum(map(len, self.numbers)) > _MOST_NUMBERS:  # halve the sample of every batch, those to come as well
+            self.numbers = [numbers[::2].clone() for numbers in self.numbers]
+            self._sample = max(1, self._sample // 2)
 
     def steps(self) -> Steps:
         """The range with the least mean squared error of the sample, between 0 and the extremes."""
@@ -314,20 +413,30 @@ def _replaced(layers: dict[str, nn.Module], steps: dict[str, Steps]) -> Iterator
             handle.remove()
 
 
-def _predictions(
-    model: nn.Module, batches: Sequence[torch.Tensor], layers: dict[str, nn.Module], result: Quantization | None
-) -> torch.Tensor | None:
-    """The classes of the calibration images, in int8 if ``result`` is given; None if the model has no classes."""
-    chosen = {} if result is None else {layer.name: layers[layer.name] for layer in result.layers if layer.int8}
-    with _replaced(chosen, {} if result is None else result._steps):
-        outputs = [_outputs(model, x) for x in batches]
-    if any(len(output) != 1 or output[0].ndim != 2 for output in outputs):
-        return None
-    return torch.cat([output[0].argmax(1) for output in outputs])
+def _agreement(model: nn.Module, options: Int8, result: Quantization) -> float | None:
+    """Fraction of the calibration images that keep their class in int8; None if the model has no classes."""
+    layers = _linear_layers(model)
+    chosen = {layer.name: layers[layer.name] for layer in result.layers if layer.int8}
+    same = total = 0
+    for x in options.batches():
+        expected = _outputs(model, x)
+        if len(expected) != 1 or expected[0].ndim != 2:
+            return None
+        with _replaced(chosen, result._steps):
+            changed = _outputs(model, x)
+        same += int((changed[0].argmax(1) == expected[0].argmax(1)).sum())
+        total += len(x)
+    return same / total
 
 
 def _relative_change(outputs: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> float:
     """Root of the squared changes' sum over the squared outputs' sum, the largest among a model's outputs."""
+    shapes, others = ([[t.shape for t in one] for one in each] for each in (outputs, expected))
+    if shapes != others or len({len(one) for one in shapes}) > 1:
+        raise ConfigError(
+            "the shapes of this model's outputs depend on their values, so that int8 cannot compare them: quantize its "
+            "backbone instead"
+        )
     changes = []
     for i in range(len(expected[0])):
         pairs = [(a[i].double(), b[i].double()) for a, b in zip(outputs, expected, strict=True)]
@@ -338,12 +447,22 @@ def _relative_change(outputs: list[list[torch.Tensor]], expected: list[list[torc
 
 
 def _outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    tensors = [t for t in tree_leaves(model(x)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    """What costs are changes of, for a batch of images of any floating dtype."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    outputs = getattr(model, "comparable_outputs", model)(x.to(dtype))
+    tensors = [t for t in tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     if not tensors:
-        raise ConfigError("int8 takes models that return tensors for a batch of images: classifiers and backbones")
+        raise ConfigError(
+            "int8 takes networks of this library, and other models that return tensors for a batch of images; this "
+            f"one returned {_described(outputs)}"
+        )
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise InputError("the model's output is not finite on the calibration images: int8 cannot use them")
     return tensors
+
+
+def _compares_features(model: nn.Module) -> bool:
+    return hasattr(model, "comparable_outputs") and model.backbone is not model
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, FusedFocalNetBlock]]:

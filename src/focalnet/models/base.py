@@ -224,6 +224,14 @@ class Model(Shareable, nn.Module, ABC, Generic[C, O]):
             check_finite(outputs)
         return self.postprocess(outputs, sizes, sizes if original_sizes is None else original_sizes)
 
+    def comparable_outputs(self, images_BCHW: Tensor) -> Any:
+        """Tensors whose relative change says what computing in lower precision costs: the backbone's feature maps.
+
+        The outputs of heads say less: the order of queries and boxes changes when their scores change a little. A
+        classifier is its own backbone, and returns its logits.
+        """
+        return self.backbone(images_BCHW)
+
     def predict_tensors(self, images_BCHW: Tensor, sizes_B2: Tensor, original_sizes_B2: Tensor) -> dict[str, Tensor]:
         """What ``predict`` computes, as tensors by name: the function that ``focalnet.export`` writes to a file.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -118,7 +119,9 @@ class LabelledData:
         for start in range(0, self.images, self.batch_size):
             chunk = [self._measured[index] for index in range(start, min(start + self.batch_size, self.images))]
             batch = collate(chunk, self.config.size_divisor)
-            evaluator.update(network.predict(batch.images, batch.sizes, batch.original_sizes), batch)
+            with torch.no_grad():
+                results = network.predict(batch.images.to(network.dtype), batch.sizes, batch.original_sizes)
+            evaluator.update(results, batch)
         return {metric.name: metric for metric in evaluator.compute() if metric.headline}
 
     def _evaluator(self) -> Evaluator:

@@ -72,6 +72,10 @@ class OnnxLayers:
             name = owners.setdefault(weight.name, module)
             self._nodes.setdefault(name, []).append(node)
             sizes.setdefault(name, {})[weight.name] = int(np.prod(weight.dims))
+        for name, nodes in list(self._nodes.items()):
+            # ONNX Runtime refuses int8 convolutions that share their weight, such as heads on several feature maps.
+            if len(nodes) > 1 and nodes[0].op_type == "Conv":
+                del self._nodes[name]
         self.layers = {
             name: Layer(name, nodes[0].op_type, sum(sizes[name].values())) for name, nodes in self._nodes.items()
         }
