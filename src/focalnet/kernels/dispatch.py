@@ -7,12 +7,10 @@ It is registered with ``torch.library``, so autograd, autocast and ``torch.compi
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from focalnet.errors import InputError
 from focalnet.kernels import backend, cpu, reference, triton
@@ -155,15 +153,3 @@ def _by_reference(context: torch.Tensor, gates: torch.Tensor, *weights: torch.Te
 
 
 by_native.op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.focalnet.focal_context)
-def _flops(context_shape: torch.Size, gates_shape: torch.Size, weight_shapes: list[torch.Size], **_: Any) -> int:
-    """FLOPs of the convolutions, two per multiply-accumulate, as PyTorch counts."""
-    return 2 * math.prod(context_shape[:3]) * sum(math.prod(shape) for shape in weight_shapes)
-
-
-@register_flop_formula(torch.ops.focalnet.focal_context_backward)
-def _backward_flops(grad_shape: torch.Size, *shapes: Any, **_: Any) -> int:
-    """Three convolutions for each one of the forward pass: its recomputation and two gradients."""
-    return 3 * _flops(*shapes)

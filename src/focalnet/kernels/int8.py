@@ -12,11 +12,9 @@ The sum is exact; the rest is float32. ``reference`` computes the same with PyTo
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from focalnet.kernels import cpu, matmul, processor
 from focalnet.kernels.cpu.arguments import Steps
@@ -144,10 +142,3 @@ def _wrong_extremes() -> bool:
             if not torch.equal(layer.product(levels, torch.float32).double(), exact):
                 return True
     return False
-
-
-if matmul.ONEDNN and torch.ops.onednn.qlinear_pointwise not in flop_registry:
-
-    @register_flop_formula(torch.ops.onednn.qlinear_pointwise)
-    def _flops(x_shape: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-        return 2 * x_shape.numel() * out_shape[-1]

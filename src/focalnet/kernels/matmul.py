@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from focalnet.errors import InputError
 from focalnet.kernels import backend, cpu, processor
@@ -441,18 +440,3 @@ def _(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, residual: torch.Tensor | None
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], len(weight)))
-
-
-if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x_shape: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
-        return 2 * x_shape.numel() * out_shape[-1]
-
-    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
-    def _conv_flops(x_shape: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-        return 2 * out_shape.numel() * weight[1:].numel()
-
-    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise_)
-    def _conv_add_flops(residual: torch.Size, x_shape: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * residual.numel() * weight[1:].numel()
