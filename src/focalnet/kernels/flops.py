@@ -1,6 +1,6 @@
 """What PyTorch's ``FlopCounterMode`` counts for our operations on CPUs, two FLOPs per multiply-accumulate.
 
-``focalnet.kernels`` has this file imported after ``torch.utils.flop_counter``, which imports Triton if there is one.
+``focalnet.kernels`` imports this file after ``torch.utils.flop_counter``, which imports Triton if there is one.
 """
 
 from __future__ import annotations
