@@ -20,8 +20,8 @@ from focalnet.ops import modes
 from tests.inference.small import noise
 
 HEAVY = (
-    "torch torch._dynamo torch.utils.flop_counter torchvision timm lightning transformers sympy matplotlib numpy PIL scipy "
-    "datasets huggingface_hub.file_download"
+    "torch torch._dynamo torch.utils.flop_counter torchvision timm lightning transformers sympy matplotlib numpy PIL "
+    "scipy datasets huggingface_hub.file_download"
 ).split()
 SCRIPT = """
 import contextlib, io, json, sys
