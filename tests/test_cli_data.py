@@ -200,7 +200,7 @@ def test_check_data_lists_all_that_is_wrong_with_tables_of_labels(
         f'train.csv: line 6: "2.png" is in lines 4 and 6; {rows} different labels',
         f'train.csv: line 7: "2.png" is in lines 4 and 7; {rows} the same labels',
         f'train.csv: line 8: the image "x.png": not in {root}/images',
-        'train.csv: line 9: the image "./0.png": line 2 names the same file; each image needs one row',
+        f'train.csv: line 9: "./0.png" is in lines 2 and 9; {rows} different labels',
         'train.csv: line 10: names no image in column "image"',
         "train.csv: line 11: has 3 columns, the first line names 2",
         'val.csv: line 2: the class "dogs" is not among the 2 of the training images or the class map; did you mean '

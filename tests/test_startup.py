@@ -20,8 +20,8 @@ from focalnet.ops import modes
 from tests.inference.small import noise
 
 HEAVY = (
-    "torch torch._dynamo torchvision triton timm lightning transformers sympy matplotlib numpy PIL scipy datasets "
-    "huggingface_hub.file_download"
+    "torch torch._dynamo torch.utils.flop_counter torchvision triton timm lightning transformers sympy matplotlib "
+    "numpy PIL scipy datasets huggingface_hub.file_download"
 ).split()
 SCRIPT = """
 import contextlib, io, json, sys
@@ -46,7 +46,9 @@ print(json.dumps(found))
 NETWORKS = """
 import json, sys
 import PIL.Image
+import torch
 import focalnet
+from focalnet.ops import modes
 from focalnet.card import ModelCard, Preprocessing
 small = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
 card = ModelCard(name="", class_names=("a", "b"), preprocessing=Preprocessing(image_size=64, max_size=96))
@@ -54,7 +56,11 @@ for name in ("upernet", "mask2former", "dino", "sparse_rcnn"):
     model = focalnet.create_model(f"{name}_focalnet_tiny_srf", num_classes=2, **small).eval()
     model.card = card
     focalnet.Predictor(model)(PIL.Image.new("RGB", (90, 70)))
-print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))
+found = [name for name in sys.argv[1:] if name in sys.modules]
+with modes.on_meta():  # as files are loaded
+    values = [torch.nn.init.normal_(torch.empty(2)), torch.nn.init.trunc_normal_(torch.empty(2))]
+    assert model.config.build().device.type == values[0].device.type == values[1].device.type == "meta"
+print(json.dumps(found + ["torch._dynamo"] * ("torch._dynamo" in sys.modules)))
 """
 
 

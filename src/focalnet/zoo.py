@@ -20,6 +20,7 @@ from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
 from focalnet.models.base import TaskName, split_options
 from focalnet.models.plain import with_options
+from focalnet.ops.modes import on_meta
 from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense, hub
 from focalnet.weights.report import compare
 
@@ -158,7 +159,7 @@ def load(
             checkpoint, config=checkpoint.backbone, state_dict=checkpoint.backbone_state_dict
         )
     config = _with_options(checkpoint, options)
-    with torch.device("meta"):
+    with on_meta():
         if features_only:
             model: Classifier | FocalNet = config.build()
         elif isinstance(whole, ClassifierConfig):
@@ -190,7 +191,7 @@ def _dense(
     if task is not None:
         config = config.for_task(task, num_things)
     new_classes = classes != checkpoint.num_classes
-    with torch.device("cpu" if new_classes else "meta"):  # only new layers need initial values
+    with torch.device("cpu") if new_classes else on_meta():  # only new layers need initial values
         model = config.build()
     initial = model.state_dict()
     mismatched = [key for key, t in checkpoint.state_dict.items() if key in initial and t.shape != initial[key].shape]
@@ -313,7 +314,7 @@ def cost(name: str, *, num_classes: int | None = None, image_size: int | None = 
     size = image_size or registry.family_of(name).variants[name].image_size
     if not isinstance(config, ClassifierConfig) or size is None:
         return Cost(_dense_params(config), None)
-    with torch.device("meta"):
+    with on_meta():
         model = config.build()
     return Cost(_params(model), model.macs(size, size))
 
@@ -333,7 +334,7 @@ def _dense_params(config: ModelConfig) -> int:
 @functools.cache
 def _backbone_params(config: FocalNetConfig) -> tuple[int, ...]:
     """Parameters of the whole backbone, and of one block of each stage."""
-    with torch.device("meta"):
+    with on_meta():
         backbone = config.build()
     return _params(backbone), *(_params(stage.blocks[0]) for stage in backbone.stages)
 
@@ -341,7 +342,7 @@ def _backbone_params(config: FocalNetConfig) -> tuple[int, ...]:
 @functools.cache
 def _head_params(config: ModelConfig) -> int:
     """Parameters of everything except the backbone."""
-    with torch.device("meta"):
+    with on_meta():
         model = config.build()
     return _params(model) - _params(model.backbone)
 

@@ -244,7 +244,7 @@ def _check_boxes(boxes: Sequence[Tensor], sizes: Sequence[Size]) -> None:
     every = torch.cat(list(boxes))
     if every.is_meta or not len(every):
         return
-    low, high = every.split(2, 1)
+    low, high = every[:, :2], every[:, 2:]
     of_box = [(int(h), int(w)) for one, (h, w) in zip(boxes, sizes, strict=True) for _ in range(len(one))]
     extent = every.new_tensor([[width, height] for height, width in of_box])
     empty = ~((high > low) & low.isfinite() & high.isfinite()).all(1)

@@ -1,4 +1,7 @@
-"""Detects what intercepts single operations: compilers, exporters, tracers, dispatch modes and ``torch.func``."""
+"""Detects what intercepts single operations: compilers, exporters, tracers, dispatch modes and ``torch.func``.
+
+And one such mode: ``on_meta``, for networks without memory.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _grid_sample: ContextVar[bool] = ContextVar("grid_sample", default=True)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
+# What normal and truncated normal initial values are drawn by.
+_NORMAL = (torch.nn.init.normal_, torch.Tensor.normal_, torch.Tensor.erfinv_)
 
 
 def constant(function: Function) -> Function:
@@ -72,3 +78,24 @@ def grid_sample(allowed: bool) -> Iterator[None]:
 def grid_sample_allowed() -> bool:
     """Whether exported graphs may contain ``grid_sample``; see ``grid_sample``."""
     return _grid_sample.get()
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Context in which networks are built without memory, on the meta device.
+
+    There PyTorch draws normally distributed initial values, of which nothing is kept, by a function that imports its
+    compiler, which takes two seconds. Here tensors without memory are left as they are.
+    """
+    with torch.device("meta"), _WithoutValues():
+        yield
+
+
+class _WithoutValues(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORMAL and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)

@@ -19,6 +19,8 @@ from focalnet.models import published
 from focalnet.weights.labels import category_ids, class_names
 
 _FOLDER = Path(str(files("focalnet.weights")))
+# That of libyaml is ten times as fast; some builds of PyYAML lack it.
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Entry:
 @lru_cache(maxsize=1)
 def entries() -> Mapping[str, Entry]:
     """All entries by name, in the order of the catalogue file."""
-    listing = yaml.safe_load((_FOLDER / "catalogue.yaml").read_text(encoding="utf-8"))
+    listing = yaml.load((_FOLDER / "catalogue.yaml").read_text(encoding="utf-8"), _SafeLoader)
     return {name: _entry(name, fields, listing) for name, fields in listing["entries"].items()}
 
 

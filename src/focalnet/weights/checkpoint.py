@@ -33,6 +33,7 @@ from focalnet.models import (
 )
 from focalnet.models import backbone_shapes as shapes
 from focalnet.models.backbone import FocalNet, FocalNetConfig
+from focalnet.ops.modes import on_meta
 from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts
 from focalnet.weights.adapters import merged
@@ -120,7 +121,7 @@ class Checkpoint:
 
     def report(self) -> Report:
         """Compares the tensors with the model they describe, which is not allocated."""
-        with torch.device("meta"), _parameters_up_to(2 * len(self.state_dict) + 100):
+        with on_meta(), _parameters_up_to(2 * len(self.state_dict) + 100):
             model = self.config.build()
         return compare(self.state_dict, model.state_dict(), unused=self.unused)
 
@@ -335,7 +336,7 @@ def _read_dense(
     config, name = openmmlab.infer(
         inside, architecture=architecture, settings=settings, names=network.names, content=raw.content
     )
-    with torch.device("meta"):
+    with on_meta():
         expected = config.build().state_dict()
     family = registry.family_of(config)
     names, ids = openmmlab.class_names(raw.content), network.category_ids

@@ -101,9 +101,9 @@ def cut_to_imagenet1k(model: Classifier) -> Classifier:
             f"only a head with {IMAGENET22K_CLASSES} ImageNet-22K classes can be cut to ImageNet-1K; "
             f"this one has {model.num_classes}"
         )
-    import torch  # the other functions need only names
+    from focalnet.ops.modes import on_meta  # the other functions need only names, and not torch
 
-    with torch.device("meta"):
+    with on_meta():
         cut = dataclasses.replace(model.config, num_classes=1000).build()
     weights = model.state_dict()
     weights |= {key: weights[key][:1000].clone() for key in ("head.weight", "head.bias")}

@@ -357,7 +357,8 @@ def _shape_problem(entry: Mapping[str, Any], image: Annotated, masks: bool) -> s
         return None
     if segmentation in (None, [], {}, [[]]):
         return "has no segmentation; data.masks false trains boxes only"
-    return segmentation_problem(segmentation, (image.height, image.width))
+    crowd = bool(entry.get("iscrowd"))  # a region to ignore: it may have no pixel
+    return segmentation_problem(segmentation, (image.height, image.width), may_be_empty=crowd)
 
 
 def _are_apart(box: Sequence[float], other: Sequence[float] | None) -> bool:

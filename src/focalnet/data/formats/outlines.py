@@ -15,7 +15,7 @@ from focalnet.data.formats.image_entries import is_whole
 from focalnet.errors import require
 
 
-def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None:
+def segmentation_problem(segmentation: Any, size: tuple[int, int], *, may_be_empty: bool = False) -> str | None:
     """The problem with the outline of an object in an image of this height and width, if any."""
     if isinstance(segmentation, list):
         good = polygons(segmentation)
@@ -31,7 +31,7 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str | None
         counts = _decoded(counts) if isinstance(counts, str) else None
         if counts is None or sum(counts) != math.prod(size):
             return "the compressed runs of its segmentation do not add up to the image"
-    return None if any(counts[1::2]) else "its segmentation has no pixel"
+    return None if may_be_empty or any(counts[1::2]) else "its segmentation has no pixel"
 
 
 def around(segmentation: Any) -> list[float] | None:
