@@ -30,7 +30,7 @@ class Folder(Source):
     """An image's class is the name of the folder it lies in, at any depth; hidden ones are passed over."""
 
     def __init__(self, folder: Path, titles: Mapping[str, str] | None = None) -> None:
-        paths = sorted(list_folder(folder), key=lambda path: natural_key(str(path)))
+        paths = sorted(list_folder(folder), key=lambda path: natural_key(str(path)))  # type: ignore[no-untyped-call]
         if not paths:
             raise DataError(f"{folder}: no images there (looked for {' '.join(SUFFIXES)})")
         visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
