@@ -101,7 +101,15 @@ def test_there_is_one_for_every_row_of_the_paper_and_ours():
     folders = {FOLDERS.get(name, name) for name in TASKS}
     of_task = {name: {r.partition("/")[2] for r in RECIPES if r.startswith(f"{name}/")} for name in folders}
     assert of_task["classification"] == IMAGENET | FINETUNED | PRETRAINED | OURS
-    ours = {"bccd_nano", "nuclei_nano", "finetune", "dino_bccd_nano", "finetune_dino", "dino_finetune"}
+    ours = {
+        "bccd_nano",
+        "nuclei_nano",
+        "finetune",
+        "dino_bccd_nano",
+        "dino_nuclei_nano",
+        "finetune_dino",
+        "dino_finetune",
+    }
     pretraining = {"objects365_dino_large_fl4_5scale", "objects365_dino_huge_fl4_5scale"}
     assert of_task["detection"] == set(COCO) | set(DINO) | pretraining | ours
     semantic = {r.partition("/")[2] for r in RECIPES if task_of(r) == "semantic"}
