@@ -208,7 +208,7 @@ def test_a_damaged_config(folder, options, caplog, attacks):
             assert folder.start(options).state == "unfinished"
         if name != "cut":
             assert "config.yaml is " in caplog.text, name
-            assert "written anew" in caplog.text
+            assert "written again" in caplog.text
         with pytest.raises(ConfigError, match=r"precision: .*, now .*bf16-mixed"):
             folder.start(other)
     unsealed(folder)  # now nobody knows

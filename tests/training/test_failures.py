@@ -113,7 +113,7 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing_behind(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ClassificationTask, "training_step", broken)
-    with pytest.raises(TrainingError, match=r"no space left.*nothing is kept"):
+    with pytest.raises(TrainingError, match=r"no space left.*nothing was kept"):
         fit(DIGITS, output=tmp_path / "run", **MIXED)
     assert not (tmp_path / "run").exists()
 

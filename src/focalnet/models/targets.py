@@ -31,7 +31,8 @@ def checked_objects(batch: Batch[ObjectTarget], num_classes: int, *, masks: bool
     Raises:
         InputError: a target has another type, shape or device than documented, or a label or box that cannot be.
     """
-    targets = [_object_target(i, target, batch, masks) for i, target in enumerate(_targets(batch, ObjectTarget))]
+    given = _targets(batch, ObjectTarget, by_size=True)
+    targets = [_object_target(i, target, batch, masks) for i, target in enumerate(given)]
     _check_labels([target.labels for target in targets], num_classes)
     _check_boxes([target.boxes for target in targets], batch.sizes)
     return targets
@@ -111,9 +112,10 @@ def checked_classes(batch: Batch[Any], num_classes: int, *, multi_label: bool) -
     return targets.long()
 
 
-def _targets(batch: Batch[Any], *types: type) -> list[Any]:
+def _targets(batch: Batch[Any], *types: type, by_size: bool = False) -> list[Any]:
     count = _check_images(batch)
-    check_sizes(batch.images, batch.sizes)
+    if by_size or len(batch.sizes):  # networks that score pixels need no sizes
+        check_sizes(batch.images, batch.sizes)
     if isinstance(batch.targets, Tensor) or len(batch.targets) != count:
         raise InputError(f"a batch of {count} images needs a list of {count} targets, one for each image")
     for i, target in enumerate(batch.targets):
@@ -215,7 +217,8 @@ def _bool(name: str, values: Tensor) -> Tensor:
 
 def _check_size(name: str, i: int, values: Tensor, batch: Batch[Any]) -> None:
     height, width = values.shape[-2:]
-    batched, own = _size(batch), tuple(int(side) for side in batch.sizes[i])
+    batched = _size(batch)
+    own = tuple(int(side) for side in batch.sizes[i]) if len(batch.sizes) else batched
     if height > batched[0] or width > batched[1]:
         reason = f"{height} x {width} pixels of {name} do not fit into {batched[0]} x {batched[1]}"
     elif (height, width) not in (batched, own):
