@@ -78,7 +78,7 @@ def test_methods_that_need_a_modulator_are_refused_by_name() -> None:
 
 def test_networks_without_a_feature_map_have_no_cams() -> None:
     model = network("vit")
-    with pytest.raises(ConfigError, match=r"reads features \(1, 25, 16\), which are no feature map"):
+    with pytest.raises(ConfigError, match=r"reads features \(1, 25, 16\), which are not a feature map"):
         attribute(model, PIXELS, 1, "grad_cam")
     found = attribute(model, PIXELS, 1, "integrated_gradients").values
     assert found.shape == (64, 96)

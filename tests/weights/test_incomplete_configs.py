@@ -80,7 +80,7 @@ def test_a_missing_part_is_named(case: Case, gone: str | None) -> None:
 def test_other_ways_to_pool_regions_are_refused(case: Case, changes: dict[str, Any], says: str, extractor: str) -> None:
     broken = copy.deepcopy(case.facts["config"])
     if extractor not in broken["roi_head"]:
-        pytest.skip("has no masks")
+        pytest.skip(f"{case.path.stem}: a detector without masks has no {extractor}")
     part = broken["roi_head"][extractor]
     for option, value in changes.items():
         part[option] = {**part[option], **value} if isinstance(value, dict) else value

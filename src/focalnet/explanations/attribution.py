@@ -191,7 +191,7 @@ def methods_of(model: nn.Module) -> list[str]:
 
 
 def check_method(model: nn.Module, name: str) -> None:
-    """Raises ConfigError if there is no method of this name, or the network has not what it needs."""
+    """Raises ConfigError if there is no method of this name, or the network lacks what it needs."""
     method_named(name)
     if name not in (known := methods_of(model)):
         raise ConfigError(

@@ -77,8 +77,8 @@ def features_module(model: nn.Module, pixels: Tensor) -> str:
         if all(abs(side * stride - pixel) < stride for side, pixel in zip(sides, pixels.shape[2:], strict=True)):
             return names[-1]
     raise ConfigError(
-        f"the head of a {kind} reads features {tuple(features.shape)}, which are no feature map of stride {stride}, so "
-        "that no CAM can be computed: take the method integrated_gradients"
+        f"the head of a {kind} reads features {tuple(features.shape)}, which are not a feature map of stride {stride}, "
+        "so that no CAM can be computed: take the method integrated_gradients"
     )
 
 

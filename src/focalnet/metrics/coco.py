@@ -370,10 +370,15 @@ def _averages(results: Mapping[Kind, CocoResult]) -> Table:
     """A row for each average, a column for boxes and one for masks."""
     first = next(iter(results.values()))
     rows: list[tuple[str | Bar, ...]] = [
-        (name.replace("_", " ").upper(), *(format_value(result.stats[name]) for result in results.values()))
-        for name in first.stats
+        (_shown(name), *(format_value(result.stats[name]) for result in results.values())) for name in first.stats
     ]
     return Table(rows, ("", *(f"{kind}, %" for kind in results)))
+
+
+def _shown(name: str) -> str:
+    """``"AP small"`` of ``"ap_small"``."""
+    measure, _, of = name.partition("_")
+    return f"{measure.upper()} {of}".rstrip()
 
 
 def _by_class(result: CocoResult) -> Table:

@@ -64,7 +64,7 @@ class RangeTest:
             return None
         lowest = SKIPPED + int(losses[SKIPPED:].argmin())
         noise = float(np.std(np.diff(self.losses[: lowest + 1]))) / math.sqrt(2)
-        needed = FALL * noise + 1e-6 * abs(losses[SKIPPED])  # or rounding would count where there is no noise
+        needed = FALL * noise + 1e-6 * abs(losses[SKIPPED])  # without noise, rounding is not a fall
         if lowest - SKIPPED < 2 or losses[SKIPPED] - losses[lowest] <= needed:
             return None
         part = slice(SKIPPED, lowest + 1)

@@ -91,7 +91,7 @@ class Subset(Source):
 
 
 class DecodedImages:
-    """Images decoded once, for sets that fit: one flat buffer, which forked workers share untouched.
+    """Images decoded once, for data sets that fit into memory: one buffer, which forked workers share without a copy.
 
     Args:
         count: number of images.
