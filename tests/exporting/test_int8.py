@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -411,6 +412,11 @@ def test_int8_in_pytorch(model: Model[Any, Any], data: Path, tmp_path: Path) -> 
         focalnet.int8_from_data(ours, data, max_loss=-1)
     with pytest.raises(ConfigError, match="not a Linear"):
         focalnet.int8_from_data(torch.nn.Linear(1, 1), data)  # type: ignore[arg-type]
+    other = copy.deepcopy(model)
+    assert other.card is not None
+    other.card = replace(other.card, class_names=tuple(reversed(other.card.class_names)))
+    with pytest.raises(ConfigError, match="for another network"):
+        focalnet.optimize(other, int8=focalnet.int8_from_data(ours, data, calibration=20))
     guessing = copy.deepcopy(model)
     with torch.no_grad():
         guessing.head.weight.zero_()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, DataError
 from focalnet.exporting.exporting import card_of
 from focalnet.exporting.quantization.data import LabelledData
@@ -52,8 +53,9 @@ def int8_from_data(
             "function that measures"
         )
     most = check_max_loss(max_loss, model.config.output)
-    labelled = LabelledData(model, card_of(model), data, split=split, count=calibration)
-    return Int8(_Images(labelled), _Metrics(labelled), max_drop=most / 100, **options)
+    card = card_of(model)
+    labelled = LabelledData(model, card, data, split=split, count=calibration)
+    return Int8(_Images(labelled), _Metrics(labelled, card), max_drop=most / 100, **options)
 
 
 class _Images:
@@ -68,13 +70,17 @@ class _Images:
 
 
 class _Metrics:
-    """Measures a network's headline metrics, as fractions. The first network it measures must not guess."""
+    """Measures a network's headline metrics, as fractions. The first network it measures must not guess.
 
-    def __init__(self, data: LabelledData) -> None:
-        self._data, self._first = data, True
+    The data are read as one network needs them, in the order of its classes: others are refused.
+    """
+
+    def __init__(self, data: LabelledData, card: ModelCard) -> None:
+        self._data, self._card, self._first = data, card, True
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, Model)
+        if not isinstance(model, Model) or model.config != self._data.config or card_of(model) != self._card:
+            raise ConfigError("int8_from_data was called for another network: call it for this one")
         metrics = self._data.measure(model).values()
         for metric in metrics:
             if self._first and not metric.value > self._data.chance():
