@@ -26,6 +26,7 @@ import focalnet
 from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, DataError, FocalNetError, escaped
 from focalnet.files import write
+from focalnet.runtime.sessions import file_size
 
 if TYPE_CHECKING:
     from focalnet.exporting.quantization.data import LabelledData
@@ -125,8 +126,7 @@ class Row:
     @property
     def bytes(self) -> int:
         """The size of the file, or of both of OpenVINO's."""
-        files = (self.path, self.path.with_suffix(".bin")) if self.path.suffix == ".xml" else (self.path,)
-        return sum(file.stat().st_size for file in files)
+        return file_size(self.path)
 
     @property
     def median(self) -> float:
