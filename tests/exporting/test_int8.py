@@ -199,7 +199,7 @@ def test_convolutions_that_share_a_weight_stay_in_float32(tmp_path: Path) -> Non
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10), tmp_path / "f.onnx")
     layers = OnnxLayers(tmp_path / "f.onnx")
     assert list(layers.layers) == ["wb"]
-    ranges = layers.observe([{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
+    ranges = layers.observe(lambda: [{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
     layers.write(tmp_path / "q.onnx", ranges["minmax"], ["wb"], {})
     weight_types = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
     assert weight_types["wa"] == onnx.TensorProto.FLOAT
