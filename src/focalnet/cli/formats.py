@@ -26,7 +26,6 @@ import focalnet
 from focalnet.cli.terminal import say
 from focalnet.errors import ConfigError, DataError, FocalNetError, escaped
 from focalnet.files import write
-from focalnet.runtime.sessions import file_size
 
 if TYPE_CHECKING:
     from focalnet.exporting.quantization.data import LabelledData
@@ -126,6 +125,8 @@ class Row:
     @property
     def bytes(self) -> int:
         """The size of the file, or of both of OpenVINO's."""
+        from focalnet.runtime.sessions import file_size
+
         return file_size(self.path)
 
     @property
