@@ -169,7 +169,7 @@ def test_an_input_that_others_read_too_stays_exact(tmp_path: Path) -> None:
     layers = OnnxLayers(tmp_path / "f.onnx")
     assert list(layers.layers) == ["layer"]
     values = np.array([[0.1234567, 3.0, -5.0, 1.0]], np.float32)
-    ranges = layers.observe([{"x": values}])
+    ranges = layers.observe(lambda: [{"x": values}])
     assert ranges["minmax"]["a"] == (-3.0, 5.0)
     layers.write(tmp_path / "q.onnx", ranges["minmax"], ["layer"], {"focalnet": "{}"})
     written = onnx.load(tmp_path / "q.onnx")
@@ -180,7 +180,7 @@ def test_an_input_that_others_read_too_stays_exact(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": values})[0], -values)
     with pytest.raises(ExportError, match="become NaN"):
-        layers.observe([{"x": values * np.nan}])
+        layers.observe(lambda: [{"x": values * np.nan}])
 
 
 def test_convolutions_that_share_a_weight_stay_in_float32(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_convolutions_that_share_a_weight_stay_in_float32(tmp_path: Path) -> Non
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10), tmp_path / "f.onnx")
     layers = OnnxLayers(tmp_path / "f.onnx")
     assert list(layers.layers) == ["wb"]
-    ranges = layers.observe([{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
+    ranges = layers.observe(lambda: [{"x": rng.normal(size=(1, 4, 2, 2)).astype(np.float32)}])
     layers.write(tmp_path / "q.onnx", ranges["minmax"], ["wb"], {})
     weight_types = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "q.onnx").graph.initializer}
     assert weight_types["wa"] == onnx.TensorProto.FLOAT
@@ -301,6 +301,8 @@ def test_changes_of_results() -> None:
     assert change([two], [detections([[0, 0, 4, 4], [0, 0, 8, 8]], [0.4, 0.2], [0, 1])]) == pytest.approx(0.32)
     assert change([two], [detections([[0, 0, 4, 4], [0, 0, 8, 8]], [0.8, 0.2], [1, 0])]) > 0.5
     assert change([two], [detections([], [], [])]) == pytest.approx(1)
+    without_area = detections([[3, 3, 3, 3], [0, 0, 8, 8]], [0.8, 0.2], [0, 1])
+    assert change([without_area], [without_area]) == pytest.approx(0)
     assert change([detections([], [], [])], [two]) == 0
     pixels = torch.zeros(2, 4, dtype=torch.int64)
     changed = pixels.clone()

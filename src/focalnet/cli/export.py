@@ -76,7 +76,7 @@ def export(
         calibration=calibration,
         max_loss=max_loss,
     )
-    say(f"wrote {exported.path} ({exported.path.stat().st_size / 1e6:.1f} MB)")
+    say(f"wrote {exported.path} ({exported.bytes / 1e6:.1f} MB)")
     for name, difference in exported.differences.items():
         of = "in float32, " * int8
         say(f"  largest difference from PyTorch: {of}{name} {difference:.2g}")

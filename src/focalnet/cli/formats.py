@@ -125,8 +125,9 @@ class Row:
     @property
     def bytes(self) -> int:
         """The size of the file, or of both of OpenVINO's."""
-        files = (self.path, self.path.with_suffix(".bin")) if self.path.suffix == ".xml" else (self.path,)
-        return sum(file.stat().st_size for file in files)
+        from focalnet.runtime.sessions import file_size
+
+        return file_size(self.path)
 
     @property
     def median(self) -> float:

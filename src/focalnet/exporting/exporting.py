@@ -17,10 +17,11 @@ import torch
 import focalnet
 from focalnet import registry
 from focalnet.card import ModelCard
-from focalnet.errors import ConfigError, ExportError, require
+from focalnet.errors import ConfigError, ExportError, require, require_installed
 from focalnet.exporting.agreement import check_agreement
 from focalnet.exporting.quantization.data import EXPECTED, LabelledData
-from focalnet.exporting.quantization.onnx_layers import OnnxLayers
+from focalnet.exporting.quantization.onnx_layers import OnnxLayers, module_of
+from focalnet.exporting.quantization.openvino_layers import OpenVinoLayers
 from focalnet.exporting.quantization.quantizing import Quantization, check_max_loss, quantize, report
 from focalnet.exporting.tracing import Trace, check_exportable, trace
 from focalnet.files import atomic, atomic_together, write
@@ -28,7 +29,7 @@ from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import processor
 from focalnet.models import Model
 from focalnet.runtime.header import EXTRA_FILE, FORMATS, KEY, Header
-from focalnet.runtime.sessions import DIGEST_KEY, store_digest
+from focalnet.runtime.sessions import DIGEST_KEY, file_size, store_digest
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _PACKAGES = {
     "openvino": ("openvino", ("onnx", "onnxscript", "openvino")),
     "torch": ("export", ()),
 }
+#: What int8 computes in files of a format.
+_LAYERS: dict[Format, type[OnnxLayers] | type[OpenVinoLayers]] = {"onnx": OnnxLayers, "openvino": OpenVinoLayers}
 OPSETS = (18, 19, 20)  # GridSample came with 16; the exporter writes 18 and converts to later ones
 _LARGEST = 2**31 - 2**24  # bytes: an ONNX file is one protobuf message of less than 2 GiB
 _THRESHOLDS = ("score_threshold", "nms_threshold", "max_per_image", "object_threshold", "overlap_threshold", "things")
@@ -62,6 +65,11 @@ class Exported:
     differences: dict[str, float]
     quantization: Quantization | None = None
     report: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file, or of both of OpenVINO's."""
+        return file_size(self.path)
 
 
 def export(
@@ -105,7 +113,7 @@ def export(
         ConfigError: an option has an invalid value, or the network cannot be exported.
         DataError: the data for int8 cannot be read or do not fit the network.
         ExportError: the file disagrees with the network, int8 loses too much, or it cannot be written as one file.
-        MissingDependency: ONNX files need the extra ``export``, OpenVINO's the extra ``openvino``; int8 also needs
+        MissingDependency: ONNX files need the extra ``export``, OpenVINO's the extra ``openvino``, int8 also
             ``train`` or ``dense``.
     """
     path = Path(path)
@@ -136,13 +144,13 @@ def export(
                 _write_program(traced, header, part)
             differences = check_agreement(model, ExportedNetwork(part, format), path)
             if labelled is not None:
-                size = part.stat().st_size
-                quantization, write_int8 = quantize(OnnxLayers(part), part, format, labelled, most, path)
+                size = file_size(part)
+                quantization, write_int8 = quantize(_LAYERS[format](part), part, format, labelled, most, path)
                 header = dataclasses.replace(header, quantization=quantization.summary())
                 write_int8(part, {KEY: header.to_json()})
     if quantization is None:
         return Exported(path, header, differences)
-    content = report(quantization, header.card.name, {"float32": size, "int8": path.stat().st_size})
+    content = report(quantization, header.card.name, {"float32": size, "int8": file_size(path)})
     beside = write(report_path(path), content, ExportError)
     return Exported(path, header, differences, quantization, beside)
 
@@ -156,8 +164,10 @@ def _labelled(
     model: Model[Any, Any], format: Format, data: str | Path | None, *, split: str, calibration: int | None
 ) -> LabelledData:
     """The data to calibrate and measure an int8 file with."""
-    if format != "onnx":
-        raise ConfigError(f"int8 files of the format {format} are not written: choose the format onnx")
+    if format not in _LAYERS:
+        raise ConfigError(f"int8 files of the format {format} are not written: choose the format onnx or openvino")
+    if format == "openvino":
+        require_installed("nncf", "openvino")
     if data is None:
         raise ConfigError(
             "int8 needs labelled data to calibrate with and to measure the loss of accuracy: --data must be "
@@ -268,13 +278,18 @@ def _onnx_program(traced: Trace, header: Header, opset: int) -> torch.onnx.ONNXP
 
 
 def _write_openvino(traced: Trace, header: Header, path: Path) -> None:
-    """Writes OpenVINO's files: the graph to ``path``, the weights to the ``.bin`` file beside it."""
+    """Writes OpenVINO's files: the graph to ``path``, the weights to the ``.bin`` file beside it.
+
+    Nodes are named after their modules, as in ``"head/node_linear_32"``.
+    """
     import openvino
 
-    onnx = _onnx_program(traced, header, OPSETS[0]).model_proto.SerializeToString()
+    onnx = _onnx_program(traced, header, OPSETS[0]).model_proto
+    for node in onnx.graph.node:  # OpenVINO keeps these names
+        node.name = f"{module_of(node)}/{node.name}"
     try:
         # Its function convert_model does the same, and reports each use to the authors of OpenVINO.
-        graph = openvino.Core().read_model(onnx)
+        graph = openvino.Core().read_model(onnx.SerializeToString())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(

@@ -139,6 +139,12 @@ def read_header(path: str | Path) -> Header:
     return Header.from_json(stored(path), path) if path.suffix == FORMATS["torch"] else open_session(path).header
 
 
+def file_size(path: Path) -> int:
+    """Bytes of an exported file; of an ``.xml`` file, with those of the ``.bin`` file next to it."""
+    files = (path, path.with_suffix(".bin")) if path.suffix == FORMATS["openvino"] else (path,)
+    return sum(file.stat().st_size for file in files)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of an ``.xml`` file, but for the digest that it holds itself, and of the ``.bin`` file next to it."""
     total = hashlib.sha256(_DIGEST.sub(b"", path.read_bytes()))

@@ -53,7 +53,7 @@ def _kept(expected: Detections, actual: Detections) -> float:
     """The sum of what the objects keep of their scores."""
     if not len(expected) or not len(actual):
         return 0.0
-    alike = box_iou(expected.boxes, actual.boxes)
+    alike = box_iou(expected.boxes, actual.boxes).nan_to_num(1.0)  # of two boxes without an area
     alike = alike * (1 - (expected.scores[:, None] - actual.scores[None]).abs())
     alike[expected.labels[:, None] != actual.labels[None]] = 0
     best, partner = alike.max(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Layer:
 
     Args:
         name: of the module in PyTorch, such as ``"layers.0.blocks.1.mlp.fc1"``.
-        operator: of ONNX: ``"MatMul"``, ``"Gemm"`` or ``"Conv"``.
+        operator: of the format, such as ``"MatMul"``.
         parameters: number of its weights.
     """
 
@@ -67,7 +67,12 @@ class OnnxLayers:
         sizes: dict[str, dict[str, int]] = {}
         for node in graph.node:
             weight = weights.get(node.input[1]) if node.op_type in _OPERATORS else None
-            if weight is None or len(weight.dims) not in (2, 4) or _is_grouped(node) or (module := _module(node)) == "":
+            if (
+                weight is None
+                or len(weight.dims) not in (2, 4)
+                or _is_grouped(node)
+                or (module := module_of(node)) == ""
+            ):
                 continue
             name = owners.setdefault(weight.name, module)
             self._nodes.setdefault(name, []).append(node)
@@ -80,11 +85,11 @@ class OnnxLayers:
             name: Layer(name, nodes[0].op_type, sum(sizes[name].values())) for name, nodes in self._nodes.items()
         }
 
-    def observe(self, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> dict[str, Ranges]:
+    def observe(self, batches: Callable[[], Iterable[Mapping[str, npt.NDArray[Any]]]]) -> dict[str, Ranges]:
         """The ranges of all activations that are quantized, by the name of the rule that finds them.
 
         Args:
-            batches: inputs of the file.
+            batches: gives inputs of the file.
 
         Raises:
             ExportError: an activation is not finite.
@@ -105,7 +110,7 @@ class OnnxLayers:
         inputs = {value.name for value in session.get_inputs()}
         outputs = sorted(observed - inputs)
         collector = HistogramCollector("percentile", False, _BINS, _LEVELS, _PERCENTILE, "same")
-        for batch in batches:
+        for batch in batches():
             given = {name: values for name, values in batch.items() if name in inputs}
             values = {**given, **dict(zip(outputs, session.run(outputs, given), strict=True))}
             for name in observed:
@@ -170,7 +175,7 @@ def _is_grouped(node: Any) -> bool:
     return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
-def _module(node: Any) -> str:
+def module_of(node: Any) -> str:
     """The name of the module in the network that a node comes from; empty if none is known."""
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope.startswith("model.")]

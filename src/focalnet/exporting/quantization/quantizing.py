@@ -42,8 +42,12 @@ class Layers(Protocol):
     @property
     def layers(self) -> Mapping[str, Layer]: ...
 
-    def observe(self, batches: Iterable[Inputs]) -> Mapping[str, Any]:
-        """The ranges of activations by the rule that finds them; layers that no image reaches are left out."""
+    def observe(self, batches: Callable[[], Iterable[Inputs]]) -> Mapping[str, Any]:
+        """The ranges of activations by the rule that finds them; layers that no image reaches are left out.
+
+        Args:
+            batches: gives inputs of the file, each time from the first.
+        """
 
     def write(self, path: Path, ranges: Any, names: Collection[str], metadata: Mapping[str, str]) -> None:
         """Writes the file with these layers in int8, and entries of its metadata replaced."""
@@ -73,7 +77,8 @@ class Quantization:
         split: whose images measured.
         images: number of images that measured.
         calibration: number of training images that calibrated.
-        ranges: the rule that chose the ranges of activations: ``"minmax"``, ``"percentile"`` or ``"entropy"``.
+        ranges: the rule that chose the ranges of activations: ``"minmax"``, ``"percentile"``, or, of ONNX
+            files, ``"entropy"``, and of OpenVINO's ``"histogram"``.
         changes: of the results by each rule with all layers in int8, see ``changes.change``.
         max_loss: percentage points of each metric that could be lost.
         float32: headline metrics of the file in float32, by name.
@@ -192,7 +197,7 @@ def quantize(
     before = data.measure(network)
     _check_measurable(before, data, path)
     logger.info("int8: calibrating with %d images", data.calibration)
-    ranges = layers.observe(data.inputs())
+    ranges = layers.observe(data.inputs)
     if not layers.layers:
         raise ExportError(f"{path}: not written: none of its layers can be computed in int8; leave int8 out")
     compared = list(data.inputs(COMPARED.get(output, _COMPARED)))

@@ -23,6 +23,8 @@ from focalnet.ops import assign, boxes, rois
 from focalnet.results import Detections
 from focalnet.samples import Batch, ObjectTarget, Size
 
+_LEAST_SIDE = 0.01  # pixels of a box whose mask an exported network predicts
+
 
 @dataclass(frozen=True)
 class RCNNOutputs:
@@ -189,7 +191,10 @@ class RCNN(Model[RCNNConfig, RCNNOutputs]):
     def _mask_tensors(self, pyramid: Sequence[Tensor], detections: dict[str, Tensor]) -> Tensor:
         """``_masks`` of all images, ``(B, K, 28, 28)``."""
         labels = detections["labels"]
-        regions, of_class = rois.batch_to_rois(detections["boxes"]), labels.clamp(min=0).flatten()
+        # Of a box without an area, such as those of rows after the last object, OpenVINO's features are NaN.
+        low, high = detections["boxes"].chunk(2, -1)
+        box = torch.cat([low, torch.maximum(high, low + _LEAST_SIDE)], -1)
+        regions, of_class = rois.batch_to_rois(box), labels.clamp(min=0).flatten()
         stages = range(len(self.config.stages))
         probabilities = [own_class(self.roi_head.segment(pyramid, regions, i), of_class).sigmoid() for i in stages]
         return torch.unflatten(torch.stack(probabilities).mean(0), 0, labels.shape)
