@@ -64,6 +64,7 @@ PAGE = Template("""<!doctype html>
   .chart { max-width: 60rem; } .sheet { background: #fff; color: #1d2939; border-radius: .5rem; padding: .5rem; }
   .sheet figcaption { color: #5b6575; } th { white-space: nowrap; }
   .tiles { grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); }
+  @media (min-width: 60rem) { nav ul { flex-wrap: wrap; gap: .2rem 1.2rem; } html { scroll-padding-top: 6rem; } }
   @media (max-width: 40rem) { meter { width: 4.5rem; } td, th { padding-right: .6rem; } h1 { font-size: 1.3rem; } }
 </style>
 <nav aria-label="Sections"><ul>$links</ul></nav>
@@ -209,7 +210,8 @@ def _chart(chart: Chart) -> str:
             legend = "Rows are target classes, columns predicted classes; the darker, the larger the share of the row."
         case PrecisionRecall():
             figure = draw_precision_recall(chart.precision, chart.names)
-            legend = "Precision over recall, the mean of all classes in black."
+            mean = ", the mean of all classes in black" if len(chart.names) > 1 else ""
+            legend = f"Precision over recall{mean}."
     width = round(96 * figure.get_figwidth())
     picture = _svg(figure, legend)
     return (
@@ -249,7 +251,7 @@ def _image(image: Image, title: str) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     alt = title.replace("\n", ", ")
     return (
-        f'<figure><img{" class=tiny" if tiny else ""} loading="lazy" width="{image.width}" height="{image.height}" '
+        f'<figure><img{" class=tiny" if tiny else ""} width="{image.width}" height="{image.height}" '
         f'alt="{alt}" src="{source}"><figcaption>{title}</figcaption></figure>'
     )
 
