@@ -6,7 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -67,16 +67,16 @@ class Detections(Result):
         return (self[index] for index in range(len(self)))
 
     @overload
-    def __getitem__(self, index: SupportsIndex) -> DetectedObject: ...
+    def __getitem__(self, index: int | np.integer[Any]) -> DetectedObject: ...
     @overload
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Detections: ...
 
-    def __getitem__(self, index: SupportsIndex | slice | Tensor | Sequence[int]) -> DetectedObject | Detections:
+    def __getitem__(self, index: Any) -> DetectedObject | Detections:
         """One object; or those of a slice, of indices, or of a mask ``(N,)``, bool."""
         if isinstance(index, slice):
             index = list(range(*index.indices(len(self))))  # PyTorch takes no negative steps
         elif getattr(index, "ndim", 0) == 0 and not isinstance(index, Sequence):  # an integer of any library
-            index = operator.index(index)  # type: ignore[arg-type]  # or TypeError
+            index = operator.index(index)  # or TypeError
             if not -len(self) <= index < len(self):
                 raise IndexError(f"object {index} of {len(self)}")
             label = int(self.labels[index])

@@ -137,7 +137,7 @@ class Options:
             limit = trainer[name]
             if limit is not None and limit <= 0:
                 raise ConfigError(
-                    f"trainer.{name}={limit} must be above 0, because a run is trained and then measured: 1 is one batch"
+                    f"trainer.{name}={limit} must be above 0: a run is trained and then measured; 1 is one batch"
                 )
 
     def to_yaml(self) -> str:
