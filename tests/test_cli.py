@@ -182,6 +182,19 @@ class TestPictureCommandsRefuse:
         assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["predict", "a.png", "--out", ""], "--out is empty"),
+        (["predict", "a.png", "--out="], "--out is empty"),
+        (["predict", ""], "an argument is empty"),
+        (["fit", "classification/digits", "--output", ""], "--output is empty"),
+    ],
+)
+def test_empty_arguments_do_not_mean_the_current_folder(capsys, arguments: list[str], expected: str) -> None:
+    assert expected in refused(capsys, *arguments)
+
+
 def test_an_unknown_block_or_device_is_refused(capsys, model: str, pictures: Path, tmp_path: Path) -> None:
     message = refused(
         capsys, "explain", str(pictures), "--model", model, "--block", "layers.7", "--out", str(tmp_path / "o")
@@ -218,6 +231,15 @@ def test_predict_writes_pictures_with_unique_names_and_json(model: str, pictures
         scores = [entry["score"] for entry in prediction["top"]]
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_names_videos_in_folders(capsys, model: str, pictures: Path) -> None:
+    (pictures / "below").mkdir()
+    for name in ("below/a.mp4", "b.MOV"):
+        (pictures / name).write_bytes(b"")
+    assert main(["predict", str(pictures), "--model", model]) == 0
+    warning = f"warning: {pictures}/b.MOV and 1 more: videos in folders are passed over; name them to predict them"
+    assert warning in capsys.readouterr().err.splitlines()
 
 
 def test_predict_skips_broken_pictures_when_told_so(capsys, model: str, pictures: Path, tmp_path: Path) -> None:

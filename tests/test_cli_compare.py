@@ -50,6 +50,26 @@ def test_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("classes", "changes", "expected"),
+    [
+        ({"cat": 1, "cow": 2}, {}, "measured on other classes"),
+        ({"cat": 1, "dog": 2}, {"images": 31}, "measured on 30 images and b on 31"),
+        ({}, {"top1": None, "miou": 4.0}, "no metric in common"),
+    ],
+)
+def test_what_should_not_be_compared_is_warned_of(tmp_path: Path, capsys, classes, changes, expected) -> None:
+    one, other = run(tmp_path / "a", 80.0, {"cat": 3, "dog": 4}), run(tmp_path / "b", 81.0, classes)
+    path = Path(other, "results.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert main(["compare", one, other]) == 0
+    warning = capsys.readouterr().err
+    assert expected in warning
+    assert warning.count("\n") == 1
+    assert main(["compare", one, one]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_classes_of_multi_label_and_the_test_split_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

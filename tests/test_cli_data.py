@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from focalnet.cli.main import main
-from tests.data.coco import content, write_images, write_json
+from tests.data.coco import content, write_coco, write_images, write_json
 from tests.data.conftest import folder as folder
 from tests.data.formats.test_sets import yolo
+from tests.data.panoptic import write_panoptic
+from tests.data.semantic import write_semantic
 from tests.data.voc import write_split, write_voc
 from tests.test_cli import refused, run
 
@@ -88,7 +90,8 @@ def test_check_data_says_what_training_would_read(
 ) -> None:
     assert main(["check-data", str(voc)]) == 0
     shown = capsys.readouterr().err.splitlines()
-    assert shown == [
+    assert "val.txt (Pascal VOC): 1 of its images is also in" in shown[2]  # all are of one color
+    assert shown[:2] == [
         f"{voc}/ImageSets/Main/train.txt (Pascal VOC): 2 images; 0 cat, 2 dog; 80 x 60 pixels; boxes only",
         f"{voc}/ImageSets/Main/val.txt (Pascal VOC): 1 images; 1 cat, 0 dog; 80 x 60 pixels; boxes only",
     ]
@@ -128,6 +131,27 @@ def test_check_data_compares_the_classes_of_splits(folder: Path, capsys: pytest.
     shutil.rmtree(folder / "val/bee")
     assert main(["check-data", str(folder)]) == 2
     assert "val: its classes differ from those of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("write", [write_coco, write_panoptic])
+def test_check_data_names_images_that_splits_share(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path)  # both splits the same
+    assert main(["check-data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().err
+    assert "val.json: 6 of its images are also in" in shown
+    assert f"{tmp_path}/val/01.png is {tmp_path}/train/01.png" in shown
+
+
+def test_check_data_names_shared_images_of_folders_tables_and_label_maps(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "train/bee/001.jpg", folder / "val/ant/copy.jpg")
+    tables = write_tables(tmp_path / "tables", train="path,labels 0.png,cat 1.png,dog", val="path,labels 1.png,dog")
+    maps = write_semantic(tmp_path / "maps")
+    shutil.copy(maps / "images/train/00.png", maps / "images/val/02.png")
+    for root, expected in ((folder, "val/ant/copy.jpg is"), (tables, "images/1.png"), (maps, "images/val/02.png is")):
+        main(["check-data", str(root)])
+        assert expected in capsys.readouterr().err.split("also in")[1]
 
 
 def test_check_data_reads_every_split_of_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

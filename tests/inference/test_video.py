@@ -266,3 +266,30 @@ def test_a_damaged_video_is_told(tmp_path, caplog):
     (tmp_path / "none.mp4").write_bytes(b"no video")
     with pytest.raises(ImageError, match="none"):
         list(frames(tmp_path / "none.mp4"))
+
+
+@pytest.mark.parametrize(("times", "warned"), [([0, 100, 200, 300], False), ([40, 140, 900, 1000], True)])
+def test_a_variable_frame_rate_is_told(times, warned, tmp_path, monkeypatch, caplog):
+    path = write_video(images((64, 48), 4), tmp_path / "film.mp4", 10)
+
+    class Uneven:
+        def __init__(self, path: str) -> None:
+            self.video, self.count = opened(path), 0
+
+        def read(self):
+            self.count += 1
+            return self.video.read()
+
+        def get(self, key: int) -> float:
+            return times[self.count - 1] if key == cv2.CAP_PROP_POS_MSEC else self.video.get(key)
+
+        def release(self) -> None:
+            self.video.release()
+
+    assert len(list(frames(path))) == 4
+    assert not caplog.messages
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", Uneven)
+    assert len(list(frames(path))) == 4
+    assert [line.split(": ")[1] for line in caplog.messages] == ["has a variable frame rate"] * warned
+    assert not warned or "up to 0.7 s" in caplog.text

@@ -19,7 +19,7 @@ IMAGE = Image.new("RGB", (400, 300), (128, 128, 128))
 def detections(boxes: list[list[float]], masks: bool = False, **options) -> Detections:
     count = len(boxes)
     bitmaps = torch.zeros(count, 300, 400, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(bitmaps, boxes, strict=True):
+    for mask, (x1, y1, x2, y2) in zip(bitmaps, boxes, strict=True) if masks else ():
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
     defaults = {"names": ("ant", "bee"), "size": (300, 400), "image": IMAGE, "masks": bitmaps if masks else None}
     scores = torch.linspace(0.9, 0.5, count)
@@ -55,6 +55,7 @@ def test_the_best_object_is_on_top():
         detections([], masks=True),
         detections([[-50, -50, 900, 900]]),
         detections([[30, 30, 20, 20]]),
+        detections([[float("nan")] * 4, [0, 0, float("inf"), 9], [-1e30, -1e30, 1e30, 1e30]]),
         detections([[10, 10, 60, 60]], names=()),
         detections([[10, 10, 60, 60]], names=("<$x_\n", "b")),
         detections([[0, 0, 4, 4]], image=Image.new("RGB", (5, 5)), size=(5, 5)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +56,13 @@ def test_results_are_equal_by_value(result, changes):
     assert result != "something else"
 
 
+def test_undefined_and_half_precision_values_are_equal_to_themselves():
+    for scores in (torch.tensor([torch.nan, 0.5]), torch.tensor([0.9, 0.5]).bfloat16()):
+        result = dataclasses.replace(OBJECTS, scores=scores)
+        assert result == dataclasses.replace(OBJECTS, scores=scores.clone())
+        assert result != OBJECTS
+
+
 def test_results_of_exported_networks_hold_arrays():
     """They do all that those of PyTorch do, and are not equal to these: arrays are not tensors."""
     for result in (OBJECTS, LABELS, SEGMENTS):
@@ -94,6 +103,9 @@ def test_detections_are_a_sequence_of_objects():
         assert (len(some), some[0].name) == (1, "bee")
         assert some.masks is not None
         assert torch.equal(some.masks, MASKS[1:])
+    for first in (OBJECTS[np.int64(0)], OBJECTS[torch.tensor(0)]):
+        assert first.name == "ant"
+    assert [one.name for one in OBJECTS[::-1]] == ["bee", "ant"]
     for index in (2, -3):
         with pytest.raises(IndexError):
             OBJECTS[index]
@@ -167,6 +179,22 @@ def test_objects_of_fiftyone():
     assert [one.label for one in SEVERAL.to_fiftyone().classifications] == ["cat", "dog"]
     assert LABELS.to_fiftyone().mask.tolist() == [[1, 1, 2], [1, 0, 2]]
     assert SEGMENTS.to_fiftyone().mask.tolist() == [[1, 1, 2], [1, 0, 2]]
+
+
+def test_other_tools_get_what_is_inside_of_the_image(monkeypatch):
+    fiftyone = SimpleNamespace(Detection=SimpleNamespace, Detections=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    corners = torch.tensor([[-9.0, -5, 9, 12], [3, 3, 80, 60], [50, 40, 60, 45]])
+    masks = torch.cat([MASKS, MASKS[:1]])
+    objects = Detections(corners, torch.ones(3), torch.zeros(3, dtype=torch.int64), ("ant",), masks, (30, 40))
+    ant, large, beyond = objects.to_fiftyone().detections
+    assert ant.bounding_box == pytest.approx([0, 0, 9 / 40, 12 / 30])
+    assert ant.mask.tolist() == MASKS[0, :12, :9].tolist()
+    assert large.bounding_box == pytest.approx([3 / 40, 0.1, 37 / 40, 0.9])
+    assert large.mask.tolist() == MASKS[1, 3:, 3:].tolist()
+    assert beyond.bounding_box == [1, 1, 0, 0]
+    regions = [one["value"] for one in objects.to_label_studio()["result"]]
+    assert [(one["x"], one["width"]) for one in regions] == [(0, 22.5), (7.5, 92.5), (100, 0)]
 
 
 def test_predictions_of_label_studio_are_read_again(tmp_path):

@@ -14,6 +14,7 @@ from torch import nn
 
 from focalnet.card import Preprocessing
 from focalnet.cli.train import fit
+from focalnet.data import loader
 from focalnet.data.augment import Augmentation
 from focalnet.data.loader import EpochBatches, balanced_order
 from focalnet.errors import ConfigError
@@ -82,6 +83,24 @@ def test_every_class_is_drawn_equally_often(seed):
     assert first == again
     batches.set_epoch(1)
     assert list(batches) != first
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_processes_share_one_balanced_order(monkeypatch, processes):
+    labels = np.repeat([0, 1, 2], [90, 8, 3])
+
+    def batches(rank: int, of: int, skip: int = 0) -> list[list[tuple[int, int]]]:
+        monkeypatch.setattr(loader, "world", lambda: (rank, of))
+        sampler = EpochBatches(101, 10, seed=3, training=True, labels=labels)
+        sampler.set_epoch(4)
+        sampler.skip = skip
+        return [*sampler]
+
+    alone = batches(0, 1)
+    shares = [batches(rank, processes) for rank in range(processes)]
+    together = [sorted(key for part in parts for key in part) for parts in zip(*shares, strict=True)]
+    assert together == [sorted(batch) for batch in alone]
+    assert [batches(rank, processes, skip=7) for rank in range(processes)] == [share[7:] for share in shares]
 
 
 def test_with_several_classes_each_is_drawn_equally_often_and_so_are_images_of_none():

@@ -273,7 +273,7 @@ def test_the_report_shows_figures_curves_confusions_hits_and_misses(tmp_path, co
         "By class, box",
         "Confusion matrix",
         "Most mistakes",
-        "AR 100",
+        "AR with 100 detections per image",
         "<td>ant<td>",
     ):
         assert text in page

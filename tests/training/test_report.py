@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from focalnet.card import ModelCard, Preprocessing
+from focalnet.metrics.base import Section
 from focalnet.metrics.classification import ClassificationEvaluator
 from focalnet.results import Classification
 from focalnet.samples import Batch, ImageInfo
@@ -85,6 +86,15 @@ def test_many_classes_do_without_a_matrix(folder):
     page = report(folder, evaluated(tuple(f"class {i}" for i in range(1000))))
     assert "Confusion matrix" not in page
     assert "Most confident correct predictions" in page
+
+
+def test_colors_of_classes_have_a_legend(folder):
+    section = Section("Maps", legend=[((128, 64, 128), "road"), ((1, 2, 3), "<sky>")])
+    card = ModelCard(name="toy", preprocessing=Preprocessing())
+    write_report(folder, card, RESULTS, ROWS, evaluated().compute(), [section])
+    page = folder.report.read_text()
+    assert '<li><i style="background: rgb(128, 64, 128)"></i>road</li>' in page
+    assert "&lt;sky&gt;" in page
 
 
 def test_names_are_text_not_markup(folder):

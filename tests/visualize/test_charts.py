@@ -16,6 +16,8 @@ def test_charts_have_a_line_for_each_class_with_targets():
     assert render(figure).width > 500
     many = draw_precision_recall(np.full((10, 101, 80), 50.0), [str(i) for i in range(80)])
     assert [len(axes.lines) for axes in many.axes] == [1, 1]
+    single = draw_precision_recall(np.full((10, 101, 1), 50.0), ["ant"])
+    assert [len(axes.lines) for axes in single.axes] == [1, 1]  # the mean would cover it
     nothing = draw_precision_recall(np.full((10, 101, 1), np.nan), ["ant"])
     assert [len(axes.lines) for axes in nothing.axes] == [0, 0]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from focalnet.data.formats.image_entries import Annotated as AnnotatedImage
     from focalnet.data.formats.problems import Problem
     from focalnet.data.formats.sets import Annotations
+    from focalnet.data.formats.shared_images import SharedImages
     from focalnet.data.readers.collection import Split
+    from focalnet.data.readers.image_files import ImageFiles
     from focalnet.data.readers.source import Source
 
 
@@ -82,8 +85,12 @@ def check_data(
     images without masks, masks without images, sizes that differ, labels that are not classes, colors in place of
     labels, a single class, broken files. Class folders: with --decode, broken files. Tables of labels: missing images,
     images in two rows, unknown classes and columns, cells that are not labels. Training runs the same check before it
-    starts.
+    starts. Images that two splits share are named in a warning: files of the same bytes, and with --decode images that
+    were compressed or scaled anew.
     """
+    from focalnet.data.formats.shared_images import SharedImages
+
+    shared = SharedImages(decode=decode)
     columns = {
         "image_column": image_column,
         "label_column": label_column,
@@ -94,9 +101,9 @@ def check_data(
     columns = {name: value for name, value in columns.items() if value is not None}
     maps = label_maps or mask_suffix or label_map or class_names
     if not columns and (found := _annotations(root)):
-        reports = _check_annotations(root, found, images, label_maps, masks=masks, decode=decode)
+        reports = _check_annotations(root, found, images, label_maps, shared, masks=masks, decode=decode)
     elif not maps and (tables := _label_tables(root, images, columns)):
-        reports = _check_tables(tables, decode=decode)
+        reports = _check_tables(tables, shared, decode=decode)
     else:
         from focalnet.data import SemanticData
 
@@ -112,7 +119,9 @@ def check_data(
         )
         given = images or label_maps or mask_suffix or label_map
         classes = not given and _has_class_folders(data)
-        reports = _check_classes(root, decode=decode) if classes else _check_label_maps(data, decode=decode)
+        reports = (
+            _check_classes(root, shared, decode=decode) if classes else _check_label_maps(data, shared, decode=decode)
+        )
     from focalnet.data.formats.problems import by_kind
 
     num_problems = 0
@@ -123,6 +132,8 @@ def check_data(
         for remark in report.remarks:
             say(f"warning: {report.name}: {remark}", err=True)
         say(f"{report.name}: {report.summary}", err=True)
+    for remark in shared.remarks():
+        say(f"warning: {remark}", err=True)
     if num_problems:
         unit = "problem" if num_problems == 1 else "problems"
         raise DataError(f"{root}: {num_problems} {unit}, listed above")
@@ -212,6 +223,7 @@ def _check_annotations(
     found: Sequence[Annotations],
     images: str | None,
     panoptic_maps: str | None,
+    shared: SharedImages,
     *,
     masks: bool,
     decode: bool,
@@ -232,6 +244,7 @@ def _check_annotations(
             training = False
             segments = {name: count for name, count in checked.segments().items() if count}
             summary = _summary(checked.annotated.images, segments)
+            _share(shared, str(one.path), checked.images, [image.file_name for image in checked.annotated.images])
             yield Report(str(one.path), summary, problems, checked.annotated.remarks)
             continue
         written = one.read()
@@ -251,7 +264,13 @@ def _check_annotations(
         name = str(one.path) if one.set is None else f"{one.path} ({one.set.format})"
         if one.split and sum(other.path == one.path for other in found) > 1:  # a file for all splits
             name += f": {one.split}"
+        _share(shared, name, split.images, [image.file_name for image in split.coco.images])
         yield Report(name, summary, problems, remarks)
+
+
+def _share(shared: SharedImages, split: str, files: ImageFiles, names: Iterable[str]) -> None:
+    """Adds the images of a split to those to compare."""
+    shared.add(split, [(files.path(name), partial(files.content, name)) for name in names])
 
 
 MOST_CLASSES = 20  # that a line lists
@@ -299,7 +318,7 @@ def _has_class_folders(data: SemanticData) -> bool:
     return not NO_CLASSES & {path.name.casefold() for path in data.root.iterdir() if path.is_dir()}
 
 
-def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
+def _check_classes(root: Path, shared: SharedImages, *, decode: bool) -> Iterator[Report]:
     """Classes are folders, or what archives say."""
     from focalnet.data.formats.problems import Problem
     from focalnet.data.readers.collection import Collection, Split, detect
@@ -330,10 +349,11 @@ def _check_classes(root: Path, *, decode: bool) -> Iterator[Report]:
         remarks = []
         if collection.holds_only_training:
             remarks.append("is all there is: training holds out 20 % of each class to validate on (data.holdout)")
+        shared.add(source.name, [(source.path(i), partial(source.content, i)) for i in range(len(source))])
         yield Report(source.name, f"{len(source)} images; {classes}{more}{_sizes(sizes)}", problems, remarks)
 
 
-def _check_tables(data: MultiLabelData, *, decode: bool) -> Iterator[Report]:
+def _check_tables(data: MultiLabelData, shared: SharedImages, *, decode: bool) -> Iterator[Report]:
     from focalnet.data.formats.problems import Problem
     from focalnet.data.images import read
     from focalnet.data.modules.table_check import check_tables
@@ -357,6 +377,8 @@ def _check_tables(data: MultiLabelData, *, decode: bool) -> Iterator[Report]:
         summary = f"{len(checked.labels)} images; {classes}{more}{no_class}{_sizes(sizes)}"
         if checked.images is None:
             summary = "cannot be used as it is"
+        else:
+            _share(shared, str(checked.path), checked.images, checked.names)
         yield Report(str(checked.path), summary, problems, checked.remarks)
 
 
@@ -377,7 +399,7 @@ def _unknown_json(root: Path) -> str | None:
     return None
 
 
-def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
+def _check_label_maps(data: SemanticData, shared: SharedImages, *, decode: bool) -> Iterator[Report]:
     from focalnet.data.formats.label_maps import check_masks, remarks
     from focalnet.data.formats.pairs import suggest
     from focalnet.data.formats.problems import Problem
@@ -407,4 +429,5 @@ def _check_label_maps(data: SemanticData, *, decode: bool) -> Iterator[Report]:
             say(f"warning: {remark}", err=True)
         alone = ["is all there is: training holds out 20 % of its images to validate on (data.holdout)"]
         only_training = training and len(found) == 1
+        _share(shared, pairs.name, checked.pairs.images, [image for image, _ in checked.pairs.names])
         yield Report(pairs.name, f"{len(checked.pairs)} images; {classes}", problems, alone if only_training else [])

@@ -15,6 +15,7 @@ from focalnet.reading import parse_yaml, read_text
 
 #: The value of ``per_class`` to compare, the first that there is.
 _OF_CLASSES = ("accuracy", "iou", "mask_ap", "box_ap", "pq", "ap")
+_OF_ALL_TASKS = {"images", "images_per_s", "epochs", "seconds"}  # numbers of every run, which are not metrics
 _LONGEST = 32  # characters of a cell
 
 
@@ -32,6 +33,8 @@ def compare(
         raise ConfigError("compare needs two runs or more")
     results = [_results(run) for run in runs]
     names = _names(runs)
+    for why in _other_data(results, names):
+        say(f"warning: {why}", err=True)
     _say_table(["metric", *names], _metrics(results))
     if classes and (rows := _classes(results, classes)):
         say("")
@@ -39,6 +42,22 @@ def compare(
     if rows := list(_options([_options_of(run) for run in runs])):
         say("")
         _say_table(["option", *names], rows)
+
+
+def _other_data(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[str]:
+    """Why metrics should not be compared with those of the first run: other metrics, classes, or numbers of images."""
+    first = results[0]
+    for result, name in zip(results[1:], names[1:], strict=True):
+        ours, theirs = (
+            {key for key, value in one.items() if _is_number(value)} - _OF_ALL_TASKS for one in (first, result)
+        )
+        known = [{one["name"] for one in run.get("per_class") or []} for run in (first, result)]
+        if not ours & theirs:
+            yield f"{names[0]} and {name} have no metric in common: are they of one task?"
+        elif all(known) and known[0] != known[1]:
+            yield f"{names[0]} and {name} are measured on other classes, so differences of their metrics mean little"
+        elif (images := [run.get("images") for run in (first, result)])[0] != images[1]:
+            yield f"{names[0]} is measured on {images[0]} images and {name} on {images[1]}: is it the same data?"
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -69,7 +88,7 @@ def _metrics(results: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     measured = [{**one, **_of_test(one)} for one in results]
     for name in dict.fromkeys(name for one in measured for name, value in one.items() if _is_number(value)):
         values = [one.get(name) for one in measured]
-        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        cells = [f"{value:.2f}" if _is_number(value) else "" for value in values]
         yield [name, *_with_differences(values, cells)]
 
 

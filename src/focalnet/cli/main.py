@@ -7,8 +7,10 @@ in the library and keeps its traceback.
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 import typer
@@ -42,6 +44,7 @@ from focalnet.cli.train import (
 from focalnet.errors import FocalNetError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+MAY_BE_EMPTY = {"--mask-suffix", "--label-delimiter"}  # options whose text may be empty
 # The class of click, or of the copy of click inside newer versions of typer.
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 
@@ -85,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows ``focalnet``; default: those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if (empty := _empty(arguments)) is not None:
+        return _refuse(f"{empty} is empty: give it a value, or leave it out; the current folder is .")
     warnings.showwarning = _warn  # type: ignore[assignment]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may hold what it cannot show
@@ -100,6 +105,17 @@ def main(arguments: list[str] | None = None) -> int:
     if code == INTERRUPTED:
         say("interrupted", err=True)
     return code if isinstance(code, int) else 0
+
+
+def _empty(arguments: Sequence[str]) -> str | None:
+    """The option whose value is empty, as of a shell variable that is not set: as a path, it is the current folder."""
+    for option, value in itertools.pairwise(["an argument", *arguments]):
+        name = option if option.startswith("-") and "=" not in option else "an argument"
+        if value.startswith("--") and value.endswith("="):
+            name, value = value[:-1], ""
+        if not value and name not in MAY_BE_EMPTY and "." not in name:  # options of recipes have their own types
+            return name
+    return None
 
 
 def _refuse(message: str) -> int:

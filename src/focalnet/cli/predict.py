@@ -6,7 +6,7 @@ import glob
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -208,6 +208,8 @@ def predict(
     results = Results(out, model, None if classifies else Ids(network, annotations, images), table)
     names = dict(zip(map(str, files), unique_names(files, below=paths or ()), strict=True))
     skip = _report_skipped if on_error is OnError.SKIP else None
+    if passed_over := _videos_passed_over(paths or ()):
+        say(f"warning: {_few(passed_over)}: videos in folders are passed over; name them to predict them", err=True)
     if out is not None:
         refuse_to_overwrite(files, names.values(), out)
     with size_limit(max_megapixels), results.kept():
@@ -227,6 +229,19 @@ def predict(
         say(results.write_table())
     if not results.count and not followed:
         raise ImageError(f"none of the {len(files)} images could be read")
+
+
+def _videos_passed_over(paths: Iterable[str]) -> list[Path]:
+    """The videos in folders, which are searched for images only."""
+    from focalnet.data.images import list_folder
+    from focalnet.inference.video import SUFFIXES
+
+    return [video for path in map(Path, paths) if path.is_dir() for video in list_folder(path, SUFFIXES)]
+
+
+def _few(files: Sequence[Path]) -> str:
+    """The first file, and how many follow."""
+    return f"{files[0]}" if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
 
 def _predict_manifest(

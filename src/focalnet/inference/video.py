@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 
+MOST_LATE = 0.5  # seconds between the time of a frame and that at an even rate which need no warning
+
 
 def is_video(path: str | Path) -> bool:
     """Whether the file has the suffix of a video."""
@@ -28,7 +30,7 @@ def is_video(path: str | Path) -> bool:
 
 
 def frames(path: str | Path) -> Iterator[Image.Image]:
-    """Yields the frames of a video, one after another; warns if there are fewer than the file declares.
+    """Yields the frames of a video, one after another; warns of fewer than the file declares, or of an uneven rate.
 
     Raises:
         ImageError: it cannot be read.
@@ -40,8 +42,12 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
         was_read, frame_BGR = video.read()
         if not was_read:
             raise ImageError(f"{path}: cannot be read as a video")
-        count = 0
+        count, late = 0, 0.0
+        rate, first = _declared_rate(video), float(video.get(cv2.CAP_PROP_POS_MSEC)) / 1000
         while was_read:
+            moment = float(video.get(cv2.CAP_PROP_POS_MSEC)) / 1000  # 0 or less where it is unknown
+            if moment > first:
+                late = max(late, abs(moment - first - count / rate))
             yield Image.fromarray(cv2.cvtColor(frame_BGR, cv2.COLOR_BGR2RGB))
             count += 1
             was_read, frame_BGR = video.read()
@@ -52,6 +58,14 @@ def frames(path: str | Path) -> Iterator[Image.Image]:
                 path,
                 count,
                 round(declared),
+            )
+        if late > MOST_LATE:
+            logger.warning(
+                "%s: has a variable frame rate: its frames are up to %.1f s before or after their times at an even %g "
+                "a second, which results have",
+                path,
+                late,
+                rate,
             )
     finally:
         video.release()

@@ -120,6 +120,7 @@ class Section:
         tables: numbers.
         results: images with predictions.
         charts: confusion matrices and precision-recall curves.
+        legend: colors in the images, (red, green, blue), and the names of their classes.
         warning: what is wrong with the model or the data, shown at the top of the report.
     """
 
@@ -128,6 +129,7 @@ class Section:
     tables: Sequence[Table] = ()
     results: Sequence[Example] = ()
     charts: Sequence[Chart] = ()
+    legend: Sequence[tuple[tuple[int, int, int], str]] = ()
     warning: str = ""
 
 
@@ -228,10 +230,12 @@ class Evaluator(ABC):
         image_CHW = batch.images[i, :, :height, :width].cpu().float() * std + mean
         return Image.fromarray((image_CHW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
-    def example_sections(self, best: str, worst: str) -> list[Section]:
-        """Sections with these titles for the best and the worst examples."""
+    def example_sections(
+        self, best: str, worst: str, legend: Sequence[tuple[tuple[int, int, int], str]] = ()
+    ) -> list[Section]:
+        """Sections with these titles and this legend for the best and the worst examples."""
         return [
-            Section(title, text="" if examples else "None.", results=examples)
+            Section(title, text="" if examples else "None.", results=examples, legend=legend if examples else ())
             for title, examples in ((best, self.best), (worst, self.worst))
         ]
 

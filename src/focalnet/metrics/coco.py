@@ -53,7 +53,7 @@ _TITLES = {
     "ap50": "AP at IoU 0.50",
     "ap75": "AP at IoU 0.75",
     **{f"ap_{size}": f"AP of {size} objects" for size in ("small", "medium", "large")},
-    **{f"ar_{number}": f"AR with {number} detections per image" for number in (1, 10, 100)},
+    **{f"ar_{number}": f"AR with {number} detection{'s' * (number > 1)} per image" for number in (1, 10, 100)},
     **{f"ar_{size}": f"AR of {size} objects" for size in ("small", "medium", "large")},
 }
 _ALL_SIZES, _MOST = 0, -1  # indices in COCOeval's axes: objects of any size, the most detections per image
@@ -370,15 +370,9 @@ def _averages(results: Mapping[Kind, CocoResult]) -> Table:
     """A row for each average, a column for boxes and one for masks."""
     first = next(iter(results.values()))
     rows: list[tuple[str | Bar, ...]] = [
-        (_shown(name), *(format_value(result.stats[name]) for result in results.values())) for name in first.stats
+        (_TITLES[name], *(format_value(result.stats[name]) for result in results.values())) for name in first.stats
     ]
     return Table(rows, ("", *(f"{kind}, %" for kind in results)))
-
-
-def _shown(name: str) -> str:
-    """``"AP small"`` of ``"ap_small"``."""
-    measure, _, of = name.partition("_")
-    return f"{measure.upper()} {of}".rstrip()
 
 
 def _by_class(result: CocoResult) -> Table:

@@ -29,6 +29,7 @@ from focalnet.metrics.base import (
 )
 from focalnet.results import PanopticMap, Segment
 from focalnet.samples import Batch, PanopticTarget
+from focalnet.visualize import palettes
 
 MIN_IOU = 0.5  # of a match, exclusive
 MAX_IGNORED_SHARE = 0.5  # a predicted segment with a larger share on void and crowds is not a mistake
@@ -253,7 +254,11 @@ class PanopticEvaluator(Evaluator):
             balance_section(self.class_names, matched + missed, matched + wrong, what="segments"),
         ]
         what = "images: targets and predictions"
-        return sections + self.example_sections(f"Best {what}", f"Worst {what}")
+        names = self.class_names
+        legend = [
+            (palettes.of_map(i, names), names[i]) for i, segments in enumerate(matched + wrong + missed) if segments
+        ]
+        return sections + self.example_sections(f"Best {what}", f"Worst {what}", legend)
 
 
 def panoptic_metrics(result: PanopticResult) -> list[Metric]:

@@ -30,6 +30,7 @@ from focalnet.metrics.base import (
 from focalnet.metrics.confusion import count_pairs
 from focalnet.results import SemanticMap
 from focalnet.samples import IGNORED, Batch, LabelMapTarget, Size
+from focalnet.visualize import palettes
 
 MOST_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
@@ -220,7 +221,9 @@ class SemanticEvaluator(Evaluator):
             chart = ConfusionMatrix(share, names, names)
             sections.append(Section("Confusion matrix, ‰ of the pixels of a class", charts=[chart]))
         what = "images: targets and predictions"
-        return sections + self.example_sections(f"Best {what}", f"Worst {what}")
+        classes = [i for i, pixels in enumerate(result.matrix.sum(1) + result.matrix.sum(0)[: len(names)]) if pixels]
+        legend = [(palettes.of_map(i, names), names[i]) for i in classes]
+        return sections + self.example_sections(f"Best {what}", f"Worst {what}", legend)
 
 
 def _by_class(result: SemanticResult, names: Sequence[str]) -> Table:

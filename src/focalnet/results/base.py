@@ -167,7 +167,9 @@ class Result(ABC):
 
 def as_array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A field of a result as an array: of PyTorch's models it is a tensor, of exported networks an array."""
-    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+    if isinstance(values, np.ndarray):
+        return values
+    return (values.float() if str(values.dtype) == "torch.bfloat16" else values).cpu().numpy()  # NumPy has no bfloat16
 
 
 def run_lengths(masks_NHW: npt.NDArray[Any]) -> list[dict[str, Any]]:
@@ -188,7 +190,8 @@ def _same(one: Any, other: Any) -> bool:
         return bool(one == other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool((as_array(one) == as_array(other)).all())
+    one, other = as_array(one), as_array(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def briefly(parts: Sequence[str]) -> str:

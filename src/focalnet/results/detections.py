@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from focalnet.results.base import Result, as_array, briefly, class_name, run_len
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from focalnet.visualize.boxes import Box
 
 
 class DetectedObject(NamedTuple):
@@ -64,13 +67,16 @@ class Detections(Result):
         return (self[index] for index in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> DetectedObject: ...
+    def __getitem__(self, index: int | np.integer[Any]) -> DetectedObject: ...
     @overload
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Detections: ...
 
-    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> DetectedObject | Detections:
+    def __getitem__(self, index: Any) -> DetectedObject | Detections:
         """One object; or those of a slice, of indices, or of a mask ``(N,)``, bool."""
-        if isinstance(index, int):
+        if isinstance(index, slice):
+            index = list(range(*index.indices(len(self))))  # PyTorch takes no negative steps
+        elif getattr(index, "ndim", 0) == 0 and not isinstance(index, Sequence):  # an integer of any library
+            index = operator.index(index)  # or TypeError
             if not -len(self) <= index < len(self):
                 raise IndexError(f"object {index} of {len(self)}")
             label = int(self.labels[index])
@@ -126,6 +132,8 @@ class Detections(Result):
     def to_fiftyone(self) -> Any:
         """Returns ``fiftyone.Detections``; boxes are fractions of the image size, masks are cropped to their box.
 
+        What is outside of the image is cut off.
+
         Raises:
             MissingDependency: FiftyOne is not installed.
         """
@@ -133,11 +141,12 @@ class Detections(Result):
         height, width = self.size
         found = []
         for one in self:
-            x1, y1, x2, y2 = one.box
+            x1, y1, x2, y2 = self._inside(one.box)
             box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
             mask = None
             if one.mask is not None:
                 top, left = round(y1), round(x1)
+                top, left = min(top, height - 1), min(left, width - 1)
                 mask = as_array(one.mask)[top : max(round(y2), top + 1), left : max(round(x2), left + 1)]
             found.append(fiftyone.Detection(label=one.name, bounding_box=box, confidence=one.score, mask=mask))
         return fiftyone.Detections(detections=found)
@@ -145,7 +154,7 @@ class Detections(Result):
     def to_label_studio(
         self, model: str = "focalnet", *, from_name: str = "label", to_name: str = "image"
     ) -> dict[str, Any]:
-        """Returns a prediction for Label Studio: the boxes as rectangles, without masks.
+        """Returns a prediction for Label Studio: the boxes within the image as rectangles, without masks.
 
         Args:
             model: its version, as Label Studio shows it.
@@ -155,7 +164,7 @@ class Detections(Result):
         height, width = self.size
         regions = []
         for number, one in enumerate(self, start=1):
-            x1, y1, x2, y2 = one.box
+            x1, y1, x2, y2 = self._inside(one.box)
             place = {
                 "x": 100 * x1 / width,
                 "y": 100 * y1 / height,
@@ -177,6 +186,12 @@ class Detections(Result):
             )
         score = float(self.scores.mean()) if len(self) else 0.0
         return {"model_version": model, "score": score, "result": regions}
+
+    def _inside(self, box: Box) -> Box:
+        """The part of a box that is inside of the image."""
+        x1, y1, x2, y2 = box
+        height, width = self.size
+        return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
     def name(self, label: int) -> str:
         """The name of a class, ``"class 3"`` where it is unknown."""

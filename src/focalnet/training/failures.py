@@ -92,7 +92,7 @@ def _reason(error: BaseException | None) -> str | None:
     if _another_process_died(error):
         return "another process of this run has died; what it said, or the system's log, has the reason"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
-        return f"out of memory: {WAY_OUT}, or --data.num_workers"
+        return f"out of memory: {WAY_OUT}, or lower --data.num_workers"
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory: {WAY_OUT}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from focalnet import weights
 from focalnet.card import ModelCard
@@ -182,5 +183,9 @@ def _test(trainer: pl.Trainer, task: Task, data: Data, network: Model[Any, Any])
         log.warning("the test split is not measured: %s", error)
         return None
     task.examples = False
-    measurement, _ = measure(trainer, task, data, network, test=True)
+    try:
+        measurement, _ = measure(trainer, task, data, network, test=True)
+    except MisconfigurationException as error:  # trainer.limit_test_batches is a share of less than one batch
+        log.warning("the test split is not measured: %s", " ".join(str(error).split()))
+        return None
     return measurement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,8 +53,9 @@ class Best(pl.Callback):
         }
         before = None if self.best is None else self.best["metrics"][metric.name]
         sign = 1 if metric.higher_is_better else -1
-        self.since = 0 if before is None or sign * (metric.value - before) > 0 else self.since + 1
-        if metric.value == metric.value and (before is None or sign * (metric.value - before) >= 0):
+        defined = not math.isnan(metric.value)
+        self.since = 0 if defined and (before is None or sign * (metric.value - before) > 0) else self.since + 1
+        if defined and (before is None or sign * (metric.value - before) >= 0):
             self.best = self.last
             if self.copies:
                 state = trainer.strategy.lightning_module_state_dict()  # all processes take part, where it is sharded

@@ -133,6 +133,12 @@ class Options:
             raise ConfigError("a run is measured in epochs: trainer.max_epochs must be at least 1")
         if trainer.max_steps is not None and trainer.max_steps != -1 and trainer.max_steps < 1:
             raise ConfigError(f"trainer.max_steps={trainer.max_steps} must be at least 1, or -1 for no limit")
+        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+            limit = trainer[name]
+            if limit is not None and limit <= 0:
+                raise ConfigError(
+                    f"trainer.{name}={limit} must be above 0: a run is trained and then measured; 1 is one batch"
+                )
 
     def to_yaml(self) -> str:
         """Every option with its value, in the form of a recipe."""

@@ -61,9 +61,12 @@ PAGE = Template("""<!doctype html>
   img { display: block; width: 100%; max-width: 30rem; height: auto; border-radius: .3rem; }
   img.tiny { image-rendering: pixelated; }
   svg { display: block; width: 100%; height: auto; fill: currentColor; } svg text { font-family: inherit; }
+  .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; font-size: .9rem; }
+  .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em; }
   .chart { max-width: 60rem; } .sheet { background: #fff; color: #1d2939; border-radius: .5rem; padding: .5rem; }
   .sheet figcaption { color: #5b6575; } th { white-space: nowrap; }
   .tiles { grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); }
+  @media (min-width: 60rem) { nav ul { flex-wrap: wrap; gap: .2rem 1.2rem; } html { scroll-padding-top: 6rem; } }
   @media (max-width: 40rem) { meter { width: 4.5rem; } td, th { padding-right: .6rem; } h1 { font-size: 1.3rem; } }
 </style>
 <nav aria-label="Sections"><ul>$links</ul></nav>
@@ -163,6 +166,8 @@ def _weights(results: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
 def _content(section: Section) -> str:
     text = f'<p class="note">{_text(section.text)}</p>' if section.text else ""
     pieces = [text, *map(_table, section.tables), *map(_chart, section.charts)]
+    if section.legend:
+        pieces.append(_legend(section.legend))
     if section.results:
         pieces.append(_examples(section.results))
     return "\n".join(piece for piece in pieces if piece)
@@ -209,7 +214,8 @@ def _chart(chart: Chart) -> str:
             legend = "Rows are target classes, columns predicted classes; the darker, the larger the share of the row."
         case PrecisionRecall():
             figure = draw_precision_recall(chart.precision, chart.names)
-            legend = "Precision over recall, the mean of all classes in black."
+            mean = ", the mean of all classes in black" if len(chart.names) > 1 else ""
+            legend = f"Precision over recall{mean}."
     width = round(96 * figure.get_figwidth())
     picture = _svg(figure, legend)
     return (
@@ -233,6 +239,12 @@ def _examples(examples: Sequence[Example]) -> str:
     return f'<div class="pairs">{"".join(f"<div class=pair>{pair}</div>" for pair in pairs)}</div>'
 
 
+def _legend(entries: Sequence[tuple[tuple[int, int, int], str]]) -> str:
+    """The colors of classes with their names, in as many columns as fit."""
+    items = "".join(f'<li><i style="background: rgb{color}"></i>{_text(name)}</li>' for color, name in entries)
+    return f'<ul class="legend" aria-label="Colors of classes">{items}</ul>'
+
+
 def _is_tiny(image: Image) -> bool:
     """Whether single pixels are to be seen."""
     return max(image.size) < IMAGE_SIDE // 4
@@ -249,7 +261,7 @@ def _image(image: Image, title: str) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     alt = title.replace("\n", ", ")
     return (
-        f'<figure><img{" class=tiny" if tiny else ""} loading="lazy" width="{image.width}" height="{image.height}" '
+        f'<figure><img{" class=tiny" if tiny else ""} width="{image.width}" height="{image.height}" '
         f'alt="{alt}" src="{source}"><figcaption>{title}</figcaption></figure>'
     )
 

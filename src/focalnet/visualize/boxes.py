@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Values: TypeAlias = "NDArray[Any] | Tensor"
 MASK_SHARE = 0.45  # opacity of the color within a mask
 LARGEST = 1600  # pixels of the long side; larger than elsewhere, because objects are small
+FAR = 1e5  # pixels beyond which boxes are cut off: Pillow's coordinates are 32-bit integers
 CROWD = 20  # with this many objects, names wider than their object would hide others
 
 
@@ -62,7 +63,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(drawn)
     line = max(max(drawn.size) // 400, 2)
     scale = np.array([drawn.width / image.width, drawn.height / image.height] * 2, np.float32)
-    scaled = np.array(boxes.tolist(), np.float32).reshape(-1, 4) * scale
+    scaled = np.nan_to_num(np.array(boxes.tolist(), np.float32).reshape(-1, 4) * scale).clip(-FAR, FAR)
     percents = [""] * len(colors) if scores is None else [f" {score:.0%}" for score in scores.tolist()]
     places = [_ordered(box) for box in scaled.tolist()]
     for box, color in reversed(list(zip(places, colors, strict=True))):

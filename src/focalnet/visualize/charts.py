@@ -21,7 +21,7 @@ IOUS = (0.5, 0.75)  # thresholds to draw, of those from 0.50 in steps of 0.05
 
 
 def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) -> Figure:
-    """Draws precision over recall at IoU 0.50 and 0.75: the mean in black, and up to 10 classes in colors.
+    """Draws precision over recall at IoU 0.50 and 0.75: up to 10 classes in colors, and the mean of several in black.
 
     Args:
         precision: percent, at 101 recalls, ``(thresholds, 101, classes)``; NaN for classes without objects.
@@ -39,7 +39,7 @@ def draw_precision_recall(precision: NDArray[np.float64], names: Sequence[str]) 
                     color=palettes.of_class(label),
                     label=_label(names[label]),
                 )
-        if len(present):
+        if len(present) > 1:
             axes.plot(range(101), np.nanmean(curves[:, present], axis=1), color=palettes.INK, lw=2, label="mean")
         _finish(axes, f"IoU {iou:.2f}")
     return figure

@@ -73,12 +73,8 @@ def draw_label_map(
     """
     drawn = original_size(image) if as_frame else readable_size(image, SMALLEST, LARGEST)
     counts = Counter(area.label for area in areas)
-    own = palettes.of_names(names) or []
-
-    def color(label: int) -> palettes.RGB:
-        return own[label] if label < len(own) else palettes.of_region(label)
-
-    shades = {label: iter(palettes.shades(color(label), count)) for label, count in counts.items()}
+    color = {label: palettes.of_map(label, names) for label in {*counts, *(label for label, _ in legend or ())}}
+    shades = {label: iter(palettes.shades(color[label], count)) for label, count in counts.items()}
     colored = [(area.share, _Colored(area.id, area.name, next(shades[area.label]))) for area in areas]
     ids = sampled(ids_HW, drawn.size)
     drawn = _lay_over(drawn, ids, [area for _, area in colored])
@@ -87,7 +83,7 @@ def draw_label_map(
     _write_names(drawn, ids, [area for share, area in largest if share >= smallest_named])
     if legend is None or as_frame:
         return drawn
-    return with_legend(drawn, [(color(label), text) for label, text in legend])
+    return with_legend(drawn, [(color[label], text) for label, text in legend])
 
 
 def sampled(ids_HW: Ids, size: tuple[int, int]) -> npt.NDArray[np.int64]:

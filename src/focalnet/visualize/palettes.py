@@ -89,6 +89,12 @@ _VARIED = (
 )
 
 
+def of_map(label: int, names: Sequence[str]) -> RGB:
+    """The color of a class in drawings of label maps: that of a well-known data set, where the names are of one."""
+    own = of_names(names) or []
+    return own[label] if label < len(own) else of_region(label)
+
+
 def of_names(names: Sequence[str]) -> list[RGB] | None:
     """The colors that the classes of Cityscapes or CamVid have in their own label maps.
 
