@@ -48,7 +48,7 @@ def test_the_table_of_formats() -> None:
     assert rows[0].p95 == pytest.approx(0.2)
     header, first, second, *rest = table(rows)
     assert header.split() == ["format", "file", "top-1", "median", "p95", "peak", "memory"]
-    assert " ".join(first.split()).endswith("MB 91.25 110.00 ms 200.00 ms 123 MB")
+    assert " ".join(first.split()).endswith("MB 91.25 % 110.00 ms 200.00 ms 123 MB")
     assert second.split()[0] == r"two\x0a"
     assert rest == ["not measured: three: no compiler"]
     assert rows[2].to_dict() == {"format": "three", "not_measured": "no compiler"}

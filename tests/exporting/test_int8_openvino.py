@@ -202,6 +202,7 @@ def test_detectors(
 ) -> None:
     """Shares of the scores that objects may lose; the random heads of Mask R-CNN make much of small changes."""
     monkeypatch.setattr("focalnet.exporting.exporting.check_agreement", lambda *_: {})  # is tested elsewhere
+    monkeypatch.setattr("focalnet.exporting.quantization.openvino_layers.RULES", {"minmax": "MINMAX"})
     source, out = network(method, depths=(1, 1, 1, 1)).export(tmp_path / "m.xml").path, tmp_path / "out.xml"
     layers = OpenVinoLayers(source)
     noise = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -109,7 +109,7 @@ class Row:
         format: how it runs.
         path: its file.
         reason: why it was not measured; empty if it was.
-        metrics: headline metrics on the data, by title.
+        metrics: headline metrics on the data in percent, by title.
         seconds: of every prediction, in order.
         memory: peak of the process in bytes; 0 where the system does not say.
     """
@@ -386,7 +386,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     cells = [["format", "file", *titles, "median", "p95", "peak memory"]]
     for row in measured:
         memory = f"{row.memory / 1e6:.0f} MB" if row.memory else "unknown"
-        metrics = [f"{row.metrics[title]:.2f}" for title in titles]
+        metrics = [f"{row.metrics[title]:.2f} %" for title in titles]
         times = (f"{1e3 * row.median:.2f} ms", f"{1e3 * row.p95:.2f} ms")
         cells.append([escaped(row.name), f"{row.bytes / 1e6:.1f} MB", *metrics, *times, memory])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
