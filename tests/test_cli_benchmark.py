@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from focalnet.cli.benchmark import Timing, in_turns
-from focalnet.cli.formats import FORMATS, Row, table, ties
+from focalnet.cli.formats import FORMATS, Row, _images, table, ties
 from focalnet.cli.main import main
+from focalnet.exporting.quantization.data import LabelledData
+from tests.data.semantic import write_semantic
+from tests.exporting.networks import network
 
 
 def test_every_candidate_is_called_once_a_round_in_rotating_order() -> None:
@@ -42,11 +48,30 @@ def test_the_table_of_formats() -> None:
     assert rows[0].p95 == pytest.approx(0.2)
     header, first, second, *rest = table(rows)
     assert header.split() == ["format", "file", "top-1", "median", "p95", "peak", "memory"]
-    assert " ".join(first.split()).endswith("MB 91.25 110.00 ms 200.00 ms 123 MB")
+    assert " ".join(first.split()).endswith("MB 91.25 % 110.00 ms 200.00 ms 123 MB")
     assert second.split()[0] == r"two\x0a"
     assert rest == ["not measured: three: no compiler"]
     assert rows[2].to_dict() == {"format": "three", "not_measured": "no compiler"}
     assert rows[1].to_dict()["median_s"] == 0.1
+
+
+def test_images_to_time_are_those_that_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither label maps nor training images; those of an archive are written to files."""
+    model = network("upernet")
+    model.card = replace(model.card, class_names=("red", "green", "blue"))
+    write_semantic(tmp_path / "data", images=3)
+    labelled = LabelledData(model, model.card, tmp_path / "data")
+    files, described = _images(model, labelled, tmp_path)
+    assert files == [str(tmp_path / f"data/images/val/0{i}.png") for i in range(3)]
+    assert described == f"3 images of {tmp_path / 'data'} (split val)"
+    monkeypatch.setattr("focalnet.cli.formats._IMAGES", 2)
+    monkeypatch.setattr(labelled, "path", lambda index: Path(f"data.tar/{index}.png"))
+    files, described = _images(model, labelled, tmp_path)
+    assert files == [str(tmp_path / f"{i}.png") for i in range(2)]
+    for i, file in enumerate(files):
+        expected = np.asarray(Image.open(tmp_path / f"data/images/val/0{i}.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), expected)
+    assert _images(model, None, tmp_path) == ([str(tmp_path / "noise.png")], "an image of noise")
 
 
 def test_formats_that_cannot_be_measured_are_named(

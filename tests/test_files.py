@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from focalnet.errors import CheckpointError, FocalNetError
-from focalnet.files import atomic, write
+from focalnet.files import atomic, atomic_together, write
 
 
 def test_missing_folders_are_made_and_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
@@ -54,3 +54,13 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(FocalNetError, match="cannot write"):
             write(path, b"")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_folders_are_never_replaced(tmp_path: Path) -> None:
+    """Neither one that is in the place of a file, nor one in the place of a file that belongs to it."""
+    kept = write(tmp_path / "m.bin" / "kept.txt", b"kept")
+    for write_to in (lambda: atomic_together([tmp_path / "m.xml", tmp_path / "m.bin"]), lambda: atomic(kept.parent)):
+        with pytest.raises(FocalNetError, match="Is a directory; choose another path"), write_to():
+            pytest.fail("it is refused before anything is written")
+    assert kept.read_bytes() == b"kept"
+    assert sorted(tmp_path.rglob("*")) == [kept.parent, kept]

@@ -30,6 +30,7 @@ def atomic(path: str | Path, error: type[FocalNetError] = FocalNetError) -> Iter
     path = Path(path)
     part = path.with_name(f".{cut(path.name, 99)}.{uuid.uuid4().hex}.part")
     try:
+        _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         permissions = part.stat().st_mode  # those of a new file; safetensors makes its files private
@@ -61,6 +62,8 @@ def atomic_together(paths: Sequence[Path], error: type[FocalNetError] = FocalNet
     before = folder / "before"
     moved: list[tuple[Path, Path]] = []  # from where to where
     try:
+        for path in paths:
+            _refuse_folder(path)
         before.mkdir(parents=True)
         parts = [folder / path.name for path in paths]
         yield parts
@@ -81,6 +84,11 @@ def atomic_together(paths: Sequence[Path], error: type[FocalNetError] = FocalNet
         for source, target in reversed(moved):  # not all of them could be moved
             os.replace(target, source)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def cut(name: str, size: int) -> str:

@@ -253,7 +253,8 @@ def test_programs_with_pickled_weights(classifier: Case, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"format": 1', '"format": 2', "was exported in another format than 1"),
+        ('"format": 1', '"format": 2', "was exported in another format than 1; install a later focalnet, or export it"),
+        ('"format": 1', '"format": 0', "was exported in another format than 1; export it again"),
         ('"num_classes": 3', '"num_classes": 0', "its metadata are damaged"),
         ('"output": "classification"', '"output": "x"', "its metadata are damaged"),
         ('"crop_pct"', '"other"', "its metadata are damaged"),

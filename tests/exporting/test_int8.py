@@ -440,6 +440,17 @@ def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_report_of_another_file_stays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """``m.onnx`` and ``m.xml`` have reports of the same name."""
+    (tmp_path / "m.int8.json").write_text("{}")
+    command = ["export", "focalnet_nano.cifar10", "--out", str(tmp_path / "m.onnx"), "--int8", "--data", str(tmp_path)]
+    assert main(command) == 2
+    assert "m.int8.json: already exists; overwrite it with --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 2  # of the data
+    assert "m.int8.json" not in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["m.int8.json"]
+
+
 def test_several_labels_are_measured(model: Model[Any, Any], tmp_path: Path) -> None:
     several = network("classifier", depths=(1, 1), focal_windows=(3, 3), focal_levels=(1, 1), multi_label=True)
     several.card = model.card

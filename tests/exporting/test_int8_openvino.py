@@ -23,6 +23,7 @@ from focalnet.exporting.quantization.changes import change
 from focalnet.exporting.quantization.openvino_layers import OpenVinoLayers
 from focalnet.inference.exported import ExportedNetwork
 from focalnet.models import Model
+from focalnet.nn.fpn import FPNConfig
 from focalnet.runtime import Predictor as RuntimePredictor
 from focalnet.runtime import read_header
 from focalnet.runtime.sessions import file_size
@@ -194,15 +195,33 @@ def test_activations_that_are_not_finite(model: Model[Any, Any], tmp_path: Path,
         layers.observe(lambda: [{"images": images}])
 
 
+#: Two stages and three levels: most of the time of these tests is that of tracing.
+ATSS = {
+    "depths": (1, 1),
+    "focal_levels": (1, 1),
+    "focal_windows": (3, 3),
+    "out_indices": (0, 1),
+    "neck": FPNConfig(channels=16, levels=3, extra="conv"),
+}
+
+
 @pytest.mark.parametrize(
-    ("method", "one", "all_layers"), [("atss", 0.15, 0.3), pytest.param("mask_rcnn", 0.9, 1.0, marks=pytest.mark.slow)]
+    ("method", "options", "one", "all_layers"),
+    [("atss", ATSS, 0.15, 0.3), pytest.param("mask_rcnn", {}, 0.9, 1.0, marks=pytest.mark.slow)],
 )
 def test_detectors(
-    model: Model[Any, Any], tmp_path: Path, method: str, one: float, all_layers: float, monkeypatch: pytest.MonkeyPatch
+    model: Model[Any, Any],
+    tmp_path: Path,
+    method: str,
+    options: dict[str, Any],
+    one: float,
+    all_layers: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Shares of the scores that objects may lose; the random heads of Mask R-CNN make much of small changes."""
     monkeypatch.setattr("focalnet.exporting.exporting.check_agreement", lambda *_: {})  # is tested elsewhere
-    source, out = network(method, depths=(1, 1, 1, 1)).export(tmp_path / "m.xml").path, tmp_path / "out.xml"
+    monkeypatch.setattr("focalnet.exporting.quantization.openvino_layers.RULES", {"minmax": "MINMAX"})
+    source, out = network(method, **options).export(tmp_path / "m.xml").path, tmp_path / "out.xml"
     layers = OpenVinoLayers(source)
     noise = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     images, sizes = torch.nn.functional.interpolate(noise, (160, 160), mode="bicubic"), np.array([[160, 160]])

@@ -57,11 +57,13 @@ def export(
     disagrees is not written. With --int8, the loss of accuracy is measured first; FILE.int8.json says what each layer
     costs.
     """
-    if out.exists() and not force:
-        raise ConfigError(f"{out}: already exists; overwrite it with --force")
     from focalnet import zoo
     from focalnet.exporting import export as write
+    from focalnet.exporting.exporting import report_path
 
+    for file in (out, report_path(out)) if int8 else (out,):
+        if file.exists() and not force:
+            raise ConfigError(f"{file}: already exists; overwrite it with --force")
     if int8:
         show_progress()
     exported = write(

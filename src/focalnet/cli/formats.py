@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import focalnet
 from focalnet.cli.terminal import say
-from focalnet.errors import ConfigError, DataError, FocalNetError, escaped
+from focalnet.errors import ConfigError, FocalNetError, escaped
 from focalnet.files import write
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Row:
         format: how it runs.
         path: its file.
         reason: why it was not measured; empty if it was.
-        metrics: headline metrics on the data, by title.
+        metrics: headline metrics on the data in percent, by title.
         seconds: of every prediction, in order.
         memory: peak of the process in bytes; 0 where the system does not say.
     """
@@ -187,13 +187,12 @@ def compare_formats(
     network: Model[Any, Any] = zoo.load(model).eval()
     labelled = None if data is None else _labelled(network, data, split)
     with tempfile.TemporaryDirectory(prefix="focalnet-") as folder:
-        images = _images(network, data, Path(folder))
+        images, described = _images(network, labelled, Path(folder))
         rows = _files(network, Path(folder), compiled=compiled)
         rows += [Row(str(file), _format_of(file), file) for file in files]
         rows = time_in_turns(rows, images, rounds, torch.get_num_threads())
         if labelled is not None:
             rows = [row if row.reason else _measured(row, labelled) for row in rows]
-        described = f"{len(images)} images of {data}" if data in Path(images[0]).parents else "an image of noise"
         setting = {
             "model": model,
             "images": described,
@@ -209,22 +208,28 @@ def compare_formats(
             write(out, json.dumps(content, indent=1).encode(), ConfigError)
 
 
-def _images(network: Model[Any, Any], data: Path | None, folder: Path) -> list[str]:
-    """Image files of the data, or one of noise where there are none."""
+def _images(network: Model[Any, Any], labelled: LabelledData | None, folder: Path) -> tuple[list[str], str]:
+    """Image files to predict, and what they are: those that measure, evenly spread, or one of noise without data.
+
+    An image of a shard or table, which is no file of its own, is written to ``folder``.
+    """
     import numpy as np
     from PIL import Image
 
-    from focalnet.data.images import find
-
-    if data is not None and data.is_dir():
-        with contextlib.suppress(DataError):  # no image files: shards or tables
-            found = find([data])
-            return [str(path) for path in found[:: max(1, len(found) // _IMAGES)][:_IMAGES]]
+    if labelled is not None:
+        files = []
+        for index in range(0, labelled.images, max(1, labelled.images // _IMAGES))[:_IMAGES]:
+            file = labelled.path(index)
+            if not file.is_file():
+                file = folder / f"{index}.png"
+                labelled.image(index).save(file)
+            files.append(str(file))
+        return files, f"{len(files)} images of {labelled.root} (split {labelled.split})"
     side = network.card.preprocessing.image_size if network.card is not None else 224
     height, width = (side, side) if isinstance(side, int) else side
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "noise.png")
-    return [str(folder / "noise.png")]
+    return [str(folder / "noise.png")], "an image of noise"
 
 
 def _files(network: Model[Any, Any], folder: Path, *, compiled: bool) -> list[Row]:
@@ -381,7 +386,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     cells = [["format", "file", *titles, "median", "p95", "peak memory"]]
     for row in measured:
         memory = f"{row.memory / 1e6:.0f} MB" if row.memory else "unknown"
-        metrics = [f"{row.metrics[title]:.2f}" for title in titles]
+        metrics = [f"{row.metrics[title]:.2f} %" for title in titles]
         times = (f"{1e3 * row.median:.2f} ms", f"{1e3 * row.p95:.2f} ms")
         cells.append([escaped(row.name), f"{row.bytes / 1e6:.1f} MB", *metrics, *times, memory])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -87,8 +87,10 @@ class Header:
         """
         try:
             values = json.loads(text)
-            if values.pop("format") != FORMAT:
-                raise CheckpointError(f"{path}: was exported in another format than {FORMAT}; export it again")
+            if (format := values.pop("format")) != FORMAT:
+                later = isinstance(format, int) and format > FORMAT
+                way_out = "install a later focalnet, or export it again with this one" if later else "export it again"
+                raise CheckpointError(f"{path}: was exported in another format than {FORMAT}; {way_out}")
             card = values.pop("card")
             preprocessing = Preprocessing(**_tuples(card.pop("preprocessing")))
             header = cls(card=ModelCard(preprocessing=preprocessing, **_tuples(card)), **_tuples(values))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from focalnet.card import ModelCard
 from focalnet.data.loader import collate
@@ -112,6 +113,15 @@ class LabelledData:
             return preprocess(read, self.preprocessing), (read.height, read.width)
         pixels = read.image.as_subclass(Tensor)
         return preprocess(pixels, self.preprocessing), (pixels.shape[1], pixels.shape[2])
+
+    def path(self, index: int) -> Path:
+        """Where an image that measures is: its file, or a name within a tar or Parquet file."""
+        return Path(self._measured.path(index))
+
+    def image(self, index: int) -> Image.Image:
+        """An image that measures, as it is on disk."""
+        read = self._measured.read(index)
+        return read if isinstance(read, Image.Image) else to_pil_image(read.image.as_subclass(Tensor))
 
     def measure(self, network: Model[Any, Any]) -> dict[str, Metric]:
         """The headline metrics of a network, exported or not, on all images of the split, by name."""

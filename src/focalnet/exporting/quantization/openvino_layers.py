@@ -18,6 +18,8 @@ from focalnet.exporting.quantization.onnx_layers import Layer
 from focalnet.runtime.sessions import DIGEST_KEY, store_digest
 
 _OPERATORS = ("MatMul", "Convolution")
+#: The rules that find ranges of activations, and NNCF's names of them; the first of them refuses what is not finite.
+RULES = {"histogram": "HISTOGRAM", "percentile": "MEAN_QUANTILE", "minmax": "MINMAX"}
 
 
 class OpenVinoLayers:
@@ -69,11 +71,12 @@ class OpenVinoLayers:
         if not self.layers:
             return {}
         nncf = import_nncf()
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Rules
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-        # The first of them refuses what is not finite.
-        rules = {"histogram": Rules.HISTOGRAM, "percentile": Rules.MEAN_QUANTILE, "minmax": Rules.MINMAX}
-        graphs = {rule: self._quantized(nncf, batches, estimator) for rule, estimator in rules.items()}
+        graphs = {
+            rule: self._quantized(nncf, batches, getattr(RangeEstimatorParametersSet, name))
+            for rule, name in RULES.items()
+        }
         reached = {self._names[name] for graph in graphs.values() for name in _quantized_nodes(graph, self._names)}
         self.layers = {name: layer for name, layer in self.layers.items() if name in reached}
         return graphs
