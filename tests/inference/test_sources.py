@@ -15,7 +15,7 @@ import torch
 from focalnet import Predictor, explain
 from focalnet.data.images import find
 from focalnet.errors import DataError, ImageError, InputError
-from focalnet.inference.sources import read
+from focalnet.inference.sources import read, several
 from tests.inference.small import classifier, noise
 
 IMAGE = noise(20, 12)
@@ -46,6 +46,11 @@ ONE = {
 
 
 @pytest.mark.parametrize("kind", ONE)
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match='"" names no file'):
+        next(several(""))
+
+
 def test_every_kind_of_one_image_is_read(kind: str) -> None:
     image, path = read(ONE[kind])
     assert (image.mode, path) == ("RGB", None)
@@ -75,6 +80,9 @@ def test_gray_is_read_as_three_equal_channels(gray: object) -> None:
         (np.array([["a"]]), "is not an image"),
         (io.StringIO("x"), "binary mode"),
         ([None], "a NoneType is not an image"),
+        (torch.zeros(3, 8, 8, device="meta"), r"a tensor without plain values \(torch.strided, meta\)"),
+        (torch.zeros(3, 8, 8).to_sparse(), "a tensor without plain values"),
+        (np.ma.masked_array(ARRAY, mask=True), r"a masked array is not an image: fill it"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_taken(source: object, expected: str) -> None:
