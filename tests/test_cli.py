@@ -50,6 +50,23 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["predict", "", "--model", "x"], "predict"),
+        (["predict", "a.png", "--out", ""], "--out"),
+        (["predict", "a.png", "--out="], "--out"),
+        (["fit", "classification/finetune", "--data.root", ""], "--data.root"),
+        (["convert", "a.pth", ""], "a.pth"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: an empty path after {where}, which is not the current folder")
+
+
 # --- The process ---------------------------------------------------------------------------------
 
 

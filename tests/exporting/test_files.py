@@ -305,7 +305,7 @@ def test_metadata_of_any_depth_and_logits_of_other_classes() -> None:
         results(header, {"logits": np.zeros((1, 5), np.float32)}, [(64, 64)])
 
 
-@pytest.mark.parametrize("options", [{"batch_size": "2"}, {"top_k": 2.5}, {"min_score": "0.3"}, {"batch_size": 0}])
+@pytest.mark.parametrize("options", [{"batch_size": "2"}, {"top_k": 2.5}, {"min_score": "0.3"}, {"batch_size": 2**70}])
 @pytest.mark.parametrize("predictor", [focalnet.Predictor, Runtime])
 def test_options_of_another_type_are_named(predictor: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"{next(iter(options))}=.* must be "):

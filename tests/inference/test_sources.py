@@ -46,11 +46,6 @@ ONE = {
 
 
 @pytest.mark.parametrize("kind", ONE)
-def test_an_empty_path_is_not_the_current_folder() -> None:
-    with pytest.raises(DataError, match='"" names no file'):
-        next(several(""))
-
-
 def test_every_kind_of_one_image_is_read(kind: str) -> None:
     image, path = read(ONE[kind])
     assert (image.mode, path) == ("RGB", None)
@@ -166,3 +161,8 @@ def test_addresses_are_fetched_and_stay_as_they_were_written(server: str) -> Non
 
 def test_an_explanation_takes_the_same_images() -> None:
     assert explain(classifier(), ARRAY).path is None
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match='"" names no file'):
+        next(several(""))

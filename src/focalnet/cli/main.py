@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from itertools import pairwise
 from typing import Annotated, Any, cast
 
 import typer
@@ -42,6 +43,7 @@ from focalnet.cli.train import (
 from focalnet.errors import FocalNetError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+_PATHS = frozenset({"out", "output", "root", "images", "label-maps", "annotations"})  # options that take a path
 # The class of click, or of the copy of click inside newer versions of typer.
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 
@@ -89,6 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may hold what it cannot show
             stream.reconfigure(errors="backslashreplace")
+    for before, argument in pairwise(["focalnet", *arguments]):
+        name = argument.removesuffix("=") if argument.endswith("=") else before
+        if argument in ("", f"{name}=") and (not name.startswith("-") or name.rpartition(".")[2].strip("-") in _PATHS):
+            return _refuse(f"an empty path after {name}, which is not the current folder; is a variable not set?")
     try:
         code = app(arguments or ["--help"], prog_name="focalnet", standalone_mode=False)
     except UsageError as error:
