@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -303,6 +304,13 @@ def test_metadata_of_any_depth_and_logits_of_other_classes() -> None:
     header = Header.from_json(json.dumps(HEADER), Path("x.onnx"))
     with pytest.raises(CheckpointError, match="computes 5 logits, and its metadata are of 3 classes"):
         results(header, {"logits": np.zeros((1, 5), np.float32)}, [(64, 64)])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        focalnet.Predictor(tmp_path / f"x{suffix}")
 
 
 @pytest.mark.parametrize("options", [{"batch_size": "2"}, {"top_k": 2.5}, {"min_score": "0.3"}, {"batch_size": 2**70}])

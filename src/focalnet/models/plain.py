@@ -57,7 +57,8 @@ def check_types(config: Any) -> None:
     Raises:
         ConfigError: as for ``from_plain``.
     """
-    for name, kind in _hints(type(config)).items():
+    cls: Any = type(config)
+    for name, kind in _hints(cls).items():
         _as(kind, getattr(config, name), name)
 
 

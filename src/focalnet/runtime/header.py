@@ -131,8 +131,15 @@ class Header:
                 raise ValueError(f"the network has {self.num_classes} classes, but its card has {len(given)}")
 
 
+def check_file(path: Path) -> None:
+    """Raises CheckpointError for a pipe or device in place of a file, which would be waited for."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path}: is not a regular file")
+
+
 def stored(path: Path) -> str:
     """The metadata of a ``.pt2`` file, as text."""
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/{EXTRA_FILE}")]
