@@ -189,6 +189,8 @@ class TestPictureCommandsRefuse:
         (["predict", "a.png", "--out="], "--out is empty"),
         (["predict", ""], "an argument is empty"),
         (["fit", "classification/digits", "--output", ""], "--output is empty"),
+        (["fit", "classification/finetune", "--data.root", ""], "data.root is missing"),
+        (["convert", "a.pth", ""], "an argument is empty"),
     ],
 )
 def test_empty_arguments_do_not_mean_the_current_folder(capsys, arguments: list[str], expected: str) -> None:

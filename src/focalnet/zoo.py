@@ -234,6 +234,11 @@ def open_checkpoint(name: str, options: Mapping[str, Any]) -> Checkpoint:
     known = {key: options[key] for key in ("post_norm", "normalize_modulator", "stem_padding") if key in options}
     if name in weights.entries():
         return weights.fetch(name, **known)
+    if "://" in name:
+        raise UnknownName(
+            f'"{name}" is an address: download the file and give its path, or name a repository of the Hub '
+            "as owner/name"
+        )
     if os.path.lexists(name) or Path(name).suffix in _WEIGHT_SUFFIXES:
         return weights.read(name, **known)
     if (repository := hub.repository(name)) is not None:

@@ -62,6 +62,19 @@ def test_macs_equal_a_count_with_hooks(config: FocalNetConfig) -> None:
     assert model.macs(61, 83) == counter.get_total_flops() // 2
 
 
+def test_macs_of_what_is_not_the_configured_network_are_refused() -> None:
+    model = TOY.build()
+    for size in ((0, 32), (32, -1), (32.5, 32)):
+        with pytest.raises(InputError, match="whole numbers, 1 or more"):
+            model.macs(*size)
+    model.patch_embed.proj = torch.nn.Conv2d(1, 8, 4, 4)
+    with pytest.raises(ConfigError, match="layers of this model were replaced"):
+        model.macs(32, 32)
+    model.patch_embed = torch.nn.Conv2d(3, 8, 4, 4)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="layers of this model were replaced"):
+        model.macs(32, 32)
+
+
 @toys
 def test_gradients_reach_every_parameter(config: FocalNetConfig) -> None:
     model = config.build()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import pickle
 import re
 import subprocess
@@ -28,6 +30,7 @@ from focalnet.runtime import Predictor as Runtime
 from focalnet.runtime import read_header
 from focalnet.runtime.header import EXTRA_FILE, Header
 from focalnet.runtime.preprocess import preprocess
+from focalnet.runtime.results import results
 from tests.docs.pages import PAGES, code
 from tests.docs.pages import commands as commands_of
 from tests.exporting.conftest import Case
@@ -266,6 +269,56 @@ def test_metadata_that_cannot_be_read(classifier: Case, old: str, new: str, says
     assert old in text
     with pytest.raises(CheckpointError, match=says):
         Header.from_json(text.replace(old, new, 1), Path("x.onnx"))
+
+
+HEADER = {
+    **{"output": "classification", "family": "classifier", "num_classes": 3, "inputs": ["images"], "sha256": "0"},
+    **{"outputs": ["logits"], "size_divisor": 1, "least_side": 32, "thresholds": {}, "version": "1", "format": 1},
+    "card": {"name": "x", "class_names": ["a", "b", "c"], "preprocessing": {"image_size": 64}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_classes": 2}, "the network has 2 classes, but its card has 3"),
+        ({"card": {**HEADER["card"], "class_names": [], "category_ids": [1, 2]}}, "its card has 2"),  # type: ignore[dict-item]
+        ({"output": "detection"}, "a network for detection has no boxes, labels, scores"),
+        ({"output": "semantic"}, "a network for semantic has no labels"),
+        ({"output": ["detection"]}, "invalid value"),
+        ({"thresholds": [1]}, "must be values by name"),
+        ({"thresholds": {"max_per_image": "x"}}, "must be a finite number"),
+        ({"thresholds": {"score_threshold": float("inf")}}, "must be a finite number"),
+        ({"size_divisor": 10**9}, "must be at most 4096"),
+        ({"sha256": 3}, "invalid value"),
+    ],
+)
+def test_metadata_that_contradict_themselves(change: dict[str, Any], says: str) -> None:
+    assert Header.from_json(json.dumps(HEADER), Path("x.onnx")).class_names == ("a", "b", "c")
+    with pytest.raises(CheckpointError, match=rf"x\.onnx: its metadata are damaged .*{says}"):
+        Header.from_json(json.dumps({**HEADER, **change}), Path("x.onnx"))
+
+
+def test_metadata_of_any_depth_and_logits_of_other_classes() -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        Header.from_json("[" * 10**5, Path("x.onnx"))
+    header = Header.from_json(json.dumps(HEADER), Path("x.onnx"))
+    with pytest.raises(CheckpointError, match="computes 5 logits, and its metadata are of 3 classes"):
+        results(header, {"logits": np.zeros((1, 5), np.float32)}, [(64, 64)])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        focalnet.Predictor(tmp_path / f"x{suffix}")
+
+
+@pytest.mark.parametrize("options", [{"batch_size": "2"}, {"top_k": 2.5}, {"min_score": "0.3"}, {"batch_size": 2**70}])
+@pytest.mark.parametrize("predictor", [focalnet.Predictor, Runtime])
+def test_options_of_another_type_are_named(predictor: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{next(iter(options))}=.* must be "):
+        predictor("x.onnx", **options)
 
 
 def test_the_commands_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: Any) -> None:

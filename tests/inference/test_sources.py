@@ -15,7 +15,7 @@ import torch
 from focalnet import Predictor, explain
 from focalnet.data.images import find
 from focalnet.errors import DataError, ImageError, InputError
-from focalnet.inference.sources import read
+from focalnet.inference.sources import read, several
 from tests.inference.small import classifier, noise
 
 IMAGE = noise(20, 12)
@@ -75,6 +75,9 @@ def test_gray_is_read_as_three_equal_channels(gray: object) -> None:
         (np.array([["a"]]), "is not an image"),
         (io.StringIO("x"), "binary mode"),
         ([None], "a NoneType is not an image"),
+        (torch.zeros(3, 8, 8, device="meta"), r"a tensor without plain values \(torch.strided, meta\)"),
+        (torch.zeros(3, 8, 8).to_sparse(), "a tensor without plain values"),
+        (np.ma.masked_array(ARRAY, mask=True), r"a masked array is not an image: fill it"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_taken(source: object, expected: str) -> None:
@@ -158,3 +161,8 @@ def test_addresses_are_fetched_and_stay_as_they_were_written(server: str) -> Non
 
 def test_an_explanation_takes_the_same_images() -> None:
     assert explain(classifier(), ARRAY).path is None
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match='"" names no file'):
+        next(several(""))

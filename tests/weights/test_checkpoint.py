@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from focalnet import weights
 from focalnet.card import ModelCard, Preprocessing
-from focalnet.errors import CheckpointError
+from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models.backbone import FocalNetConfig
-from focalnet.weights.checkpoint import HEADER
+from focalnet.weights.checkpoint import HEADER, describe
 from tests.weights.small import CONFIGS, LARGE, ONLY_OURS, PLAIN, classifier, images
 
 CARD = ModelCard(
@@ -268,3 +268,65 @@ def test_an_official_file_gets_the_names_of_its_published_twin(tmp_path: Path) -
 def test_safetensors_keeps_the_format_mark(tmp_path: Path) -> None:
     with safe_open(weights.save(classifier(PLAIN), tmp_path / "x.safetensors"), framework="pt") as file:
         assert file.metadata()["format"] == "pt"  # transformers and others insist on it
+
+
+@pytest.mark.parametrize(("names", "ids"), [("abcd", ()), ("abcdef", ()), ("", (1, 2, 3, 4))])
+def test_a_card_of_another_number_of_classes_is_neither_written_nor_read(
+    tmp_path: Path, names: str, ids: tuple[int, ...]
+) -> None:
+    model = classifier(PLAIN)
+    model.card = ModelCard(name="mine", class_names=tuple(names), category_ids=ids)
+    given = f"the model has 5 classes, but its card has {len(names or ids)} "
+    with pytest.raises(CheckpointError, match=rf"cannot write .*x\.safetensors: {given}.*set model\.card"):
+        weights.save(model, tmp_path / "x.safetensors")
+    header = {HEADER: describe(model.config, model.card)}
+    save_file(model.state_dict(), tmp_path / "x.safetensors", metadata=header)
+    with pytest.raises(CheckpointError, match=given):
+        weights.read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "head", [torch.nn.Linear(16, 7), torch.nn.Linear(16, 5, bias=False), torch.nn.Sequential(torch.nn.Linear(16, 5))]
+)
+def test_a_model_with_another_head_is_not_written(tmp_path: Path, head: torch.nn.Module) -> None:
+    model = classifier(PLAIN)
+    model.head = head
+    with pytest.raises(CheckpointError, match=r"cannot write .*: the model was changed .*reset_classifier"):
+        weights.save(model, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_another_head_are_not_given(tmp_path: Path) -> None:
+    model = classifier(PLAIN)
+    model.card = ModelCard(name="mine", class_names=tuple("abcde"))
+    model.head = torch.nn.Linear(16, 7)
+    with pytest.raises(ConfigError, match="the head has 7 outputs"):
+        model.predict(images(model))
+
+
+def test_what_half_precision_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    model = classifier(PLAIN)
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e6
+    read = weights.read(weights.save(model, tmp_path / "x.safetensors"))
+    with pytest.raises(
+        CheckpointError, match=r"head\.weight, hold values beyond the range of float16; choose bfloat16"
+    ):
+        weights.export(read, tmp_path / "half.safetensors", "native", torch.float16)
+    weights.export(read, tmp_path / "half.safetensors", "native", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("x.onnx", "timm"), ("x.pt2", "microsoft"), ("config.json", "huggingface")]
+)
+def test_names_of_other_files_are_refused(tmp_path: Path, name: str, layout: str) -> None:
+    read = weights.read(weights.save(classifier(PLAIN), tmp_path / "x.safetensors"))
+    with pytest.raises(CheckpointError, match=r"weights cannot have this name"):
+        weights.export(read, tmp_path / name, layout)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_default_device_does_not_change_what_is_read(tmp_path: Path) -> None:
+    path = weights.save(classifier(PLAIN), tmp_path / "x.safetensors")
+    with torch.device("meta"):
+        assert weights.read(path).state_dict["head.weight"].device.type == "cpu"

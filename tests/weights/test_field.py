@@ -32,6 +32,7 @@ from focalnet.data.preprocess import preprocess
 from focalnet.errors import CheckpointError
 from focalnet.runtime.header import FORMATS
 from focalnet.weights import pickles
+from focalnet.weights.checkpoint import HEADER, describe
 from focalnet.weights.files import read_tensors
 from tests.weights.small import PLAIN, classifier
 
@@ -102,10 +103,18 @@ def test_the_backbone_of_timm_s_features_is_read(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
-    state = STATE | {"head.weight": torch.ones(STATE["head.weight"].shape, dtype=torch.int8)}
-    with pytest.raises(CheckpointError, match=r"1 of its weights are of int8, e\.g\. head\.weight"):
-        weights.read(saved(tmp_path / "x.pth", state), post_norm=False)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("native", [False, True])
+def test_weights_of_other_numbers_are_refused(tmp_path: Path, dtype: torch.dtype, native: bool) -> None:
+    state = STATE | {"head.weight": STATE["head.weight"].to(dtype)}
+    path = saved(tmp_path / "x.pth", state)
+    if native:
+        header = {HEADER: describe(MODEL.config, ModelCard(name="mine"))}
+        save_file(state, tmp_path / "x.safetensors", metadata=header)
+        path = tmp_path / "x.safetensors"
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"1 of its weights are of {kind}, e\.g\. head\.weight"):
+        weights.read(path, post_norm=False)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +283,31 @@ def test_shards_are_read_together(tmp_path: Path, suffix: str) -> None:
         weights.read(one, post_norm=False)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {"a": "../other.bin"}}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_was_cut_short_names_all_shards(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "x")
+    index = next(folder.glob("*.index.json"))
+    first = dict(list(json.loads(index.read_text())["weight_map"].items())[:1])
+    index.write_text(json.dumps({"weight_map": first}), encoding="utf-8-sig")
+    assert loads(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "x")
+    second = folder / "model-00002-of-00002.safetensors"
+    key = next(iter(STATE))
+    part = list(STATE)[len(STATE) // 2 :]
+    save_file({name: STATE[name].contiguous() for name in (*part, key)}, second)
+    with pytest.raises(CheckpointError, match=f'"{key}" is in several of its 2 shards'):
+        weights.read(folder, post_norm=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "{}", '{"weight_map": {"a": "../other.bin"}}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ""}}'),
+        "[" * 10**5,
+    ],
+)
 def test_an_index_that_names_no_shards_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not an index of shards"):
@@ -293,7 +326,7 @@ def test_folders_of_runs_are_read_by_their_one_weights_file(tmp_path: Path) -> N
 
 def test_the_state_of_a_run_has_the_card(tmp_path: Path) -> None:
     card = ModelCard(name="mine", class_names=tuple("abcde"))
-    header = weights.checkpoint.describe(MODEL.config, card)
+    header = describe(MODEL.config, card)
     states = {**prefixed("network.", OTHER), **prefixed("average.module.")}
     path = saved(tmp_path / "last.ckpt", {"state_dict": states, "focalnet": header, "epoch": 1})
     found = weights.read(path)
@@ -311,6 +344,12 @@ def test_the_state_of_a_run_has_the_card(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b'{"model_type": "focalnet"}', "it is JSON"),
+        (b"\x1f\x8b\x08\x00", r"compressed \(gzip\); unpack it first"),
+        (b"GGUF\x03", "a GGUF file"),
+        (b"\x89HDF\r\n", "an HDF5 file"),
+        (bytes(1000), "it begins with zeros"),
+        (b"x" * 257 + b"ustar" + bytes(500), "an archive of other files"),
+        (b"\nabc", "its first bytes are not a pickle's"),
     ],
 )
 def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from focalnet import weights
+from focalnet.card import ModelCard
 from focalnet.errors import CheckpointError
+from focalnet.weights.checkpoint import HEADER, describe
 from focalnet.weights.files import RawFile, read_tensors, write_pickle, write_safetensors
 from tests.weights.small import PLAIN, classifier
 
@@ -211,8 +213,8 @@ def _contents() -> dict[str, bytes]:
     torch.save({"model": model.state_dict(), "epoch": 1}, zipped)
     torch.save({"model": model.state_dict(), "epoch": 1}, legacy, _use_new_zipfile_serialization=False)
     config = model.config
-    header = weights.checkpoint.describe(config, weights.checkpoint.ModelCard(name="x", class_names=("a", "b")))
-    native = save(model.state_dict(), metadata={"format": "pt", weights.checkpoint.HEADER: header})
+    header = describe(config, ModelCard(name="x", class_names=("a", "b")))
+    native = save(model.state_dict(), metadata={"format": "pt", HEADER: header})
     return {"zip.pth": zipped.getvalue(), "legacy.pth": legacy.getvalue(), "native.safetensors": native}
 
 

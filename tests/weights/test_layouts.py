@@ -138,8 +138,10 @@ def test_a_shape_the_library_has_no_model_for_is_refused(layout: str, shape: str
         layouts.check(LAYOUTS[layout], FocalNetConfig.from_dict(ONLY_OURS[shape]))
 
 
-def test_an_overlapped_stem_of_another_size_is_refused_for_transformers() -> None:
+def test_an_overlapped_stem_of_another_padding_is_refused() -> None:
     config = FocalNetConfig.from_dict({**CONFIGS["overlapped"], "stem_padding": 3})
+    with pytest.raises(ConfigError, match="stem_padding=3"):
+        layouts.check(LAYOUTS["timm"], config)
     with pytest.raises(ConfigError, match="stem_padding=2"):
         layouts.check(LAYOUTS["huggingface"], config)
 

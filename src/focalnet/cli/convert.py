@@ -56,6 +56,11 @@ def convert(
     shape = checkpoint.architecture or "an unpublished architecture"
     say(f"{checkpoint.path}: layout {checkpoint.layout}, {shape}{section}")
     say(*str(checkpoint.report()).split("\n"))
+    if bad := checkpoint.not_finite():
+        say(
+            f"{len(bad)} of its tensors hold NaN or infinite values, e.g. {bad[0]}: its results are meaningless",
+            err=True,
+        )
     for name, known in checkpoint.unsettled.items():
         option = name.replace("_", "-")
         value = getattr(checkpoint.backbone, name)

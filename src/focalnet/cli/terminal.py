@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import typer
 
-from focalnet.errors import escaped
+from focalnet.errors import FocalNetError, escaped
 
 
 def say(*lines: object, err: bool = False) -> None:
-    r"""Prints each argument as one line, on stderr if ``err``, with what a terminal would obey shown as ``\x1b``."""
-    with _above_bars():
-        typer.echo("\n".join(map(escaped, lines)), err=err)
+    r"""Prints each argument as one line, on stderr if ``err``, with what a terminal would obey shown as ``\x1b``.
+
+    Raises:
+        FocalNetError: the standard output is a file on a full disk.
+    """
+    try:
+        with _above_bars():
+            typer.echo("\n".join(map(escaped, lines)), err=err)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or err:
+            raise
+        raise FocalNetError("cannot write to the standard output: the disk is full; free some space") from error
 
 
 def _above_bars() -> AbstractContextManager[object]:

@@ -117,6 +117,8 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
         raise DataError("no images: name at least one file, folder or pattern")
+    if any(os.fspath(one) == "" for one in given):  # not the current folder: a variable that is not set
+        raise DataError('no images: "" names no file, folder or pattern')
     found: dict[Path, None] = {}
     for address in (one for one in map(str, given) if re.match(r"https?://", one)):
         raise DataError(

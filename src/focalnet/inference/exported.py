@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -181,12 +182,18 @@ class _Program:
             check_archive(path)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path}: PyTorch cannot read it: its archive is damaged ({error})") from error
+        log = logging.getLogger("torch.export")  # it prints a traceback of every damaged file
+        disabled, log.disabled = log.disabled, True
         try:
             with path.open("rb") as file:
                 self._module = torch.export.load(file).module()
         except Exception as error:  # of a damaged file PyTorch raises anything
             reason = " ".join(str(error).split())
+            if "warnings above" in reason:  # which are silenced
+                reason = "its archive is damaged; export it again"
             raise CheckpointError(f"{path}: PyTorch cannot read it: {cut(reason, 300)}") from error
+        finally:
+            log.disabled = disabled
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         self.header.check_size(*inputs["images"].shape[2:])

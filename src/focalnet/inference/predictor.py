@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -72,10 +73,10 @@ class Predictor:
             warnings.warn("Predictor's argument looks is called views now", DeprecationWarning, stacklevel=2)
             views = looks
         for name, value in (("batch_size", batch_size), ("top_k", top_k)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
-        if min_score is not None and not 0 <= min_score <= 1:
-            raise ConfigError(f"min_score={min_score} must be between 0 and 1")
+            if value is not None and not (isinstance(value, Integral) and 1 <= value < 2**31):
+                raise ConfigError(f"{name}={value!r} must be a whole number, from 1 to {2**31 - 1}")
+        if min_score is not None and (not isinstance(min_score, Real) or not 0 <= min_score <= 1):
+            raise ConfigError(f"min_score={min_score!r} must be between 0 and 1")
         network: nn.Module = load_network(model) if isinstance(model, (str, Path)) else model
         if not isinstance(network, Model) or network.config.num_classes == 0:
             raise ConfigError(

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -90,7 +91,9 @@ def read(source: Any) -> tuple[Image.Image, str | None]:
     if isinstance(source, Tensor):
         return Image.fromarray(_of_tensor(source)), None
     if isinstance(source, np.ndarray):
-        return Image.fromarray(_of_array(source)), None
+        if isinstance(source, np.ma.MaskedArray):
+            raise InputError("a masked array is not an image: fill it (filled()), so that every pixel has a value")
+        return Image.fromarray(_of_array(np.asarray(source))), None
     if hasattr(source, "read"):
         content = source.read()
         if isinstance(content, bytes):
@@ -134,6 +137,8 @@ def _of_tensor(tensor: Tensor) -> npt.NDArray[np.uint8]:
         raise InputError(
             f"a tensor of shape {tuple(tensor.shape)} is not an image, which is (C, H, W) with 1, 3 or 4 channels first"
         )
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        raise InputError(f"a tensor without plain values ({tensor.layout}, {tensor.device}) is not an image")
     values = tensor.detach().cpu()
     array = (values.float() if values.is_floating_point() else values).numpy()
     return _of_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, "a tensor")

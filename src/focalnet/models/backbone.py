@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -22,7 +23,7 @@ from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, ExportError, InputError
 from focalnet.kernels.fuse import fuse
 from focalnet.models import official_arguments
-from focalnet.models.plain import from_plain
+from focalnet.models.plain import check_types, from_plain
 from focalnet.nn import FocalModulation, FocalNetBlock, PatchEmbed
 from focalnet.nn.feature_info import FeatureInfo
 
@@ -79,6 +80,7 @@ class FocalNetConfig:
     out_norms: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         stages = len(self.depths)
         for name in ("depths", "focal_levels", "focal_windows", "out_indices"):
             value = getattr(self, name)
@@ -271,18 +273,27 @@ class FocalNetBase(Shareable, nn.Module):
         """Multiply-accumulates of every convolution and matrix product for one image of this size in pixels.
 
         Norms, biases, activations and elementwise products are not counted, as is common practice.
+
+        Raises:
+            ConfigError: layers were replaced, so that they are not those of the configuration.
+            InputError: the size is not a positive number of whole pixels.
         """
-        total = 0
-        downsamples = [stage.downsample for stage in self.stages if stage.downsample is not None]
-        config, channels_in = self.shape, self.shape.in_chans
-        for i, embed in enumerate([self.patch_embed, *downsamples]):
+        for side in (height, width):
+            if not isinstance(side, Integral) or side < 1:
+                raise InputError(f"an image of {height} x {width} pixels has no cost: give whole numbers, 1 or more")
+        embeds = [self.patch_embed, *(stage.downsample for stage in self.stages if stage.downsample is not None)]
+        config, channels_in, total, weights = self.shape, self.shape.in_chans, 0, 0
+        for i, embed in enumerate(embeds if all(isinstance(embed, PatchEmbed) for embed in embeds) else ()):
             height, width = embed.map_size(height, width)
             dim, levels, window = config.channels[i], config.focal_levels[i], config.focal_windows[i]
             modulation = dim * (2 * dim + levels + 1) + 2 * dim**2  # f, h and proj
             modulation += dim * sum((window + 2 * level) ** 2 for level in range(levels))
             block = modulation + 2 * dim * int(dim * config.mlp_ratio)
-            total += height * width * (channels_in * dim * embed.kernel**2 + config.depths[i] * block)
-            channels_in = dim
+            each = channels_in * dim * embed.kernel**2 + config.depths[i] * block
+            total, weights, channels_in = total + height * width * each, weights + each, dim
+        layers = [*self.patch_embed.parameters(), *(p for stage in self.stages for p in stage.parameters())]
+        if weights != sum(p.numel() for p in layers if p.ndim > 1):  # each is used once at every position
+            raise ConfigError("layers of this model were replaced, so its cost does not follow from its configuration")
         return total
 
     def freeze(self, stages: int) -> Self:

@@ -17,7 +17,7 @@ import focalnet
 from focalnet.card import ModelCard, Preprocessing
 from focalnet.errors import ConfigError, InputError, NonFiniteOutputs, did_you_mean
 from focalnet.models.backbone import FocalNetBase, FocalNetConfig, Shareable
-from focalnet.models.plain import from_plain
+from focalnet.models.plain import check_types, from_plain
 from focalnet.models.variants import Variant
 from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, SemanticMap
 from focalnet.samples import Batch, Size
@@ -122,6 +122,7 @@ class DenseConfig(ModelConfig):
     size_divisor: int = 32
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_classes", "size_divisor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")

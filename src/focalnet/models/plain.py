@@ -51,6 +51,17 @@ def with_options(config: T, options: Mapping[str, Any]) -> T:
     )
 
 
+def check_types(config: Any) -> None:
+    """Checks the types of a dataclass's fields: its constructor takes a text or a float for a whole number.
+
+    Raises:
+        ConfigError: as for ``from_plain``.
+    """
+    cls: Any = type(config)
+    for name, kind in _hints(cls).items():
+        _as(kind, getattr(config, name), name)
+
+
 def _changed(name: str, hints: Mapping[str, Any], current: Any, value: Any) -> Any:
     if name not in hints:
         raise ConfigError(f'no option "{name}"{did_you_mean(name, hints)}')

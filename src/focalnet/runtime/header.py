@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,16 @@ FORMAT = 1  # raised where an older version of this library would read a file wr
 KEY = "focalnet"  # of the metadata of an ONNX or OpenVINO file
 EXTRA_FILE = "focalnet.json"  # within a .pt2 file
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}  # names, and suffixes of their files
-OUTPUTS = ("classification", "multilabel", "detection", "instance", "semantic", "panoptic")
+OUTPUTS = {  # types of results, and what a network must compute for each
+    "classification": {"logits"},
+    "multilabel": {"logits"},
+    "detection": {"boxes", "scores", "labels"},
+    "instance": {"boxes", "scores", "labels"},
+    "semantic": {"labels"},
+    "panoptic": {"ids", "segment_labels", "segment_scores"},
+}
+_MOST_BYTES = 1 << 26  # of the metadata
+LARGEST_DIVISOR = 4096  # every image is padded to a multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +106,51 @@ class Header:
             card = values.pop("card")
             preprocessing = Preprocessing(**_tuples(card.pop("preprocessing")))
             header = cls(card=ModelCard(preprocessing=preprocessing, **_tuples(card)), **_tuples(values))
-            known = header.output in OUTPUTS and all(isinstance(name, str) for name in header.inputs + header.outputs)
-            sides = (header.num_classes, header.size_divisor, header.least_side)
-            if not known or not all(type(side) is int and side >= 1 for side in sides):
-                raise ValueError("a field has an invalid value")
-        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+            header._check()
+        except (AttributeError, ConfigError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: its metadata are damaged ({error}); export it again") from error
         return header
+
+    def _check(self) -> None:
+        """Raises ValueError for what no network has: the values of a damaged or edited file can be anything."""
+        texts = (self.output, self.family, self.sha256, self.version, *self.inputs + self.outputs)
+        sides = (self.num_classes, self.size_divisor, self.least_side)
+        if not all(isinstance(text, str) for text in texts) or not all(
+            type(side) is int and side >= 1 for side in sides
+        ):
+            raise ValueError("a field has an invalid value")
+        if self.size_divisor > LARGEST_DIVISOR:
+            raise ValueError(f"size_divisor={self.size_divisor} must be at most {LARGEST_DIVISOR}")
+        if not all(isinstance(part, Mapping) for part in (self.thresholds, self.quantization or {})):
+            raise ValueError("thresholds and quantization must be values by name")
+        for name, value in self.thresholds.items():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"thresholds: {name}={value!r} must be a finite number")
+        if not OUTPUTS[self.output] <= {*self.outputs}:
+            raise ValueError(f"a network for {self.output} has no {', '.join(sorted(OUTPUTS[self.output]))}")
+        for given in (self.card.class_names, self.card.category_ids):
+            if len(given) not in (0, self.num_classes):
+                raise ValueError(f"the network has {self.num_classes} classes, but its card has {len(given)}")
+
+
+def check_file(path: Path) -> None:
+    """Raises CheckpointError for a pipe or device in place of a file, which would be waited for."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path}: is not a regular file")
 
 
 def stored(path: Path) -> str:
     """The metadata of a ``.pt2`` file, as text."""
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/{EXTRA_FILE}")]
             if not names:
                 raise CheckpointError(f'{path}: has no metadata of ours; write it with "focalnet export"')
+            if archive.getinfo(names[0]).file_size > _MOST_BYTES:
+                raise CheckpointError(f"{path}: its metadata have more than {_MOST_BYTES} bytes; export it again")
             return archive.read(names[0]).decode()
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: cannot be read as an exported program: {error}") from error
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ class Predictor:
         threads: int | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("top_k", top_k), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
-        if min_score is not None and not 0 <= min_score <= 1:
-            raise ConfigError(f"min_score={min_score} must be between 0 and 1")
+            if value is not None and not (isinstance(value, Integral) and 1 <= value < 2**31):
+                raise ConfigError(f"{name}={value!r} must be a whole number, from 1 to {2**31 - 1}")
+        if min_score is not None and (not isinstance(min_score, Real) or not 0 <= min_score <= 1):
+            raise ConfigError(f"min_score={min_score!r} must be between 0 and 1")
         self.session = open_session(Path(path), threads=threads)
         self.header: Header = self.session.header
         self.class_names = self.header.class_names

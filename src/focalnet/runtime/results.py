@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from focalnet.errors import NonFiniteOutputs
+from focalnet.errors import CheckpointError, NonFiniteOutputs
 from focalnet.results import Classification, Detections, MultiLabel, PanopticMap, Result, Segment, SemanticMap
 from focalnet.results.base import class_name
 from focalnet.results.classification import THRESHOLD
@@ -43,6 +43,12 @@ def results(
                 f'the exported network computes NaN or infinite values ("{name}"), of which no result can be made: its '
                 "weights are damaged or diverged; export other weights"
             )
+    logits = outputs.get("logits")
+    if logits is not None and logits.shape[1:] != (header.num_classes,):
+        raise CheckpointError(
+            f"the exported network computes {logits.shape[1]} logits, and its metadata are of {header.num_classes} "
+            "classes: it was changed after the export; export it again"
+        )
     of_image = [{name: values[i] for name, values in outputs.items()} for i in range(len(original_sizes))]
     pairs = zip(of_image, original_sizes, strict=True)
     if header.output == "classification":

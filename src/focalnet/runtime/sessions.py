@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from focalnet.errors import CheckpointError, require
-from focalnet.runtime.header import FORMATS, KEY, Header, stored
+from focalnet.runtime.header import FORMATS, KEY, Header, check_file, stored
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -124,6 +124,7 @@ def open_session(path: Path, format: str | None = None, threads: int | None = No
     """
     if path.suffix == FORMATS["torch"] and format is None:
         raise CheckpointError(f"{path}: a program of torch.export needs PyTorch: open it with focalnet.Predictor")
+    check_file(path)
     openvino = path.suffix == FORMATS["openvino"] if format is None else format == "openvino"
     return OpenVinoSession(path, threads) if openvino else OnnxSession(path, threads)
 

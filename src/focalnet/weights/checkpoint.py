@@ -38,7 +38,7 @@ from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts
 from focalnet.weights.adapters import merged
 from focalnet.weights.catalogue import Entry, entries
-from focalnet.weights.files import RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
+from focalnet.weights.files import EXPORTED, RawFile, read_tensors, sha256_of, write_pickle, write_safetensors
 from focalnet.weights.labels import NUMBERED, category_ids, class_names, ids_of
 from focalnet.weights.layouts import LAYOUTS, Hints, huggingface, openmmlab, timm
 from focalnet.weights.pickles import Passed
@@ -49,6 +49,7 @@ Config = FocalNetConfig | ModelConfig
 BACKBONE = "backbone"  # file kind of a bare backbone, which belongs to no family
 HEADER = "focalnet"  # the key of our JSON in the safetensors header
 _OF_CLASSES_AND_IMAGES = ("preprocessing", "class_names", "category_ids")  # fields of a card
+_WAY_OUT = "copy it again, or update focalnet if a later version has written it"
 _TRAINING_ONLY = {"drop_rate", "drop_path_rate", "layer_scale"}  # they do not change what a trained network computes
 
 
@@ -121,9 +122,12 @@ class Checkpoint:
 
     def report(self) -> Report:
         """Compares the tensors with the model they describe, which is not allocated."""
+        return compare(self.state_dict, self.described(), unused=self.unused)
+
+    def described(self) -> dict[str, Tensor]:
+        """The state dict of the model that the configuration describes, on meta."""
         with on_meta(), _parameters_up_to(2 * len(self.state_dict) + 100):
-            model = self.config.build()
-        return compare(self.state_dict, model.state_dict(), unused=self.unused)
+            return self.config.build().state_dict()
 
 
 @contextmanager
@@ -183,7 +187,7 @@ def with_channels(checkpoint: Checkpoint, in_chans: int) -> Checkpoint:
         in_chans: channels of the images.
     """
     has = checkpoint.backbone
-    if in_chans == has.in_chans or has.in_chans != 3 or in_chans < 1:
+    if in_chans == has.in_chans or has.in_chans != 3 or not isinstance(in_chans, int) or in_chans < 1:
         return checkpoint
     from timm.models import adapt_input_conv  # which takes a second
 
@@ -204,10 +208,32 @@ def save(model: Model[Any, Any] | FocalNet, path: str | Path) -> Path:
     """Writes a model's weights, configuration and card as one safetensors file, atomically.
 
     Raises:
-        CheckpointError: the file cannot be written; no partial file is left.
+        CheckpointError: the file cannot be written; no partial file is left. Or the model does not fit its
+            configuration or its card, e.g. after its head was replaced, so that the file would name other classes.
     """
     card = model.card or ModelCard(name=Path(path).stem)
-    return write_safetensors(path, model.state_dict(), {HEADER: describe(model.config, card)})
+    checkpoint = Checkpoint(Path(path), "native", model.config, model.state_dict(), card)
+    report = checkpoint.report()
+    if changed := (*report.missing, *report.mismatched, *report.unused):
+        raise CheckpointError(
+            f"cannot write {path}: the model was changed and is not what its configuration describes ({changed[0]}); "
+            "change the number of classes with focalnet.load(..., num_classes=...) or reset_classifier, or keep "
+            "model.state_dict() with torch.save"
+        )
+    if problem := _misnamed(card, checkpoint.num_classes):
+        raise CheckpointError(
+            f"cannot write {path}: {problem}; set model.card = dataclasses.replace(model.card, class_names=..., "
+            "category_ids=())"
+        )
+    return write_safetensors(path, checkpoint.state_dict, {HEADER: describe(model.config, card)})
+
+
+def _misnamed(card: ModelCard, num_classes: int) -> str | None:
+    """How a card contradicts the number of classes, if it does; a network without classes may have any card."""
+    for name in ("class_names", "category_ids"):
+        if num_classes and (given := len(getattr(card, name))) not in (0, num_classes):
+            return f"the model has {num_classes} classes, but its card has {given} {name}"
+    return None
 
 
 def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
@@ -224,7 +250,15 @@ def export(checkpoint: Checkpoint, path: str | Path, layout: str, dtype: torch.d
         CheckpointError: the layout's library has no such model, or the file cannot be written.
     """
     path, config = Path(path), checkpoint.config
+    if path.suffix in EXPORTED or (layout == "huggingface" and path.name == "config.json"):
+        raise CheckpointError(f"{path}: weights cannot have this name; name it {path.stem}.safetensors")
     stored = {key: t.to(dtype) if t.is_floating_point() else t for key, t in checkpoint.state_dict.items()}
+    not_finite = dataclasses.replace(checkpoint, state_dict=stored).not_finite()
+    if overflown := sorted({*not_finite} - {*checkpoint.not_finite()}):
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(overflown)} of its tensors, e.g. {overflown[0]}, hold values beyond the range of "
+            f"{str(dtype).removeprefix('torch.')}; choose bfloat16 or float32"
+        )
     if layout == "native":
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: our own files are safetensors; name it {path.stem}.safetensors")
@@ -301,11 +335,7 @@ def _read_foreign(raw: RawFile, architecture: str | None, settings: Mapping[str,
     layout = place.layout
     inside, outside = layouts.unwrap(raw.tensors, place)
     state_dict, unknown = layout.to_native(inside)
-    if whole := [key for key, tensor in state_dict.items() if not tensor.is_floating_point()]:
-        kind = str(state_dict[whole[0]].dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{len(whole)} of its weights are of {kind}, e.g. {whole[0]}; save them before quantization"
-        )
+    _check_types(state_dict)
     hints = _hints(raw, layout.name)
     known = {**hints.settings, **settings}
     post_norm = layout.post_norm_of(inside)
@@ -388,19 +418,21 @@ def _read_native(raw: RawFile, header: str, architecture: str | None, settings: 
         try:
             config, card = cls.from_dict(described["config"]), _card_from(described["card"])
         except ConfigError as error:
-            raise CheckpointError(f"its header is damaged ({error}); copy it again") from error
+            raise CheckpointError(f"its header is damaged ({error}); {_WAY_OUT}") from error
         traced = shapes.trace(_backbone_tensors(config, raw.tensors))
         if architecture:
             shapes.check_is(architecture, traced)
         shapes.check_described(_backbone(config), traced)
         if isinstance(config, ClassifierConfig) and config.num_classes != shapes.classes_of(raw.tensors):
             raise CheckpointError(f"it is described with num_classes={config.num_classes}, but its head differs")
+        if problem := _misnamed(card, 0 if isinstance(config, FocalNetConfig) else config.num_classes):
+            raise CheckpointError(f"its header is damaged ({problem}); {_WAY_OUT}")
         config = _changed(config, settings)
         return _complete(Checkpoint(raw.path, "native", config, raw.tensors, card, shapes.published_name(traced)))
     except FocalNetError:
         raise
     except Exception as error:  # a damaged header can hold values of any type anywhere
-        raise CheckpointError(f"its header is damaged ({_reason(error)}); copy it again") from error
+        raise CheckpointError(f"its header is damaged ({_reason(error)}); {_WAY_OUT}") from error
 
 
 def read_header(header: str) -> tuple[Config, ModelCard]:
@@ -418,9 +450,21 @@ def _reason(error: Exception) -> str:
 
 
 def _complete(checkpoint: Checkpoint) -> Checkpoint:
-    if problem := checkpoint.report().problem:
+    described = checkpoint.described()
+    floating = {key for key, tensor in described.items() if tensor.is_floating_point()}
+    _check_types({key: tensor for key, tensor in checkpoint.state_dict.items() if key in floating})
+    if problem := compare(checkpoint.state_dict, described, unused=checkpoint.unused).problem:
         raise CheckpointError(problem)
     return checkpoint
+
+
+def _check_types(weights: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for weights of integers, of 8-bit floats or of complex numbers: scales are missing."""
+    if other := [key for key, tensor in weights.items() if tensor.dtype != torch.float32]:
+        kind = str(weights[other[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{len(other)} of its weights are of {kind}, e.g. {other[0]}; save them before quantization"
+        )
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections import Counter
@@ -31,6 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from focalnet.errors import CheckpointError
 from focalnet.files import atomic
+from focalnet.reading import parse_json, read_text
 from focalnet.weights import layouts, pickles
 
 # Keys under which training scripts store the weights, the most usual first; averaged weights are preferred.
@@ -47,6 +49,18 @@ IN_FOLDER = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 EXPORTED = (".onnx", ".pt2", ".xml")  # those of ``runtime.header.FORMATS``, which comes after this package
 _DEEPEST = 4  # mappings within mappings
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
+_OTHER_FILES = {  # by their first bytes: what is no checkpoint, and the way out
+    b"\x1f\x8b": "compressed (gzip); unpack it first",
+    b"BZh": "compressed (bzip2); unpack it first",
+    b"\xfd7zXZ": "compressed (xz); unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it and name the weights file",
+    b"Rar!": "a RAR archive; unpack it and name the weights file",
+    b"GGUF": "a GGUF file, which holds quantized weights; give the weights that it was made from",
+    b"\x89HDF": "an HDF5 file, as TensorFlow and Keras write it; give weights of PyTorch",
+    b"\x93NUMPY": "a NumPy array; give a .safetensors or .pth file",
+}
 
 _LENGTHS = 26  # where the local header of a zip file tells how long its name is
 _DTYPES = {  # of safetensors
@@ -92,7 +106,14 @@ def read_tensors(path: str | Path) -> RawFile:
     shards = _shards(path)
     if shards:
         parts = [_read_one(shard) for shard in shards]
-        every = {key: tensor for part in parts for key, tensor in part.tensors.items()}
+        every: dict[str, Tensor] = {}
+        for part in parts:
+            if twice := every.keys() & part.tensors.keys():
+                raise CheckpointError(
+                    f'{path}: "{min(twice)}" is in several of its {len(shards)} shards; copy all of them again '
+                    "from one place"
+                )
+            every |= part.tensors
         return RawFile(path, every, {}, None, {})
     return _read_one(path)
 
@@ -189,6 +210,9 @@ def _find(path: Path) -> Path:
                 raise CheckpointError(
                     f'{path}: not a readable checkpoint but a pointer of Git LFS; "git lfs pull" fetches the file'
                 )
+            for mark, what in _OTHER_FILES.items():
+                if start.startswith(mark):
+                    raise CheckpointError(f"{path}: not a readable checkpoint: it is {what}")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
     return path
@@ -196,7 +220,7 @@ def _find(path: Path) -> Path:
 
 def _shards(path: Path) -> list[Path]:
     """All files of weights that were saved in several, of which ``path`` is the index or one; none for a whole file."""
-    one_of = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)", path.name)
+    one_of = _SHARD.fullmatch(path.name)
     if path.name.endswith(INDEX):
         index: Path | None = path
     elif one_of:
@@ -205,14 +229,15 @@ def _shards(path: Path) -> list[Path]:
         return []
     if index is not None and index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if not names or any(Path(name).name != name for name in names):
+            names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
+            if not names or any(not name or Path(name).name != name for name in names):
                 raise ValueError("it must name files beside it")
+            for name in names:  # an index that was cut short names some of them
+                names += [one for one in _siblings(name) if one not in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: is not an index of shards ({_reason(error)}); copy it again") from error
     else:
-        assert one_of
-        names = [f"{one_of[1]}-{i:05d}-of-{one_of[3]}{one_of[4]}" for i in range(1, int(one_of[3]) + 1)]
+        names = _siblings(path.name)
     shards = [path.with_name(name) for name in names]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
@@ -220,6 +245,12 @@ def _shards(path: Path) -> list[Path]:
             f"{path}: is one of {len(shards)} shards, of which {missing[0]} is not beside it; copy all into one folder"
         )
     return shards
+
+
+def _siblings(name: str) -> list[str]:
+    """The names of all shards of which a name is one, e.g. ``model-00001-of-00002.bin``; none for another name."""
+    one_of = _SHARD.fullmatch(name)
+    return [f"{one_of[1]}-{i:05d}-of-{one_of[3]}{one_of[4]}" for i in range(1, int(one_of[3]) + 1)] if one_of else []
 
 
 def _starts_like_safetensors(path: Path) -> bool:
@@ -300,7 +331,7 @@ def _read_records(path: Path, tensors: Mapping[str, Tensor], records: Mapping[in
 
 def _read_bytes(file: BinaryIO, start: int, size: int) -> Tensor:
     """A part of a file as bytes ``(size,)``."""
-    values = torch.empty(size, dtype=torch.uint8)
+    values = torch.empty(size, dtype=torch.uint8, device="cpu")  # whatever the default device is
     file.seek(start)
     if file.readinto(values.numpy()) != size:  # type: ignore[attr-defined]
         raise OSError("the file ends too early")
@@ -324,7 +355,7 @@ def _read_pickle(path: Path) -> tuple[Any, dict[int, int] | None]:
             "a safetensors file"
         ) from error
     except Exception as error:  # a damaged file can make the unpickler and the zip reader raise nearly anything
-        if "legacy .tar" in str(error):
+        if "legacy .tar" in str(error) and _is_old_tar(path):
             raise CheckpointError(
                 f"{path}: PyTorch's tar format from before 2018 cannot be read safely; load it with an old PyTorch "
                 f"you trust and save it again"
@@ -341,13 +372,29 @@ def _unpickled(path: Path) -> Any:
         return pickles.read(path)
 
 
+def _is_old_tar(path: Path) -> bool:
+    """Whether a tar file is one of PyTorch's: torch takes zeros and any archive for one."""
+    try:
+        with tarfile.open(path) as archive:
+            return "storages" in archive.getnames()
+    except (OSError, ValueError, tarfile.TarError):
+        return True
+
+
 def _whatever(path: Path, error: Exception) -> str:
-    """What a file is that is no checkpoint, as far as its first bytes tell."""
+    """What a file is that is no checkpoint, as far as its content tells."""
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(512)
     if start.lstrip()[:1] in (b"{", b"["):
         return "it is JSON, not weights"
-    return f"{_reason(error)}; copy it again, if it is one of PyTorch's"
+    if not start.strip(b"\0"):
+        return "it begins with zeros; copy it again"
+    if start[257:262] == b"ustar" or (start.startswith(b"PK") and "not in a subdirectory" in str(error)):
+        return "it is an archive of other files; unpack it and name the weights file"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program; save the state_dict() of its module as safetensors"
+    reason = "its first bytes are not a pickle's" if isinstance(error, KeyError) else _reason(error)
+    return f"{reason}; copy it again, if it is one of PyTorch's"
 
 
 def _section(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
@@ -408,8 +455,8 @@ def _check(path: Path, key: str, tensor: Tensor, devices: Sequence[str]) -> None
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    """Floating point as float32: half precision is only a way of storing."""
-    return tensor.float() if tensor.is_floating_point() else tensor
+    """Floating point as float32: half precision is only a way of storing, while 8 bits need scales."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() > 1 else tensor
 
 
 def _reason(error: BaseException) -> str:

@@ -324,6 +324,41 @@ def test_images_without_labels_are_counted_and_keypoints_are_passed_over(tmp_pat
         found(root).content("train")
 
 
+PERSON = "0 0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15 0 0 0.47 0.6\n"  # a box and four keypoints, one of them not labelled
+
+
+def test_keypoints_that_nothing_declares_are_not_polygons(tmp_path):
+    root = yolo(tmp_path)
+    for name in "ab":
+        text(root / f"labels/train/{name}.txt", PERSON)
+    with pytest.raises(DataError, match=r"boxes with 4 keypoints each, not polygons.*write kpt_shape: \[4, 2\]"):
+        found(root).content("train")
+    described = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(described + "kpt_shape: [4, 3]\n")
+    with pytest.raises(DataError, match=r"line 1 has 12 numbers behind its class: by kpt_shape \[4, 3\] it has 16"):
+        found(root).convert(tmp_path / "out.json", split="train")
+    (root / "data.yaml").write_text(described + "kpt_shape: [4, 2]\n")
+    boxes = [one["bbox"] for one in found(root).content("train").content["annotations"]]
+    assert boxes[0] == pytest.approx([43.2, 6.4, 9.6, 38.4])
+    assert len(boxes) == 2
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        ["0.1 0.1 0.4 0.1 0.4 0.4 0.1 0.4"],
+        ["0.6 0.6 0.62 0.6 0.62 0.62 0.6 0.62", "0.7 0.7 0.7 0.74 0.78 0.74 0.78 0.7"],  # small ones of as many corners
+        ["0.5 0.02 0.98 0.5 0.5 0.98 0.02 0.5"],
+        ["0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15", "0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15 0.47 0.6"],  # of several lengths
+    ],
+)
+def test_polygons_are_not_keypoints(tmp_path, polygons):
+    root = yolo(tmp_path)
+    text(root / "labels/train/a.txt", "".join(f"0 {polygon}\n" for polygon in polygons))
+    text(root / "labels/train/b.txt", "")
+    assert len(found(root).content("train").content["annotations"]) == len(polygons)
+
+
 def test_numbered_classes_need_names(tmp_path):
     root = yolo_of_label_studio(tmp_path)
     (root / "classes.txt").unlink()

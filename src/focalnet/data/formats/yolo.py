@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -117,7 +118,14 @@ class YoloSet(ObjectSet):
             self.remarks.append(
                 f"{without} of {len(files)} images have no text file: they count as images without objects"
             )
-        return [self._read(file, labels[file], sizes[file], names) for file in files]
+        lines: list[list[float]] = []
+        found = [self._read(file, labels[file], sizes[file], names, lines) for file in files]
+        if keypoints := _unnamed_keypoints(lines):
+            raise DataError(
+                f"{self.described or self.root}: its lines are boxes with {keypoints} keypoints each, not polygons, by "
+                f"their numbers: write kpt_shape: [{keypoints}, 2] into data.yaml, and the boxes are read"
+            )
+        return found
 
     def _image_files(self, split: str | None) -> list[str]:
         if split is None and self.splits:
@@ -180,12 +188,18 @@ class YoloSet(ObjectSet):
         return Counter(same_name(str(PurePosixPath(image).with_suffix(""))) for image in self.image_files)
 
     def _read(
-        self, file: str, labels: Path | None, size: tuple[int, int] | str, names: tuple[str, ...]
+        self,
+        file: str,
+        labels: Path | None,
+        size: tuple[int, int] | str,
+        names: tuple[str, ...],
+        polygons: list[list[float]],
     ) -> WrittenImage:
+        """Reads the labels of an image, and appends the numbers of those that are read as polygons to a list."""
         if isinstance(size, str):
             return WrittenImage(file, problem=size)
         image = WrittenImage(file, size, source=str(labels or ""))
-        keypoints = "kpt_shape" in self._options
+        keypoints = self._options.get("kpt_shape")
         if labels is not None:
             try:
                 lines = read_text(labels).split("\n")
@@ -193,6 +207,8 @@ class YoloSet(ObjectSet):
                 lines, image.problem = [], f"cannot be read: {error}"
             for number, line in enumerate(lines, start=1):
                 shape = _shape(line, size, names, keypoints) if line.strip() else None
+                if keypoints is None and (numbers := _numbers(line)) and len(numbers) > 5:
+                    polygons.append(numbers[1:])
                 if isinstance(shape, str):
                     image.problem = image.problem or f"line {number} {shape}"
                 elif shape is not None:
@@ -200,14 +216,46 @@ class YoloSet(ObjectSet):
         return image
 
 
-def _shape(line: str, size: tuple[int, int], names: tuple[str, ...], keypoints: bool) -> Shape | str:
-    """Parses a line; returns the object, or the problem as text."""
+def _unnamed_keypoints(lines: Sequence[Sequence[float]]) -> int:
+    """How many keypoints of two numbers follow the box on each line of a set that says nothing of them; 0 for none.
+
+    All lines have equally many numbers; on nearly all of them, all points but those at 0, 0 lie within the box that the
+    first four numbers are; and on some, width and height, read as a corner, lie far from all other points.
+    """
+    if len({len(line) for line in lines}) != 1 or len(lines[0]) % 2 or len(lines[0]) < 8:
+        return 0
+    outside, far = 0, False
+    for x, y, w, h, *rest in lines:
+        points = [point for point in zip(rest[::2], rest[1::2], strict=True) if any(point)]
+        outside += any(abs(px - x) > w / 2 + _SLACK or abs(py - y) > h / 2 + _SLACK for px, py in points)
+        for side, values in ((w, [x, *(px for px, _ in points)]), (h, [y, *(py for _, py in points)])):
+            extent = max(values) - min(values)
+            far |= not min(values) - extent <= side <= max(values) + extent
+    return len(lines[0]) // 2 - 2 if far and outside <= 0.05 * len(lines) else 0
+
+
+def _shape(line: str, size: tuple[int, int], names: tuple[str, ...], keypoints: Any) -> Shape | str:
+    """Parses a line; returns the object, or the problem as text.
+
+    Args:
+        line: of a text file of labels.
+        size: height and width of the image.
+        names: of the classes.
+        keypoints: ``kpt_shape`` of the set: how many keypoints follow a box, and of how many numbers each; or None.
+    """
     numbers = _numbers(line)
     if numbers is None:
         return f'is not numbers: "{line.strip()[:60]}"'
-    label, values = numbers[0], numbers[1:5] if keypoints else numbers[1:]
+    label, values = numbers[0], numbers[1:] if keypoints is None else numbers[1:5]
     if not label.is_integer() or not 0 <= label < len(names):
         return f"has class {label:g}, and there are {len(names)}: 0 to {len(names) - 1}"
+    if isinstance(keypoints, list) and all(isinstance(one, int) for one in keypoints):
+        expected = 4 + math.prod(keypoints)
+        if len(numbers) - 1 not in (4, expected):
+            return (
+                f"has {len(numbers) - 1} numbers behind its class: by kpt_shape {keypoints} it has {expected}, or 4 of "
+                "a box alone"
+            )
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         return f"has {len(values)} numbers behind its class: a box has 4, a polygon 6 or more, two a corner"
     if min(values) < -_SLACK or max(values) > 1 + _SLACK:

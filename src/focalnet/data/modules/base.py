@@ -226,6 +226,8 @@ class DensePredictionData(DataModule[D]):
             raise ConfigError("data.batch_size and data.image_size must be 1 or more, data.num_workers 0 or more")
         if max_size < image_size:
             raise ConfigError(f"data.max_size={max_size} must be at least data.image_size={image_size}")
+        if not os.fspath(root):
+            raise ConfigError('data.root is empty, which is not the current folder (that is "."): name the folder')
         self.root = Path(root).absolute()
         self.preprocessing = Preprocessing(
             image_size=image_size,

@@ -133,7 +133,7 @@ class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.preprocessing = cropped(image_size, crop_pct, fit, interpolation, mean, std)
         check_options(batch_size, num_workers, holdout)
-        if root is None and format != "digits":
+        if root in (None, "") and format != "digits":
             raise ConfigError('data.root is missing: the folder with your images (or data.format "digits")')
         self.root = Path(root or "").absolute()
         self.format: Literal["auto"] | Format = format

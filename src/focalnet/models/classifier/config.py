@@ -12,6 +12,7 @@ from focalnet.errors import ConfigError
 from focalnet.kernels.fuse import fuse
 from focalnet.models.backbone import FocalNetConfig
 from focalnet.models.base import ModelConfig, Output, TaskName
+from focalnet.models.plain import check_types
 
 if TYPE_CHECKING:
     from focalnet.models.classifier.network import Classifier
@@ -33,6 +34,7 @@ class ClassifierConfig(ModelConfig):
     multi_label: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_classes < 0:
             raise ConfigError(f"num_classes={self.num_classes} must be 0 (pooled features) or more")
 

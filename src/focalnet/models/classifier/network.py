@@ -135,6 +135,16 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
 
+def _check_names(logits_BN: torch.Tensor, class_names: Sequence[str]) -> None:
+    """Refuses names of another head: those that it shares would name the wrong classes."""
+    if class_names and len(class_names) != logits_BN.shape[1]:
+        raise ConfigError(
+            f"the head has {logits_BN.shape[1]} outputs, but the model's configuration and card are of "
+            f"{len(class_names)} classes: change the number of classes with reset_classifier or "
+            "focalnet.load(..., num_classes=...)"
+        )
+
+
 def best_classes(logits_BN: torch.Tensor, class_names: Sequence[str], top_k: int = 5) -> list[Classification]:
     """The ``top_k`` best classes of each image, with softmax scores.
 
@@ -142,7 +152,11 @@ def best_classes(logits_BN: torch.Tensor, class_names: Sequence[str], top_k: int
         logits_BN: logits of the N classes.
         class_names: names by index; if empty, ``"class 0"``, ...
         top_k: maximum number of classes per image.
+
+    Raises:
+        ConfigError: the names are those of another number of classes.
     """
+    _check_names(logits_BN, class_names)
     scores, labels = logits_BN.float().softmax(1).topk(min(top_k, logits_BN.shape[1]))
     names = tuple(class_names)
     return [
@@ -160,7 +174,11 @@ def likely_classes(
         logits_BN: logits of the N classes.
         class_names: names by index; if empty, ``"class 0"``, ...
         threshold: lowest score of a class, 0 to 1.
+
+    Raises:
+        ConfigError: as for ``best_classes``.
     """
+    _check_names(logits_BN, class_names)
     names, results = tuple(class_names), []
     for logits, scores in zip(logits_BN, logits_BN.float().sigmoid(), strict=True):
         order = scores.argsort(descending=True, stable=True)

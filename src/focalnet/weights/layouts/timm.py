@@ -47,6 +47,11 @@ def check(config: FocalNetConfig) -> None:
                 f"timm's FocalNet supports only {name}={only}, but this model has {name}={getattr(config, name)}; "
                 f"convert it to native, microsoft or huggingface instead"
             )
+    if config.overlapped and config.stem_padding != 2:
+        raise ConfigError(
+            "timm's FocalNet pads an overlapped stem by 2 pixels, but this model has "
+            f"stem_padding={config.stem_padding}; convert it to native or microsoft instead"
+        )
 
 
 def hints(description: Mapping[str, Any]) -> Hints:
