@@ -19,10 +19,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     repositories: dict[str, dict[str, bytes]]
     gated: set[str]
     asked: list[str]
+    broken: dict[str, str]  # repositories by what the server does instead of answering
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        for name, fault in self.broken.items():
+            if f"/{name}/" in f"{self.path}/" and self._break(fault):
+                return
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/?]+))?(?:\?.*)?", self.path):
             if (files := self._files(match[1], match[2])) is not None:
                 siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
@@ -65,6 +69,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer({})
 
+    def _break(self, fault: str) -> bool:
+        """Answers as a broken server does; returns whether this request is answered."""
+        if fault == "error":
+            self._refuse(500, "")
+        elif fault == "page":
+            self.send_response(200)
+            self._body(b"<html>Please log in</html>", "text/html")
+        elif fault == "hang up":
+            self.close_connection = True
+        elif fault == "damage" and self.command == "GET" and "/resolve/" in self.path:
+            repository, _, _, name = self.path.lstrip("/").rsplit("/", 3)
+            content = self.repositories[repository][name]
+            self._send(content, b"?" + content[1:])
+        else:
+            return False
+        return True
+
     def _files(self, repository: str, revision: str | None) -> dict[str, bytes] | None:
         if repository in self.gated:
             self._refuse(403, "GatedRepo")
@@ -77,7 +98,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return None
 
     def _entry(self, name: str, content: bytes) -> dict[str, Any]:
-        return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        return {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
 
     def _refuse(self, status: int, code: str) -> None:
         body = json.dumps({"error": code}).encode()
@@ -90,11 +111,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self._body(json.dumps(content).encode(), "application/json")
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, content: bytes, sent: bytes | None = None) -> None:
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self._body(content, "application/octet-stream")
+        self.send_header("ETag", f'"{_git_hash(content)}"')
+        self._body(content if sent is None else sent, "application/octet-stream")
 
     def _body(self, body: bytes, kind: str) -> None:
         self.send_header("Content-Type", kind)
@@ -107,11 +128,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 @contextmanager
-def serving(repositories: dict[str, dict[str, bytes]], gated: set[str]) -> Iterator[tuple[str, list[str]]]:
+def serving(
+    repositories: dict[str, dict[str, bytes]], gated: set[str], broken: dict[str, str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Serves repositories; yields the address, and the list of paths that were asked for."""
     asked: list[str] = []
-    handler = type("Handler", (Handler,), {"repositories": repositories, "gated": gated, "asked": asked})
+    members = {"repositories": repositories, "gated": gated, "asked": asked, "broken": {} if broken is None else broken}
+    handler = type("Handler", (Handler,), members)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -272,6 +272,16 @@ def test_a_full_disk_is_said_and_the_part_kept(
     assert download.local_file(entry(at(address))).read_bytes() == CONTENT
 
 
+def test_a_cache_that_cannot_be_written(
+    server: tuple[Behaviour, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, address = server
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match=r"x\.pth: .*/file cannot be written \(.*\); set HF_HUB_CACHE"):
+        download.local_file(entry(at(address)))
+
+
 def _fetch_in_process(cache: str, address: str, results: Any) -> None:
     constants.HF_HUB_CACHE = cache
     results.put(download.local_file(entry(at(address))).read_bytes() == CONTENT)

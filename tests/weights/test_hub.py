@@ -29,6 +29,7 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.broken: dict[str, str] = {}
         self.address = ""
         self.asked: list[str] = []
 
@@ -36,7 +37,7 @@ class Hub:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     found = Hub()
-    with serving(found.repositories, found.gated) as (found.address, found.asked):
+    with serving(found.repositories, found.gated, found.broken) as (found.address, found.asked):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", found.address)  # what HF_ENDPOINT sets
@@ -119,6 +120,46 @@ def test_one_line_says_why_a_repository_cannot_be_read(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
+
+
+BROKEN = {
+    "error": r"someone/net is not in the cache and could not be downloaded: .*500",
+    "page": r"did not answer as the Hub does \(a log-in page\?\); check the network, proxy and HF_ENDPOINT",
+    "hang up": r"someone/net: .*; check the connection and your access, and run again",
+    "damage": r"config\.json, model\.safetensors did not have the Hub's hash and was removed from the cache",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_server_leaves_nothing_broken(fault: str, server: Hub, tmp_path: Path) -> None:
+    model = classifier()
+    server.repositories["someone/net"] = files_of(model, tmp_path / "model")
+    server.broken["someone/net"] = fault
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=BROKEN[fault]) as caught:
+            focalnet.load("hf-hub:someone/net")
+        assert "\n" not in str(caught.value)
+    server.broken.clear()
+    assert same(focalnet.load("hf-hub:someone/net"), model)
+
+
+def test_errors_of_the_cache_and_of_a_push_are_one_line(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.repositories["someone/net"] = files_of(classifier(), tmp_path / "model")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file/x: cannot be created: Not a directory; give another folder"):
+        classifier().save_pretrained(tmp_path / "file" / "x")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match=r"/file cannot be written \(.*\); set HF_HUB_CACHE to a folder"):
+        focalnet.load("hf-hub:someone/net")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", full)
+    with pytest.raises(DownloadError, match=r"someone/net: no space left in .*HF_HUB_CACHE"):
+        focalnet.load("hf-hub:someone/net")
 
 
 def test_names_of_repositories() -> None:

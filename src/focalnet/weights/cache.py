@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
+import re
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -50,6 +53,39 @@ def unreachable(address: str) -> str | None:
     except OSError as error:
         return f"no connection ({error.strerror or error})"
     return None
+
+
+def not_writable(error: OSError) -> str | None:
+    """What to do if the cache cannot be written; None for an error of another kind."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left in {constants.HF_HUB_CACHE}; free some, or set HF_HUB_CACHE to a folder on another disk, "
+            f"and run again: the download resumes where it stopped"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return (
+            f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}); set HF_HUB_CACHE to a folder that can be, "
+            f"and run again"
+        )
+    return None
+
+
+def hub_hash(path: Path) -> str | None:
+    """The hash that the Hub gave for a file of its cache, which names a content by it; None if the name is none."""
+    name = path.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
+
+
+def has_hash(path: Path, expected: str) -> bool:
+    """Whether a file has a hash of the Hub: sha256, or git's sha1 of a blob (40 digits) for small files."""
+    if len(expected) == 64:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest() == expected
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == expected
 
 
 @contextmanager

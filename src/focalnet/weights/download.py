@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import email.utils
-import errno
-import hashlib
 import http.client
 import json
 import logging
@@ -40,7 +38,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from focalnet.errors import CheckpointError, DownloadError, UnknownName
 from focalnet.files import write
-from focalnet.weights.cache import folder, of_source, quiet, unreachable
+from focalnet.weights.cache import folder, has_hash, hub_hash, not_writable, of_source, quiet, unreachable
 from focalnet.weights.catalogue import Entry, Source, find
 from focalnet.weights.checkpoint import Checkpoint, read
 from focalnet.weights.files import sha256_of
@@ -130,11 +128,8 @@ def _get(entry: Entry, source: Source) -> Path:
     try:
         return _from_hub(entry, source) if source.hub else _from_host(entry, source)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(
-                f"{source.file}: no space left in {constants.HF_HUB_CACHE}; free some, or set HF_HUB_CACHE to a "
-                f"folder on another disk, and run again: the download resumes where it stopped"
-            ) from error
+        if advice := not_writable(error):
+            raise DownloadError(f"{source.file}: {advice}") from error
         raise _SourceFailed(_first_line(error)) from error
 
 
@@ -372,11 +367,8 @@ def _verify(entry: Entry, source: Source, path: Path) -> None:
 def _check_published(source: Source, path: Path, sha256: str) -> None:
     """Compares a file with what its host publishes of it, if anything."""
     if source.hub:
-        published = path.resolve().name  # the cache of the Hub names a content by the hash that the Hub gave for it
-        git = hashlib.sha1(usedforsecurity=False)  # of small files, the hash that git has
-        if re.fullmatch(r"[0-9a-f]{40}", published):
-            git.update(f"blob {path.stat().st_size}\0".encode() + path.read_bytes())
-        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", published) and published not in (sha256, git.hexdigest()):
+        published = hub_hash(path)
+        if published not in (None, sha256) and not has_hash(path, str(published)):
             raise _SourceFailed(f"what it sent has not the hash {published} that the Hub gives for it")
     elif path.suffix == ".part":
         size, digest = _github_asset(str(source.url))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from focalnet.errors import CheckpointError, ConfigError, DownloadError
 from focalnet.files import write
 from focalnet.models import Model
 from focalnet.models.backbone import FocalNet, FocalNetConfig
-from focalnet.weights.cache import quiet, unreachable
+from focalnet.weights.cache import has_hash, hub_hash, not_writable, quiet, unreachable
 from focalnet.weights.checkpoint import describe, save
 from focalnet.weights.files import IN_FOLDER
 
@@ -84,6 +85,7 @@ def fetch(wanted: Repository) -> Path:
                 ignore_patterns=["*/*", "training_args.bin", "optimizer.*", "scheduler.*"],
                 local_files_only=unreachable(constants.ENDPOINT) is not None,
             )
+            _check_hashes([path for pattern in (*_DESCRIPTIONS, *kind) for path in Path(folder).glob(pattern)], wanted)
         if any(path for pattern in kind for path in Path(folder).glob(pattern)):
             return Path(folder)
     raise CheckpointError(f"{_address(wanted)} holds no weights ({', '.join(IN_FOLDER)}, ...)")
@@ -145,7 +147,10 @@ def save_pretrained(model: Model[Any, Any] | FocalNet, folder: str | Path, *, re
     """
     folder = Path(folder)
     card = model.card or ModelCard(name=folder.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be created: {error.strerror}; give another folder") from error
     save(model, folder / "model.safetensors")
     write(folder / "config.json", (describe(model.config, card) + "\n").encode(), CheckpointError)
     write(folder / "README.md", readme(model, repo_id or folder.name).encode(), CheckpointError)
@@ -190,6 +195,20 @@ def _address(wanted: Repository) -> str:
     return f"{constants.ENDPOINT}/{wanted.id}{revision}"
 
 
+def _check_hashes(paths: list[Path], wanted: Repository) -> None:
+    """Removes files without the hash that the Hub gave for them; raises ``DownloadError`` if there are any."""
+    hashes = [(path, hub_hash(path)) for path in paths]
+    wrong = [path for path, expected in hashes if expected is not None and not has_hash(path, expected)]
+    for path in wrong:
+        for file in (path.resolve(), path):  # the content, and the link to it
+            file.unlink(missing_ok=True)
+    if wrong:
+        raise DownloadError(
+            f"{_address(wanted)}: {', '.join(path.name for path in wrong)} did not have the Hub's hash "
+            f"and was removed from the cache; run again to download it"
+        )
+
+
 @contextmanager
 def _readable(wanted: Repository) -> Iterator[None]:
     """Within it, every error of a transfer becomes one line that names the repository and the way out.
@@ -201,6 +220,8 @@ def _readable(wanted: Repository) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except DownloadError:
+        raise
     except errors.GatedRepoError as error:
         raise DownloadError(f"{address} is gated: ask for access on its page, and log in (hf auth login)") from error
     except errors.RepositoryNotFoundError as error:
@@ -209,8 +230,17 @@ def _readable(wanted: Repository) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise DownloadError(f"{host}/{wanted.id} has no revision {wanted.revision}; its page lists them") from error
     except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(host) or "no connection"
+        cause = _first_line(error.__cause__) if error.__cause__ else "no connection"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(host) or cause
         raise DownloadError(f"{address} is not in the cache and could not be downloaded: {why}") from error
     except Exception as error:  # those of the HTTP library depend on its version
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise DownloadError(f"{address}: {first}") from error
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{host} did not answer as the Hub does (a log-in page?); check the network, proxy and HF_ENDPOINT"
+        else:
+            advice = not_writable(error) if isinstance(error, OSError) else None
+            reason = advice or f"{_first_line(error)}; check the connection and your access, and run again"
+        raise DownloadError(f"{address}: {reason}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
