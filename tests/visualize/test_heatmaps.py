@@ -201,3 +201,16 @@ def test_a_long_title_stays_within_the_image() -> None:
         assert (page[200:220, :4] == page[-1, 0]).all(), title  # nothing is written at the edges
         assert (page[200:220, -4:] == page[-1, 0]).all(), title
         assert (page[200:222] < 128).any(), title
+
+
+def test_a_note_has_its_own_line_below_the_title() -> None:
+    image, scale = Image.new("RGB", (330, 200)), Scale(0, 1, "viridis")
+    plain, noted = (
+        np.asarray(with_color_bar(image, scale, "heat", note)) for note in ("", "mean inside 1, outside 0.1")
+    )
+    line = len(noted) - len(plain)
+    assert line > 14
+    bar = 200 + int(np.argmax((plain[200:, 10] != 255).any(1)))  # the first row that is colored near the edge
+    assert np.array_equal(noted[200:bar], plain[200:bar])  # the title
+    assert np.array_equal(noted[bar + line :], plain[bar:])  # the bar and its values
+    assert (noted[bar : bar + line] < 200).any()  # the note

@@ -139,9 +139,8 @@ class Explanation:
             drawn = visualize.draw_outline(drawn, self.heat.inside.numpy(), box)
         title = f"{self.heat.method}: {self.heat.target}" if self.heat.target else self.heat.method
         contrast = self.heat.contrast()
-        if contrast is not None:
-            title += f" (inside {contrast[0]:.2g}, outside {contrast[1]:.2g})"
-        return visualize.with_color_bar(drawn, visualize.Scale.of(values), title, dark=dark)
+        note = "" if contrast is None else f"mean inside {contrast[0]:.2g}, outside {contrast[1]:.2g}"
+        return visualize.with_color_bar(drawn, visualize.Scale.of(values), title, note, dark=dark)
 
     def depth_frames(self, *, dark: bool = False) -> list[Image]:
         """The modulator of each block, first to last, as frames of an animation; each says how deep it is."""

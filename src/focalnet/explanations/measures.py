@@ -3,8 +3,7 @@
 Shapes: B images, C channels, H and W height and width. Maps are ``(B, H, W)``, float; larger values are more relevant.
 Every measure returns one value for each image, ``(B,)`` float64, so that intervals can be bootstrapped. Each is
 batched: versions of several images go through the network together. Where a measure orders pixels, equal values are in
-random order, with a fixed seed: in reading order, a flat map would remove the image from top to bottom. The file has
-more than 450 lines because all measures are in it, each with its definition and source.
+random order, with a fixed seed: in reading order, a flat map would remove the image from top to bottom.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalnet.errors import InputError
+from focalnet.explanations.imputation import impute
 
 Probability: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """Probabilities ``(n,)`` of the answers that are explained, for versions ``(n, C, H, W)`` of images, given which image
@@ -29,12 +28,7 @@ Explain: TypeAlias = "Callable[[Tensor], Tensor]"
 AT_ONCE = 64  # versions of small images in one pass through the network: larger batches leave the processor's cache
 PIXELS = 2**22  # of all versions in one pass, at most
 SHARES = tuple(percent / 100 for percent in range(10, 100, 10))  # of the pixels, that ROAD removes
-SMALL = 64**2  # pixels up to which a simple preconditioner is faster
-IN_CACHE = 2**15  # values of images that are imputed together: five float64 tensors of them stay in the cache
 NOISE = 0.01  # standard deviation that ROAD adds to imputed values
-NEIGHBORS = tuple(
-    ((dy, dx), 1 / 12 if dy and dx else 1 / 6) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
-)
 
 # ---- faithfulness: does the answer change where the map says? ----
 
@@ -184,99 +178,6 @@ def road(
 def removed(share: float, pixels: int) -> int:
     """How many of so many pixels are at or above the percentile ``100 (1 - share)``, as pytorch-grad-cam removes."""
     return pixels - math.ceil(round((1 - share) * (pixels - 1), 9))
-
-
-def impute(images: Tensor, gone: Tensor, *, tolerance: float = 1e-9) -> Tensor:
-    """ROAD's linear imputation without its noise: each missing pixel is the weighted mean of its eight neighbors.
-
-    The weights are 1/6 for direct and 1/12 for diagonal neighbors, divided by their sum at the border of the image. The
-    linear systems of all images are solved together by conjugate gradients in float64, which need no sparse solver: the
-    matrix is symmetric, and its product with an image is a separable filter.
-
-    Args:
-        images: ``(B, C, H, W)``.
-        gone: bool ``(B, H, W)``; no image may be without any pixel.
-        tolerance: of the largest residual, relative to the largest value.
-    """
-    if gone.flatten(1).all(1).any():
-        raise InputError("gone: an image without any pixel left cannot be imputed")
-    at_once = max(IN_CACHE // images[0].numel(), 1)
-    parts = zip(torch.split(images, at_once), torch.split(gone, at_once), strict=True)
-    return torch.cat([_imputed(some, missing, tolerance) for some, missing in parts])
-
-
-def _imputed(images: Tensor, gone: Tensor, tolerance: float) -> Tensor:
-    missing = gone[:, None].double()
-    known = images.double() * (1 - missing)
-    weight = _neighbor_sums(torch.ones_like(missing[:1]))
-    right = _neighbor_sums(known) * missing
-    precondition = _preconditioner(missing, weight)
-    x = known.flatten(2).sum(2)[..., None, None] / (1 - missing).flatten(2).sum(2)[..., None, None] * missing
-    residual = (right - missing * (weight * x - _neighbor_sums(x))) * missing
-    preconditioned = precondition(residual)
-    direction = preconditioned
-    energy = (residual * preconditioned).sum((2, 3), keepdim=True)
-    limit = tolerance * images.abs().max().double().clamp(min=1e-30)
-    for _ in range(10 * sum(images.shape[2:])):
-        if residual.abs().max() <= limit:
-            break
-        applied = (weight * direction - _neighbor_sums(direction)) * missing
-        length = energy / (direction * applied).sum((2, 3), keepdim=True).clamp(min=1e-300)
-        x = x + length * direction
-        residual = residual - length * applied
-        preconditioned = precondition(residual)
-        new_energy = (residual * preconditioned).sum((2, 3), keepdim=True)
-        direction = preconditioned + new_energy / energy.clamp(min=1e-300) * direction
-        energy = new_energy
-    return torch.where(gone[:, None], x.to(images), images)
-
-
-def _preconditioner(missing: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """An approximate inverse of the matrix: its diagonal, and for large images also that on ever larger squares.
-
-    On squares of 2, 4, 8, ... pixels, as in multilevel preconditioning (Bramble, Pasciak and Xu, 1990): the residual of
-    the missing pixels in a square is divided by the energy of the function that is 1 on them. At 224 pixels it takes a
-    quarter of the iterations.
-    """
-    height, width = missing.shape[2:]
-    levels: list[tuple[int, Tensor]] = []
-    side = 2 if height * width > SMALL else height + width
-    while side < max(height, width):
-        rows, columns = (torch.arange(n, device=missing.device) // side % 2 for n in (height, width))
-        energy = torch.zeros_like(missing)
-        for row in (0, 1):  # squares of one color do not touch
-            for column in (0, 1):
-                ones = missing * ((rows == row)[:, None] & (columns == column)[None])
-                energy += ones * (weight * ones - _neighbor_sums(ones))
-        sums = _square_sums(energy, side)
-        levels.append((side, torch.where(sums > 1e-12, 1 / sums.clamp(min=1e-12), torch.zeros_like(sums))))
-        side *= 2
-
-    def apply(residual: Tensor) -> Tensor:
-        result = residual / weight
-        for side, inverse in levels:
-            coarse = _square_sums(residual, side) * inverse
-            result = result + coarse.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., :height, :width]
-        return result * missing
-
-    return apply
-
-
-def _square_sums(x: Tensor, side: int) -> Tensor:
-    """The sums over squares of so many pixels a side, ``(B, C, h, w)``."""
-    padded = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
-    return F.avg_pool2d(padded, side) * side**2
-
-
-def _neighbor_sums(x: Tensor) -> Tensor:
-    """The weighted sum of the eight neighbors: (1 2 1) along both axes over 12, without the pixel's own 1/3."""
-    total = x / 6
-    total[..., 1:] += x[..., :-1] / 12
-    total[..., :-1] += x[..., 1:] / 12
-    sums = 2 * total
-    sums[..., 1:, :] += total[..., :-1, :]
-    sums[..., :-1, :] += total[..., 1:, :]
-    return sums - x / 3
 
 
 def _curve(

@@ -105,19 +105,23 @@ def draw_outline(image: Image.Image, inside: NDArray[np.bool_], box: Box) -> Ima
     return drawn
 
 
-def with_color_bar(image: Image.Image, scale: Scale, title: str = "", *, dark: bool = False) -> Image.Image:
-    """An image with a bar below it: the colors, the values at its ends (and zero), and a title."""
+def with_color_bar(
+    image: Image.Image, scale: Scale, title: str = "", note: str = "", *, dark: bool = False
+) -> Image.Image:
+    """An image with a bar below it: the colors, the values at its ends (and zero), a title, and a line about it."""
     theme = palettes.DARK if dark else palettes.LIGHT
     width = max(image.width, SMALLEST)
     unit = max(width // SMALLEST, 1) * BAR
     letters, margin = font(unit, bold=False), unit // 2
-    heading, written = _fitted(printable(title), unit, width - 2 * margin)
-    below = image.height + margin
-    page = Image.new("RGB", (width, below + 4 * unit + margin), theme.paper)
+    lines = [(title, theme.ink), (note, theme.faint)] if note else [(title, theme.ink)]
+    below, line = image.height + margin, round(1.5 * unit)
+    top, ends = below + len(lines) * line, (margin, width - margin)
+    page = Image.new("RGB", (width, top + 4 * unit - line + margin), theme.paper)
     page.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(page)
-    draw.text((width / 2, below), written, theme.ink, heading, anchor="ma")
-    top, ends = below + round(1.5 * unit), (margin, width - margin)
+    for number, (text, ink) in enumerate(lines):
+        heading, written = _fitted(printable(text), unit, width - 2 * margin)
+        draw.text((width / 2, below + number * line), written, ink, heading, anchor="ma")
     ramp = scale.rgb(np.linspace(scale.low, scale.high, ends[1] - ends[0], dtype=np.float32)[None])
     page.paste(Image.fromarray(ramp.astype(np.uint8)).resize((ends[1] - ends[0], unit)), (margin, top))
     for at, value, anchor in ((ends[0], scale.low, "la"), (ends[1], scale.high, "ra")):
