@@ -159,6 +159,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         ({"trainer.limit_train_batches": 0}, "limit_train_batches"),
         ({"trainer.limit_val_batches": 0.0}, "limit_val_batches"),
         ({"trainer.limit_test_batches": 0}, "limit_test_batches"),
+        ({"trainer.devices": 2 + (os.cpu_count() or 1), "trainer.accelerator": "cpu"}, "CPU cores: choose"),
         ({"trainer.max_time": "one hour"}, "max_time.*days"),
         ({"trainer.patience": 0}, "patience"),
         ({"trainer.max_epochs": -1}, "max_epochs"),

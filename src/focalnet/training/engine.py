@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
@@ -342,9 +344,21 @@ def _build(
     if arguments["strategy"] == "fsdp":
         arguments["strategy"] = _sharded(task)
     try:
-        return Run(task, data, pl.Trainer(**arguments), processes, stop)
+        trainer = pl.Trainer(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+    _check_processes(trainer)
+    return Run(task, data, trainer, processes, stop)
+
+
+def _check_processes(trainer: pl.Trainer) -> None:
+    """Raises ConfigError for more processes than cores: each takes the memory of a whole run."""
+    most = max(os.cpu_count() or 1, 2)  # two are of use for trying on any machine
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise ConfigError(
+            f"trainer.devices={trainer.num_devices} would start as many processes on {most} CPU cores: choose {most} "
+            "or fewer, and trainer.num_nodes for several machines"
+        )
 
 
 def _limits(arguments: dict[str, Any], own: Mapping[str, Any]) -> Limits:
