@@ -232,8 +232,7 @@ def _shards(path: Path) -> list[Path]:
             names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
             if not names or any(not name or Path(name).name != name for name in names):
                 raise ValueError("it must name files beside it")
-            for name in names:  # an index that was cut short names some of them
-                names += [one for one in _siblings(name) if one not in names]
+            names = sorted({*names, *(one for name in names for one in _siblings(name))})  # if it was cut short
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: is not an index of shards ({_reason(error)}); copy it again") from error
     else:
