@@ -249,7 +249,7 @@ def headers() -> dict[str, dict[str, Any]]:
         network = built(family)
         network.card = ModelCard(
             name="small.test",
-            class_names=("ant", "bee", "cat"),
+            class_names=tuple(f"animal {i}" for i in range(getattr(network.config, "num_classes", 0))),
             preprocessing=Preprocessing(image_size=64),
             licence="MIT",
             source="nowhere",
