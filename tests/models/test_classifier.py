@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from focalnet import Classifier, ClassifierConfig, create_model, list_models, registry
+from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, UnknownName
 from focalnet.models.classifier import best_classes
 from focalnet.models.variants import VARIANTS
@@ -42,7 +43,9 @@ def test_pooled_features_and_new_heads() -> None:
     features = model(images)
     assert tuple(features.shape) == (2, model.num_features)
     torch.testing.assert_close(features, model.forward_features(images).mean((1, 2)))
+    model.card = ModelCard(name="old", class_names=("a", "b", "c"), metrics={"top1": 90.0})
     model.reset_classifier(7)
+    assert model.card == ModelCard(name="old")
     assert tuple(model(images).shape) == (2, 7)
     assert isinstance(model.get_classifier(), torch.nn.Linear)
     assert model.config.num_classes == 7

@@ -117,6 +117,8 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head by a new one, for finetuning; 0 removes it.
 
+        The card keeps no names of classes and no metrics, which were those of the old head.
+
         Args:
             num_classes: of the new head.
             global_pool: timm's name of the pooling, which is always ``"avg"`` here.
@@ -130,6 +132,8 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         self.num_classes = num_classes
         self.head = self._new_head().to(self.norm.weight)
         init_weights(self.head)
+        if self.card is not None:
+            self.card = replace(self.card, class_names=(), category_ids=(), metrics={})
 
     def _new_head(self) -> nn.Module:
         return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
