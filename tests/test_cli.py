@@ -189,7 +189,7 @@ class TestPictureCommandsRefuse:
         (["predict", "a.png", "--out="], "--out is empty"),
         (["predict", ""], "an argument is empty"),
         (["fit", "classification/digits", "--output", ""], "--output is empty"),
-        (["fit", "classification/finetune", "--data.root", ""], "data.root is missing"),
+        (["fit", "classification/cifar10_nano", "--data.root", ""], "data.root is missing"),
         (["convert", "a.pth", ""], "an argument is empty"),
     ],
 )

@@ -104,3 +104,13 @@ def test_targets_are_padded_like_the_images_and_never_cut(name: str) -> None:
     original = LabelMapTarget(torch.zeros(122, 180, dtype=torch.int64))
     with pytest.raises(InputError, match=r"122 x 180 pixels .* do not fit into 64 x 96"):
         model.loss(Batch(small.images(), small.SIZES, [original] * 2, []))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["cascade_mask_rcnn", "atss", "sparse_rcnn", "upernet", "mask2former", "dino"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = focalnet.create_model(f"{name}_focalnet_nano", num_classes=3).eval().to(dtype)
+    with torch.no_grad():
+        (result,) = model.predict(torch.randn(1, 3, 64, 64, dtype=dtype), [(64, 64)])
+    assert result.size == (64, 64)

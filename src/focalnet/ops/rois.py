@@ -48,7 +48,7 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size:
         samples: samples per axis of a bin; 0 for the bin's size in cells, rounded up.
 
     Returns:
-        ``(K, C, size, size)``.
+        ``(K, C, size, size)``, of the type of the features.
     """
     level = levels(rois[:, 1:], strides[0], len(features))
     if modes.exporting():
@@ -57,7 +57,7 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size:
         roi_align(x.float(), rois[level == i], size, 1 / stride, samples)
         for i, (x, stride) in enumerate(zip(features, strides, strict=True))
     ]
-    return torch.cat(pooled)[level.argsort(stable=True).argsort()]
+    return torch.cat(pooled)[level.argsort(stable=True).argsort()].to(features[0].dtype)
 
 
 def _pool_all(

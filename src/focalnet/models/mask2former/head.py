@@ -102,7 +102,7 @@ class Mask2FormerHead(nn.Module):
         levels, mask_features = self.pixel_decoder(features)
         values = [x.flatten(2).transpose(1, 2) + i for x, i in zip(levels, self.level_embed.weight, strict=True)]
         keys = [
-            v + sine_positions(x.shape[2], x.shape[3], v.shape[2], device=v.device)
+            v + sine_positions(x.shape[2], x.shape[3], v.shape[2], device=v.device).to(v.dtype)
             for v, x in zip(values, levels, strict=True)
         ]
         # Resizing and products over channels commute: resize the features once per level, not the masks of each layer.

@@ -80,11 +80,12 @@ class PixelDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """From feature maps ``(B, c, h, w)``, finest first, to ``(B, C, h, w)``, coarsest first, and mask features."""
         with without_autocast(features[0].device):
+            features = [x.to(self.mask_feature.weight.dtype) for x in features]  # float32, unless the model is of half
             fine, coarse = features[: -self.levels], features[-self.levels :]
-            levels = self._attend([conv(x.float()) for conv, x in zip(self.input_convs, reversed(coarse), strict=True)])
+            levels = self._attend([conv(x) for conv, x in zip(self.input_convs, reversed(coarse), strict=True)])
             finest = levels[-1]
             for lateral, output, x in zip(self.lateral_convs, self.output_convs, reversed(fine), strict=True):
-                skip = lateral(x.float())
+                skip = lateral(x)
                 finest = output(skip + F.interpolate(finest, skip.shape[2:], mode="bilinear")).relu()
             return levels, self.mask_feature(finest)
 
@@ -96,7 +97,7 @@ class PixelDecoder(nn.Module):
                 sine_positions(h, w, x.shape[2], device=x.device) + encoding
                 for (h, w), encoding in zip(shapes, self.level_encoding.weight, strict=True)
             ]
-        )
+        ).to(x.dtype)
         if self.placed:
             x = x + positions
         centers = _centers(shapes, x.device)[None, :, None]
