@@ -107,10 +107,11 @@ def test_targets_are_padded_like_the_images_and_never_cut(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["cascade_mask_rcnn", "atss", "sparse_rcnn", "upernet", "mask2former", "dino"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = focalnet.create_model(f"{name}_focalnet_nano", num_classes=3).eval().to(dtype)
+    model: Any = NETWORKS[name]().build().eval().to(dtype)
     with torch.no_grad():
-        (result,) = model.predict(torch.randn(1, 3, 64, 64, dtype=dtype), [(64, 64)])
-    assert result.size == (64, 64)
+        results = model.predict(torch.randn(2, 3, 64, 96, dtype=dtype), small.SIZES)
+    assert len(results) == 2
+    assert all(isinstance(result, Result) for result in results)

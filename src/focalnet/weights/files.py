@@ -50,7 +50,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 EXPORTED = (".onnx", ".pt2", ".xml")  # those of ``runtime.header.FORMATS``, which comes after this package
 _DEEPEST = 4  # mappings within mappings
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
-_OTHER_FILES = {  # by their first bytes: what is no checkpoint, and the way out
+_OTHER_FILES = {  # files that are not checkpoints by their first bytes, with the way out
     b"\x1f\x8b": "compressed (gzip); unpack it first",
     b"BZh": "compressed (bzip2); unpack it first",
     b"\xfd7zXZ": "compressed (xz); unpack it first",
@@ -381,7 +381,7 @@ def _is_old_tar(path: Path) -> bool:
 
 
 def _whatever(path: Path, error: Exception) -> str:
-    """What a file is that is no checkpoint, as far as its content tells."""
+    """Describes a file that is not a checkpoint, by its content."""
     with path.open("rb") as file:
         start = file.read(512)
     if start.lstrip()[:1] in (b"{", b"["):
