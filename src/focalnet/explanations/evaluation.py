@@ -172,7 +172,8 @@ def evaluate(
     Args:
         model: a network of this library with a card; or a classifier of timm or transformers, of which the best class
             is explained, without its name. Without focal modulation it has the methods that need no modulator.
-        data: a data set as for training: class folders and the like, COCO annotations, or label maps.
+        data: a data set as for training: class folders and the like, COCO annotations, or label maps; or the
+            ``config.yaml`` of a run, which says where and what its data are.
         folder: where to write; an evaluation with the same options that was interrupted there continues. It grows, too:
             with more images, those that are measured are not measured again, and with fewer they are the first ones.
         methods: keys of ``METHODS``; default: all that the network has.

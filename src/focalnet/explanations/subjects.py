@@ -102,7 +102,7 @@ def find_subjects(model: nn.Module, root: Path, images: int, split: str) -> Iter
 
     Args:
         model: in evaluation mode.
-        root: of the data set.
+        root: of the data set, or the ``config.yaml`` of a run.
         images: how many are looked at, chosen at random, the same in every run.
         split: ``"train"``, ``"val"`` or ``"test"``.
 
@@ -112,6 +112,7 @@ def find_subjects(model: nn.Module, root: Path, images: int, split: str) -> Iter
     """
     require("lightning", "train")  # of the data modules
     from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
+    from focalnet.training.data_of_run import SUFFIXES, data_of_run, options_in_a_file
 
     output = output_of(model)
     if output == "multilabel":
@@ -123,9 +124,14 @@ def find_subjects(model: nn.Module, root: Path, images: int, split: str) -> Iter
         "semantic": SemanticData,
         "panoptic": PanopticData,
     }
-    data = makers.get(output, DetectionData)(root=str(root))
+    options: dict[str, Any] = {"batch_size": 1, "num_workers": 0}
+    if root.suffix in SUFFIXES:
+        data = data_of_run(root, output, **options)
+    else:
+        data = makers.get(output, DetectionData)(root=str(root), **options)
     data.class_order = _class_names(model)
-    data.setup("fit" if split in ("train", "val") else "test")
+    with options_in_a_file(root):
+        data.setup("fit" if split in ("train", "val") else "test")
     samples = data.samples[split]
     if not hasattr(samples, "read"):
         raise DataError(f"{root}: WebDataset shards are read in order only; evaluate on folders, tar or Parquet files")

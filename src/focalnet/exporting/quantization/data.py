@@ -43,7 +43,7 @@ class LabelledData:
     Args:
         model: the network.
         card: its class names, and how images are prepared.
-        root: the data set, as for training.
+        root: the data set, as for training, or the ``config.yaml`` of a run, which says where and what its data are.
         split: ``"val"`` or ``"test"``: the images to measure with.
         count: number of calibration images; default: ``CALIBRATION``, or all training images if there are fewer.
 
@@ -169,6 +169,7 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
     if output not in ("classification", "multilabel"):
         require("pycocotools", "dense")
     from focalnet.data import ClassificationData, DetectionData, MultiLabelData, PanopticData, SemanticData
+    from focalnet.training.data_of_run import SUFFIXES, data_of_run, options_in_a_file
     from focalnet.training.preprocessing import data_options
 
     if not root.exists():
@@ -179,22 +180,26 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
         "semantic": SemanticData,
         "panoptic": PanopticData,
     }
-    options = {"root": str(root), "batch_size": 1, "num_workers": 0, **data_options(card.preprocessing)}
+    options = {"batch_size": 1, "num_workers": 0, **data_options(card.preprocessing)}
     if output in ("detection", "instance"):
         options["masks"] = model.config.learns_masks
-    data = makers.get(output, DetectionData)(**options)
+    if root.suffix in SUFFIXES:
+        data = data_of_run(root, output, **options)
+    else:
+        data = makers.get(output, DetectionData)(root=str(root), **options)
     data.class_order, data.size_divisor = card.class_names, model.config.size_divisor
     tested = data.has_test_split()
-    if split == "val":
-        try:
-            data.setup("fit")
-        except DataError as error:
-            raise DataError(f"{error}{'; --split test measures with the test images' * tested}") from error
-    elif not tested:
+    if split == "test" and not tested:
         raise DataError(f"{root}: there is no test split; leave --split out to use the validation split")
-    else:
-        data.setup("calibrate")
-        data.setup("test")
+    with options_in_a_file(root):
+        if split == "test":
+            data.setup("calibrate")
+            data.setup("test")
+        else:
+            try:
+                data.setup("fit")
+            except DataError as error:
+                raise DataError(f"{error}{'; --split test measures with the test images' * tested}") from error
     _check_classes(model, card.class_names, data, root)
     return data
 

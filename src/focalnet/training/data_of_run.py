@@ -1,0 +1,60 @@
+"""The data that a run was trained on, for what is measured later: a data set with the options of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from focalnet.errors import ConfigError, FocalNetError
+from focalnet.reading import MOST_BYTES, parse_yaml, read_text
+from focalnet.training.options import DEFAULT_TASK, TASKS, Options
+
+SUFFIXES = (".yaml", ".yml")
+#: What prepares images and batches for training, and says nothing of where images and labels are.
+OF_TRAINING = ("augmentation", "batch_size", "val_batch_size", "cache_in_memory", "num_workers", "sampling", "seed")
+
+
+def data_of_run(file: Path, output: str, **changes: Any) -> Any:
+    """The data module of a run's ``config.yaml``, or of a recipe that names its data.
+
+    Relative paths in it are those of ``focalnet fit``: they start in the current folder.
+
+    Args:
+        file: the YAML file, of which only ``task`` and ``data`` are looked at.
+        output: the type of the results of the network that is measured.
+        changes: options that the file does not decide, e.g. how the network wants its images.
+
+    Raises:
+        ConfigError: the file cannot be read, is of another task, or its options cannot be.
+        UnknownName: an option that does not exist.
+    """
+    try:
+        recipe = parse_yaml(read_text(file, most_bytes=MOST_BYTES))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise ConfigError(f"cannot read {file}: {reason}") from error
+    section = recipe.get("data") if isinstance(recipe, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{file}: does not say what the data are; give the config.yaml of a run, or a folder of data")
+    wanted = "detection" if output == "instance" else output
+    if (task := recipe.get("task", DEFAULT_TASK)) != wanted:
+        raise ConfigError(f"{file}: is of the task {task}, and the model of {wanted}; give data of the model's task")
+    options = Options({"task": wanted, "data": section, "trainer": {"max_epochs": 1}}).values.data
+    kept = {name: value for name, value in vars(options).items() if name not in OF_TRAINING}
+    return TASKS[wanted][1](**{**kept, **changes})
+
+
+@contextmanager
+def options_in_a_file(data: Path) -> Iterator[None]:
+    """Errors that advise an option of a recipe say how it is given where there is no recipe."""
+    try:
+        yield
+    except FocalNetError as error:
+        if data.suffix in SUFFIXES or not re.search(r"\bdata\.[a-z]", str(error)):
+            raise
+        raise type(error)(
+            f"{error}; options of data are given in a YAML file (data: {{root: {data}, ...}}) in place of the folder"
+        ) from error
