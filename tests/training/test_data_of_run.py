@@ -46,7 +46,10 @@ def uses(model: Any, data: Path) -> Iterator[Any]:
 
 def test_labels_are_read_as_in_the_run(root: Path, tmp_path: Path) -> None:
     model = dense("upernet")
-    run = write(tmp_path / "config.yaml", {"task": "semantic", "data": {"root": str(root), "batch_size": 4, **OPTIONS}})
+    run = write(
+        tmp_path / "config.yaml",
+        {"task": "semantic", "data": {"root": str(root), "batch_size": 4, "ratios": [1, 2], **OPTIONS}},
+    )
     labelled, subjects = (use() for use in uses(model, run))
     assert (labelled.calibration, labelled.images) == (4, 1)
     assert labelled.preprocessing.image_size == model.card.preprocessing.image_size

@@ -13,8 +13,17 @@ from focalnet.reading import MOST_BYTES, parse_yaml, read_text
 from focalnet.training.options import DEFAULT_TASK, TASKS, Options
 
 SUFFIXES = (".yaml", ".yml")
-#: What prepares images and batches for training, and says nothing of where images and labels are.
-OF_TRAINING = ("augmentation", "batch_size", "val_batch_size", "cache_in_memory", "num_workers", "sampling", "seed")
+#: What makes views and batches of images, and says nothing of where images and labels are.
+OF_BATCHES = {
+    "augmentation",
+    "batch_size",
+    "cache_in_memory",
+    "num_workers",
+    "ratios",
+    "sampling",
+    "seed",
+    "val_batch_size",
+}
 
 
 def data_of_run(file: Path, output: str, **changes: Any) -> Any:
@@ -43,7 +52,7 @@ def data_of_run(file: Path, output: str, **changes: Any) -> Any:
     if (task := recipe.get("task", DEFAULT_TASK)) != wanted:
         raise ConfigError(f"{file}: is of the task {task}, and the model of {wanted}; give data of the model's task")
     options = Options({"task": wanted, "data": section, "trainer": {"max_epochs": 1}}).values.data
-    kept = {name: value for name, value in vars(options).items() if name not in OF_TRAINING}
+    kept = {name: value for name, value in vars(options).items() if name not in OF_BATCHES}
     return TASKS[wanted][1](**{**kept, **changes})
 
 
