@@ -307,6 +307,29 @@ def test_metadata_of_any_depth_and_logits_of_other_classes() -> None:
         results(header, {"logits": np.zeros((1, 5), np.float32)}, [(64, 64)])
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_no_weight_changes_silently(classifier: Case, tmp_path: Path, format: str) -> None:
+    source = getattr(classifier, format).path
+    path, content = tmp_path / f"x{source.suffix}", source.read_bytes()
+    for weight in list(classifier.model.state_dict().values())[::7]:
+        start = content.find(weight.numpy().tobytes())
+        if start < 0:  # it is stored transposed, or folded into another
+            continue
+        changed = bytearray(content)
+        changed[start + weight.numel() * 2] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="was damaged or changed after it was exported"):
+            focalnet.Predictor(path)
+        assert main(["predict", "x.png", "--model", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert path.exists()
+    if format == "onnx":
+        model = onnx.load(source)
+        model.graph.doc_string = "changed"
+        onnx.save(model, path)
+        with pytest.raises(CheckpointError, match="was damaged or changed after it was exported"):
+            Runtime(path)
+
+
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])
 def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"x{suffix}")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from focalnet import weights
@@ -259,6 +260,51 @@ def test_a_damaged_file_gives_our_error_or_a_whole_checkpoint(
         report = checkpoint.report()
         fine = not report.missing and not report.mismatched
     assert fine
+
+
+@pytest.mark.parametrize("objects", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), data=st.data())
+def test_no_number_changes_silently(
+    tmp_path: Path, suffix: str, objects: bool, place: float, bit: int, data: Any
+) -> None:
+    """One bit of a number: the tensors of safetensors and of records have checksums, which we compare."""
+    model, path = classifier(PLAIN), tmp_path / f"x{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": model.state_dict(), "by": PurePosixPath("x") if objects else None}, path)
+    else:
+        weights.save(model, path)
+    content = bytearray(path.read_bytes())
+    numbers = data.draw(st.sampled_from([value for value in model.state_dict().values() if value.numel() > 1]))
+    start = content.index(numbers.numpy().tobytes())
+    content[start + int(place * numbers.numel() * 4)] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"copy it again"):
+        weights.read(path, post_norm=False)
+
+
+def test_checksums_that_were_left_out(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(classifier(PLAIN).state_dict(), tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert weights.read(tmp_path / "x.pth", post_norm=False).num_classes == 5
+
+
+def test_files_that_another_program_changed(tmp_path: Path) -> None:
+    """It keeps the metadata, of which our digest is a part, or leaves that out."""
+    path = weights.save(classifier(PLAIN), tmp_path / "x.safetensors")
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) * 2 for key in file.keys()}, file.metadata()
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=r"changed after focalnet wrote it.*focalnet_sha256 out of the metadata"):
+        weights.read(path)
+    del metadata["focalnet_sha256"]
+    save_file(tensors, path, metadata)
+    torch.testing.assert_close(weights.read(path).state_dict["head.bias"], tensors["head.bias"])
 
 
 @pytest.mark.parametrize("key", [3, ("norm", "bias")], ids=["number", "tuple"])

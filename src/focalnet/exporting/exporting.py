@@ -29,7 +29,7 @@ from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import processor
 from focalnet.models import Model
 from focalnet.runtime.header import EXTRA_FILE, FORMATS, KEY, Header
-from focalnet.runtime.sessions import DIGEST_KEY, file_size, store_digest
+from focalnet.runtime.sessions import DIGEST_KEY, append_digest, file_size, store_digest
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +247,7 @@ def _write_onnx(traced: Trace, header: Header, path: Path, opset: int) -> None:
     program = _onnx_program(traced, header, opset)
     program.model.metadata_props[KEY] = header.to_json()
     program.save(str(path), external_data=False)
+    append_digest(path)
 
 
 def _onnx_program(traced: Trace, header: Header, opset: int) -> torch.onnx.ONNXProgram:

@@ -154,8 +154,12 @@ _ENTRIES = re.compile(
 
 
 def check_archive(path: Path) -> None:
-    """Raises CheckpointError if a ``.pt2`` file holds anything that ``torch.export.load`` would run."""
+    """Raises CheckpointError if a ``.pt2`` file is damaged or holds anything that ``torch.export.load`` would run."""
     with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # PyTorch compares no checksums
+            raise CheckpointError(
+                f'{path}: was damaged or changed after it was exported ("{escaped(damaged)}"); export the model again'
+            )
         names = archive.namelist()
         suspicious = [name for name in names if not _ENTRIES.fullmatch(name) or names.count(name) > 1]
         for name in set(names) - set(suspicious):

@@ -16,7 +16,7 @@ from focalnet.runtime.header import FORMATS, KEY, Header, check_file, stored
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-DIGEST_KEY = "focalnet_sha256"  # of the metadata of an .xml file: its digest, and that of its .bin file
+DIGEST_KEY = "focalnet_sha256"  # of the metadata of a file: the digest of all else, and of an .xml file's .bin file
 _DIGEST = re.compile(rf'(?<=<{DIGEST_KEY} value=")[0-9a-f]{{64}}(?=")'.encode())
 _ORIGIN = re.compile(r"(Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:)")  # in messages of OpenVINO
 
@@ -52,6 +52,8 @@ class OnnxSession:
         self.header = Header.from_json(metadata[KEY], path)
         _check_names(path, self.header.inputs, [value.name for value in self._session.get_inputs()], "inputs")
         _check_names(path, self.header.outputs, [value.name for value in self._session.get_outputs()], "outputs")
+        if DIGEST_KEY in metadata and not _has_digest(path, metadata[DIGEST_KEY]):
+            raise CheckpointError(f"{path}: was damaged or changed after it was exported; export the model again")
 
     def __call__(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """The outputs by name."""
@@ -158,6 +160,32 @@ def digest(path: Path) -> str:
 def store_digest(path: Path) -> None:
     """Writes the digest into an ``.xml`` file, in the place of another one."""
     path.write_bytes(_DIGEST.sub(digest(path).encode(), path.read_bytes()))
+
+
+def append_digest(path: Path) -> None:
+    """Writes the digest of an ``.onnx`` file behind its content, where it is one more entry of the metadata."""
+    entry = _onnx_entry(hashlib.sha256(path.read_bytes()).hexdigest())
+    with path.open("ab") as file:
+        file.write(entry)
+
+
+def _has_digest(path: Path, expected: str) -> bool:
+    """Whether an ``.onnx`` file ends in the digest of what comes before."""
+    end = _onnx_entry(expected)
+    total, left = hashlib.sha256(), path.stat().st_size - len(end)
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(left, 1 << 20))
+            total.update(block)
+            left -= len(block)
+        return file.read() == end and total.hexdigest() == expected
+
+
+def _onnx_entry(digest: str) -> bytes:
+    """A digest as the field ``metadata_props`` of ONNX's ``ModelProto``; protobuf takes such fields in any place."""
+    key, value = DIGEST_KEY.encode(), digest.encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry
 
 
 def _check_is_file(path: Path) -> None:

@@ -18,6 +18,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ _OTHER_FILES = {  # files that are not checkpoints by their first bytes, with th
     b"\x93NUMPY": "a NumPy array; give a .safetensors or .pth file",
 }
 
+DIGEST = "focalnet_sha256"  # of the metadata of our safetensors: SHA-256 of the file, with zeros in its place
 _LENGTHS = 26  # where the local header of a zip file tells how long its name is
 _DTYPES = {  # of safetensors
     "F64": torch.float64,
@@ -121,6 +123,11 @@ def read_tensors(path: str | Path) -> RawFile:
 def _read_one(path: Path) -> RawFile:
     if _starts_like_safetensors(path):
         tensors, metadata = _read_safetensors(path)
+        if DIGEST in metadata and metadata[DIGEST] != _digest(path, metadata[DIGEST]):
+            raise CheckpointError(
+                f"{path}: was damaged or changed after focalnet wrote it; copy it again, or, if another program was to "
+                f"change it, let that leave {DIGEST} out of the metadata"
+            )
         return RawFile(path, tensors, metadata, None)
     content, records = _read_pickle(path)
     found, section = _section(path, content)
@@ -138,8 +145,9 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic(path, CheckpointError) as part:
         try:
-            safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata})
+            safetensors.torch.save_file(whole, part, metadata={"format": "pt", **metadata, DIGEST: "0" * 64})
             _sort_metadata(part)
+            _store_digest(part)
         except safetensors.SafetensorError as error:
             raise OSError(_reason(error)) from error
     return Path(path)
@@ -155,6 +163,26 @@ def _sort_metadata(path: str | Path) -> None:
         if len(ordered) <= size:  # true unless the two libraries escape a character differently
             file.seek(8)
             file.write(ordered.ljust(size))
+
+
+def _store_digest(path: Path) -> None:
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        place = file.read(size).index(f'"{DIGEST}":"'.encode()) + len(f'"{DIGEST}":"')
+        file.seek(8 + place)
+        file.write(_digest(path, "0" * 64).encode())
+
+
+def _digest(path: Path, stored: str) -> str:
+    """SHA-256 of a safetensors file that has zeros where this digest is stored."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = file.read(int.from_bytes(start, "little"))
+        digest.update(start + header.replace(f'"{DIGEST}":"{stored}'.encode(), f'"{DIGEST}":"{"0" * 64}'.encode()))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_pickle(
@@ -277,10 +305,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: not a valid safetensors file ({_reason(error)}); copy it again") from error
 
 
-def _records(path: Path) -> dict[int, int] | None:
-    """Sizes of the records of PyTorch's zip format, by where they begin.
+def _records(path: Path) -> dict[int, zipfile.ZipInfo] | None:
+    """The records of PyTorch's zip format, by where they begin.
 
     None for an older format, and for files that torch has to read itself.
+
+    Raises:
+        CheckpointError: the record of names and shapes has another checksum.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -288,22 +319,45 @@ def _records(path: Path) -> dict[int, int] | None:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     return None
-                if entry.filename.endswith("/byteorder") and archive.read(entry) != b"little":
-                    return None
                 file.seek(entry.header_offset + _LENGTHS)
                 lengths = file.read(4)  # of the name and of what follows it, which only the local header tells
                 start = entry.header_offset + _LENGTHS + 4 + int.from_bytes(lengths[:2], "little")
-                records[start + int.from_bytes(lengths[2:], "little")] = entry.file_size
+                start += int.from_bytes(lengths[2:], "little")
+                records[start] = entry
+                if entry.filename.endswith(("/byteorder", "/data.pkl")):
+                    file.seek(start)
+                    content = file.read(entry.file_size)
+                    _check_sum(path, entry, content)
+                    if entry.filename.endswith("/byteorder") and content != b"little":
+                        return None
             return records
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return None
 
 
-def _read_records(path: Path, tensors: Mapping[str, Tensor], records: Mapping[int, int]) -> dict[str, Tensor]:
+def _check_sum(path: Path, entry: zipfile.ZipInfo, content: Any) -> None:
+    """Raises CheckpointError for a record with another checksum, which PyTorch writes, but does not compare.
+
+    One of 0 was left out (``torch.serialization.set_crc32_options``).
+    """
+    if entry.CRC and zlib.crc32(content) != entry.CRC:
+        raise CheckpointError(f"{path}: is damaged: its record {entry.filename} has another checksum; copy it again")
+
+
+def _check_sums(path: Path, records: Mapping[int, zipfile.ZipInfo]) -> None:
+    with path.open("rb") as file:
+        for start, entry in records.items():
+            file.seek(start)
+            _check_sum(path, entry, file.read(entry.file_size))
+
+
+def _read_records(
+    path: Path, tensors: Mapping[str, Tensor], records: Mapping[int, zipfile.ZipInfo]
+) -> dict[str, Tensor]:
     """The numbers of tensors that were unpickled without; those that share memory in the file do so again.
 
     Raises:
-        CheckpointError: a tensor has no record of its size.
+        CheckpointError: a tensor has no record of its size, or one that is damaged.
     """
     place_of = {key: tensor.untyped_storage()._checkpoint_offset for key, tensor in tensors.items()}
     left = Counter(place_of.values())
@@ -312,11 +366,12 @@ def _read_records(path: Path, tensors: Mapping[str, Tensor], records: Mapping[in
     with path.open("rb") as file:
         for key, tensor in tensors.items():
             place, size = place_of[key], tensor.untyped_storage().nbytes()
-            if place is None or records.get(place) != size:
+            if place is None or place not in records or records[place].file_size != size:
                 raise CheckpointError(f'{path}: "{key}" has no record of {size} bytes; copy it again')
             try:
                 if place not in read:
                     read[place] = _read_bytes(file, place, size)
+                    _check_sum(path, records[place], read[place].numpy())
                 values = read[place].view(tensor.dtype)
                 values = values.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
             except (OSError, RuntimeError) as error:  # RuntimeError: strides that reach beyond the record
@@ -337,7 +392,7 @@ def _read_bytes(file: BinaryIO, start: int, size: int) -> Tensor:
     return values
 
 
-def _read_pickle(path: Path) -> tuple[Any, dict[int, int] | None]:
+def _read_pickle(path: Path) -> tuple[Any, dict[int, zipfile.ZipInfo] | None]:
     """What was pickled, and the records that hold the numbers of its tensors; None if these have their numbers."""
     records = _records(path)
     if records is not None:
@@ -345,6 +400,7 @@ def _read_pickle(path: Path) -> tuple[Any, dict[int, int] | None]:
             with FakeTensorMode():
                 return _unpickled(path), records
         except Exception:  # tensors that do not exist without numbers, or a damaged file: torch decides
+            _check_sums(path, records)
             records = None
     try:
         return _unpickled(path), records

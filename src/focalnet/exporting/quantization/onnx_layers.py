@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from focalnet.errors import ExportError
+from focalnet.runtime.sessions import DIGEST_KEY, append_digest
 
 #: Name of a tensor to its smallest and largest value.
 Ranges = Mapping[str, tuple[float, float]]
@@ -164,11 +165,13 @@ class OnnxLayers:
         written = quantizer.model.model
         _join(written.graph, aliases)
         for entry in list(written.metadata_props):
-            if entry.key in metadata or entry.key.startswith("onnx."):  # notes of ONNX Runtime's quantizer
+            # "onnx." are notes of ONNX Runtime's quantizer.
+            if entry.key in (*metadata, DIGEST_KEY) or entry.key.startswith("onnx."):
                 written.metadata_props.remove(entry)
         for key, value in metadata.items():
             written.metadata_props.add(key=key, value=value)
         onnx.save(written, str(path))
+        append_digest(path)
 
 
 def _is_grouped(node: Any) -> bool:
