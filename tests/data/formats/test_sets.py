@@ -350,10 +350,10 @@ def test_a_closed_outline_along_the_edges_is_a_polygon(tmp_path):
 def test_a_number_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path, count):
     root = yolo(tmp_path)
     described = (root / "data.yaml").read_text()
-    (root / "data.yaml").write_text(described + f"nc: {count}\n")
+    (root / "data.yaml").write_text(described.replace("nc: 2", f"nc: {count}"))
     with pytest.raises(DataError, match=rf"data.yaml: nc is '?{count}'?, and names has 2"):
         found(root).content("train")
-    (root / "data.yaml").write_text(described + "nc: 2\n")
+    (root / "data.yaml").write_text(described)
     assert found(root).class_list()
 
 
