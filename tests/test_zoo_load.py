@@ -169,6 +169,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
         ({"focal_levels": (1, 2)}, r"more focal levels than the model"),
         ({"focal_window": 3}, r'no option "focal_window"; did you mean "focal_windows"'),
         ({"num_classes": -1}, r"num_classes=-1 must be 0"),
+        ({"num_classes": 10**13}, r"does not fit into memory, it needs [0-9,.]+ GB for one tensor: lower num_classes"),
     ],
 )
 def test_options_the_weights_cannot_follow(plain: tuple[Classifier, Path], options: dict[str, Any], says: str) -> None:

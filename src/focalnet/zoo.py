@@ -18,7 +18,7 @@ from focalnet.errors import CheckpointError, ConfigError, DownloadError, Unknown
 from focalnet.models import Classifier, ClassifierConfig, Model, ModelConfig
 from focalnet.models.backbone import FocalNet, FocalNetConfig, init_weights
 from focalnet.models.backbone_shapes import TRACED, agree
-from focalnet.models.base import TaskName, split_options
+from focalnet.models.base import TaskName, enough_memory, split_options
 from focalnet.models.plain import with_options
 from focalnet.ops.modes import on_meta
 from focalnet.weights import Checkpoint, NonFiniteWeights, UnsettledSetting, dense, hub
@@ -49,6 +49,7 @@ def create_model(
 ) -> Network: ...
 
 
+@enough_memory()
 def create_model(
     name: str,
     *,
@@ -71,7 +72,8 @@ def create_model(
 
     Raises:
         UnknownName: no such architecture.
-        ConfigError: an option does not exist or is invalid, or the network does not support the task.
+        ConfigError: an option does not exist or is invalid, or the network does not support the task, or does not fit
+            into memory.
     """
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if num_things is not None and task is None:
@@ -129,7 +131,8 @@ def load(
         UnknownName: there is no such name or file.
         CheckpointError: the file cannot be read or does not fit.
         DownloadError: the weights could not be downloaded.
-        ConfigError: an option does not fit the weights, or the network does not support the task.
+        ConfigError: an option does not fit the weights, or the network does not support the task, or does not fit into
+            memory.
     """
     if num_things is not None and task is None:
         options["num_things"] = num_things
@@ -191,11 +194,10 @@ def _dense(
     if task is not None:
         config = config.for_task(task, num_things)
     new_classes = classes != checkpoint.num_classes
-    with torch.device("cpu") if new_classes else on_meta():  # only new layers need initial values
+    with enough_memory(), torch.device("cpu") if new_classes else on_meta():  # only new layers need initial values
         model = config.build()
     initial = model.state_dict()
-    mismatched = [key for key, t in checkpoint.state_dict.items() if key in initial and t.shape != initial[key].shape]
-    new = mismatched if new_classes else []
+    new = _class_layers(checkpoint, classes) if new_classes else []
     trained = {key: tensor for key, tensor in checkpoint.state_dict.items() if key not in new}
     report = compare(trained, initial, new=new)
     changed = {name for name in own if getattr(config, name) != getattr(checkpoint.config, name)} - {"backbone"}
@@ -216,6 +218,14 @@ def _dense(
         model.card = dataclasses.replace(checkpoint.card, class_names=(), category_ids=(), metrics={})
     model.backbone.card = model.card  # so that the backbone can be explained
     return model.eval()
+
+
+def _class_layers(checkpoint: Checkpoint, classes: int) -> list[str]:
+    """The tensors of a detector or segmenter whose shapes change with the number of classes, whatever else changes."""
+    assert isinstance(checkpoint.config, ModelConfig)
+    with on_meta():
+        other = checkpoint.config.with_classes(classes).build().state_dict()
+    return [key for key, tensor in checkpoint.state_dict.items() if key in other and tensor.shape != other[key].shape]
 
 
 def open_checkpoint(name: str, options: Mapping[str, Any]) -> Checkpoint:
@@ -287,7 +297,8 @@ def _fill(model: Classifier | FocalNet, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path}: {problem}")
     model.load_state_dict({key: adapted[key] for key in expected if key in adapted}, strict=False, assign=True)
     for name in dict.fromkeys(key.rpartition(".")[0] for key in new):  # in order, so that they depend only on the seed
-        module = model.get_submodule(name).to_empty(device="cpu", recurse=False)
+        with enough_memory():
+            module = model.get_submodule(name).to_empty(device="cpu", recurse=False)
         module.reset_parameters()  # type: ignore[operator]  # a convolution, a layer norm or the head
         init_weights(module)
 

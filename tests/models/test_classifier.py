@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -87,3 +89,19 @@ def test_compiled_with_inductor() -> None:
     model, images = create_model("focalnet_nano", depths=(1, 1, 1)).eval(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [10**13, 10**18])
+@pytest.mark.parametrize("name", ["focalnet_nano", "mask_rcnn_focalnet_tiny_srf"])
+def test_what_does_not_fit_into_memory_is_an_option_too_large(name: str, classes: int) -> None:
+    with pytest.raises(ConfigError, match=r"does not fit into memory.*lower num_classes") as raised:
+        create_model(name, num_classes=classes)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("classes", [10**13, -1, 2.5])
+def test_a_head_that_cannot_be_leaves_the_old_one(classes: Any) -> None:
+    model = create_model("focalnet_nano", num_classes=7)
+    with pytest.raises(ConfigError):
+        model.reset_classifier(classes)
+    assert (model.num_classes, model.config.num_classes, model.head.out_features) == (7, 7, 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from focalnet.errors import CheckpointError, ConfigError
 from focalnet.models import Model
 from focalnet.models.base import DetectorConfig
 from focalnet.models.dino.layouts import to_release
+from focalnet.nn.fpn import FPNConfig
 from focalnet.weights import download
 from focalnet.weights.layouts import openmmlab
 from focalnet.zoo import load
-from tests.models.small import METHODS, SIZES, config, images
+from tests.models.small import METHODS, SIZES, config, images, mask2former, upernet
 from tests.parity import openmmlab as golden
 from tests.parity.golden import Case, cases
 
@@ -129,6 +131,28 @@ def test_other_classes_give_new_heads(method: str, tmp_path: Path) -> None:
     changed = {layer.rpartition(".")[2] for layer in layers}
     assert changed <= {"fc_cls", "fc_reg", "conv_logits", "atss_cls", "cls_branches", "label_embedding"}
     assert all(torch.equal(value, old[key]) for key, value in new.items() if value.shape == old[key].shape)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("mask_rcnn", {"mask_channels": 32}),
+        ("mask_rcnn", {"neck": FPNConfig(channels=32)}),
+        ("atss", {"channels": 32}),
+        ("sparse_rcnn", {"proposals": 20}),
+        ("dino", {"num_queries": 20}),
+        ("upernet", {"channels": 16}),
+        ("mask2former", {"num_queries": 9}),
+    ],
+)
+@pytest.mark.parametrize("classes", [3, 5])
+def test_other_classes_are_no_reason_to_forget_other_layers(
+    method: str, options: dict[str, Any], classes: int, tmp_path: Path
+) -> None:
+    network = {"upernet": upernet, "mask2former": mask2former}.get(method, partial(config, method))()
+    path = weights.save(network.build(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=f"these weights have {next(iter(options))}=.*leave out the option"):
+        load(path, num_classes=classes, **options)
 
 
 def test_the_backbone_alone(tmp_path: Path) -> None:

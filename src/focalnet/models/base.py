@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -417,6 +419,25 @@ def split_options(cls: type[ModelConfig], options: Mapping[str, Any]) -> tuple[d
             raise ConfigError(f'neither {cls.__name__} nor its backbone has an option "{name}"{known}')
     for_network = {name: value for name, value in options.items() if name in own}
     return for_network, {name: value for name, value in options.items() if name not in own}
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raises ConfigError where PyTorch cannot allocate what is built within."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(one in said for one in _TOO_LARGE):
+            raise
+        asked = re.search(r"allocate (\d+) bytes", said)
+        size = f"{int(asked[1]) / 1e9:,.1f} GB for one tensor" if asked else "more than there is"
+        raise ConfigError(
+            f"the network does not fit into memory, it needs {size}: lower num_classes or the options of its size"
+        ) from error
+
+
+_TOO_LARGE = ("DefaultCPUAllocator", "Storage size calculation overflowed")  # how PyTorch refuses to allocate
 
 
 def check_finite(outputs: Any) -> None:

@@ -327,6 +327,36 @@ def test_images_without_labels_are_counted_and_keypoints_are_passed_over(tmp_pat
 PERSON = "0 0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15 0 0 0.47 0.6\n"  # a box and four keypoints, one of them not labelled
 
 
+@pytest.mark.parametrize("flags", [(1, 1), (2, 2, 0), (2, 1, 0, 2)])
+def test_keypoints_of_three_numbers_are_not_polygons(tmp_path, flags):
+    root = yolo(tmp_path)
+    points = " ".join(f"0.5{i} 0.3{i} {flag}" for i, flag in enumerate(flags))
+    for name in "ab":
+        text(root / f"labels/train/{name}.txt", f"0 0.5 0.4 0.1 0.6 {points}\n")
+    with pytest.raises(DataError, match=rf"{len(flags)} keypoints each.*write kpt_shape: \[{len(flags)}, 3\]"):
+        found(root).content("train")
+    (root / "data.yaml").write_text((root / "data.yaml").read_text() + f"kpt_shape: [{len(flags)}, 3]\n")
+    assert len(found(root).content("train").content["annotations"]) == 2
+
+
+def test_a_closed_outline_along_the_edges_is_a_polygon(tmp_path):
+    root = yolo(tmp_path)
+    for name in "ab":
+        text(root / f"labels/train/{name}.txt", "0 0 0 1 0 1 1 0 1 0 0\n")
+    assert all(one["segmentation"] for one in found(root).content("train").content["annotations"])
+
+
+@pytest.mark.parametrize("count", [1, 3, "two"])
+def test_a_number_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path, count):
+    root = yolo(tmp_path)
+    described = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(described.replace("nc: 2", f"nc: {count}"))
+    with pytest.raises(DataError, match=rf"data.yaml: nc is '?{count}'?, and names has 2"):
+        found(root).content("train")
+    (root / "data.yaml").write_text(described)
+    assert found(root).class_list()
+
+
 def test_keypoints_that_nothing_declares_are_not_polygons(tmp_path):
     root = yolo(tmp_path)
     for name in "ab":

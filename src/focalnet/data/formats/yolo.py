@@ -86,6 +86,11 @@ class YoloSet(ObjectSet):
 
     def class_list(self) -> tuple[str, ...] | None:
         names = self._options.get("names")
+        count = self._options.get("nc")
+        if isinstance(names, Mapping | list) and count is not None and whole_number(str(count)) != len(names):
+            raise DataError(
+                f"{self.described}: nc is {count!r:.60}, and names has {len(names)}: one of them is wrong; correct it"
+            )
         if isinstance(names, Mapping):
             by_number = {whole_number(str(number)): self._as_name(name) for number, name in names.items()}
             if set(by_number) != set(range(len(names))) or not names:
@@ -122,8 +127,8 @@ class YoloSet(ObjectSet):
         found = [self._read(file, labels[file], sizes[file], names, lines) for file in files]
         if keypoints := _unnamed_keypoints(lines):
             raise DataError(
-                f"{self.described or self.root}: its lines are boxes with {keypoints} keypoints each, not polygons, by "
-                f"their numbers: write kpt_shape: [{keypoints}, 2] into data.yaml, and the boxes are read"
+                f"{self.described or self.root}: its lines are boxes with {keypoints[0]} keypoints each, not polygons, "
+                f"by their numbers: write kpt_shape: {keypoints} into data.yaml, and the boxes are read"
             )
         return found
 
@@ -216,13 +221,31 @@ class YoloSet(ObjectSet):
         return image
 
 
-def _unnamed_keypoints(lines: Sequence[Sequence[float]]) -> int:
-    """How many keypoints of two numbers follow the box on each line of a set that says nothing of them; 0 for none.
+def _unnamed_keypoints(lines: Sequence[Sequence[float]]) -> list[int] | None:
+    """``kpt_shape`` of a set that does not give it, if keypoints follow the box on each of its lines; else None.
+
+    Of three numbers the last is 0, 1 or 2, and the points where it is not 0 lie within the box.
+    """
+    if len({len(line) for line in lines}) != 1:
+        return None
+    count, rest = divmod(len(lines[0]) - 4, 3)
+    if count > 0 and not rest and all(flag in (0, 1, 2) for line in lines for flag in line[6::3]):
+        seen = [(line, at) for line in lines for at in range(4, len(line), 3) if line[at + 2]]
+        outside = sum(
+            any(abs(line[at + i] - line[i]) > line[i + 2] / 2 + _SLACK for i in range(2)) for line, at in seen
+        )
+        if seen and outside <= 0.05 * len(seen):
+            return [count, 3]
+    return [pairs, 2] if (pairs := _unnamed_pairs(lines)) else None
+
+
+def _unnamed_pairs(lines: Sequence[Sequence[float]]) -> int:
+    """How many keypoints of two numbers follow the box on each line; 0 for none.
 
     All lines have equally many numbers; on nearly all of them, all points but those at 0, 0 lie within the box that the
     first four numbers are; and on some, width and height, read as a corner, lie far from all other points.
     """
-    if len({len(line) for line in lines}) != 1 or len(lines[0]) % 2 or len(lines[0]) < 8:
+    if len(lines[0]) % 2 or len(lines[0]) < 8:
         return 0
     outside, far = 0, False
     for x, y, w, h, *rest in lines:

@@ -14,7 +14,7 @@ from torch import nn
 from focalnet.card import Preprocessing
 from focalnet.errors import ConfigError
 from focalnet.models.backbone import FocalNetBase, init_weights
-from focalnet.models.base import Model
+from focalnet.models.base import Model, enough_memory
 from focalnet.models.classifier.config import ClassifierConfig
 from focalnet.models.targets import checked_classes
 from focalnet.results import Classification, MultiLabel
@@ -34,7 +34,7 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
         self.num_classes = config.num_classes
         self.num_features = config.backbone.channels[-1]
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = self._new_head()
+        self.head = _new_head(config)
         init_weights(self)
 
     @property
@@ -124,19 +124,22 @@ class Classifier(FocalNetBase, Model[ClassifierConfig, torch.Tensor]):
             global_pool: timm's name of the pooling, which is always ``"avg"`` here.
 
         Raises:
-            ConfigError: another pooling.
+            ConfigError: another pooling, or a number that is not one of classes or does not fit into memory. The
+                classifier is then unchanged.
         """
         if global_pool not in (None, "avg"):
             raise ConfigError(f'global_pool="{global_pool}" must be "avg"; forward_features gives what is not pooled')
-        self.config = replace(self.config, num_classes=num_classes)
-        self.num_classes = num_classes
-        self.head = self._new_head().to(self.norm.weight)
-        init_weights(self.head)
+        config = replace(self.config, num_classes=num_classes)
+        with enough_memory():
+            head = _new_head(config).to(self.norm.weight)
+        init_weights(head)
+        self.config, self.num_classes, self.head = config, num_classes, head
         if self.card is not None:
             self.card = replace(self.card, class_names=(), category_ids=(), metrics={})
 
-    def _new_head(self) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
+
+def _new_head(config: ClassifierConfig) -> nn.Module:
+    return nn.Linear(config.backbone.channels[-1], config.num_classes) if config.num_classes else nn.Identity()
 
 
 def _check_names(logits_BN: torch.Tensor, class_names: Sequence[str]) -> None:
