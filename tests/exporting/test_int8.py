@@ -428,7 +428,7 @@ def test_int8_in_pytorch(model: Model[Any, Any], data: Path, tmp_path: Path) -> 
 
 def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for options, says in (
-        (["--int8"], "error: int8 needs labelled data"),
+        (["--int8"], "error: int8 needs labeled data"),
         (["--int8", "--format", "torch", "--data", "x"], "choose the format onnx"),
         (["--max-loss", "1"], "are options of int8"),
     ):

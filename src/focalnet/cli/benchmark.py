@@ -40,7 +40,7 @@ def benchmark(
         bool, typer.Option("--formats", help="Compare PyTorch with every exported format, from image file to result.")
     ] = False,
     data: Annotated[
-        Path | None, typer.Option(help="With --formats: a labelled data set as for training, to measure accuracy on.")
+        Path | None, typer.Option(help="With --formats: a labeled data set as for training, to measure accuracy on.")
     ] = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="With --data: the images to measure on.")] = "val",
     file: Annotated[

@@ -37,7 +37,7 @@ def export(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="With --int8: a labelled data set as for training, to calibrate and to measure with."),
+        typer.Option(help="With --int8: a labeled data set as for training, to calibrate and to measure with."),
     ] = None,
     split: Annotated[
         Literal["val", "test"], typer.Option(help="With --int8: the images to measure with; training images calibrate.")

@@ -164,7 +164,7 @@ def compare_formats(
 
     Args:
         model: a name or file of ``focalnet.load``.
-        data: labelled data to measure it on; its image files are also those whose predictions are timed.
+        data: labeled data to measure it on; its image files are also those whose predictions are timed.
         split: of the data: ``"val"`` or ``"test"``.
         files: more exported files of the model, such as those in int8.
         compiled: whether to compile the model with ``torch.compile``.

@@ -100,7 +100,7 @@ def export(
             needs more memory.
         int8: compute matrix products and convolutions in 8-bit integers, except in layers that cost too much accuracy.
             The file is measured on labelled images first; one that loses too much is not written.
-        data: with int8: a labelled data set as for training, whose training images calibrate.
+        data: with int8: a labeled data set as for training, whose training images calibrate.
         split: with int8: whose images measure.
         calibration: with int8: number of training images that calibrate; default: 300, or all if there are fewer.
         max_loss: with int8: percentage points of each headline metric that may be lost; default: 0.3 of a classifier's
@@ -170,7 +170,7 @@ def _labelled(
         require_installed("nncf", "openvino")
     if data is None:
         raise ConfigError(
-            "int8 needs labelled data to calibrate with and to measure the loss of accuracy: --data must be "
+            "int8 needs labeled data to calibrate with and to measure the loss of accuracy: --data must be "
             f"{EXPECTED[model.config.output]}"
         )
     if not processor.computes_int8():
