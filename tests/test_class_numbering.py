@@ -203,7 +203,7 @@ def test_weights_of_other_classes_are_refused_or_told(caplog: pytest.LogCaptureF
         measured(ANIMALS, ANIMALS, (2, 1))
 
 
-def test_images_of_class_folders_are_labelled_as_the_weights_number_their_classes(tmp_path: Path) -> None:
+def test_images_of_class_folders_are_labeled_as_the_weights_number_their_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ANIMALS:
             (tmp_path / split / name).mkdir(parents=True)

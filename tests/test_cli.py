@@ -242,6 +242,8 @@ def test_predict_names_videos_in_folders(capsys, model: str, pictures: Path) -> 
     assert main(["predict", str(pictures), "--model", model]) == 0
     warning = f"warning: {pictures}/b.MOV and 1 more: videos in folders are passed over; name them to predict them"
     assert warning in capsys.readouterr().err.splitlines()
+    found = refused(capsys, "predict", str(pictures / "below"))
+    assert f"; {pictures}/below/a.mp4: a video is named itself, not by its folder" in found
 
 
 def test_predict_skips_broken_pictures_when_told_so(capsys, model: str, pictures: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from focalnet.cli.benchmark import Timing, in_turns
 from focalnet.cli.formats import FORMATS, Row, _images, table, ties
 from focalnet.cli.main import main
-from focalnet.exporting.quantization.data import LabelledData
+from focalnet.exporting.quantization.data import LabeledData
 from tests.data.semantic import write_semantic
 from tests.exporting.networks import network
 
@@ -60,13 +60,13 @@ def test_images_to_time_are_those_that_measure(tmp_path: Path, monkeypatch: pyte
     model = network("upernet")
     model.card = replace(model.card, class_names=("red", "green", "blue"))
     write_semantic(tmp_path / "data", images=3)
-    labelled = LabelledData(model, model.card, tmp_path / "data")
-    files, described = _images(model, labelled, tmp_path)
+    labeled = LabeledData(model, model.card, tmp_path / "data")
+    files, described = _images(model, labeled, tmp_path)
     assert files == [str(tmp_path / f"data/images/val/0{i}.png") for i in range(3)]
     assert described == f"3 images of {tmp_path / 'data'} (split val)"
     monkeypatch.setattr("focalnet.cli.formats._IMAGES", 2)
-    monkeypatch.setattr(labelled, "path", lambda index: Path(f"data.tar/{index}.png"))
-    files, described = _images(model, labelled, tmp_path)
+    monkeypatch.setattr(labeled, "path", lambda index: Path(f"data.tar/{index}.png"))
+    files, described = _images(model, labeled, tmp_path)
     assert files == [str(tmp_path / f"{i}.png") for i in range(2)]
     for i, file in enumerate(files):
         expected = np.asarray(Image.open(tmp_path / f"data/images/val/0{i}.png"))

@@ -143,8 +143,21 @@ def test_the_help_of_a_recipe_lists_its_options(capsys: pytest.CaptureFixture[st
         assert f"  {option}" in printed
     assert "--model.seed" not in printed
     assert "--trainer {" not in printed
+    assert '--trainer.accelerator "auto"' in printed
+    assert "--trainer.logger null" in printed
+    assert ":class:" not in printed
+    assert "Default: 1.0" not in printed
     assert main(["fit", "classification/digitz", "--help"]) == 2
     assert 'no recipe "classification/digitz"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["detection/finetune", "segmentation/finetune", "classification/multilabel"])
+def test_the_help_of_a_recipe_needs_no_data(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning")
+    assert main(["fit", recipe, "--help"]) == 0
+    assert '--data.root "FOLDER"' in capsys.readouterr().out
+    assert main(["fit", recipe, "--print_config"]) == 2
+    assert capsys.readouterr().err == "error: option data.root has no default: give it as --data.root FOLDER\n"
 
 
 def test_a_shell_completes_commands_recipes_and_weights() -> None:

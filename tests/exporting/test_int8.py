@@ -27,7 +27,7 @@ from focalnet.cli.main import main
 from focalnet.errors import ConfigError, DataError, ExportError, FocalNetError, MissingDependency
 from focalnet.exporting.quantization import quantizing
 from focalnet.exporting.quantization.changes import change
-from focalnet.exporting.quantization.data import LabelledData
+from focalnet.exporting.quantization.data import LabeledData
 from focalnet.exporting.quantization.onnx_layers import Layer, OnnxLayers
 from focalnet.inference.exported import ExportedNetwork
 from focalnet.kernels import int8 as kernels_int8
@@ -342,8 +342,8 @@ def test_options_that_cannot_work(
 
 
 def test_data_that_do_not_fit(model: Model[Any, Any], data: Path, tmp_path: Path) -> None:
-    def opened(root: Path, **options: Any) -> LabelledData:
-        return LabelledData(model, model.card, root, **options)
+    def opened(root: Path, **options: Any) -> LabeledData:
+        return LabeledData(model, model.card, root, **options)
 
     shutil.copytree(data, tmp_path / "renamed")
     for split in SPLITS:
@@ -371,13 +371,13 @@ def test_data_that_do_not_fit(model: Model[Any, Any], data: Path, tmp_path: Path
 
 
 def test_calibration_images_never_measure(model: Model[Any, Any], data: Path, tmp_path: Path) -> None:
-    labelled = LabelledData(model, model.card, data, count=5)
-    shapes = [batch["images"].shape for batch in labelled.inputs()]
+    labeled = LabeledData(model, model.card, data, count=5)
+    shapes = [batch["images"].shape for batch in labeled.inputs()]
     assert shapes == [(5, 3, 64, 64)]
-    again = LabelledData(model, model.card, data, count=5)
-    np.testing.assert_array_equal(next(labelled.inputs())["images"], next(again.inputs())["images"])
+    again = LabeledData(model, model.card, data, count=5)
+    np.testing.assert_array_equal(next(labeled.inputs())["images"], next(again.inputs())["images"])
     shutil.copytree(data / "train", tmp_path / "one")
-    whole = LabelledData(model, model.card, tmp_path / "one")  # without splits, some are held out
+    whole = LabeledData(model, model.card, tmp_path / "one")  # without splits, some are held out
     assert whole.calibration + whole.images == SPLITS["train"]
 
 
@@ -428,7 +428,7 @@ def test_int8_in_pytorch(model: Model[Any, Any], data: Path, tmp_path: Path) -> 
 
 def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for options, says in (
-        (["--int8"], "error: int8 needs labelled data"),
+        (["--int8"], "error: int8 needs labeled data"),
         (["--int8", "--format", "torch", "--data", "x"], "choose the format onnx"),
         (["--max-loss", "1"], "are options of int8"),
     ):
@@ -460,8 +460,8 @@ def test_several_labels_are_measured(model: Model[Any, Any], tmp_path: Path) -> 
         (tmp_path / split / "labels.csv").write_text("\n".join([",".join(["image", *NAMES]), *rows]) + "\n")
         for i in range(count):
             image(i).save(tmp_path / split / f"{i}.png")
-    labelled = LabelledData(several, several.card, tmp_path)
-    assert (labelled.calibration, labelled.images) == (SPLITS["train"], SPLITS["val"])
+    labeled = LabeledData(several, several.card, tmp_path)
+    assert (labeled.calibration, labeled.images) == (SPLITS["train"], SPLITS["val"])
     with torch.no_grad():
-        (name,) = labelled.measure(several)
+        (name,) = labeled.measure(several)
     assert name == "map"

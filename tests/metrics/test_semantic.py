@@ -46,7 +46,7 @@ def test_pixels_without_an_answer_are_wrong():
     assert result.matrix[:, 2].tolist() == [1, 1]
 
 
-def test_nothing_labelled_is_no_number():
+def test_nothing_labeled_is_no_number():
     result = measured([[0, 1]], [[IGNORED, IGNORED]], 2)
     assert all(math.isnan(value) for value in result.summary().values())
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from focalnet.errors import ConfigError, DataError, FocalNetError
 from focalnet.explanations.subjects import find_subjects
-from focalnet.exporting.quantization.data import LabelledData
+from focalnet.exporting.quantization.data import LabeledData
 from focalnet.training.data_of_run import data_of_run
 from tests.explanations.test_attribution import dense
 from tests.inference.small import noise
@@ -40,7 +40,7 @@ def write(path: Path, options: Any) -> Path:
 
 
 def uses(model: Any, data: Path) -> Iterator[Any]:
-    yield lambda: LabelledData(model, model.card, data)
+    yield lambda: LabeledData(model, model.card, data)
     yield lambda: list(find_subjects(model, data, 2, "val"))
 
 
@@ -50,9 +50,9 @@ def test_labels_are_read_as_in_the_run(root: Path, tmp_path: Path) -> None:
         tmp_path / "config.yaml",
         {"task": "semantic", "data": {"root": str(root), "batch_size": 4, "ratios": [1, 2], **OPTIONS}},
     )
-    labelled, subjects = (use() for use in uses(model, run))
-    assert (labelled.calibration, labelled.images) == (4, 1)
-    assert labelled.preprocessing.image_size == model.card.preprocessing.image_size
+    labeled, subjects = (use() for use in uses(model, run))
+    assert (labeled.calibration, labeled.images) == (4, 1)
+    assert labeled.preprocessing.image_size == model.card.preprocessing.image_size
     assert {target.label for one in subjects for target in one.targets} <= {0, 1, 2}
     for use in uses(model, root):
         with pytest.raises(DataError, match=r"given in a YAML file \(data: \{root: .*data, \.\.\.\}\) in place"):

@@ -135,7 +135,7 @@ def test_validation_on_one_class_is_told(finished, masks, tmp_path, caplog):
     assert 'is of class "green"' in caplog.text
     caplog.clear()
     validate(RECIPE, finished / "model.safetensors", **MEASURING, **{"data.root": str(masks)})
-    assert "every labelled pixel" not in caplog.text
+    assert "every labeled pixel" not in caplog.text
 
 
 @pytest.mark.parametrize("more", [{}, {"data.ignore_index": 255, "data.label_map": "{255: 1}"}])

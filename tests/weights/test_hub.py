@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,3 +228,15 @@ def test_a_host_without_a_name_is_told_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert cache_module.unreachable("http://127.0.0.1:1/x") is None
     monkeypatch.setattr(cache_module.urllib.request, "getproxies", lambda: {"https": "http://proxy"})
     assert cache_module.unreachable("https://nowhere.invalid/x") is None
+
+
+def test_the_library_of_the_hub_is_quiet_from_its_first_use() -> None:
+    code = (
+        "import logging, huggingface_hub\n"
+        "from focalnet.weights.cache import quiet\n"
+        "with quiet():\n"
+        "    huggingface_hub.snapshot_download\n"
+        "    print(logging.getLogger('huggingface_hub._snapshot_download').getEffectiveLevel())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(found) == logging.ERROR

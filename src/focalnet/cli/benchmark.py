@@ -42,7 +42,7 @@ def benchmark(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="With --formats: a labelled data set as for training, or the config.yaml of a run, to measure "
+            help="With --formats: a labeled data set as for training, or the config.yaml of a run, to measure "
             "accuracy on."
         ),
     ] = None,

@@ -57,7 +57,7 @@ def explain(
     evaluate: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of images: a labelled data set to measure methods on, or the config.yaml of a run on it; "
+            help="Instead of images: a labeled data set to measure methods on, or the config.yaml of a run on it; "
             "writes evaluation.json, .csv and .html to --out; continues an interrupted evaluation there."
         ),
     ] = None,

@@ -38,7 +38,7 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="With --int8: a labelled data set as for training, or the config.yaml of a run, to calibrate and to "
+            help="With --int8: a labeled data set as for training, or the config.yaml of a run, to calibrate and to "
             "measure with."
         ),
     ] = None,

@@ -28,7 +28,7 @@ from focalnet.errors import ConfigError, FocalNetError, escaped
 from focalnet.files import write
 
 if TYPE_CHECKING:
-    from focalnet.exporting.quantization.data import LabelledData
+    from focalnet.exporting.quantization.data import LabeledData
     from focalnet.models import Model
 
 TIE = 0.05  # medians that differ by less are a tie
@@ -164,7 +164,7 @@ def compare_formats(
 
     Args:
         model: a name or file of ``focalnet.load``.
-        data: labelled data to measure it on; its image files are also those whose predictions are timed.
+        data: labeled data to measure it on; its image files are also those whose predictions are timed.
         split: of the data: ``"val"`` or ``"test"``.
         files: more exported files of the model, such as those in int8.
         compiled: whether to compile the model with ``torch.compile``.
@@ -185,14 +185,14 @@ def compare_formats(
         if not file.is_file():
             raise ConfigError(f"{file}: no such file")
     network: Model[Any, Any] = zoo.load(model).eval()
-    labelled = None if data is None else _labelled(network, data, split)
+    labeled = None if data is None else _labeled(network, data, split)
     with tempfile.TemporaryDirectory(prefix="focalnet-") as folder:
-        images, described = _images(network, labelled, Path(folder))
+        images, described = _images(network, labeled, Path(folder))
         rows = _files(network, Path(folder), compiled=compiled)
         rows += [Row(str(file), _format_of(file), file) for file in files]
         rows = time_in_turns(rows, images, rounds, torch.get_num_threads())
-        if labelled is not None:
-            rows = [row if row.reason else _measured(row, labelled) for row in rows]
+        if labeled is not None:
+            rows = [row if row.reason else _measured(row, labeled) for row in rows]
         setting = {
             "model": model,
             "images": described,
@@ -208,7 +208,7 @@ def compare_formats(
             write(out, json.dumps(content, indent=1).encode(), ConfigError)
 
 
-def _images(network: Model[Any, Any], labelled: LabelledData | None, folder: Path) -> tuple[list[str], str]:
+def _images(network: Model[Any, Any], labeled: LabeledData | None, folder: Path) -> tuple[list[str], str]:
     """Image files to predict, and what they are: those that measure, evenly spread, or one of noise without data.
 
     An image of a shard or table, which is no file of its own, is written to ``folder``.
@@ -216,15 +216,15 @@ def _images(network: Model[Any, Any], labelled: LabelledData | None, folder: Pat
     import numpy as np
     from PIL import Image
 
-    if labelled is not None:
+    if labeled is not None:
         files = []
-        for index in range(0, labelled.images, max(1, labelled.images // _IMAGES))[:_IMAGES]:
-            file = labelled.path(index)
+        for index in range(0, labeled.images, max(1, labeled.images // _IMAGES))[:_IMAGES]:
+            file = labeled.path(index)
             if not file.is_file():
                 file = folder / f"{index}.png"
-                labelled.image(index).save(file)
+                labeled.image(index).save(file)
             files.append(str(file))
-        return files, f"{len(files)} images of {labelled.root} (split {labelled.split})"
+        return files, f"{len(files)} images of {labeled.root} (split {labeled.split})"
     side = network.card.preprocessing.image_size if network.card is not None else 224
     height, width = (side, side) if isinstance(side, int) else side
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -257,18 +257,18 @@ def _format_of(file: Path) -> Format:
     return next(format for format in FORMATS.values() if format.suffix == file.suffix)
 
 
-def _labelled(network: Model[Any, Any], data: Path, split: str) -> LabelledData:
-    from focalnet.exporting.quantization.data import LabelledData
+def _labeled(network: Model[Any, Any], data: Path, split: str) -> LabeledData:
+    from focalnet.exporting.quantization.data import LabeledData
 
     if network.card is None:
         raise ConfigError("these weights do not name their classes, so that they cannot be measured on data")
-    return LabelledData(network, network.card, data, split=split)
+    return LabeledData(network, network.card, data, split=split)
 
 
-def _measured(row: Row, labelled: LabelledData) -> Row:
+def _measured(row: Row, labeled: LabeledData) -> Row:
     """The row with its metrics on the data."""
     with _computing(row.format):
-        metrics = labelled.measure(row.format.network(row.path))
+        metrics = labeled.measure(row.format.network(row.path))
     return replace(row, metrics={metric.title: metric.value for metric in metrics.values()})
 
 

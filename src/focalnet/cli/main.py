@@ -33,6 +33,7 @@ from focalnet.cli.terminal import say
 from focalnet.cli.train import (
     EPILOG,
     LR_EPILOG,
+    MEASURE_EPILOG,
     PASS_THROUGH,
     RecipeCommand,
     evaluate_test_command,
@@ -53,8 +54,9 @@ app = typer.Typer(
 )
 for command in (quickstart, models, predict, explain, demo, recipes):
     app.command()(command)
-for name, recipe_command in (("fit", fit_command), ("validate", validate_command), ("test", evaluate_test_command)):
-    app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(recipe_command)
+app.command("fit", cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=EPILOG)(fit_command)
+for name, measure_command in (("validate", validate_command), ("test", evaluate_test_command)):
+    app.command(name, cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=MEASURE_EPILOG)(measure_command)
 app.command("finish")(finish_command)
 app.command("lr", cls=RecipeCommand, context_settings=PASS_THROUGH, epilog=LR_EPILOG)(lr_command)
 app.command()(compare)

@@ -182,7 +182,12 @@ def predict(
         )
     if stream is not None and (table is not None or annotations is not None):
         raise ConfigError("--table and --annotations are for images, not for the frames of a stream")
-    files = find(paths) if paths else []  # before importing torch, so that a mistyped path fails at once
+    try:
+        files = find(paths) if paths else []  # before importing torch, so that a mistyped path fails at once
+    except DataError as error:
+        if videos := _videos_passed_over(paths or ()):
+            raise DataError(f"{error}; {_few(videos)}: a video is named itself, not by its folder") from error
+        raise
 
     from focalnet.inference import Predictor, Views
     from focalnet.inference.exported import load_network

@@ -42,6 +42,10 @@ EPILOG = (
     "--seed_everything 1. RECIPE --help lists every option; --print_config prints them as a recipe. "
     "Running the same command again resumes an interrupted run."
 )
+MEASURE_EPILOG = (
+    "Options of the recipe follow it, for example --data.root FOLDER, --data.batch_size 256, "
+    "--trainer.precision bf16-mixed, --trainer.devices 2. RECIPE --help lists every option."
+)
 LR_EPILOG = "Options of the recipe follow it, as for 'focalnet fit'. RECIPE --help lists every option."
 
 
@@ -70,10 +74,10 @@ def recipe_options(recipe: str) -> list[tuple[str, str]]:
     """
     path = find_recipe(recipe)
     _require_engine()
-    from focalnet.training.options import Options
+    from focalnet.training.options import Options, with_placeholders
     from focalnet.training.preprocessing import as_the_weights_want
 
-    options = Options(as_the_weights_want(read_recipe(path)))
+    options = Options(as_the_weights_want(with_placeholders(read_recipe(path))))
     return [(f"--{option.name} {option.value}", option.text) for option in options.described()]
 
 

@@ -305,7 +305,7 @@ class SemanticAugmentation:
     Args:
         scale: least and most of a factor to the size of evaluation, ``data.image_size`` and ``data.max_size``.
         crop: height and width in pixels of the part that is cropped; smaller images are padded to it.
-        max_class_share: one class must have a smaller share than this of a crop's labelled pixels, or another is
+        max_class_share: one class must have a smaller share than this of a crop's labeled pixels, or another is
             tried; 1 takes the first.
         flip: probability of a left-right flip.
         flip_vertical: probability of an upside-down flip, where up and down mean nothing (microscopy, aerial images).
@@ -429,7 +429,7 @@ def _saturate(colors_3HW: Tensor, factor: float) -> Tensor:
 
 
 def _largest_share(labels: Tensor) -> float:
-    """The share of the most frequent class among labelled pixels; 1 where there is only one, or none."""
+    """The share of the most frequent class among labeled pixels; 1 where there is only one, or none."""
     counts = torch.bincount(labels.flatten())
     counts[IGNORED:] = 0
     return 1.0 if not counts.any() else float(counts.max() / counts.sum())

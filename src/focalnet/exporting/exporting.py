@@ -19,7 +19,7 @@ from focalnet import registry
 from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, ExportError, require, require_installed
 from focalnet.exporting.agreement import check_agreement
-from focalnet.exporting.quantization.data import EXPECTED, LabelledData
+from focalnet.exporting.quantization.data import EXPECTED, LabeledData
 from focalnet.exporting.quantization.onnx_layers import OnnxLayers, module_of
 from focalnet.exporting.quantization.openvino_layers import OpenVinoLayers
 from focalnet.exporting.quantization.quantizing import Quantization, check_max_loss, quantize, report
@@ -99,8 +99,8 @@ def export(
         grid_sample: whether the graph may contain ``GridSample``; without it, points are sampled by gathers, which
             needs more memory.
         int8: compute matrix products and convolutions in 8-bit integers, except in layers that cost too much accuracy.
-            The file is measured on labelled images first; one that loses too much is not written.
-        data: with int8: a labelled data set as for training, whose training images calibrate.
+            The file is measured on labeled images first; one that loses too much is not written.
+        data: with int8: a labeled data set as for training, whose training images calibrate.
         split: with int8: whose images measure.
         calibration: with int8: number of training images that calibrate; default: 300, or all if there are fewer.
         max_loss: with int8: percentage points of each headline metric that may be lost; default: 0.3 of a classifier's
@@ -125,9 +125,9 @@ def export(
         require(package, extra)
     if format != "torch" and sum(tensor.nbytes for tensor in model.state_dict().values()) > _LARGEST:
         raise ExportError(f"{path}: these weights exceed the 2 GiB of an ONNX graph; choose the format torch")
-    labelled = None
+    labeled = None
     if int8:
-        labelled = _labelled(model, format, data, split=split, calibration=calibration)
+        labeled = _labeled(model, format, data, split=split, calibration=calibration)
         most = check_max_loss(max_loss, model.config.output)
     elif data is not None or calibration is not None or max_loss is not None or split != "val":
         raise ConfigError("data, split, calibration and max_loss are options of int8")
@@ -143,9 +143,9 @@ def export(
             else:
                 _write_program(traced, header, part)
             differences = check_agreement(model, ExportedNetwork(part, format), path)
-            if labelled is not None:
+            if labeled is not None:
                 size = file_size(part)
-                quantization, write_int8 = quantize(_LAYERS[format](part), part, format, labelled, most, path)
+                quantization, write_int8 = quantize(_LAYERS[format](part), part, format, labeled, most, path)
                 header = dataclasses.replace(header, quantization=quantization.summary())
                 write_int8(part, {KEY: header.to_json()})
     if quantization is None:
@@ -160,9 +160,9 @@ def report_path(path: Path) -> Path:
     return path.with_suffix(".int8.json")
 
 
-def _labelled(
+def _labeled(
     model: Model[Any, Any], format: Format, data: str | Path | None, *, split: str, calibration: int | None
-) -> LabelledData:
+) -> LabeledData:
     """The data to calibrate and measure an int8 file with."""
     if format not in _LAYERS:
         raise ConfigError(f"int8 files of the format {format} are not written: choose the format onnx or openvino")
@@ -170,12 +170,12 @@ def _labelled(
         require_installed("nncf", "openvino")
     if data is None:
         raise ConfigError(
-            "int8 needs labelled data to calibrate with and to measure the loss of accuracy: --data must be "
+            "int8 needs labeled data to calibrate with and to measure the loss of accuracy: --data must be "
             f"{EXPECTED[model.config.output]}"
         )
     if not processor.computes_int8():
         logger.warning("this processor has no instructions for int8 (VNNI): the file will be slower here than float32")
-    return LabelledData(model, card_of(model), data, split=split, count=calibration)
+    return LabeledData(model, card_of(model), data, split=split, count=calibration)
 
 
 def _format_of(path: Path) -> Format:

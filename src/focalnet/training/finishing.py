@@ -33,7 +33,10 @@ REASONS = {
     "interrupted": "it was interrupted; the same command continues from here",
     "trainer.max_time": "trainer.max_time has passed; the same command with a higher limit continues from here",
     "trainer.max_steps": "trainer.max_steps was reached; the same command with a higher limit continues from here",
-    "trainer.patience": "the headline metric has not improved for trainer.patience validations",
+    "trainer.patience": (
+        "the headline metric has not improved for trainer.patience validations; the same command with a higher one, or "
+        "without, continues from here"
+    ),
 }
 
 

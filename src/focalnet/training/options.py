@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import inspect
 import json
 import math
 import re
@@ -66,6 +67,8 @@ OWN_TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }
 # Lightning's and jsonargparse's own, and what follows from seed_everything.
 NOT_OPTIONS = ("config", "print_config", "model.seed", "data.seed")
+#: What stands in a recipe's help for an option that every run must give.
+PLACEHOLDERS = {"data.root": "FOLDER"}
 
 
 #: What a recipe may import by name, with all that is below it; besides, packages that register networks with us.
@@ -152,7 +155,7 @@ class Options:
 
     def described(self) -> list[Described]:
         """Every option, with its value as in a recipe and what it does; those of the trainer last."""
-        names = [action.dest for action in self._parser._actions]
+        names = [action.dest for action in self._parser._actions if not action.dest.endswith(".help")]
         single = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
         values = _flattened(parse_yaml(self.to_yaml()), single)
         options = [
@@ -172,6 +175,16 @@ class Options:
         except (ValueError, TypeError) as error:
             raise ConfigError(_one_line(str(error))) from error
         return built.model, built.data, dict(built.trainer)
+
+
+def with_placeholders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe whose options can be listed: with a placeholder for what its runs must give and it does not."""
+    task, data = recipe.get("task", DEFAULT_TASK), recipe.get("data", {})
+    if task not in TASKS or not isinstance(data, Mapping):
+        return dict(recipe)  # which is told by ``Options``
+    root = inspect.signature(TASKS[task][1]).parameters["root"]
+    needed = {"root": PLACEHOLDERS["data.root"]} if root.default is root.empty else {}
+    return {**recipe, "data": {**needed, **data}}
 
 
 @contextmanager
@@ -208,8 +221,9 @@ def _parser(
 
 
 def _plain(text: str) -> str:
-    """A part of a docstring as one line for a terminal."""
-    return " ".join(text.replace("``", "").split())
+    """A part of a docstring as one line for a terminal, without the default, since the value is beside it."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text).replace("`", "")
+    return re.sub(r" Default: \S+$", "", " ".join(text.split()))
 
 
 def _flattened(options: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
@@ -284,6 +298,8 @@ def _one_line(message: str) -> str:
             f"the recipe names {denied[1]}, which is not among what a recipe may import ({', '.join(IMPORTABLE[:3])}, "
             "Lightning's callbacks, loggers, strategies, ...): --trust-recipe imports it, and so runs its code"
         )
+    if missing := re.search(r"the following arguments are required: ([\w.]+)", message):
+        return f"option {missing[1]} has no default: give it as --{missing[1]} {PLACEHOLDERS.get(missing[1], 'VALUE')}"
     key = re.search(r'[Kk]ey "([\w.]+)"', message)
     value = re.search(r"(?:Given value|Got value): *(.*)", message)
     if key and value:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import huggingface_hub
+import huggingface_hub.utils
 from huggingface_hub import constants
 
 from focalnet.weights.catalogue import Entry, Source
@@ -91,7 +92,7 @@ def has_hash(path: Path, expected: str) -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Context in which ``huggingface_hub`` logs errors only: what matters of its warnings is in our own errors."""
-    logger = logging.getLogger("huggingface_hub")
+    logger = huggingface_hub.logging.get_logger()  # importing it sets the level, which must not be later
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -324,7 +324,7 @@ def test_images_without_labels_are_counted_and_keypoints_are_passed_over(tmp_pat
         found(root).content("train")
 
 
-PERSON = "0 0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15 0 0 0.47 0.6\n"  # a box and four keypoints, one of them not labelled
+PERSON = "0 0.5 0.4 0.1 0.6 0.48 0.15 0.52 0.15 0 0 0.47 0.6\n"  # a box and four keypoints, one of them not labeled
 
 
 @pytest.mark.parametrize("flags", [(1, 1), (2, 2, 0), (2, 1, 0, 2)])

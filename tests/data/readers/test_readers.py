@@ -50,7 +50,7 @@ def rows(per_class: int, first: int = 0) -> list[dict]:
     ]
 
 
-def labelled_image_features() -> dict:
+def labeled_image_features() -> dict:
     import datasets
 
     return {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
@@ -261,7 +261,7 @@ def test_a_file_that_is_no_tar(tmp_path: Path):
 
 
 def test_parquet(tmp_path: Path):
-    write_parquet(tmp_path, {"train": rows(2), "validation": rows(1, first=50)}, labelled_image_features())
+    write_parquet(tmp_path, {"train": rows(2), "validation": rows(1, first=50)}, labeled_image_features())
     assert detect(tmp_path) == "parquet"
     train, val = open_part(tmp_path), open_part(tmp_path, "val")
     assert train.class_names == CLASSES
@@ -289,7 +289,7 @@ def test_parquet_with_other_columns_and_labels(tmp_path: Path):
 
 
 def test_parquet_with_a_class_map(tmp_path: Path):
-    write_parquet(tmp_path / "data", {"train": rows(1), "val": rows(1)}, labelled_image_features())
+    write_parquet(tmp_path / "data", {"train": rows(1), "val": rows(1)}, labeled_image_features())
     (tmp_path / "map.txt").write_text("cat\tCat\nbee\tBee\nant\tAnt\n")
     data = fit(tmp_path / "data", class_map=tmp_path / "map.txt")
     assert data.class_names == ("Cat", "Bee", "Ant")
@@ -307,7 +307,7 @@ def test_parquet_that_cannot_be_used(tmp_path: Path):
     with pytest.raises(DataError, match="no column image or img; its columns are text"):
         open_part(tmp_path / "text")
     hidden = [{**row, "label": -1} for row in rows(1)]
-    write_parquet(tmp_path / "hidden", {"train": hidden}, labelled_image_features())
+    write_parquet(tmp_path / "hidden", {"train": hidden}, labeled_image_features())
     with pytest.raises(DataError, match="images without a label"):
         open_part(tmp_path / "hidden")
 

@@ -195,7 +195,7 @@ def _step(count: int, most: int | None) -> int:
 
 
 def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]) -> str | None:
-    """Why nothing can be learned from a split: its labelled pixels are of no class, or all of the same."""
+    """Why nothing can be learned from a split: its labeled pixels are of no class, or all of the same."""
     labels, first = checked.labels, int(rule.reduce_zero_label)
     if len(labels) > 1 or not len(checked.pairs):  # of no masks at all, something else is said
         return None
@@ -203,7 +203,7 @@ def too_few_classes(checked: CheckedPairs, rule: LabelRule, names: Sequence[str]
         found, other = "no pixel of its masks has a class", first
     else:
         name = names[labels[0]] if labels[0] < len(names) else f"class {labels[0]}"
-        found = f'every labelled pixel of its masks is of one class, "{name}", and a segmenter needs two or more'
+        found = f'every labeled pixel of its masks is of one class, "{name}", and a segmenter needs two or more'
         other = first + int(labels[0] == 0)
     if not checked.pixels[IGNORED]:
         return found

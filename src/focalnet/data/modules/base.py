@@ -63,7 +63,7 @@ class DataModule(LightningDataModule, ABC, Generic[S]):
     """Sides of batches are multiples of it. A task sets its network's here before there are loaders."""
     class_order: tuple[str, ...] = ()
     """Names of the classes of a network that is to be measured, in its order; set before ``setup``. Images and objects
-    of classes with the same names are labelled in this order, whatever their order or ids in the data."""
+    of classes with the same names are labeled in this order, whatever their order or ids in the data."""
 
     def __init__(self, *, batch_size: int, num_workers: int | None, seed: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def cropped(
 
 
 class ClassificationData(DataModule["ImageDataset | ShardDataset"]):
-    """Loaders of batches of labelled images.
+    """Loaders of batches of labeled images.
 
     Validation takes the split called val, validation, valid, dev or eval; without one, the ``holdout`` part
     of the training images, a fifth where there are no others. Test takes the split called test, without one the

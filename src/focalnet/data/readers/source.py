@@ -1,4 +1,4 @@
-"""What every data set of labelled images offers, whatever it is stored in."""
+"""What every data set of labeled images offers, whatever it is stored in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TooFewImages(DataError):
 
 
 class Source(ABC):
-    """Labelled images, found but not decoded.
+    """Labeled images, found but not decoded.
 
     Args:
         name: what messages call it: a path, with the split.

@@ -1,4 +1,4 @@
-"""The labelled images of an int8 export: some of the training images calibrate, those of another split measure."""
+"""The labeled images of an int8 export: some of the training images calibrate, those of another split measure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from focalnet.samples import Size
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 CALIBRATION = 300  # images, or all training images if there are fewer
-#: What labelled data of each type of result look like.
+#: What labeled data of each type of result look like.
 EXPECTED = {
     "classification": "a folder of class folders, tar or Parquet files, with training and validation images",
     "multilabel": "a folder of images with a table of labels (CSV) for training and validation",
@@ -37,8 +37,8 @@ EXPECTED = {
 _MADE_UP = re.compile(r"(class )?\d+")  # names of classes that nobody has named
 
 
-class LabelledData:
-    """Labelled images that fit a network.
+class LabeledData:
+    """Labeled images that fit a network.
 
     Args:
         model: the network.

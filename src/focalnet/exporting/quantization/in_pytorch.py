@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from focalnet.card import ModelCard
 from focalnet.errors import ConfigError, DataError
 from focalnet.exporting.exporting import card_of
-from focalnet.exporting.quantization.data import LabelledData
+from focalnet.exporting.quantization.data import LabeledData
 from focalnet.exporting.quantization.quantizing import check_max_loss
 from focalnet.kernels.quantization import Int8
 from focalnet.models import Model
@@ -54,14 +54,14 @@ def int8_from_data(
         )
     most = check_max_loss(max_loss, model.config.output)
     card = card_of(model)
-    labelled = LabelledData(model, card, data, split=split, count=calibration)
-    return Int8(_Images(labelled), _Metrics(labelled, card), max_drop=most / 100, **options)
+    labeled = LabeledData(model, card, data, split=split, count=calibration)
+    return Int8(_Images(labeled), _Metrics(labeled, card), max_drop=most / 100, **options)
 
 
 class _Images:
     """The calibration images in batches, read from disk each time."""
 
-    def __init__(self, data: LabelledData) -> None:
+    def __init__(self, data: LabeledData) -> None:
         self._data = data
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -75,7 +75,7 @@ class _Metrics:
     The data are read as one network needs them, in the order of its classes: others are refused.
     """
 
-    def __init__(self, data: LabelledData, card: ModelCard) -> None:
+    def __init__(self, data: LabeledData, card: ModelCard) -> None:
         self._data, self._card, self._first = data, card, True
 
     def __call__(self, model: nn.Module) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 
 from focalnet.errors import ConfigError, ExportError
 from focalnet.exporting.quantization.changes import change
-from focalnet.exporting.quantization.data import Inputs, LabelledData
+from focalnet.exporting.quantization.data import Inputs, LabeledData
 from focalnet.exporting.quantization.onnx_layers import Layer
 from focalnet.inference.exported import ExportedNetwork
 from focalnet.metrics.base import Metric
@@ -73,7 +73,7 @@ class Quantization:
     """How a file was quantized, and what that costs.
 
     Args:
-        data: the labelled data.
+        data: the labeled data.
         split: whose images measured.
         images: number of images that measured.
         calibration: number of training images that calibrated.
@@ -169,7 +169,7 @@ def quantize(
     layers: Layers,
     source: Path,
     format: str,
-    data: LabelledData,
+    data: LabeledData,
     max_loss: float,
     path: Path,
 ) -> tuple[Quantization, Callable[[Path, Mapping[str, str]], None]]:
@@ -272,7 +272,7 @@ def _numbers(layers: int) -> Iterator[int]:
         number *= 2
 
 
-def _check_measurable(before: Mapping[str, Metric], data: LabelledData, path: Path) -> None:
+def _check_measurable(before: Mapping[str, Metric], data: LabeledData, path: Path) -> None:
     """Raises ExportError where the network is not better than guessing, so that no loss can be measured."""
     for metric in before.values():
         if not metric.value > data.chance():
@@ -287,7 +287,7 @@ def _refusal(
     before: Mapping[str, Metric],
     tries: Sequence[tuple[int, Mapping[str, Metric]]],
     layers: int,
-    data: LabelledData,
+    data: LabeledData,
     max_loss: float,
 ) -> str:
     kept, after = min(tries, key=lambda one: loss(before, one[1]))

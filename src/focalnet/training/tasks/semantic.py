@@ -76,7 +76,7 @@ class SemanticTask(DenseTask):
         present = self.evaluator.metric.matrix.sum(1).nonzero().flatten().tolist()
         if len(present) == 1 and not self._told_of_one_class:
             name = self.data.class_names[present[0]]
-            logger.warning('every labelled pixel that was validated on is of class "%s": figures say little', name)
+            logger.warning('every labeled pixel that was validated on is of class "%s": figures say little', name)
             self._told_of_one_class = True
 
     def _scores(self, images: Tensor, sizes: Sequence[Size], mirrored: bool) -> list[Tensor]:
