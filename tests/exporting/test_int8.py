@@ -174,7 +174,7 @@ def test_an_input_that_others_read_too_stays_exact(tmp_path: Path) -> None:
     layers.write(tmp_path / "q.onnx", ranges["minmax"], ["layer"], {"focalnet": "{}"})
     written = onnx.load(tmp_path / "q.onnx")
     assert "QuantizeLinear" in {node.op_type for node in written.graph.node}
-    assert [entry.key for entry in written.metadata_props] == ["focalnet"]
+    assert [entry.key for entry in written.metadata_props] == ["focalnet", "focalnet_sha256"]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
