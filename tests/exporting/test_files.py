@@ -322,12 +322,31 @@ def test_no_weight_changes_silently(classifier: Case, tmp_path: Path, format: st
             focalnet.Predictor(path)
         assert main(["predict", "x.png", "--model", str(path), "--out", str(tmp_path / "out")]) == 2
     assert path.exists()
-    if format == "onnx":
-        model = onnx.load(source)
-        model.graph.doc_string = "changed"
-        onnx.save(model, path)
-        with pytest.raises(CheckpointError, match="was damaged or changed after it was exported"):
-            Runtime(path)
+
+
+@pytest.mark.parametrize("digest", [None, "", "0" * 64, "x" * 300])
+def test_graphs_that_another_program_wrote(classifier: Case, tmp_path: Path, digest: str | None) -> None:
+    """With our metadata, of which the digest is a part; and with digests that cannot be."""
+    model = onnx.load(classifier.onnx.path)
+    model.graph.doc_string = "changed"
+    for entry in model.metadata_props:
+        if entry.key == "focalnet_sha256" and digest is not None:
+            entry.value = digest
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(CheckpointError, match=r"x\.onnx: was damaged or changed after it was exported"):
+        Runtime(tmp_path / "x.onnx")
+
+
+def test_a_compressed_program(classifier: Case, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt2"
+    with (
+        zipfile.ZipFile(classifier.torch.path) as old,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match=r"x\.pt2: is compressed, .* export the model again"):
+        focalnet.Predictor(path)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])

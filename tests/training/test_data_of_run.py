@@ -15,7 +15,7 @@ from PIL import Image
 from focalnet.errors import ConfigError, DataError, FocalNetError
 from focalnet.explanations.subjects import find_subjects
 from focalnet.exporting.quantization.data import LabeledData
-from focalnet.training.data_of_run import data_of_run
+from focalnet.training.data_of_run import open_data
 from tests.explanations.test_attribution import dense
 from tests.inference.small import noise
 
@@ -72,12 +72,12 @@ def test_labels_are_read_as_in_the_run(root: Path, tmp_path: Path) -> None:
 )
 def test_what_is_refused(recipe: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(FocalNetError, match=says):
-        data_of_run(write(tmp_path / "config.yaml", recipe), "semantic")
+        open_data(write(tmp_path / "config.yaml", recipe), "semantic")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*missing.yaml: No such file"):
-        data_of_run(tmp_path / "missing.yaml", "semantic")
+        open_data(tmp_path / "missing.yaml", "semantic")
     (tmp_path / "cut.yaml").write_text("data: {root: [")
     with pytest.raises(ConfigError, match=r"cannot read .*cut.yaml"):
-        data_of_run(tmp_path / "cut.yaml", "semantic")
+        open_data(tmp_path / "cut.yaml", "semantic")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,24 +111,17 @@ def find_subjects(model: nn.Module, root: Path, images: int, split: str) -> Iter
         DataError: the data cannot be read.
     """
     require("lightning", "train")  # of the data modules
-    from focalnet.data import ClassificationData, DetectionData, PanopticData, SemanticData
-    from focalnet.training.data_of_run import SUFFIXES, data_of_run, options_in_a_file
+    from focalnet.training.data_of_run import open_data, options_in_a_file
 
     output = output_of(model)
     if output == "multilabel":
         raise ConfigError("evaluate: multi-label classifiers are not evaluated: each image has several targets or none")
     if split not in ("train", "val", "test"):
         raise ConfigError(f'split="{split}" must be train, val or test')
-    makers: dict[str, Callable[..., Any]] = {
-        "classification": ClassificationData,
-        "semantic": SemanticData,
-        "panoptic": PanopticData,
-    }
     options: dict[str, Any] = {"batch_size": 1, "num_workers": 0}
-    if root.suffix in SUFFIXES:
-        data = data_of_run(root, output, **options)
-    else:
-        data = makers.get(output, DetectionData)(root=str(root), **options)
+    if isinstance(model, Model) and output in ("detection", "instance"):
+        options["masks"] = True  # of objects that have them, whatever a run was trained with
+    data = open_data(root, output, **options)
     data.class_order = _class_names(model)
     with options_in_a_file(root):
         data.setup("fit" if split in ("train", "val") else "test")

@@ -156,6 +156,8 @@ _ENTRIES = re.compile(
 def check_archive(path: Path) -> None:
     """Raises CheckpointError if a ``.pt2`` file is damaged or holds anything that ``torch.export.load`` would run."""
     with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise CheckpointError(f"{path}: is compressed, which focalnet export does not do; export the model again")
         if damaged := archive.testzip():  # PyTorch compares no checksums
             raise CheckpointError(
                 f'{path}: was damaged or changed after it was exported ("{escaped(damaged)}"); export the model again'

@@ -164,21 +164,30 @@ def store_digest(path: Path) -> None:
 
 def append_digest(path: Path) -> None:
     """Writes the digest of an ``.onnx`` file behind its content, where it is one more entry of the metadata."""
-    entry = _onnx_entry(hashlib.sha256(path.read_bytes()).hexdigest())
+    entry = _onnx_entry(_hash(path, path.stat().st_size))
     with path.open("ab") as file:
         file.write(entry)
 
 
 def _has_digest(path: Path, expected: str) -> bool:
     """Whether an ``.onnx`` file ends in the digest of what comes before."""
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        return False
     end = _onnx_entry(expected)
-    total, left = hashlib.sha256(), path.stat().st_size - len(end)
+    size = path.stat().st_size - len(end)
     with path.open("rb") as file:
-        while left > 0:
-            block = file.read(min(left, 1 << 20))
+        file.seek(max(size, 0))
+        return file.read() == end and _hash(path, size) == expected
+
+
+def _hash(path: Path, size: int) -> str:
+    """SHA-256 of the first bytes of a file."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, 1 << 20))):
             total.update(block)
-            left -= len(block)
-        return file.read() == end and total.hexdigest() == expected
+            size -= len(block)
+    return total.hexdigest()
 
 
 def _onnx_entry(digest: str) -> bytes:

@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -185,14 +184,13 @@ class ReturnFreedMemory(pl.Callback):
     """Gives memory that was freed back to the system, where the C library is glibc.
 
     With images of many sizes, tensors leave gaps between each other that glibc keeps: a process grows by gigabytes,
-    and so do worker processes that start later. This is done every ``every_s`` seconds, after ``at_least_s`` where the
-    process has grown by ``most_bytes``, and at the end of an epoch, before validation starts its workers; a call takes
-    about 0.15 s for 4 GB.
+    and so do worker processes that start later. This is done every ``every_s`` seconds and at the end of an epoch,
+    before validation starts its workers; a call takes about 0.15 s for 4 GB.
     """
 
-    def __init__(self, every_s: float = 20.0, at_least_s: float = 2.0, most_bytes: int = 2**31) -> None:
-        self.every_s, self.at_least_s, self.most_bytes = every_s, at_least_s, most_bytes
-        self.last, self.size = time.monotonic(), resident_bytes()
+    def __init__(self, every_s: float = 20.0) -> None:
+        self.every_s = every_s
+        self.last = time.monotonic()
         self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
     def on_train_batch_end(
@@ -203,20 +201,9 @@ class ReturnFreedMemory(pl.Callback):
         batch: Batch[Any],
         batch_idx: int,
     ) -> None:
-        elapsed = time.monotonic() - self.last
-        grown = elapsed > self.at_least_s and resident_bytes() - self.size > self.most_bytes
-        if self.trim and (trainer.is_last_batch or grown or elapsed > self.every_s):
+        if self.trim and (trainer.is_last_batch or time.monotonic() - self.last > self.every_s):
             self.trim(0)
-            self.last, self.size = time.monotonic(), resident_bytes()
-
-
-def resident_bytes() -> int:
-    """The memory that this process has now, in bytes; 0 where the system has no ``/proc``."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+            self.last = time.monotonic()
 
 
 class Stopwatch(pl.Callback):

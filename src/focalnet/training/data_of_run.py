@@ -1,4 +1,4 @@
-"""The data that a run was trained on, for what is measured later: a data set with the options of a recipe."""
+"""The data with which a trained network is measured: a data set, with the options of the run where it needs them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ OF_BATCHES = {
 }
 
 
-def data_of_run(file: Path, output: str, **changes: Any) -> Any:
-    """The data module of a run's ``config.yaml``, or of a recipe that names its data.
+def open_data(data: Path, output: str, **options: Any) -> Any:
+    """The data module of a folder, or of the ``config.yaml`` of a run (or a recipe that names its data).
 
-    Relative paths in it are those of ``focalnet fit``: they start in the current folder.
+    Relative paths in the file are those of ``focalnet fit``: they start in the current folder.
 
     Args:
-        file: the YAML file, of which only ``task`` and ``data`` are looked at.
+        data: the data set, or the YAML file, of which only ``task`` and ``data`` are looked at.
         output: the type of the results of the network that is measured.
-        changes: options that the file does not decide, e.g. how the network wants its images.
+        options: of the data module, which the file does not decide, e.g. how the network wants its images.
 
     Raises:
         ConfigError: the file cannot be read, is of another task, or its options cannot be.
         UnknownName: an option that does not exist.
     """
+    task = "detection" if output == "instance" else output
+    described = _described(data, task) if data.suffix in SUFFIXES else {"root": str(data)}
+    return TASKS[task][1](**{**described, **options})
+
+
+def _described(file: Path, task: str) -> dict[str, Any]:
+    """What a YAML file says of data, as options of their module."""
     try:
         recipe = parse_yaml(read_text(file, most_bytes=MOST_BYTES))
     except (OSError, ValueError) as error:
@@ -48,17 +55,15 @@ def data_of_run(file: Path, output: str, **changes: Any) -> Any:
     section = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(section, dict):
         raise ConfigError(f"{file}: does not say what the data are; give the config.yaml of a run, or a folder of data")
-    wanted = "detection" if output == "instance" else output
-    if (task := recipe.get("task", DEFAULT_TASK)) != wanted:
-        raise ConfigError(f"{file}: is of the task {task}, and the model of {wanted}; give data of the model's task")
-    options = Options({"task": wanted, "data": section, "trainer": {"max_epochs": 1}}).values.data
-    kept = {name: value for name, value in vars(options).items() if name not in OF_BATCHES}
-    return TASKS[wanted][1](**{**kept, **changes})
+    if (other := recipe.get("task", DEFAULT_TASK)) != task:
+        raise ConfigError(f"{file}: is of the task {other}, and the model of {task}; give data of the model's task")
+    options = Options({"task": task, "data": section, "trainer": {"max_epochs": 1}}).values.data
+    return {name: value for name, value in vars(options).items() if name not in OF_BATCHES}
 
 
 @contextmanager
 def options_in_a_file(data: Path) -> Iterator[None]:
-    """Errors that advise an option of a recipe say how it is given where there is no recipe."""
+    """Adds to errors that name options of a recipe (``data.images``) how to give them without a recipe."""
     try:
         yield
     except FocalNetError as error:

@@ -345,6 +345,9 @@ def _check_sum(path: Path, entry: zipfile.ZipInfo, content: Any) -> None:
 
 
 def _check_sums(path: Path, records: Mapping[int, zipfile.ZipInfo]) -> None:
+    """``_check_sum`` of all records."""
+    if sum(entry.file_size for entry in records.values()) > path.stat().st_size:
+        raise CheckpointError(f"{path}: is damaged: its records overlap; copy it again")
     with path.open("rb") as file:
         for start, entry in records.items():
             file.seek(start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,25 +168,15 @@ def _open(model: Model[Any, Any], card: ModelCard, root: Path, split: str) -> An
     require("lightning", "train")  # of the data modules
     if output not in ("classification", "multilabel"):
         require("pycocotools", "dense")
-    from focalnet.data import ClassificationData, DetectionData, MultiLabelData, PanopticData, SemanticData
-    from focalnet.training.data_of_run import SUFFIXES, data_of_run, options_in_a_file
+    from focalnet.training.data_of_run import open_data, options_in_a_file
     from focalnet.training.preprocessing import data_options
 
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; --data must be {EXPECTED[output]}")
-    makers: dict[str, Callable[..., Any]] = {
-        "classification": ClassificationData,
-        "multilabel": MultiLabelData,
-        "semantic": SemanticData,
-        "panoptic": PanopticData,
-    }
     options = {"batch_size": 1, "num_workers": 0, **data_options(card.preprocessing)}
     if output in ("detection", "instance"):
         options["masks"] = model.config.learns_masks
-    if root.suffix in SUFFIXES:
-        data = data_of_run(root, output, **options)
-    else:
-        data = makers.get(output, DetectionData)(root=str(root), **options)
+    data = open_data(root, output, **options)
     data.class_order, data.size_divisor = card.class_names, model.config.size_divisor
     tested = data.has_test_split()
     if split == "test" and not tested:
