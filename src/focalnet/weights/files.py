@@ -6,6 +6,8 @@ file that names programs or changes of files is refused. Whatever a damaged file
 
 Only the weights are read, once: a checkpoint whose optimizer state is twice as large as its weights takes the memory of
 its weights. Files are not memory-mapped, since overwriting a mapped file kills the process.
+
+Long because each way in which a file can be damaged is checked where that part of it is read.
 """
 
 from __future__ import annotations
